@@ -1,0 +1,54 @@
+"""A transactional outbox for Postgres and Kafka, exactly once and in order per key.
+
+Write messages in the transaction that decides them; a relay, in any number of processes, publishes
+them in Kafka transactions. A `read_committed` reader sees each message exactly once:
+
+    from outbox import Message, Relay, connect, count_lanes, enqueue, transaction
+
+    with connect(conninfo, "my service") as conn:
+        lanes = count_lanes(conn)
+        with transaction(conn):
+            conn.execute("UPDATE orders SET state = 'paid' WHERE id = %s", [order_id])
+            enqueue(conn, [Message("paid", key=b"4711", value=b"...", subject=order_id)], lanes)
+
+    relay = Relay(conninfo, {"bootstrap.servers": "kafka:9092"}, on_settled=mark_announced)
+    relay.run(stop)  # until the threading.Event is set; see Relay for its parameters
+
+The tables are in schema/002_outbox.sql; the topic `outbox-progress` needs one partition a lane.
+"""
+
+from outbox.errors import (
+    HistoriesDisagree,
+    InDoubt,
+    OutboxError,
+    OwnershipLost,
+    RecordRefused,
+    RolledBack,
+    SchemaMissing,
+    Stopped,
+)
+from outbox.message import Headers, Message
+from outbox.observer import Observer
+from outbox.postgres import Connection, connect, transaction
+from outbox.relay import Relay
+from outbox.store import count_lanes, enqueue
+
+__all__ = [
+    "Connection",
+    "Headers",
+    "HistoriesDisagree",
+    "InDoubt",
+    "Message",
+    "Observer",
+    "OutboxError",
+    "OwnershipLost",
+    "RecordRefused",
+    "Relay",
+    "RolledBack",
+    "SchemaMissing",
+    "Stopped",
+    "connect",
+    "count_lanes",
+    "enqueue",
+    "transaction",
+]

@@ -1,0 +1,87 @@
+"""The library's errors, and the one place that says what each of them ends.
+
+| error              | ends                                                                   |
+|--------------------|------------------------------------------------------------------------|
+| InDoubt            | the producer: recover, then decide from the marker                     |
+| RecordRefused      | the producer: recover, narrow the batch, park the row that fails alone |
+| OwnershipLost      | the lane's tenure: somebody else works it now                          |
+| HistoriesDisagree  | work on the lane, until a person repairs it; the rest goes on          |
+| psycopg.Error      | the session: a new one reads the evidence again                        |
+| Stopped            | the lane, because the process was asked to stop                        |
+Anything else is a bug and ends the process.
+"""
+
+import psycopg
+from confluent_kafka import KafkaError
+
+
+class OutboxError(Exception):
+    """Base of all errors of this library."""
+
+
+class InDoubt(OutboxError):
+    """The outcome of a Kafka call is unknown, or the producer can no longer be trusted."""
+
+
+class RecordRefused(OutboxError):
+    """Kafka refuses a record of the batch for what it is; another attempt would meet the same."""
+
+
+class OwnershipLost(OutboxError):
+    """Another relay has taken the lane: its epoch is higher than ours."""
+
+    def __init__(self, lane: int, epoch: int) -> None:
+        super().__init__(f"lane {lane}: epoch {epoch} is no longer the owner's")
+
+
+class HistoriesDisagree(OutboxError):
+    """Postgres and Kafka tell different histories of a lane; sending on could lose or repeat rows."""
+
+    def __init__(self, lane: int, reason: str, marker: int | None, seq: int) -> None:
+        super().__init__(
+            f"lane {lane}: {reason}: the marker in Kafka is {marker}, the batch in Postgres is {seq}"
+        )
+        self.reason = reason
+
+
+class RolledBack(OutboxError):
+    """COMMIT was answered with ROLLBACK: an error inside the transaction had been swallowed."""
+
+
+class SchemaMissing(OutboxError):
+    """The outbox tables are not there; run the migration first."""
+
+
+class Stopped(OutboxError):
+    """The process was asked to stop while it waited for a server."""
+
+
+# The whole transaction is repeated: serialization failure, deadlock, lock not available.
+TRANSACTION_AGAIN = (
+    psycopg.errors.SerializationFailure,
+    psycopg.errors.DeadlockDetected,
+    psycopg.errors.LockNotAvailable,
+)
+
+# Kafka's errors that are about one record. RECORD_LIST_TOO_LARGE is about a batch of the protocol:
+# a record sent alone gets a verdict of its own.
+RECORD_ERRORS = frozenset(
+    {
+        KafkaError.MSG_SIZE_TOO_LARGE,
+        KafkaError.RECORD_LIST_TOO_LARGE,
+        KafkaError.INVALID_MSG_SIZE,
+        KafkaError.INVALID_TIMESTAMP,
+        KafkaError.INVALID_RECORD,
+        KafkaError.POLICY_VIOLATION,
+    }
+)
+
+
+def describe(error: BaseException) -> str:
+    """Say what an error of a server means, in one line and without the data it is about.
+
+    psycopg's DETAIL and CONTEXT quote rows, and so credentials; they are left out.
+    """
+    if isinstance(error, psycopg.Error) and error.diag.message_primary:
+        return f"{error.diag.message_primary} ({error.sqlstate})"
+    return f"{type(error).__name__}: {error}".splitlines()[0]

@@ -1,0 +1,60 @@
+"""What goes into the outbox and what comes out of it."""
+
+import json
+from base64 import b64decode, b64encode
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+from uuid import UUID
+from zlib import crc32
+
+Headers = Sequence[tuple[str, bytes | None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One record to be: published once the transaction that enqueued it has committed.
+
+    topic: Kafka topic. key: decides the lane and the partition; rows of one key keep their order;
+    None: no order. value: None is a tombstone. headers: (name, value) pairs, in order, repeats
+    allowed. subject: whom the message is about; handed to `on_settled` when it is in Kafka.
+    """
+
+    topic: str
+    key: bytes | None
+    value: bytes | None
+    headers: Headers = ()
+    subject: UUID | None = None
+
+
+class OutboxRow(NamedTuple):
+    """A claimed row. age_s: seconds since the inserting transaction began, by Postgres's clock."""
+
+    id: int
+    topic: str
+    key: bytes | None
+    value: bytes | None
+    headers: list[tuple[str, str | None]] | None
+    age_s: float
+
+
+def lane_of(key: bytes, lanes: int) -> int:
+    """Return the lane of a key: the same in every process and every release (never `hash`)."""
+    return crc32(key) % lanes
+
+
+def encode_headers(headers: Headers) -> str | None:
+    """Return headers as the JSON of outbox.headers; None for none, the usual case."""
+    if not headers:
+        return None
+    return json.dumps(
+        [(name, None if value is None else b64encode(value).decode()) for name, value in headers],
+        separators=(",", ":"),
+    )
+
+
+def decode_headers(
+    stored: Sequence[tuple[str, str | None]],
+) -> list[tuple[str, str | bytes | None]]:
+    """Return the headers that `encode_headers` stored, bytes for bytes."""
+    return [(name, None if value is None else b64decode(value)) for name, value in stored]

@@ -1,0 +1,26 @@
+"""What a relay tells the outside: override what you want to count."""
+
+
+class Observer:
+    """Called by the relay's threads, once a batch or rarer. Methods must be quick and never raise."""
+
+    def tick(self, lane: int | None) -> None:
+        """A loop is alive (None: the relay's own). Waiting for a server counts as alive."""
+
+    def idle(self, lane: int) -> None:
+        """A lane was looked at and is empty; its loop is alive."""
+
+    def phase(self, name: str, seconds: float) -> None:
+        """One transaction took so long; name: `postgres` (settle and claim) or `kafka`."""
+
+    def published(self, lane: int, rows: int, oldest_s: float) -> None:
+        """A batch is in Kafka; oldest_s: from the enqueueing transaction to now, of its first row."""
+
+    def recovered(self, verdict: str) -> None:
+        """A recovery came to a verdict; see `Verdict`."""
+
+    def parked(self, lane: int) -> None:
+        """A row was set aside."""
+
+    def lanes_owned(self, lanes: frozenset[int]) -> None:
+        """The set of lanes worked by this relay changed."""

@@ -1,0 +1,53 @@
+"""Back-off for what must not give up: a session is opened again until the process is to stop."""
+
+from collections.abc import Callable
+from threading import Event
+
+from tenacity import (
+    RetryError,
+    Retrying,
+    retry_if_exception_type,
+    sleep_using_event,
+    stop_when_event_set,
+    wait_random_exponential,
+)
+
+LIMIT_S = 5.0  # below the silence after which Postgres ends a lane's session
+
+
+def persist(
+    session: Callable[[Callable[[], None]], None],
+    errors: tuple[type[Exception], ...],
+    note: Callable[[Exception], None],
+    stop: Event,
+) -> None:
+    """Run `session(good)` until it returns without an error or `stop` is set; back off on errors.
+
+    session calls good() as soon as it works: a later error then starts a new session at once, and
+    the back-off from its beginning. errors: what a new session may cure, told to `note` every time;
+    anything else is raised.
+    """
+
+    def attempt() -> bool:
+        works = Event()
+        try:
+            session(works.set)
+        except errors as error:
+            note(error)
+            if not works.is_set():
+                raise
+            return False
+        return True
+
+    backing_off = Retrying(
+        retry=retry_if_exception_type(errors),
+        wait=wait_random_exponential(multiplier=0.1, max=LIMIT_S),
+        stop=stop_when_event_set(stop),
+        sleep=sleep_using_event(stop),
+    )
+    finished = False
+    while not (finished or stop.is_set()):
+        try:
+            finished = backing_off(attempt)
+        except RetryError:  # asked to stop while backing off
+            return

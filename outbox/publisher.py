@@ -1,0 +1,215 @@
+"""The Kafka half of the protocol: one transaction a batch, with the lane's marker in it.
+
+Invariant: the marker (group offset `seq` on the lane's partition of the progress topic) is committed
+in the same transaction as the records it speaks for, last. So reading the marker after a fence tells
+whether the batch is in Kafka. And a producer that had any trouble is never used again: librdkafka
+repeats EndTxn by itself after a disconnect and lacks KIP-890, so a late EndTxn could end the next
+transaction of the same producer epoch.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import NoReturn, TypeVar
+from uuid import UUID
+
+from confluent_kafka import (
+    OFFSET_INVALID,
+    Consumer,
+    KafkaError,
+    KafkaException,
+    Message,
+    Producer,
+    TopicPartition,
+)
+
+from outbox.crashpoints import reached
+from outbox.errors import RECORD_ERRORS, InDoubt, RecordRefused
+from outbox.message import OutboxRow, decode_headers
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+KafkaConfig = Mapping[str, str | int | float | bool]
+
+SLICE_S = 1.0  # the longest a client call blocks before the owner's `tick` runs (SIGTERM, ping)
+CALL_LIMIT_S = 15.0  # the broker's transaction time-out and a half: then the producer is in doubt
+RETRY_PAUSE_S = 0.01  # some retriable errors come back at once
+
+PRODUCER: KafkaConfig = {
+    "enable.idempotence": True,
+    "acks": "all",
+    "transaction.timeout.ms": 10_000,  # how long a frozen relay's transaction can hold up readers
+    "retry.backoff.ms": 2,  # the default costs 100 ms whenever the coordinator still finishes
+    "retry.backoff.max.ms": 50,  # the transaction before
+    "linger.ms": 5,  # fills requests while a batch is produced; flush() does not wait for it
+    "delivery.report.only.error": True,  # no callback a message
+    "message.max.bytes": 67_108_864,  # the topic's limit decides, not the client's
+    "queue.buffering.max.messages": 1_000_000,  # a whole batch, whatever its size
+}
+
+
+def progress_group(identity: UUID) -> str:
+    """Return the name of the group that holds the markers of an outbox."""
+    return f"outbox-{identity}"
+
+
+class Markers:
+    """Reads the lanes' markers: a member of no group, so the group can never rebalance."""
+
+    def __init__(self, kafka: KafkaConfig, identity: UUID, topic: str) -> None:
+        self.topic = topic
+        self._consumer = Consumer(
+            {
+                **kafka,
+                "group.id": progress_group(identity),
+                "isolation.level": "read_committed",  # committed() waits for pending transactions
+                "enable.auto.commit": False,
+            },
+            logger=logging.getLogger("librdkafka"),
+        )
+        self.group_metadata = self._consumer.consumer_group_metadata()
+
+    def read(self, lane: int, timeout_s: float) -> int | None:
+        """Return the lane's marker, None if Kafka has none. Raises KafkaException."""
+        (found,) = self._consumer.committed([TopicPartition(self.topic, lane)], timeout=timeout_s)
+        if found.error:
+            raise KafkaException(found.error)
+        return None if found.offset == OFFSET_INVALID else found.offset
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._consumer.close()
+
+
+class Publisher:
+    """One lane's transactional producer: made anew by `start`, thrown away by `discard`.
+
+    tick: called between slices of a blocking call; may raise to abandon it.
+    """
+
+    def __init__(
+        self,
+        lane: int,
+        kafka: KafkaConfig,
+        identity: UUID,
+        markers: Markers,
+        tick: Callable[[], None],
+    ) -> None:
+        self._lane = lane
+        self._markers = markers
+        self._tick = tick
+        self._failures: list[KafkaError] = []
+        self._producer: Producer | None = None
+        self.disturbed = False  # had trouble in silence: renew before the next batch
+        self._config = {
+            **PRODUCER,
+            **kafka,
+            "transactional.id": f"outbox-{identity}-{lane}",
+            "error_cb": self._disturb,
+            "on_delivery": self._note_delivery,
+        }
+
+    def start(self) -> None:
+        """Make a new producer and fence every older one of this lane.
+
+        When it returns, no transaction of an older producer is open or can be committed any more.
+        Raises InDoubt.
+        """
+        self.discard()
+        self.disturbed = False
+        self._producer = Producer(self._config, logger=logging.getLogger("librdkafka"))
+        self._in_slices(self._producer.init_transactions)
+        reached("relay.fenced")
+
+    def read_marker(self) -> int | None:
+        """Return the number of the last batch in Kafka. Only after `start` is it the last word."""
+        return self._in_slices(lambda timeout_s: self._markers.read(self._lane, timeout_s))
+
+    def publish(self, seq: int, rows: Sequence[OutboxRow]) -> None:
+        """Commit the rows and marker `seq` in one Kafka transaction.
+
+        Raises RecordRefused (a record's own fault) or InDoubt; then the outcome is for recovery.
+        """
+        producer = self._usable()
+        self._failures.clear()
+        try:
+            producer.begin_transaction()
+            self._produce(producer, rows)
+            self._flush(producer)
+        except (KafkaException, BufferError) as error:
+            self._raise_failure(error)
+        reached("relay.produced")
+        self._in_slices(
+            lambda timeout_s: producer.send_offsets_to_transaction(
+                [TopicPartition(self._markers.topic, self._lane, seq)],
+                self._markers.group_metadata,
+                timeout_s,
+            )
+        )
+        reached("relay.marked")
+        self._in_slices(producer.commit_transaction)
+        producer.poll(0)  # serves error_cb: a hidden retry of EndTxn shows itself as a disconnect
+        reached("relay.published")
+
+    def discard(self) -> None:
+        """Throw the producer away without waiting for Kafka; nothing more of it is trusted."""
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            with suppress(KafkaException):
+                producer.purge()  # or its destructor waits for messages that nobody wants any more
+
+    def _usable(self) -> Producer:
+        if self._producer is None:
+            raise InDoubt("the producer was given up")
+        return self._producer
+
+    def _produce(self, producer: Producer, rows: Sequence[OutboxRow]) -> None:
+        for row in rows:
+            if row.headers is None:
+                producer.produce(row.topic, row.value, row.key)
+            else:
+                producer.produce(row.topic, row.value, row.key, headers=decode_headers(row.headers))
+
+    def _flush(self, producer: Producer) -> None:
+        """Wait for all delivery reports. Raises KafkaException."""
+        limit = time.monotonic() + CALL_LIMIT_S
+        while producer.flush(SLICE_S):
+            if time.monotonic() > limit:
+                raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "delivery reports"))
+            self._tick()
+        if self._failures:
+            raise KafkaException(self._failures[0])
+
+    def _raise_failure(self, error: Exception) -> NoReturn:
+        """Tell a record's own fault from trouble: the first report that names one decides."""
+        raised = [error.args[0]] if isinstance(error, KafkaException) else []
+        reports = [*self._failures, *raised]
+        for report in reports:
+            if report.code() in RECORD_ERRORS:
+                raise RecordRefused(report.str()) from error
+        raise InDoubt(reports[0].str() if reports else str(error)) from error
+
+    def _in_slices(self, call: Callable[[float], T]) -> T:
+        """Repeat a blocking call, a slice at a time, until it answers. Raises InDoubt."""
+        limit = time.monotonic() + CALL_LIMIT_S
+        while True:
+            try:
+                return call(SLICE_S)
+            except KafkaException as raised:
+                error = raised.args[0]
+                again = error.retriable() or error.code() == KafkaError._TIMED_OUT
+                if not again or time.monotonic() > limit:
+                    raise InDoubt(error.str()) from raised
+            self._tick()
+            time.sleep(RETRY_PAUSE_S)
+
+    def _note_delivery(self, error: KafkaError | None, _message: Message) -> None:
+        if error is not None:
+            self._failures.append(error)
+
+    def _disturb(self, error: KafkaError) -> None:
+        """Note a disconnect or the like: a request without an answer may still arrive."""
+        self.disturbed = True
+        log.debug("producer disturbed", extra={"lane": self._lane, "error": error.str()})

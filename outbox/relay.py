@@ -1,0 +1,179 @@
+"""The relay: joins the others, takes its fair share of the lanes, works each in a thread.
+
+Invariant: a lane is worked only in a session that holds its advisory lock, under the epoch taken in
+that same session. Whatever ends the session ends the tenure: the next one takes a new epoch and
+recovers before it does anything else.
+"""
+
+import logging
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import closing
+from dataclasses import dataclass, field
+from threading import Event
+from uuid import UUID
+
+import psycopg
+
+from outbox import lanes, store
+from outbox.crashpoints import reached
+from outbox.errors import OwnershipLost, SchemaMissing, Stopped, describe
+from outbox.lane import Lane, OnSettled
+from outbox.observer import Observer
+from outbox.patience import persist
+from outbox.postgres import connect
+from outbox.publisher import KafkaConfig, Markers, Publisher
+
+log = logging.getLogger(__name__)
+
+SURVEY_S = 0.25  # how soon a lane without an owner is seen
+FINISH_S = 3.0  # how long the lanes may finish what they have in hand when asked to stop
+
+
+@dataclass
+class Tenure:
+    """A lane that this relay works or is about to work."""
+
+    number: int
+    stop: Event = field(default_factory=Event)
+    state: Callable[[], str] = lambda: "taking"
+    work: "Future[None]" = field(default_factory=Future)
+
+
+class Relay:
+    """Publishes the rows of an outbox to Kafka, exactly once and in order per key.
+
+    conninfo: libpq connection string, of the database with the outbox tables. kafka: librdkafka
+    properties, at least bootstrap.servers. on_settled(conn, subjects): called inside the
+    transaction that removes published rows; writes on conn, never commits. batch_size: rows a
+    transaction. progress_topic: at least one partition a lane, never holds a record.
+    """
+
+    def __init__(
+        self,
+        conninfo: str,
+        kafka: KafkaConfig,
+        on_settled: OnSettled,
+        batch_size: int = 1000,
+        progress_topic: str = "outbox-progress",
+        observer: Observer | None = None,
+    ) -> None:
+        self._conninfo = conninfo
+        self._kafka = kafka
+        self._on_settled = on_settled
+        self._batch_size = batch_size
+        self._progress_topic = progress_topic
+        self._observer = observer or Observer()
+        self._tenures: dict[int, Tenure] = {}
+        self._threads = ThreadPoolExecutor(max_workers=32_768, thread_name_prefix="lane")
+        self.trouble: str | None = "not started"  # why the lanes cannot be surveyed, for people
+
+    def states(self) -> dict[int, str]:
+        """Say of each lane of this relay `working`, or what it waits for."""
+        return {tenure.number: tenure.state() for tenure in tuple(self._tenures.values())}
+
+    def run(self, stop: Event) -> None:
+        """Work until `stop` is set, then return within about FINISH_S.
+
+        Servers that are away are waited for. Raises only on a bug; what was in hand is then
+        recovered by the next owner.
+        """
+        try:
+            persist(
+                lambda good: self._take_part(stop, good),
+                (psycopg.Error, SchemaMissing),
+                self._note_trouble,
+                stop,
+            )
+        finally:
+            for tenure in self._tenures.values():
+                tenure.stop.set()
+            wait([tenure.work for tenure in self._tenures.values()], timeout=FINISH_S)
+
+    def _take_part(self, stop: Event, good: Callable[[], None]) -> None:
+        """One session as a member: look at all relays and lanes, and adjust to them."""
+        with closing(connect(self._conninfo, "outbox relay")) as conn:
+            identity = store.read_identity(conn)
+            lanes.limit_silence(conn)
+            lanes.join(conn, identity)
+            with closing(Markers(self._kafka, identity, self._progress_topic)) as markers:
+                while not stop.is_set():
+                    self._adjust(lanes.survey(conn, identity), identity, markers)
+                    good()
+                    self._note_trouble(None)
+                    self._observer.tick(None)
+                    stop.wait(SURVEY_S)
+
+    def _adjust(self, survey: lanes.Survey, identity: UUID, markers: Markers) -> None:
+        """Give up lanes beyond the share, between two cycles of theirs; take free ones up to it."""
+        for tenure in [tenure for tenure in self._tenures.values() if tenure.work.done()]:
+            tenure.work.result()  # raises what was a bug
+            del self._tenures[tenure.number]
+        kept = [tenure for tenure in self._tenures.values() if not tenure.stop.is_set()]
+        for tenure in kept[survey.share() :]:
+            tenure.stop.set()
+        for number in survey.free[: max(survey.share() - len(kept), 0)]:
+            if number not in self._tenures:
+                tenure = self._tenures[number] = Tenure(number)
+                tenure.work = self._threads.submit(self._hold, tenure, identity, markers)
+        self._observer.lanes_owned(frozenset(self._tenures))
+
+    def _hold(self, tenure: Tenure, identity: UUID, markers: Markers) -> None:
+        """The thread of a lane: one session after another, until the lane is given up or lost."""
+        persist(
+            lambda good: self._own(tenure, identity, markers, good),
+            (psycopg.Error,),
+            lambda error: self._note_session(tenure, error),
+            tenure.stop,
+        )
+
+    def _own(self, tenure: Tenure, identity: UUID, markers: Markers, good: Callable[[], None]) -> None:
+        """Take the lane and work it in one session."""
+        with closing(connect(self._conninfo, f"outbox lane {tenure.number}")) as conn:
+            lanes.limit_silence(conn)
+            if not lanes.try_lock(conn, identity, tenure.number):
+                return
+            epoch = store.take_lane(conn, tenure.number)
+            reached("relay.taken")
+
+            def tick() -> None:
+                if tenure.stop.is_set():
+                    raise Stopped
+                conn.execute("SELECT 1")  # keeps the session, and with it the lock
+                self._observer.tick(tenure.number)
+
+            publisher = Publisher(tenure.number, self._kafka, identity, markers, tick)
+            lane = Lane(
+                tenure.number,
+                epoch,
+                conn,
+                publisher,
+                self._on_settled,
+                self._batch_size,
+                tenure.stop,
+                self._observer,
+            )
+            tenure.state = lambda: lane.state
+            try:
+                lane.work(good)
+            except Stopped:
+                log.info("batch in hand abandoned", extra={"lane": tenure.number})
+            except OwnershipLost as error:
+                log.warning(str(error), extra={"lane": tenure.number})
+            finally:
+                publisher.discard()
+
+    def _note_session(self, tenure: Tenure, error: Exception) -> None:
+        state = f"waiting: {describe(error)}"
+        if tenure.state() != state:
+            log.warning("lane lost its session", extra={"lane": tenure.number, "state": state})
+        tenure.state = lambda: state
+
+    def _note_trouble(self, error: Exception | None) -> None:
+        trouble = None if error is None else describe(error)
+        if trouble != self.trouble:
+            if trouble is None:
+                log.info("relay takes part")
+            else:
+                log.warning("relay waits for Postgres", extra={"error": trouble})
+        self.trouble = trouble
