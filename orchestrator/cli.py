@@ -1,0 +1,209 @@
+"""The command line. Data goes to stdout, talk to stderr."""
+
+import argparse
+import logging
+import os
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import NoReturn
+from uuid import UUID
+
+import psycopg
+from confluent_kafka import KafkaException
+
+from orchestrator import logs
+from orchestrator.consumer import run_consumer
+from orchestrator.migrations import SchemaRefused, read_migrations, read_pending
+from orchestrator.process import leave
+from orchestrator.relay import run_relay
+from orchestrator.settings import Settings, SettingsError, read_kafka_settings, read_settings
+from orchestrator.setup import migrate_database, set_up
+from orchestrator.submit import submit
+from orchestrator.supervisor import run_supervised
+from outbox import connect
+from outbox.errors import describe
+
+log = logging.getLogger(__name__)
+
+OK, CHECK_FAILED, USAGE, UNREACHABLE = 0, 1, 2, 3
+EXIT_CODES = "exit code: 0 ok, 1 a check failed, 2 usage or settings, 3 a server is unreachable"
+DATA = Path(".data")  # where the embedded servers keep their data
+HEALTHCHECK_S = 3.0  # below the usual time-out of a container's health check
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run one command and end the process with its exit code."""
+    options = parser().parse_args(arguments)
+    leave(run(options.command, options))
+
+
+def run(command: Callable[[argparse.Namespace], int], options: argparse.Namespace) -> int:
+    """Run a command; turn what a person can mend into one message and an exit code."""
+    logs.set_up("INFO", "text" if sys.stderr.isatty() else "json")
+    try:
+        return command(options)
+    except SettingsError as error:
+        return complain(USAGE, f"settings:\n{error}")
+    except SchemaRefused as error:
+        return complain(CHECK_FAILED, str(error))
+    except (psycopg.OperationalError, KafkaException) as error:
+        return complain(UNREACHABLE, describe(error))
+    except psycopg.Error as error:
+        return complain(CHECK_FAILED, describe(error))
+    except KeyboardInterrupt:
+        return complain(CHECK_FAILED, "interrupted")
+
+
+def complain(code: int, text: str) -> int:
+    """Say to a person what is wrong; return the code."""
+    print(logs.mask(f"orchestrator: {text}"), file=sys.stderr)
+    return code
+
+
+def settings_from_environment() -> Settings:
+    """Read the settings and set up the logs as they say."""
+    settings = read_settings(os.environ)
+    logs.set_up(settings.log_level, settings.log_format)
+    return settings
+
+
+# ---- the commands, as in --help -----------------------------------------------------------------
+
+
+def consumer(_options: argparse.Namespace) -> int:
+    """Take commands from Kafka into Postgres."""
+    return run_consumer(settings_from_environment())
+
+
+def relay(_options: argparse.Namespace) -> int:
+    """Take deploy orders from Postgres to Kafka."""
+    return run_relay(settings_from_environment())
+
+
+def run_both(options: argparse.Namespace) -> int:
+    """Set up, then run consumer and relay, supervised."""
+    if not options.embedded or {"DATABASE_URL", "KAFKA_BOOTSTRAP_SERVERS"} <= os.environ.keys():
+        return run_supervised(settings_from_environment())
+    from orchestrator.embedded import embedded_servers  # an optional extra
+
+    with embedded_servers(DATA) as servers:
+        use(servers.database_url, servers.bootstrap_servers)
+        return run_supervised(settings_from_environment())
+
+
+def use(database_url: str, bootstrap_servers: str) -> None:
+    """Make the embedded servers ours, and tell people and `submit` where they are."""
+    addresses = {"DATABASE_URL": database_url, "KAFKA_BOOTSTRAP_SERVERS": bootstrap_servers}
+    os.environ.update(addresses)
+    os.environ.setdefault("LOG_FORMAT", "text")
+    lines = [f"export {name}={value}" for name, value in addresses.items()]
+    (DATA / "addresses").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines), file=sys.stderr)
+
+
+def setup(_options: argparse.Namespace) -> int:
+    """Migrate the database and create missing topics."""
+    set_up(settings_from_environment())
+    return OK
+
+
+def migrate(options: argparse.Namespace) -> int:
+    """Migrate the database."""
+    if options.sql:
+        for migration in read_migrations():
+            print(f"-- {migration.name}\n{migration.sql}")
+        return OK
+    settings = settings_from_environment()
+    if not options.check:
+        migrate_database(settings)
+        return OK
+    with closing(connect(settings.database_url, "orchestrator migrate")) as conn:
+        pending = read_pending(conn)
+    for migration in pending:
+        print(f"pending: {migration.name}")
+    return CHECK_FAILED if pending else OK
+
+
+def healthcheck(_options: argparse.Namespace) -> int:
+    """Ask the process in this container whether it is alive."""
+    port = int(os.environ.get("METRICS_PORT") or 9464)
+    alive = is_alive(port)
+    beside = is_alive(port + 1)  # under `run` the relay; otherwise nobody answers
+    return OK if alive and beside is not False else CHECK_FAILED
+
+
+def is_alive(port: int) -> bool | None:
+    """Return what /livez says; None if nobody listens."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/livez", timeout=HEALTHCHECK_S):
+            return True
+    except urllib.error.HTTPError:
+        return False
+    except urllib.error.URLError as error:
+        return None if isinstance(error.reason, ConnectionRefusedError) else False
+    except OSError:
+        return False
+
+
+def submit_commands(options: argparse.Namespace) -> int:
+    """Send commands as the API would; print each scenario's UUID."""
+    environ = dict(os.environ)
+    if "KAFKA_BOOTSTRAP_SERVERS" not in environ and (DATA / "addresses").exists():
+        lines = (DATA / "addresses").read_text().splitlines()
+        environ |= dict(line.removeprefix("export ").split("=", 1) for line in lines)
+    kafka, topic = read_kafka_settings(environ)
+    for scenario in submit(kafka, topic, options.camera_url, options.scenario, options.count):
+        print(scenario)
+    return OK
+
+
+def demo(options: argparse.Namespace) -> int:
+    """Show exactly-once on embedded servers: send, kill -9, audit."""
+    from orchestrator.demo import run_demo  # needs the optional extra
+
+    return run_demo(options.scenarios, options.kills, as_json=options.json)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser; each subcommand's function is its `command`."""
+    root = argparse.ArgumentParser(prog="orchestrator", description=__doc__, epilog=EXIT_CODES)
+    commands = root.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, command: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=command.__doc__, description=command.__doc__)
+        sub.set_defaults(command=command)
+        return sub
+
+    add("consumer", consumer)
+    add("relay", relay)
+    run_parser = add("run", run_both)
+    run_parser.add_argument(
+        "--embedded",
+        action="store_true",
+        help="bring PostgreSQL and Kafka along, unless DATABASE_URL and KAFKA_BOOTSTRAP_SERVERS are set",
+    )
+    add("setup", setup)
+    migrate_parser = add("migrate", migrate)
+    migrate_parser.add_argument("--check", action="store_true", help="exit 1 if a migration is pending")
+    migrate_parser.add_argument("--sql", action="store_true", help="print the SQL, run nothing")
+    add("healthcheck", healthcheck)
+    submit_parser = add("submit", submit_commands)
+    submit_parser.add_argument("camera_url", metavar="CAMERA_URL")
+    submit_parser.add_argument("--scenario", type=UUID, help="one UUID for all; default: new ones")
+    submit_parser.add_argument("--count", type=at_least_one, default=1, help="how many (1)")
+    demo_parser = add("demo", demo)
+    demo_parser.add_argument("--scenarios", type=at_least_one, default=20_000, help="how many (20000)")
+    demo_parser.add_argument("--kills", type=int, default=6, help="SIGKILLs on the way (6)")
+    demo_parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    return root
+
+
+def at_least_one(text: str) -> int:
+    """Accept a whole number above zero."""
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number

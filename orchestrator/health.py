@@ -1,0 +1,44 @@
+"""Is the process alive, is it ready: what /livez and /readyz answer from.
+
+Alive: every loop ticked lately; a loop that waits for a server ticks too. Ready: every named check
+passes; a check returns what is wrong, or None.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+STALE_S = 30.0  # a loop that is silent for so long hangs; each ticks at least every 10 s
+
+
+@dataclass
+class Health:
+    """Ticks by loop and checks by name. Threads write, the HTTP server reads."""
+
+    checks: dict[str, Callable[[], str | None]] = field(default_factory=dict)
+    _stopping: bool = False
+    _ticks: dict[str, float] = field(default_factory=dict)
+
+    def tick(self, loop: str) -> None:
+        """Note that a loop is alive."""
+        self._ticks[loop] = time.monotonic()
+
+    def forget(self, loop: str) -> None:
+        """Note that a loop has ended as it should."""
+        self._ticks.pop(loop, None)
+
+    def stop(self) -> None:
+        """Be unready from now on: the process was asked to stop."""
+        self._stopping = True
+
+    def hanging(self) -> list[str]:
+        """Return the loops that have been silent for too long."""
+        now = time.monotonic()
+        return [loop for loop, at in tuple(self._ticks.items()) if now - at > STALE_S]
+
+    def unready(self) -> dict[str, str | None]:
+        """Return every check by name with what is wrong, None if nothing is."""
+        found = {name: check() for name, check in self.checks.items()}
+        if self._stopping:
+            found["process"] = "stopping"
+        return found

@@ -1,0 +1,300 @@
+"""One session of the consumer: commands from Kafka into workers and outbox, exactly once.
+
+Invariant: a batch's offsets, workers and outbox rows commit in one Postgres transaction, and reading
+always goes on from the offsets in Postgres. Any doubt (a lost reply, a rebalance, an error) ends the
+session; the next one reads the offsets under their lock, and so finds out what was committed.
+"""
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import cast
+from uuid import UUID
+
+import psycopg
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Message as Record
+from confluent_kafka.admin import AdminClient
+
+from orchestrator import offsets, topics, workers
+from orchestrator.messages import CommandParser, DeployOrder, Rejected, dead_letter, deploy_order
+from orchestrator.metrics import ConsumerMetrics
+from orchestrator.migrations import SchemaBehind, check_current
+from orchestrator.offsets import Fenced, Move, Position
+from orchestrator.settings import Settings
+from orchestrator.topics import TopicMissing, TopicRecreated
+from outbox import Connection, Message, count_lanes, enqueue, transaction
+from outbox.crashpoints import reached
+from outbox.postgres import transaction_again
+
+log = logging.getLogger(__name__)
+
+POLL_S = 0.5  # how long the loop waits for a first record before it looks at `stop`
+RECHECK_S = 10.0  # how soon a paused partition that was repaired goes on by itself
+
+# The log no longer holds what comes next: the partition waits for a person.
+LOG_LOST = frozenset(
+    {
+        KafkaError._AUTO_OFFSET_RESET,
+        KafkaError._LOG_TRUNCATION,
+        KafkaError.OFFSET_OUT_OF_RANGE,
+    }
+)
+
+
+class NotUtf8(Exception):
+    """The database cannot hold every text that a command may carry."""
+
+
+# What a new session may cure, with patience.
+NEW_SESSION = (psycopg.Error, KafkaException, SchemaBehind, TopicMissing, TopicRecreated, Fenced)
+
+Insert = Callable[[Connection, Sequence[DeployOrder]], Sequence[UUID]]
+
+
+@dataclass(slots=True)
+class Batch:
+    """What the records of one poll become. messages: by the worker that they are about."""
+
+    moves: list[Move]
+    orders: list[DeployOrder] = field(default_factory=list)
+    messages: dict[UUID, Message] = field(default_factory=dict)
+    dead: list[Message] = field(default_factory=list)
+    reasons: Counter[str] = field(default_factory=Counter)
+
+
+class ConsumerSession:
+    """One session on Postgres and one membership in the consumer group. Raises NEW_SESSION."""
+
+    def __init__(self, settings: Settings, conn: Connection, metrics: ConsumerMetrics) -> None:
+        check_current(conn)
+        check_encoding(conn)
+        self._settings = settings
+        self._conn = conn
+        self._metrics = metrics
+        self._parser = CommandParser(settings.max_message_bytes, settings.camera_url_schemes)
+        self._lanes = count_lanes(conn)
+        self._admin = AdminClient(dict(settings.kafka), logger=logging.getLogger("librdkafka"))
+        self._topic = topics.TopicWatch(self._admin, settings.input_topic)
+        self._positions: dict[int, Position] = {}
+        self.paused: dict[int, str] = {}  # partitions that wait for a person, and why
+        self._recheck_at = 0.0
+        self._consumer = Consumer(
+            {
+                "fetch.min.bytes": 1,
+                **settings.kafka,
+                "group.id": settings.consumer_group,
+                "enable.auto.commit": False,
+                "enable.auto.offset.store": False,
+                "auto.offset.reset": "error",  # never a silent jump
+                "isolation.level": "read_committed",
+                "topic.metadata.refresh.interval.ms": 10_000,  # new partitions are seen this soon
+            },
+            logger=logging.getLogger("librdkafka"),
+        )
+        self._consumer.subscribe(
+            [settings.input_topic], on_assign=self._on_assign, on_revoke=self._on_revoke
+        )
+
+    def close(self) -> None:
+        """Leave the group."""
+        self._consumer.close()
+
+    def positions(self) -> dict[int, int]:
+        """Return the committed offset of each partition assigned here, paused ones included."""
+        return {number: position.next_offset for number, position in self._positions.items()}
+
+    # ---- the way of a batch ---------------------------------------------------------------------
+
+    def run_once(self) -> int:
+        """Accept one batch; return the records consumed."""
+        self._topic.check()
+        self._recheck_paused()
+        records = self._poll()
+        if records:
+            reached("consumer.polled")
+            self._accept(self._read(records))
+        return len(records)
+
+    def _poll(self) -> list[Record]:
+        """Wait for a first record, then take what has come with it."""
+        first = self._consumer.poll(POLL_S)
+        if first is None:
+            return []
+        rest = self._settings.batch_size - 1
+        records = [first, *(self._consumer.consume(rest, 0) if rest else ())]
+        return [record for record in records if self._is_good(record)]
+
+    def _is_good(self, record: Record) -> bool:
+        """Sort out errors, and records of partitions that are no longer ours."""
+        error = record.error()
+        if error is None:
+            return record.partition() in self._positions
+        if error.code() not in LOG_LOST:
+            raise KafkaException(error)
+        self._pause(cast("int", record.partition()), "its next offset is not in the log")
+        return False
+
+    def _read(self, records: Sequence[Record]) -> Batch:
+        """Turn records into workers, orders and dead letters."""
+        settings = self._settings
+        last = {record.partition(): record for record in records}
+        batch = Batch([self._move(record) for record in last.values()])
+        for record in records:
+            try:
+                command = self._parser.parse(record.value())
+            except Rejected as rejected:
+                letter = dead_letter(
+                    settings.dead_letter_topic, settings.consumer_group, record, rejected
+                )
+                batch.dead.append(letter)
+                batch.reasons[rejected.reason.value] += 1
+                continue
+            worker_id = workers.worker_id(self._topic.id, *place_of(record), record.timestamp()[1])
+            order = DeployOrder(worker_id, command.scenario_uuid, command.camera_url)
+            batch.orders.append(order)
+            batch.messages[worker_id] = deploy_order(settings.output_topic, order, record)
+        return batch
+
+    def _move(self, last: Record) -> Move:
+        partition, offset = place_of(last)
+        epoch = last.leader_epoch()
+        return Move(
+            partition,
+            self._positions[partition].next_offset,
+            offset + 1,
+            -1 if epoch is None else epoch,
+        )
+
+    def _accept(self, batch: Batch) -> None:
+        """Commit the batch; then show its offsets to lag tools."""
+        started = time.perf_counter()
+        try:
+            accepted = self._write(batch, workers.insert_all)
+        except psycopg.errors.UniqueViolation:  # records read again: the rare case pays
+            accepted = self._write(batch, workers.insert_new)
+        took_s = time.perf_counter() - started
+        reached("consumer.committed")
+        for move in batch.moves:
+            self._positions[move.partition] = Position(
+                self._topic.id, move.following, move.leader_epoch
+            )
+        self._show_offsets(batch.moves)
+        reached("consumer.shown")
+        self._metrics.consumed(accepted, len(batch.orders) - accepted, batch.reasons, took_s)
+
+    @transaction_again
+    def _write(self, batch: Batch, insert: Insert) -> int:
+        """One Postgres transaction: offsets, workers, outbox. Return the accepted commands."""
+        settings = self._settings
+        with transaction(self._conn):
+            offsets.advance(
+                self._conn,
+                settings.consumer_group,
+                settings.input_topic,
+                self._topic.id,
+                batch.moves,
+            )
+            reached("consumer.advanced")
+            accepted = insert(self._conn, batch.orders) if batch.orders else ()
+            reached("consumer.inserted")
+            messages = [batch.messages[worker_id] for worker_id in accepted]
+            enqueue(self._conn, messages + batch.dead, self._lanes)
+            reached("consumer.enqueued")
+        return len(accepted)
+
+    def _show_offsets(self, moves: Sequence[Move]) -> None:
+        """Commit the same offsets to Kafka: a copy for lag tools, never read back."""
+        topic = self._settings.input_topic
+        shown = [TopicPartition(topic, move.partition, move.following) for move in moves]
+        with suppress(KafkaException):
+            self._consumer.commit(offsets=shown, asynchronous=True)
+
+    # ---- assignment -----------------------------------------------------------------------------
+
+    def _on_assign(self, _consumer: Consumer, assigned: Sequence[TopicPartition]) -> None:
+        self._assign([place.partition for place in assigned])
+
+    def _on_revoke(self, _consumer: Consumer, _revoked: Sequence[TopicPartition]) -> None:
+        """Nothing is in hand between two polls, so nothing needs to be finished."""
+        self._positions = {}
+        self.paused = {}
+
+    def _assign(self, partitions: Sequence[int]) -> None:
+        """Read on from the offsets in Postgres, and from nothing else."""
+        self._topic.check_now()
+        self._positions = dict(self._load(partitions))
+        reached("consumer.assigned")
+        for partition in [p for p in self.paused if p not in self._positions]:
+            del self.paused[partition]
+        for partition, position in self._positions.items():
+            if position.topic_id != self._topic.id:
+                self._pause(partition, "the topic was deleted and made again")
+            else:
+                self.paused.pop(partition, None)
+        self._consumer.assign(
+            [
+                TopicPartition(
+                    self._settings.input_topic,
+                    partition,
+                    position.next_offset,
+                    leader_epoch=position.leader_epoch,
+                )
+                for partition, position in self._positions.items()
+                if partition not in self.paused
+            ]
+        )
+        log.info("partitions assigned", extra={"offsets": self.positions()})
+
+    def _load(self, partitions: Sequence[int]) -> Mapping[int, Position]:
+        """Return the positions of all partitions; one never seen starts at its beginning."""
+        group, topic = self._settings.consumer_group, self._settings.input_topic
+        known = offsets.load(self._conn, group, topic, partitions)
+        new = [partition for partition in partitions if partition not in known]
+        if not new:
+            return known
+        beginnings = topics.read_beginnings(self._admin, topic, new)
+        for partition in new:
+            offsets.start(self._conn, group, topic, partition, self._topic.id, beginnings[partition])
+        return offsets.load(self._conn, group, topic, partitions)
+
+    def _pause(self, partition: int, why: str) -> None:
+        """Stop reading one partition until a person has looked; the others go on."""
+        self._recheck_at = time.monotonic() + RECHECK_S
+        if self.paused.get(partition) != why:
+            offset = self._positions[partition].next_offset
+            log.error(
+                "partition paused",
+                extra={"partition": partition, "offset": offset, "reason": why},
+            )
+        self.paused[partition] = why
+
+    def _recheck_paused(self) -> None:
+        """Go on with a paused partition once somebody has changed its offset in Postgres."""
+        if not self.paused or time.monotonic() < self._recheck_at:
+            return
+        self._recheck_at = time.monotonic() + RECHECK_S
+        settings = self._settings
+        stored = offsets.load(
+            self._conn, settings.consumer_group, settings.input_topic, list(self.paused)
+        )
+        if any(stored.get(number) != self._positions[number] for number in self.paused):
+            self._assign(list(self._positions))
+
+
+def place_of(record: Record) -> tuple[int, int]:
+    """Return partition and offset, which a consumed record always has."""
+    return cast("int", record.partition()), cast("int", record.offset())
+
+
+SERVER_ENCODING = "SHOW server_encoding"
+
+
+def check_encoding(conn: Connection) -> None:
+    """Raise NotUtf8 unless the database can hold every text that a command may carry."""
+    row = conn.execute(SERVER_ENCODING).fetchone()
+    if row != ("UTF8",):
+        raise NotUtf8(f"the database's encoding is {row and row[0]}: create it with ENCODING 'UTF8'")

@@ -1,0 +1,137 @@
+"""The three messages: the API's command, the deploy order, the dead letter.
+
+Bytes are parsed here, once; what comes out is valid, what is not valid says why without quoting
+itself: a camera URL carries a password.
+"""
+
+import enum
+import re
+import struct
+from collections.abc import Sequence
+from typing import cast
+from uuid import UUID
+
+import msgspec
+from confluent_kafka import TIMESTAMP_CREATE_TIME, TIMESTAMP_LOG_APPEND_TIME
+from confluent_kafka import Message as Record
+
+from outbox import Headers, Message
+
+TRACE_HEADERS = frozenset({"traceparent", "tracestate"})  # W3C Trace Context: travels along
+
+
+class Command(msgspec.Struct, frozen=True):
+    """What the API asks for. Unknown fields are ignored."""
+
+    scenario_uuid: UUID
+    camera_url: str
+
+
+class DeployOrder(msgspec.Struct, frozen=True):
+    """What the Runner gets: exactly these fields, in this order."""
+
+    worker_id: UUID
+    scenario_uuid: UUID
+    camera_url: str
+
+
+class Reason(enum.Enum):
+    """Why a record is a dead letter; the value is the `dlq-reason` header."""
+
+    EMPTY = "empty"
+    TOO_LONG = "too_long"
+    NOT_JSON = "not_json"
+    WRONG_FIELDS = "wrong_fields"
+    URL_CHARACTERS = "url_characters"
+    URL_SCHEME = "url_scheme"
+
+
+EXPLANATION = {
+    Reason.EMPTY: "the record has no value",
+    Reason.TOO_LONG: "the value is longer than MAX_MESSAGE_BYTES",
+    Reason.NOT_JSON: "the value is not JSON in UTF-8, or is nested too deeply",
+    Reason.WRONG_FIELDS: "scenario_uuid must be a UUID and camera_url a string",
+    Reason.URL_CHARACTERS: "camera_url holds a control character",
+    Reason.URL_SCHEME: "camera_url is no URL with a host and a scheme of CAMERA_URL_SCHEMES",
+}
+
+
+class Rejected(Exception):
+    """The record is no valid command."""
+
+    def __init__(self, reason: Reason) -> None:
+        super().__init__(EXPLANATION[reason])
+        self.reason = reason
+
+
+class CommandParser:
+    """Checks commands. max_bytes: of the record's value; schemes: lower case."""
+
+    def __init__(self, max_bytes: int, schemes: Sequence[str]) -> None:
+        self._max_bytes = max_bytes
+        self._decode = msgspec.json.Decoder(Command).decode
+        names = "|".join(re.escape(scheme) for scheme in schemes)
+        self._is_url = re.compile(rf"(?:{names})://[^/?#\s].*", re.IGNORECASE | re.DOTALL).fullmatch
+
+    def parse(self, value: bytes | None) -> Command:
+        """Return the command in a record's value. Raises Rejected, and nothing else."""
+        if not value:
+            raise Rejected(Reason.EMPTY)
+        if len(value) > self._max_bytes:  # before anything reads it
+            raise Rejected(Reason.TOO_LONG)
+        try:
+            command = self._decode(value)
+        except msgspec.ValidationError:
+            raise Rejected(Reason.WRONG_FIELDS) from None
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            raise Rejected(Reason.NOT_JSON) from None
+        if HAS_CONTROL(command.camera_url):
+            raise Rejected(Reason.URL_CHARACTERS)
+        if not self._is_url(command.camera_url):
+            raise Rejected(Reason.URL_SCHEME)
+        return command
+
+
+# C0, DEL and C1 controls (NUL among them: Postgres's text has none), and surrogates, which UTF-8 lacks.
+HAS_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]").search
+
+encode_order = msgspec.json.Encoder().encode
+
+
+def deploy_order(topic: str, order: DeployOrder, record: Record) -> Message:
+    """Return the outbox message of an order: keyed by scenario, about the worker."""
+    return Message(
+        topic,
+        str(order.scenario_uuid).encode(),
+        encode_order(order),
+        [header for header in headers_of(record) if header[0] in TRACE_HEADERS],
+        order.worker_id,
+    )
+
+
+def headers_of(record: Record) -> Headers:
+    """Return a consumed record's headers: pairs in order, values in bytes."""
+    return cast("Headers", record.headers() or ())
+
+
+TIMESTAMP_TYPES = {TIMESTAMP_CREATE_TIME: b"CREATE_TIME", TIMESTAMP_LOG_APPEND_TIME: b"LOG_APPEND_TIME"}
+
+
+def dead_letter(topic: str, group: str, record: Record, rejected: Rejected) -> Message:
+    """Return the record as it came, byte for byte, with Spring's dead-letter headers added.
+
+    Numbers are big-endian as Spring Kafka's DeadLetterPublishingRecoverer writes them.
+    """
+    kind, timestamp = record.timestamp()
+    origin: list[tuple[str, bytes | None]] = [
+        ("kafka_dlt-original-topic", (record.topic() or "").encode()),
+        ("kafka_dlt-original-partition", struct.pack(">i", record.partition())),
+        ("kafka_dlt-original-offset", struct.pack(">q", record.offset())),
+        ("kafka_dlt-original-timestamp", struct.pack(">q", timestamp)),
+        ("kafka_dlt-original-timestamp-type", TIMESTAMP_TYPES.get(kind, b"NO_TIMESTAMP_TYPE")),
+        ("kafka_dlt-original-consumer-group", group.encode()),
+        ("kafka_dlt-exception-fqcn", f"{Rejected.__module__}.{Rejected.__qualname__}".encode()),
+        ("kafka_dlt-exception-message", str(rejected).encode()),
+        ("dlq-reason", rejected.reason.value.encode()),
+    ]
+    return Message(topic, record.key(), record.value(), [*headers_of(record), *origin])

@@ -1,0 +1,177 @@
+"""The metrics, and the observers that feed them: once a batch, never once a message."""
+
+import platform
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+
+from orchestrator.health import Health
+from outbox import Observer
+
+TRANSACTION_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
+DELIVERY_BUCKETS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 300, 1800)
+ROWS_BUCKETS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
+
+
+def release() -> str:
+    """Return the installed version, or `unknown` in a bare checkout."""
+    try:
+        return version("vap-orchestrator")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def new_registry(process: str) -> CollectorRegistry:
+    """Return a registry with what both processes report."""
+    disable_created_metrics()  # a second series for each counter that nobody asks for
+    registry = CollectorRegistry()
+    info = Gauge(
+        "orchestrator_build_info",
+        "Always 1; which release runs, in which process.",
+        ["version", "python", "process"],
+        registry=registry,
+    )
+    info.labels(release(), platform.python_version(), process).set(1)
+    return registry
+
+
+class ConsumerMetrics:
+    """What the consumer counts."""
+
+    def __init__(self, registry: CollectorRegistry, health: Health) -> None:
+        self._health = health
+        self._messages = Counter(
+            "orchestrator_messages_total",
+            "Input records committed: accepted, duplicate (read again, no effect) or dead_letter.",
+            ["result"],
+            registry=registry,
+        )
+        for result in ("accepted", "duplicate", "dead_letter"):
+            self._messages.labels(result)
+        self._dead = Counter(
+            "orchestrator_dead_letters_total",
+            "Input records sent to the dead-letter topic, by reason.",
+            ["reason"],
+            registry=registry,
+        )
+        self._seconds = Histogram(
+            "orchestrator_transaction_seconds",
+            "Duration of one Postgres transaction: offsets, workers and outbox rows of a batch.",
+            buckets=TRANSACTION_BUCKETS,
+            registry=registry,
+        )
+        self.lag = Gauge(
+            "orchestrator_consumer_lag_messages",
+            "High-water mark minus the offset in Postgres, of the partitions assigned here.",
+            ["partition"],
+            registry=registry,
+        )
+        self.paused = Gauge(
+            "orchestrator_partitions_paused",
+            "Partitions that wait for a person: offset out of range, log truncated, topic made anew.",
+            registry=registry,
+        )
+
+    def tick(self) -> None:
+        """Note that the loop is alive."""
+        self._health.tick("consumer")
+
+    def consumed(self, accepted: int, duplicates: int, dead: Mapping[str, int], seconds: float) -> None:
+        """Count a committed batch."""
+        self._messages.labels("accepted").inc(accepted)
+        if duplicates:
+            self._messages.labels("duplicate").inc(duplicates)
+        for reason, records in dead.items():
+            self._messages.labels("dead_letter").inc(records)
+            self._dead.labels(reason).inc(records)
+        self._seconds.observe(seconds)
+
+
+class RelayMetrics(Observer):
+    """What the relay counts."""
+
+    def __init__(self, registry: CollectorRegistry, health: Health) -> None:
+        self._health = health
+        self.owned: frozenset[int] = frozenset()
+        self._published = Counter(
+            "outbox_published_total", "Rows published to Kafka.", registry=registry
+        )
+        self._rows = Histogram(
+            "outbox_batch_rows",
+            "Rows of one Kafka transaction.",
+            buckets=ROWS_BUCKETS,
+            registry=registry,
+        )
+        self._delivery = Histogram(
+            "outbox_delivery_seconds",
+            "From the enqueueing transaction to the Kafka commit, of each batch's oldest row.",
+            buckets=DELIVERY_BUCKETS,
+            registry=registry,
+        )
+        self._phases = Histogram(
+            "outbox_phase_seconds",
+            "Duration of one transaction of a batch: postgres (settle, claim) or kafka (publish).",
+            ["phase"],
+            buckets=TRANSACTION_BUCKETS,
+            registry=registry,
+        )
+        self._recoveries = Counter(
+            "outbox_recoveries_total", "Recoveries by verdict.", ["verdict"], registry=registry
+        )
+        self._parked = Counter(
+            "outbox_parked_total", "Rows that Kafka refused and that were set aside.", registry=registry
+        )
+        self._lanes = Gauge("outbox_lanes_owned", "Lanes worked by this relay.", registry=registry)
+        self._success = Gauge(
+            "outbox_last_success_timestamp_seconds",
+            "Unix time of the last batch published, or of the last look at an empty lane.",
+            registry=registry,
+        )
+        self.pending = Gauge(
+            "outbox_pending_rows",
+            "Rows in the outbox, of the lanes of this relay.",
+            ["lane"],
+            registry=registry,
+        )
+        self.oldest = Gauge(
+            "outbox_oldest_pending_age_seconds",
+            "Age of the oldest row in the outbox, of the lanes of this relay; 0 if there is none.",
+            ["lane"],
+            registry=registry,
+        )
+
+    def tick(self, lane: int | None) -> None:
+        """Note that a loop is alive."""
+        self._health.tick("relay" if lane is None else f"lane {lane}")
+
+    def idle(self, lane: int) -> None:
+        """Note that a lane is empty."""
+        self._health.tick(f"lane {lane}")
+        self._success.set_to_current_time()
+
+    def phase(self, name: str, seconds: float) -> None:
+        """Note a transaction's duration."""
+        self._phases.labels(name).observe(seconds)
+
+    def published(self, lane: int, rows: int, oldest_s: float) -> None:
+        """Count a batch that is in Kafka."""
+        self._published.inc(rows)
+        self._rows.observe(rows)
+        self._delivery.observe(oldest_s)
+        self._success.set_to_current_time()
+
+    def recovered(self, verdict: str) -> None:
+        """Count a recovery."""
+        self._recoveries.labels(verdict).inc()
+
+    def parked(self, lane: int) -> None:
+        """Count a row that was set aside."""
+        self._parked.inc()
+
+    def lanes_owned(self, lanes: frozenset[int]) -> None:
+        """Report the lanes of now; one given up no longer has to tick."""
+        self._lanes.set(len(lanes))
+        for lane in self.owned - lanes:
+            self._health.forget(f"lane {lane}")
+        self.owned = lanes

@@ -1,0 +1,79 @@
+"""The shell of a process: signals, the HTTP side, the work in a thread of its own.
+
+The work may be stuck in a call to a server that is away. The main thread is not: it sees SIGTERM,
+gives the work its time to finish, and lets the process end. Nothing is lost by that: whatever was in
+hand is found out by the next start.
+"""
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from threading import Event
+from typing import NoReturn
+
+from prometheus_client import CollectorRegistry
+
+from orchestrator.health import Health
+from orchestrator.http import serve_http
+from orchestrator.settings import Settings, SettingsError
+
+log = logging.getLogger(__name__)
+
+FINISH_S = 4.0  # of the 5 s that a stop may take
+
+
+def run_process(
+    settings: Settings,
+    registry: CollectorRegistry,
+    health: Health,
+    work: Callable[[Event], None],
+) -> int:
+    """Be a container process: do `work(stop)` and answer on METRICS_PORT; return the exit code."""
+    host, port = settings.metrics_host, settings.metrics_port
+    try:
+        with serve_http(host, port, registry, health) as bound:
+            log.info("process started", extra={"pid": os.getpid(), "port": bound})
+            return run_until_stopped(work, on_stop=health.stop)
+    except OSError as error:
+        fault = f"METRICS_HOST, METRICS_PORT: cannot listen on {host}:{port}: {error.strerror}"
+        raise SettingsError([fault]) from error
+
+
+def run_until_stopped(
+    work: Callable[[Event], None],
+    on_stop: Callable[[], None] = lambda: None,
+    finish_s: float = FINISH_S,
+) -> int:
+    """Do `work(stop)` until it ends or SIGTERM or SIGINT arrives; return the exit code."""
+    stop = Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    done = ThreadPoolExecutor(1, thread_name_prefix="work").submit(work, stop)
+    while not (done.done() or stop.wait(0.2)):
+        pass
+    on_stop()
+    return _finish(done, finish_s)
+
+
+def _finish(done: "Future[None]", finish_s: float) -> int:
+    """Wait for the work to end; 0 if it was asked to, 1 if it broke."""
+    wait([done], timeout=finish_s)
+    if not done.done():
+        log.warning("stopped while a server is away; what was in hand is abandoned")
+        return 0
+    if error := done.exception():
+        log.critical("process broken", exc_info=error)
+        return 1
+    log.info("process stopped")
+    return 0
+
+
+def leave(code: int) -> NoReturn:
+    """End the process now, whatever its threads wait for."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -1,0 +1,43 @@
+"""The relay process: the outbox library's Relay, told what a settled row means to us."""
+
+from collections.abc import Callable
+
+from orchestrator.gauges import backlog_gauges
+from orchestrator.health import Health
+from orchestrator.metrics import RelayMetrics, new_registry
+from orchestrator.process import run_process
+from orchestrator.settings import Settings
+from orchestrator.workers import set_deployed
+from outbox import Relay
+
+
+def new_relay(settings: Settings, metrics: RelayMetrics | None = None) -> Relay:
+    """Return a relay that marks workers deployed once their order is in Kafka."""
+    return Relay(
+        settings.database_url,
+        settings.kafka,
+        on_settled=set_deployed,
+        batch_size=settings.batch_size,
+        progress_topic=settings.progress_topic,
+        observer=metrics,
+    )
+
+
+def run_relay(settings: Settings) -> int:
+    """Be the relay until stopped; return the exit code."""
+    health, registry = Health(), new_registry("relay")
+    metrics = RelayMetrics(registry, health)
+    relay = new_relay(settings, metrics)
+    health.checks = {"postgres": lambda: relay.trouble, "lanes": lane_trouble(relay)}
+    with backlog_gauges(settings, metrics):
+        return run_process(settings, registry, health, relay.run)
+
+
+def lane_trouble(relay: Relay) -> Callable[[], str | None]:
+    """Return a check that names the lanes that do not work."""
+
+    def check() -> str | None:
+        trouble = {lane: state for lane, state in relay.states().items() if state != "working"}
+        return "; ".join(f"lane {lane}: {state}" for lane, state in sorted(trouble.items())) or None
+
+    return check

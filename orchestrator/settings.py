@@ -1,0 +1,240 @@
+"""The settings: read once, from the environment alone, all faults reported at once.
+
+No fault quotes a value that may hold a secret: it names the variable and says what to write there.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import psycopg
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+T = TypeVar("T")
+
+KAFKA_PREFIX = "KAFKA_CONFIG_"
+
+# The guarantee rests on these; the processes set them themselves.
+GUARANTEED = frozenset(
+    {
+        "transactional.id",
+        "enable.idempotence",
+        "acks",
+        "isolation.level",
+        "enable.auto.commit",
+        "enable.auto.offset.store",
+        "auto.offset.reset",
+    }
+)
+OTHER_SETTING = {"bootstrap.servers": "KAFKA_BOOTSTRAP_SERVERS", "group.id": "CONSUMER_GROUP"}
+
+LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+TOPIC_NAME = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,249}")
+SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
+
+
+class SettingsError(Exception):
+    """Settings are missing or wrong; the text has one line a fault."""
+
+    def __init__(self, faults: list[str]) -> None:
+        super().__init__("\n".join(faults))
+        self.faults = faults
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the environment says. Sizes are in bytes; `kafka` holds librdkafka properties."""
+
+    database_url: str
+    kafka: Mapping[str, str]
+    log_level: str
+    log_format: str
+    consumer_group: str
+    input_topic: str
+    output_topic: str
+    dead_letter_topic: str
+    progress_topic: str
+    batch_size: int
+    lanes: int
+    max_message_bytes: int
+    camera_url_schemes: tuple[str, ...]
+    metrics_host: str
+    metrics_port: int
+
+    def __repr__(self) -> str:
+        """Show nothing that may hold a password."""
+        return f"Settings(consumer_group={self.consumer_group!r}, input_topic={self.input_topic!r})"
+
+
+def read_settings(environ: Mapping[str, str]) -> Settings:
+    """Read and check the settings. Raises SettingsError with every fault."""
+    env = Environment(environ)
+    settings = Settings(
+        database_url=env.read("DATABASE_URL", a_database_url),
+        kafka=read_kafka(env),
+        log_level=env.read("LOG_LEVEL", one_of(*LOG_LEVELS), "INFO"),
+        log_format=env.read("LOG_FORMAT", one_of("json", "text"), "json"),
+        consumer_group=env.read("CONSUMER_GROUP", some_text, "orchestrator-group"),
+        input_topic=env.read("INPUT_TOPIC", a_topic, "init_scenario"),
+        output_topic=env.read("OUTPUT_TOPIC", a_topic, "to_deploy"),
+        dead_letter_topic=env.read("DEAD_LETTER_TOPIC", a_topic, "init_scenario.dlq"),
+        progress_topic=env.read("PROGRESS_TOPIC", a_topic, "outbox-progress"),
+        batch_size=env.read("BATCH_SIZE", between(1, 100_000), "1000"),
+        lanes=env.read("LANES", between(1, 1024), "4"),
+        max_message_bytes=env.read("MAX_MESSAGE_BYTES", between(64, 64 * 1024 * 1024), "65536"),
+        camera_url_schemes=env.read("CAMERA_URL_SCHEMES", schemes, "rtsp,rtsps,http,https"),
+        metrics_host=env.read("METRICS_HOST", some_text, "0.0.0.0"),  # noqa: S104  # a container
+        metrics_port=env.read("METRICS_PORT", between(0, 65_534), "9464"),
+    )
+    env.check_distinct(
+        "INPUT_TOPIC", "OUTPUT_TOPIC", "DEAD_LETTER_TOPIC", "PROGRESS_TOPIC", of=settings
+    )
+    if env.faults:
+        raise SettingsError(env.faults)
+    return settings
+
+
+def read_kafka_settings(environ: Mapping[str, str]) -> tuple[Mapping[str, str], str]:
+    """Read only how to reach Kafka and the input topic: what `submit` needs."""
+    env = Environment(environ)
+    kafka, topic = read_kafka(env), env.read("INPUT_TOPIC", a_topic, "init_scenario")
+    if env.faults:
+        raise SettingsError(env.faults)
+    return kafka, topic
+
+
+class Environment:
+    """The variables, and the faults found in them so far."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self.variables = environ
+        self.faults: list[str] = []
+
+    def read(self, name: str, parse: Callable[[str], T], default: str | None = None) -> T:
+        """Return variable `name`, or the file that NAME_FILE names, parsed; note what is wrong.
+
+        After a fault the return value is of no use: read_settings raises in the end.
+        """
+        text = self.text(name) or default
+        try:
+            if text is None:
+                raise ValueError("is required and not set")  # noqa: TRY301  # one place notes faults
+            return parse(text)
+        except ValueError as fault:
+            self.faults.append(f"{name} {fault}")
+            return None  # type: ignore[return-value]
+
+    def text(self, name: str) -> str | None:
+        """Return the raw text of a variable; blank counts as not set."""
+        text, file = self.variables.get(name, "").strip(), self.variables.get(f"{name}_FILE")
+        if not file:
+            return text or None
+        if text:
+            self.faults.append(f"{name} and {name}_FILE are both set: keep one of them")
+        try:
+            return Path(file).read_text(encoding="utf-8").strip() or None
+        except (OSError, UnicodeDecodeError) as error:
+            self.faults.append(f"{name}_FILE cannot be read: {type(error).__name__}")
+            return None
+
+    def check_distinct(self, *names: str, of: Settings) -> None:
+        """Note topics that are the same one."""
+        seen: dict[str, str] = {}
+        for name in names:
+            topic = getattr(of, name.lower())
+            if topic is not None and topic in seen:
+                self.faults.append(f"{name} must differ from {seen[topic]}")
+            seen[topic] = name
+
+
+def read_kafka(env: Environment) -> Mapping[str, str]:
+    """Return the librdkafka properties: the servers, and KAFKA_CONFIG_* as the user set them.
+
+    Other KAFKA_* variables are not ours: Kubernetes injects KAFKA_PORT=tcp://... for a service.
+    """
+    kafka = {"bootstrap.servers": env.read("KAFKA_BOOTSTRAP_SERVERS", some_text)}
+    for variable in sorted(env.variables):
+        if not variable.startswith(KAFKA_PREFIX):
+            continue
+        name = variable.removesuffix("_FILE")
+        prop = name.removeprefix(KAFKA_PREFIX).lower().replace("_", ".")
+        if prop in GUARANTEED:
+            env.faults.append(f"{variable} must not be set: exactly-once delivery rests on {prop}")
+        elif prop in OTHER_SETTING:
+            env.faults.append(f"{variable} must not be set: use {OTHER_SETTING[prop]}")
+        elif fault := fault_of(prop, value := env.text(name) or ""):
+            env.faults.append(f"{variable} {fault}")
+        else:
+            kafka[prop] = value
+    return kafka
+
+
+def fault_of(prop: str, value: str) -> str | None:
+    """Ask librdkafka whether it takes a property; return what is wrong, without the value."""
+    try:
+        AdminClient({prop: value})
+    except KafkaException as error:
+        unknown = "No such configuration property" in error.args[0].str()
+        return f"is no property of librdkafka ({prop})" if unknown else f"is no valid value of {prop}"
+    return None
+
+
+def a_database_url(text: str) -> str:
+    """Accept what libpq accepts; its own message could quote the password."""
+    try:
+        parts = conninfo_to_dict(text)
+    except psycopg.ProgrammingError:
+        raise ValueError(
+            "is no connection string: write postgresql://USER:PASSWORD@HOST/DATABASE"
+        ) from None
+    return make_conninfo(**{name: str(value) for name, value in parts.items() if value is not None})
+
+
+def a_topic(text: str) -> str:
+    """Accept a legal topic name (KIP-1: up to 249 of A-Z a-z 0-9 . _ -)."""
+    if not TOPIC_NAME.fullmatch(text):
+        raise ValueError("is no topic name: use up to 249 letters, digits, '.', '_' and '-'")
+    return text
+
+
+def some_text(text: str) -> str:
+    """Accept any text without control characters."""
+    if not text.isprintable():
+        raise ValueError("holds characters that cannot be printed")
+    return text
+
+
+def one_of(*choices: str) -> Callable[[str], str]:
+    """Accept one of the words, in any case."""
+
+    def parse(text: str) -> str:
+        for choice in choices:
+            if choice.lower() == text.lower():
+                return choice
+        raise ValueError(f"must be one of {', '.join(choices)}")
+
+    return parse
+
+
+def between(low: int, high: int) -> Callable[[str], int]:
+    """Accept a whole number from low to high."""
+
+    def parse(text: str) -> int:
+        number = int(text) if re.fullmatch(r"[0-9]{1,12}", text) else -1
+        if not low <= number <= high:
+            raise ValueError(f"must be a whole number from {low} to {high}")
+        return number
+
+    return parse
+
+
+def schemes(text: str) -> tuple[str, ...]:
+    """Accept a comma-separated list of URL schemes."""
+    found = tuple(part.strip().lower() for part in text.split(",") if part.strip())
+    if not found or not all(SCHEME.fullmatch(scheme) for scheme in found):
+        raise ValueError("must be URL schemes separated by commas, such as rtsp,https")
+    return found

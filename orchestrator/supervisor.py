@@ -1,0 +1,98 @@
+"""`run`: setup, then consumer and relay as supervised children of one process."""
+
+import logging
+import os
+import subprocess
+import sys
+import time
+from threading import Event
+
+import psycopg
+from confluent_kafka import KafkaException
+
+from orchestrator.process import run_until_stopped
+from orchestrator.settings import Settings
+from orchestrator.setup import set_up
+from outbox.errors import describe
+from outbox.patience import persist
+
+log = logging.getLogger(__name__)
+
+LOOK_S = 0.2  # how soon a dead child is noticed
+RESTART_FIRST_S, RESTART_LAST_S = 0.5, 30.0  # a child that dies at once is not a busy loop
+STEADY_S = 60.0  # a child that lived so long starts again quickly
+CHILDREN_S = 4.3  # children end within 4 s by themselves
+FINISH_S = 4.7
+
+
+def run_supervised(settings: Settings) -> int:
+    """Set up, then keep both processes running until stopped; return the exit code."""
+    return run_until_stopped(lambda stop: supervise(settings, stop), finish_s=FINISH_S)
+
+
+def supervise(settings: Settings, stop: Event) -> None:
+    """Wait for the servers, set up, and watch the children. The relay's port is METRICS_PORT + 1."""
+    said: set[str] = set()
+
+    def note(error: Exception) -> None:
+        if (text := describe(error)) not in said:
+            log.warning("setup waits", extra={"error": text})
+        said.add(text)
+
+    persist(lambda _good: set_up(settings), (psycopg.Error, KafkaException), note, stop)
+    port = settings.metrics_port
+    children = [Child("consumer", port), Child("relay", port and port + 1)]
+    while not stop.wait(LOOK_S):
+        for child in children:
+            child.keep_running()
+    for child in children:
+        child.terminate()
+    until = time.monotonic() + CHILDREN_S
+    for child in children:
+        child.wait(until)
+
+
+class Child:
+    """One of the two processes, started again when it dies."""
+
+    def __init__(self, name: str, port: int) -> None:
+        self._name = name
+        self._port = port
+        self._process: subprocess.Popen[bytes] | None = None
+        self._started = 0.0
+        self._pause_s = RESTART_FIRST_S
+        self._restart_at = 0.0
+
+    def keep_running(self) -> None:
+        """Start the process if it is not running; after a death, with a growing pause."""
+        if self._process is None:
+            if time.monotonic() >= self._restart_at:
+                self._start()
+        elif (code := self._process.poll()) is not None:
+            self._bury(code)
+
+    def terminate(self) -> None:
+        """Ask the process to end."""
+        if self._process:
+            self._process.terminate()
+
+    def wait(self, until: float) -> None:
+        """Wait for the end until a moment (monotonic), then kill."""
+        if self._process:
+            try:
+                self._process.wait(max(until - time.monotonic(), 0))
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+
+    def _start(self) -> None:
+        command = [sys.executable, "-m", "orchestrator", self._name]
+        self._started = time.monotonic()
+        self._process = subprocess.Popen(command, env={**os.environ, "METRICS_PORT": str(self._port)})
+
+    def _bury(self, code: int) -> None:
+        now = time.monotonic()
+        if now - self._started > STEADY_S:
+            self._pause_s = RESTART_FIRST_S
+        log.error("process died", extra={"child": self._name, "code": code})
+        self._process, self._restart_at = None, now + self._pause_s
+        self._pause_s = min(2 * self._pause_s, RESTART_LAST_S)

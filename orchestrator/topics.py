@@ -1,0 +1,158 @@
+"""The topics: their ids, their ends, and making the missing ones."""
+
+import struct
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, cast
+from uuid import UUID
+
+from confluent_kafka import KafkaError, KafkaException, TopicCollection, TopicPartition
+from confluent_kafka.admin import (  # type: ignore[attr-defined]  # public, not in its __all__
+    AdminClient,
+    NewPartitions,
+    NewTopic,
+    OffsetSpec,
+    TopicDescription,
+)
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+LONGS = struct.Struct(">qq")  # Kafka gives the id as two signed longs
+REQUEST_S = 5.0  # one request to the brokers
+TOPIC_CHECK_S = 5.0  # how soon a topic that was deleted and made again is noticed
+UNKNOWN = frozenset({KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.UNKNOWN_TOPIC_ID})
+
+
+class TopicMissing(Exception):
+    """A topic that must be there is not."""
+
+    def __init__(self, topic: str) -> None:
+        super().__init__(f"topic {topic} is missing: create it or run `orchestrator setup`")
+
+
+def describe(admin: AdminClient, topic: str) -> TopicDescription:
+    """Ask the brokers for a topic. Raises TopicMissing, or KafkaException."""
+    future = admin.describe_topics(TopicCollection([topic]), request_timeout=REQUEST_S)[topic]
+    try:
+        return cast("TopicDescription", future.result())
+    except KafkaException as error:
+        if error.args[0].code() in UNKNOWN:
+            raise TopicMissing(topic) from error
+        raise
+
+
+def topic_id(admin: AdminClient, topic: str) -> UUID:
+    """Return Kafka's own id of a topic (KIP-516): another one after the topic was made anew."""
+    return id_of(describe(admin, topic))
+
+
+def id_of(description: TopicDescription) -> UUID:
+    """Return the id as a UUID of Python."""
+    high, low = (
+        description.topic_id.get_most_significant_bits(),
+        description.topic_id.get_least_significant_bits(),
+    )
+    return UUID(bytes=LONGS.pack(high, low))
+
+
+class TopicRecreated(Exception):
+    """The topic was deleted and made again while it was read: offsets no longer mean the same."""
+
+
+class TopicWatch:
+    """The id of a topic that is being read, and a regular look whether it is still the same topic.
+
+    A reader that goes on at its old offset in a new topic would pass over the records before it.
+    """
+
+    def __init__(self, admin: AdminClient, topic: str) -> None:
+        self._admin = admin
+        self._topic = topic
+        self.id = topic_id(admin, topic)
+        self._asked: Future[TopicDescription] | None = None
+        self._ask_at = time.monotonic() + TOPIC_CHECK_S
+
+    def check(self) -> None:
+        """Look every TOPIC_CHECK_S without waiting for the answer. Raises TopicRecreated."""
+        if self._asked is None:
+            if time.monotonic() >= self._ask_at:
+                names = TopicCollection([self._topic])
+                self._asked = self._admin.describe_topics(names)[self._topic]
+        elif self._asked.done():
+            answer, self._asked = self._asked, None
+            self._ask_at = time.monotonic() + TOPIC_CHECK_S
+            if answer.exception() is None:  # trouble with Kafka shows itself elsewhere
+                self._compare(answer.result())
+
+    def check_now(self) -> None:
+        """Look and wait. Raises TopicRecreated, TopicMissing or KafkaException."""
+        self._compare(describe(self._admin, self._topic))
+
+    def _compare(self, found: TopicDescription) -> None:
+        if id_of(found) != self.id:
+            raise TopicRecreated(f"topic {self._topic} was deleted and made again")
+
+
+def read_beginnings(admin: AdminClient, topic: str, partitions: Sequence[int]) -> dict[int, int]:
+    """Return the first offset that each partition still has."""
+    return _read_ends(admin, topic, partitions, OffsetSpec.earliest())  # type: ignore[no-untyped-call]
+
+
+def read_ends(admin: AdminClient, topic: str, partitions: Sequence[int]) -> dict[int, int]:
+    """Return the offset after the last record of each partition: the high-water mark."""
+    return _read_ends(admin, topic, partitions, OffsetSpec.latest())  # type: ignore[no-untyped-call]
+
+
+def _read_ends(
+    admin: AdminClient, topic: str, partitions: Sequence[int], spec: OffsetSpec
+) -> dict[int, int]:
+    asked = {TopicPartition(topic, partition): spec for partition in partitions}
+    futures = admin.list_offsets(asked, request_timeout=REQUEST_S)
+    return {place.partition: future.result().offset for place, future in futures.items()}
+
+
+def create_missing(
+    admin: AdminClient, progress_topic: str, lanes: int, others: Sequence[str]
+) -> list[str]:
+    """Create the topics that are missing; return their names.
+
+    The progress topic gets a partition a lane, also if it is there with fewer; the others get the
+    brokers' default partitions. Replication is the brokers' default everywhere.
+    """
+    new = [NewTopic(topic, num_partitions=-1, replication_factor=-1) for topic in others]
+    new.append(NewTopic(progress_topic, num_partitions=lanes, replication_factor=-1))
+    created = []
+    for topic, future in admin.create_topics(new, request_timeout=2 * REQUEST_S).items():
+        try:
+            future.result()
+            created.append(topic)
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                raise
+    if progress_topic not in created:
+        _widen(admin, progress_topic, lanes)
+    return created
+
+
+def _widen(admin: AdminClient, progress_topic: str, lanes: int) -> None:
+    """Give the progress topic a partition a lane; it holds no records, so no key moves."""
+    if len(describe(admin, progress_topic).partitions) < lanes:
+        wider = [NewPartitions(progress_topic, lanes)]
+        admin.create_partitions(wider, request_timeout=2 * REQUEST_S)[progress_topic].result()
+
+
+def find_trouble(admin: AdminClient, wanted: Mapping[str, int]) -> list[str]:
+    """Say which topics are missing or have fewer partitions than wanted."""
+    trouble = []
+    for topic, partitions in wanted.items():
+        try:
+            have = len(describe(admin, topic).partitions)
+        except TopicMissing as missing:
+            trouble.append(str(missing))
+            continue
+        if have < partitions:
+            trouble.append(
+                f"topic {topic} has {have} partitions and needs {partitions}: run `orchestrator setup`"
+            )
+    return trouble
