@@ -184,7 +184,7 @@ def parser() -> argparse.ArgumentParser:
     run_parser.add_argument(
         "--embedded",
         action="store_true",
-        help="bring PostgreSQL and Kafka along, unless DATABASE_URL and KAFKA_BOOTSTRAP_SERVERS are set",
+        help="bring PostgreSQL and Kafka, unless DATABASE_URL and KAFKA_BOOTSTRAP_SERVERS are set",
     )
     add("setup", setup)
     migrate_parser = add("migrate", migrate)

@@ -84,7 +84,8 @@ class ConsumerSession:
         self._recheck_at = 0.0
         self._consumer = Consumer(
             {
-                "fetch.min.bytes": 1,
+                "session.timeout.ms": 6000,  # the brokers' minimum: how long a dead member is missed
+                "heartbeat.interval.ms": 1500,
                 **settings.kafka,
                 "group.id": settings.consumer_group,
                 "enable.auto.commit": False,

@@ -176,7 +176,7 @@ def read_kafka(env: Environment) -> Mapping[str, str]:
 def fault_of(prop: str, value: str) -> str | None:
     """Ask librdkafka whether it takes a property; return what is wrong, without the value."""
     try:
-        AdminClient({prop: value})
+        AdminClient({"log_level": 0, prop: value})
     except KafkaException as error:
         unknown = "No such configuration property" in error.args[0].str()
         return f"is no property of librdkafka ({prop})" if unknown else f"is no valid value of {prop}"

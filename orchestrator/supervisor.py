@@ -67,9 +67,14 @@ class Child:
         """Start the process if it is not running; after a death, with a growing pause."""
         if self._process is None:
             if time.monotonic() >= self._restart_at:
-                self._start()
+                self.start()
         elif (code := self._process.poll()) is not None:
             self._bury(code)
+
+    def kill(self) -> None:
+        """Send SIGKILL, as the demo does."""
+        if self._process:
+            self._process.kill()
 
     def terminate(self) -> None:
         """Ask the process to end."""
@@ -84,7 +89,8 @@ class Child:
             except subprocess.TimeoutExpired:
                 self._process.kill()
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Start the process now."""
         command = [sys.executable, "-m", "orchestrator", self._name]
         self._started = time.monotonic()
         self._process = subprocess.Popen(command, env={**os.environ, "METRICS_PORT": str(self._port)})

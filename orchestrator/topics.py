@@ -3,7 +3,8 @@
 import struct
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, cast
+from concurrent.futures import Future
+from typing import Any, cast
 from uuid import UUID
 
 from confluent_kafka import KafkaError, KafkaException, TopicCollection, TopicPartition
@@ -14,9 +15,6 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # public, not
     OffsetSpec,
     TopicDescription,
 )
-
-if TYPE_CHECKING:
-    from concurrent.futures import Future
 
 LONGS = struct.Struct(">qq")  # Kafka gives the id as two signed longs
 REQUEST_S = 5.0  # one request to the brokers
@@ -49,10 +47,8 @@ def topic_id(admin: AdminClient, topic: str) -> UUID:
 
 def id_of(description: TopicDescription) -> UUID:
     """Return the id as a UUID of Python."""
-    high, low = (
-        description.topic_id.get_most_significant_bits(),
-        description.topic_id.get_least_significant_bits(),
-    )
+    longs = cast("Any", description.topic_id)  # its type stub lacks the getters
+    high, low = longs.get_most_significant_bits(), longs.get_least_significant_bits()
     return UUID(bytes=LONGS.pack(high, low))
 
 

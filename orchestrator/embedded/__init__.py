@@ -1,0 +1,56 @@
+"""Real PostgreSQL and Apache Kafka as child processes, from wheels and Maven jars alone.
+
+For trying out and for tests, on Linux and macOS: no Docker, no system Java.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+try:
+    from orchestrator.embedded.kafka import KAFKA_VERSION, EmbeddedKafka
+    from orchestrator.embedded.postgres import EmbeddedPostgres
+    from orchestrator.embedded.server import ServerStartError
+except ModuleNotFoundError as missing:
+    raise ModuleNotFoundError(
+        f"embedded servers: {missing}; they need pip install 'vap-orchestrator[embedded]'"
+    ) from missing
+
+__all__ = [
+    "KAFKA_VERSION",
+    "EmbeddedKafka",
+    "EmbeddedPostgres",
+    "ServerStartError",
+    "Servers",
+    "embedded_servers",
+]
+
+
+@dataclass(frozen=True)
+class Servers:
+    """Where the two servers are found."""
+
+    database_url: str
+    bootstrap_servers: str
+
+
+@contextmanager
+def embedded_servers(
+    directory: Path,
+    kafka_version: str = KAFKA_VERSION,
+    postgres_settings: Mapping[str, str] = {},
+) -> Iterator[Servers]:
+    """Run both servers below `directory` for as long as the block lasts; data stays for next time.
+
+    Raises ServerStartError. What was started is stopped, whatever happens.
+    """
+    kafka = EmbeddedKafka(directory / "kafka", version=kafka_version)
+    postgres = EmbeddedPostgres(directory / "postgres", settings=postgres_settings)
+    with ExitStack() as running:
+        for server in (kafka, postgres):  # Kafka takes longer: Postgres comes up in its shadow
+            running.callback(server.stop)
+            server.launch()
+        for server in (kafka, postgres):
+            server.wait_until_ready()
+        yield Servers(postgres.url, kafka.bootstrap_servers)

