@@ -4,6 +4,7 @@ Exactly once means: every deployed worker has one record, no record lacks a work
 of a scenario come in the order in which its workers were accepted.
 """
 
+import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import closing
@@ -93,7 +94,8 @@ def open_reader(kafka: Mapping[str, str], topic: str) -> Consumer:
             "enable.auto.commit": False,
             "isolation.level": "read_committed",
             "enable.partition.eof": True,
-        }
+        },
+        logger=logging.getLogger("librdkafka"),
     )
     partitions = consumer.list_topics(topic, timeout=SILENCE_S).topics[topic].partitions
     consumer.assign([TopicPartition(topic, number, OFFSET_BEGINNING) for number in partitions])

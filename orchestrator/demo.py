@@ -5,6 +5,7 @@ filled beforehand; at a calm 100 a second, for the latency.
 """
 
 import json
+import logging
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -123,7 +124,10 @@ class Sender:
     def __init__(self, settings: Settings, scenarios: int) -> None:
         self.sent = 0
         self._topic = settings.input_topic
-        self._producer = Producer({**settings.kafka, "enable.idempotence": True, "linger.ms": 1})
+        self._producer = Producer(
+            {**settings.kafka, "enable.idempotence": True, "linger.ms": 1},
+            logger=logging.getLogger("librdkafka"),
+        )
         self._scenarios = [uuid4() for _ in range(scenarios)]
 
     def send(self, commands: int, rate: float | None = None) -> None:

@@ -1,6 +1,7 @@
 """`submit`: stands in for the API, for trying out."""
 
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from uuid import UUID, uuid4
 
@@ -26,7 +27,8 @@ def submit(
             "delivery.report.only.error": True,
             "queue.buffering.max.messages": max(count, 100_000),
             "on_delivery": lambda error, _message: failures.append(error),
-        }
+        },
+        logger=logging.getLogger("librdkafka"),
     )
     scenarios = [scenario or uuid4() for _ in range(count)]
     for one in scenarios:

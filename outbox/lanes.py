@@ -16,13 +16,7 @@ MEMBER = 32_768  # lock number of the members: the first that no lane (smallint)
 # waits for Kafka or is idle speaks at least once a second.
 SESSION_SILENCE = "10s"
 
-LIMIT_SILENCE = """
-    SELECT set_config('idle_session_timeout', %(silence)s, false),
-           set_config('idle_in_transaction_session_timeout', %(silence)s, false),
-           set_config('tcp_keepalives_idle', '5', false),
-           set_config('tcp_keepalives_interval', '2', false),
-           set_config('tcp_keepalives_count', '3', false)
-"""
+LIMIT_SILENCE = "SELECT set_config('idle_session_timeout', %(silence)s, false)"
 
 
 def limit_silence(conn: Connection) -> None:

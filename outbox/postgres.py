@@ -26,11 +26,17 @@ KEEPALIVES: dict[str, Any] = {
     "tcp_user_timeout": 10_000,  # ms that sent data may stay unacknowledged
 }
 
-# lock_timeout 10 s: a wait on a forgotten lock becomes 55P03, and the whole transaction is repeated.
+# A client whose host froze or vanished is given up by the server within about 10 s, in a transaction
+# too: its row locks would hold up its successor.
+# lock_timeout: a wait on a forgotten lock becomes 55P03, and the whole transaction is repeated.
 # synchronous_commit: `off` acknowledges what a crash may lose; any other choice of the DBA stays.
 PREPARE_SESSION = """
     SELECT set_config('TimeZone', 'UTC', false),
            set_config('lock_timeout', '10s', false),
+           set_config('idle_in_transaction_session_timeout', '10s', false),
+           set_config('tcp_keepalives_idle', '5', false),
+           set_config('tcp_keepalives_interval', '2', false),
+           set_config('tcp_keepalives_count', '3', false),
            CASE current_setting('synchronous_commit')
                WHEN 'off' THEN set_config('synchronous_commit', 'on', false)
            END

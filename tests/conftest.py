@@ -1,0 +1,60 @@
+"""Fixtures for every test."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from orchestrator.embedded import Servers
+from tests.servers import START_ERRORS, Backend, choose_backend
+from tests.system import LANES, System, new_system, template_database
+
+BACKEND = pytest.StashKey[Backend]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Choose the servers once; none is started before a test asks for it."""
+    config.stash[BACKEND] = choose_backend()
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    """Say which servers the tests run against, and why."""
+    backend = config.stash[BACKEND]
+    return f"servers: {backend.name} ({backend.why})"
+
+
+@pytest.fixture(scope="session")
+def servers(request: pytest.FixtureRequest) -> Iterator[Servers]:
+    """The real PostgreSQL and Kafka of this session."""
+    backend = request.config.stash[BACKEND]
+    fault = None
+    with ExitStack() as running:
+        try:
+            servers = running.enter_context(backend.run())
+        except START_ERRORS as error:
+            fault = f"servers: {backend.name} ({backend.why}): {error}"
+        if fault:  # out here, so that it is told without the chain of errors behind it
+            pytest.fail(f"{fault}; TEST_BACKEND chooses other servers", pytrace=False)
+        yield servers
+
+
+@pytest.fixture(scope="session")
+def template(servers: Servers) -> Iterator[str]:
+    """A migrated database, to be cloned by each test."""
+    with template_database(servers) as name:
+        yield name
+
+
+@pytest.fixture
+def system(servers: Servers, template: str, tmp_path: Path) -> Iterator[System]:
+    """An installation of its own for one test, with four lanes."""
+    with new_system(servers, template, tmp_path, lanes=LANES) as made:
+        yield made
+
+
+@pytest.fixture
+def one_lane(servers: Servers, template: str, tmp_path: Path) -> Iterator[System]:
+    """An installation of its own for one test, with one lane: everything is in order."""
+    with new_system(servers, template, tmp_path, lanes=1) as made:
+        yield made

@@ -1,0 +1,29 @@
+"""Waiting for what comes about by itself, instead of sleeping and hoping."""
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+POLL_S = 0.02  # short beside anything a server does, long beside the check itself
+
+
+def eventually(check: Callable[[], T], timeout: float = 10) -> T:
+    """Call `check` until it returns something true, and return that.
+
+    An AssertionError of the check means "not yet"; after `timeout` seconds it is raised.
+    """
+    deadline = time.monotonic() + timeout
+    while True:
+        late = time.monotonic() > deadline
+        try:
+            result = check()
+        except AssertionError:
+            if late:
+                raise
+        else:
+            if result:
+                return result
+            assert not late, f"after {timeout} s still {result!r}: {check.__qualname__}"
+        time.sleep(POLL_S)

@@ -1,0 +1,340 @@
+"""One installation for one test: a database cloned from a template, topics and a group of its own."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Event
+from typing import Any, cast
+from uuid import UUID, uuid4
+
+import msgspec
+import psycopg
+from confluent_kafka import Message as Record
+from confluent_kafka import Producer
+from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
+from psycopg.conninfo import make_conninfo
+
+from orchestrator.audit import Audit, audit, read_to_end
+from orchestrator.embedded import Servers
+from orchestrator.health import Health
+from orchestrator.ingest import ConsumerSession
+from orchestrator.messages import DeployOrder, encode_order
+from orchestrator.metrics import ConsumerMetrics, new_registry
+from orchestrator.migrations import migrate
+from orchestrator.settings import Settings, read_settings
+from orchestrator.workers import insert_all, set_deployed
+from outbox import Connection, Message, Observer, connect, count_lanes, enqueue, transaction
+from outbox.lane import Lane
+from outbox.lanes import limit_silence, try_lock
+from outbox.publisher import Markers, Publisher
+from outbox.store import read_identity, take_lane
+from tests.eventually import eventually
+
+PARTITIONS = 2  # of every topic but the progress topic
+LANES = 4
+
+
+class Running:
+    """A real process of ours. What it writes, on stdout and stderr, is in `log`."""
+
+    def __init__(self, command: Sequence[str], environ: Mapping[str, str], log: Path) -> None:
+        self.log = log
+        with log.open("wb") as stream:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", *command],
+                env=os.environ | environ,
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=stream,
+            )
+
+    def logged(self, text: str) -> bool:
+        """Say whether the process has written `text`."""
+        return text in self.log.read_text()
+
+    def port(self) -> int:
+        """Return the port of its HTTP side; with `eventually`, once it listens."""
+        for line in self.log.read_text().splitlines():
+            if '"process started"' in line:
+                return int(msgspec.json.decode(line)["port"])
+        raise AssertionError("not listening yet")
+
+    def wait_killed(self, timeout: float = 20) -> None:
+        """Wait until it has died by SIGKILL, as a crash point makes it."""
+        assert self.process.wait(timeout) == -signal.SIGKILL, self.log.read_text()[-2000:]
+
+    def wait_frozen(self, timeout: float = 20) -> None:
+        """Wait until it has stopped itself by SIGSTOP, as a crash point makes it."""
+        stat = Path(f"/proc/{self.process.pid}/stat")
+        eventually(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T", timeout)
+
+    def thaw(self) -> None:
+        """Let it go on."""
+        self.process.send_signal(signal.SIGCONT)
+
+    def kill(self) -> None:
+        """Kill it with SIGKILL."""
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> None:
+        """Stop it by SIGTERM: within 5 s and with exit code 0, as promised."""
+        if self.process.poll() is None:
+            started = time.monotonic()
+            self.process.terminate()
+            code, took_s = self.process.wait(20), time.monotonic() - started
+            assert code == 0, self.log.read_text()[-2000:]
+            assert took_s < 5, f"{took_s} s"
+
+
+@dataclass
+class System:
+    """An installation: `environ` is what its processes get, `settings` the same, read."""
+
+    environ: dict[str, str]
+    directory: Path
+    settings: Settings = field(init=False)
+    _running: list[Running] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.settings = read_settings(self.environ)
+
+    # ---- the outside world ----------------------------------------------------------------------
+
+    def connect(self, name: str = "test") -> Connection:
+        """Open a session; close it with `closing`."""
+        return connect(self.settings.database_url, name)
+
+    def query(self, sql: str, *values: object) -> list[tuple[Any, ...]]:
+        """Run one statement in a session of its own and return its rows."""
+        with psycopg.connect(self.settings.database_url, autocommit=True) as conn:
+            cursor = conn.execute(sql.encode(), values)
+            return cursor.fetchall() if cursor.description else []
+
+    def produce(self, *values: bytes | None, key: bytes | None = None, **record: Any) -> None:
+        """Write records to the input topic and wait until they are acknowledged."""
+        producer = Producer({**self.settings.kafka, "linger.ms": 1, "message.max.bytes": 10_000_000})
+        for value in values:
+            producer.produce(self.settings.input_topic, value, key, **record)
+        assert producer.flush(20) == 0
+
+    def submit(self, commands: int, scenario: UUID | None = None) -> list[UUID]:
+        """Write valid commands as the API would; return their scenarios."""
+        scenarios = [scenario or uuid4() for _ in range(commands)]
+        producer = Producer({**self.settings.kafka, "linger.ms": 1})
+        for number, one in enumerate(scenarios):
+            command = {"scenario_uuid": str(one), "camera_url": f"rtsp://user:pw@camera/{number}"}
+            producer.produce(self.settings.input_topic, msgspec.json.encode(command), str(one).encode())
+        assert producer.flush(20) == 0
+        return scenarios
+
+    def read(self, topic: str) -> list[Record]:
+        """Return all committed records of a topic."""
+        return list(read_to_end(self.settings.kafka, topic))
+
+    def orders(self) -> list[DeployOrder]:
+        """Return the deploy orders that a read_committed Runner sees."""
+        decode = msgspec.json.Decoder(DeployOrder).decode
+        return [decode(record.value() or b"") for record in self.read(self.settings.output_topic)]
+
+    def statuses(self) -> dict[str, int]:
+        """Count the workers by status."""
+        return dict(self.query("SELECT status, count(*) FROM workers GROUP BY status"))
+
+    def audit(self) -> Audit:
+        """Compare the output topic with the workers."""
+        with closing(self.connect()) as conn:
+            return audit(conn, self.settings.kafka, self.settings.output_topic)
+
+    def check_exactly_once(self, commands: int, timeout: float = 30) -> None:
+        """Wait until all commands are deployed, then see nothing lost, doubled or reordered."""
+        eventually(lambda: self.statuses() == {"deployed": commands}, timeout)
+        found = self.audit()
+        assert found.clean, found
+        assert found.accepted == found.deployed == found.published == commands, found
+
+    # ---- the parts, in this process -------------------------------------------------------------
+
+    def accept(self, commands: int, scenario: UUID | None = None) -> list[UUID]:
+        """Put workers and their outbox rows straight into Postgres; return the workers' ids."""
+        orders = [
+            DeployOrder(uuid4(), scenario or uuid4(), f"rtsp://user:pw@camera/{number}")
+            for number in range(commands)
+        ]
+        messages = [
+            Message(
+                self.settings.output_topic,
+                str(order.scenario_uuid).encode(),
+                encode_order(order),
+                subject=order.worker_id,
+            )
+            for order in orders
+        ]
+        with closing(self.connect()) as conn, transaction(conn):
+            insert_all(conn, orders)
+            enqueue(conn, messages, count_lanes(conn))
+        return [order.worker_id for order in orders]
+
+    @contextmanager
+    def consumer(self) -> Iterator[ConsumerSession]:
+        """Give a session of the consumer, to be moved by run_once."""
+        metrics = ConsumerMetrics(new_registry("consumer"), Health())
+        with (
+            closing(self.connect("test consumer")) as conn,
+            closing(ConsumerSession(self.settings, conn, metrics)) as session,
+        ):
+            yield session
+
+    @contextmanager
+    def lane(
+        self, number: int = 0, *, owner: bool = True, batch_size: int = 1000
+    ) -> Iterator["OwnedLane"]:
+        """Give one lane, to be moved by recover and run_once.
+
+        owner=False: take the epoch without the advisory lock, as a successor does whose predecessor
+        is a zombie.
+        """
+        with ExitStack() as stack:
+            conn = stack.enter_context(closing(self.connect(f"test lane {number}")))
+            limit_silence(conn)
+            identity = read_identity(conn)
+            if owner:
+                assert try_lock(conn, identity, number)
+            kafka, topic = self.settings.kafka, self.settings.progress_topic
+            markers = stack.enter_context(closing(Markers(kafka, identity, topic)))
+            publisher = Publisher(number, kafka, identity, markers, lambda: None)
+            stack.callback(publisher.discard)
+            lane = Lane(
+                number,
+                take_lane(conn, number),
+                conn,
+                publisher,
+                cast("Callable[[Connection, Sequence[UUID]], None]", set_deployed),
+                batch_size,
+                Event(),
+                Observer(),
+            )
+            yield OwnedLane(lane, publisher, markers, conn)
+
+    # ---- the real processes ---------------------------------------------------------------------
+
+    def start(self, *command: str, crash_at: str = "", **environ: str) -> Running:
+        """Start a process of ours; crash_at: a crash point, see outbox.crashpoints."""
+        log = self.directory / f"{len(self._running)}-{command[0]}.log"
+        extra = {"OUTBOX_CRASH_POINT": crash_at} | environ
+        running = Running(["orchestrator", *command], self.environ | extra, log)
+        self._running.append(running)
+        return running
+
+    def end(self) -> None:
+        """Leave no process behind."""
+        for running in self._running:
+            if running.process.poll() is None:
+                running.kill()
+
+
+@dataclass(frozen=True)
+class OwnedLane:
+    """A lane and its parts."""
+
+    lane: Lane
+    publisher: Publisher
+    markers: Markers
+    conn: Connection
+
+    def recover(self) -> None:
+        """Do what every tenure begins with."""
+        self.lane._recover()
+
+    def run_once(self) -> int:
+        """Do one cycle."""
+        return self.lane.run_once()
+
+    def drain(self) -> int:
+        """Publish and settle all that waits; return the rows published."""
+        rows = 0
+        while published := self.run_once():
+            rows += published
+        return rows
+
+
+# ---- making one -----------------------------------------------------------------------------------
+
+
+@contextmanager
+def template_database(servers: Servers) -> Iterator[str]:
+    """Make a migrated database to clone; give its name."""
+    name = f"template_{uuid4().hex[:12]}"
+    with psycopg.connect(servers.database_url, autocommit=True) as admin:
+        admin.execute(f"CREATE DATABASE {name} ENCODING 'UTF8' TEMPLATE template0".encode())
+        with closing(connect(make_conninfo(servers.database_url, dbname=name), "migrate")) as conn:
+            migrate(conn, LANES)
+        yield name
+        admin.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+
+
+@contextmanager
+def new_system(servers: Servers, template: str, directory: Path, lanes: int) -> Iterator[System]:
+    """Make an installation of its own, and take it away again."""
+    name = uuid4().hex[:12]
+    with psycopg.connect(servers.database_url, autocommit=True) as admin:
+        admin.execute(f"CREATE DATABASE test_{name} TEMPLATE {template}".encode())
+        system = System(environ_of(servers, name), directory)
+        # A clone has its template's identity; in Kafka it must be another installation.
+        system.query("UPDATE outbox_identity SET identity = gen_random_uuid()")
+        system.query("DELETE FROM outbox_lane WHERE lane >= %s", lanes)
+        create_topics(system)
+        try:
+            yield system
+        finally:
+            system.end()
+            admin.execute(f"DROP DATABASE test_{name} WITH (FORCE)".encode())
+            delete_topics(system)
+
+
+def environ_of(servers: Servers, name: str) -> dict[str, str]:
+    """Return the settings of an installation called `name`."""
+    return {
+        "DATABASE_URL": make_conninfo(servers.database_url, dbname=f"test_{name}"),
+        "KAFKA_BOOTSTRAP_SERVERS": servers.bootstrap_servers,
+        "CONSUMER_GROUP": f"group-{name}",
+        "INPUT_TOPIC": f"init_scenario-{name}",
+        "OUTPUT_TOPIC": f"to_deploy-{name}",
+        "DEAD_LETTER_TOPIC": f"dlq-{name}",
+        "PROGRESS_TOPIC": f"progress-{name}",
+        "METRICS_HOST": "127.0.0.1",
+        "METRICS_PORT": "0",
+    }
+
+
+def topics_of(system: System) -> list[str]:
+    """Return all its topics, the progress topic last."""
+    settings = system.settings
+    return [
+        settings.input_topic,
+        settings.output_topic,
+        settings.dead_letter_topic,
+        settings.progress_topic,
+    ]
+
+
+def create_topics(system: System) -> None:
+    """Create the topics and wait until they are there."""
+    admin = AdminClient(dict(system.settings.kafka))
+    *data, progress = topics_of(system)
+    new = [NewTopic(topic, PARTITIONS, 1) for topic in data] + [NewTopic(progress, LANES, 1)]
+    for future in admin.create_topics(new).values():
+        future.result()
+    names = set(topics_of(system))
+    eventually(lambda: names <= admin.list_topics(timeout=10).topics.keys())
+
+
+def delete_topics(system: System) -> None:
+    """Delete the topics, without waiting."""
+    AdminClient(dict(system.settings.kafka)).delete_topics(topics_of(system))
