@@ -185,7 +185,6 @@ class Lane:
         fence before the marker: or an older transaction could still be committed after the look.
         The lane row's lock before the comparison: or a successor could move on in between.
         """
-        self._publisher.discard()
         store.check_owner(self._conn, self.lane, self._epoch)
         reached("relay.owner_checked")
         self._publisher.start()

@@ -96,15 +96,14 @@ class Relay:
             identity = store.read_identity(conn)
             lanes.limit_silence(conn)
             lanes.join(conn, identity)
-            with closing(Markers(self._kafka, identity, self._progress_topic)) as markers:
-                while not stop.is_set():
-                    self._adjust(lanes.survey(conn, identity), identity, markers)
-                    good()
-                    self._note_trouble(None)
-                    self._observer.tick(None)
-                    stop.wait(SURVEY_S)
+            while not stop.is_set():
+                self._adjust(lanes.survey(conn, identity), identity)
+                good()
+                self._note_trouble(None)
+                self._observer.tick(None)
+                stop.wait(SURVEY_S)
 
-    def _adjust(self, survey: lanes.Survey, identity: UUID, markers: Markers) -> None:
+    def _adjust(self, survey: lanes.Survey, identity: UUID) -> None:
         """Give up lanes beyond the share, between two cycles of theirs; take free ones up to it."""
         for tenure in [tenure for tenure in self._tenures.values() if tenure.work.done()]:
             tenure.work.result()  # raises what was a bug
@@ -115,17 +114,18 @@ class Relay:
         for number in survey.free[: max(survey.share() - len(kept), 0)]:
             if number not in self._tenures:
                 tenure = self._tenures[number] = Tenure(number)
-                tenure.work = self._threads.submit(self._hold, tenure, identity, markers)
+                tenure.work = self._threads.submit(self._hold, tenure, identity)
         self._observer.lanes_owned(frozenset(self._tenures))
 
-    def _hold(self, tenure: Tenure, identity: UUID, markers: Markers) -> None:
+    def _hold(self, tenure: Tenure, identity: UUID) -> None:
         """The thread of a lane: one session after another, until the lane is given up or lost."""
-        persist(
-            lambda good: self._own(tenure, identity, markers, good),
-            (psycopg.Error,),
-            lambda error: self._note_session(tenure, error),
-            tenure.stop,
-        )
+        with closing(Markers(self._kafka, identity, self._progress_topic)) as markers:
+            persist(
+                lambda good: self._own(tenure, identity, markers, good),
+                (psycopg.Error,),
+                lambda error: self._note_session(tenure, error),
+                tenure.stop,
+            )
 
     def _own(self, tenure: Tenure, identity: UUID, markers: Markers, good: Callable[[], None]) -> None:
         """Take the lane and work it in one session."""

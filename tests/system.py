@@ -5,8 +5,10 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
@@ -15,8 +17,8 @@ from uuid import UUID, uuid4
 
 import msgspec
 import psycopg
+from confluent_kafka import KafkaException, Producer
 from confluent_kafka import Message as Record
-from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 from psycopg.conninfo import make_conninfo
 
@@ -64,6 +66,16 @@ class Running:
             if '"process started"' in line:
                 return int(msgspec.json.decode(line)["port"])
         raise AssertionError("not listening yet")
+
+    def get(self, path: str) -> str:
+        """Return what its HTTP side answers; not being there yet is no answer yet."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port()}{path}", timeout=5) as answer:
+                return str(answer.read().decode())
+        except urllib.error.HTTPError as error:
+            return error.read().decode()
+        except OSError as error:
+            raise AssertionError(str(error)) from error
 
     def wait_killed(self, timeout: float = 20) -> None:
         """Wait until it has died by SIGKILL, as a crash point makes it."""
@@ -336,5 +348,8 @@ def create_topics(system: System) -> None:
 
 
 def delete_topics(system: System) -> None:
-    """Delete the topics, without waiting."""
-    AdminClient(dict(system.settings.kafka)).delete_topics(topics_of(system))
+    """Delete the topics that are still there."""
+    admin = AdminClient(dict(system.settings.kafka))
+    for future in admin.delete_topics(topics_of(system)).values():
+        with suppress(KafkaException):
+            future.result(10)

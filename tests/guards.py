@@ -1,0 +1,137 @@
+"""Takes the guards out, one at a time, in a copy of the code, and watches the suite go red.
+
+    python -m tests.guards            all of them
+    python -m tests.guards epoch      one
+
+A guard whose test still passes without it is not guarded: exit code 1.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+ROOT = Path(__file__).parent.parent
+COPIED = ("orchestrator", "outbox", "schema", "tests", "pyproject.toml")
+GUARDS_TEST = "tests/integration/test_guards.py"
+
+
+@dataclass(frozen=True)
+class Guard:
+    """A guard, how to take it out (everywhere in its file), and the test that must then fail."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    test: str
+
+
+GUARDS = [
+    Guard(
+        "epoch compare-and-set",
+        "outbox/store.py",
+        " AND epoch = %(epoch)s",
+        "",
+        f"{GUARDS_TEST}::test_a_replaced_owner_settles_and_claims_nothing",
+    ),
+    Guard(
+        "inflight committed before Kafka begins",
+        "outbox/lane.py",
+        "            if following != state:\n                store.begin_batch",
+        "            if following != state and not rows:\n                store.begin_batch",
+        f"{GUARDS_TEST}::test_what_kafka_may_have_is_in_postgres_before",
+    ),
+    Guard(
+        "fence before reading the marker",
+        "outbox/lane.py",
+        "        self._publisher.start()\n        marker = self._publisher.read_marker()\n",
+        "        marker = self._publisher.read_marker()\n        self._publisher.start()\n",
+        f"{GUARDS_TEST}::test_a_transaction_that_commits_just_before_the_fence_counts",
+    ),
+    Guard(
+        "marker in the records' transaction",
+        "outbox/publisher.py",
+        '        reached("relay.produced")\n',
+        '        reached("relay.produced")\n'
+        "        self._in_slices(producer.commit_transaction)\n"
+        "        producer.begin_transaction()\n",
+        f"{GUARDS_TEST}::test_records_and_marker_are_there_together_or_not_at_all",
+    ),
+    Guard(
+        "a new producer after any doubt",
+        "outbox/publisher.py",
+        "        self.discard()\n        self.disturbed = False\n        self._producer = Producer(",
+        "        self.disturbed = False\n        self._producer = self._producer or Producer(",
+        f"{GUARDS_TEST}::test_a_producer_in_doubt_is_never_used_again",
+    ),
+    Guard(
+        "refusal on disagreement",
+        "outbox/lane.py",
+        "                    raise HistoriesDisagree(self.lane, verdict.value, marker, state.seq)",
+        "                    return Verdict.PUBLISHED, []",
+        f"{GUARDS_TEST}::test_a_lane_whose_histories_disagree_sends_nothing",
+    ),
+    Guard(
+        "status guard in settle",
+        "orchestrator/workers.py",
+        " AND status = 'pending'",
+        "",
+        f"{GUARDS_TEST}::test_settling_never_turns_a_running_worker_back",
+    ),
+    Guard(
+        "command tag of COMMIT",
+        "outbox/postgres.py",
+        '    if answer != "COMMIT":',
+        '    if answer == "":',
+        f"{GUARDS_TEST}::test_a_commit_answered_with_rollback_is_an_error",
+    ),
+    Guard(
+        "compare-and-set of consumed offsets",
+        "orchestrator/offsets.py",
+        "       AND position.next_offset = move.expected\n",
+        "",
+        "tests/integration/test_ingest.py -k guard",
+    ),
+]
+
+
+def main(wanted: str = "") -> int:
+    """Try every guard whose name holds `wanted`; return the exit code."""
+    tried = [guard for guard in GUARDS if wanted in guard.name]
+    missed = [guard.name for guard in tried if not is_missed(guard)]
+    print(f"{len(tried) - len(missed)} of {len(tried)} guards are missed when they are gone")
+    return 1 if missed or not tried else 0
+
+
+def is_missed(guard: Guard) -> bool:
+    """Take one guard out of a copy of the code and say whether its test fails."""
+    with TemporaryDirectory(prefix="guards-") as name:
+        copy = Path(name)
+        for part in COPIED:
+            source = ROOT / part
+            (shutil.copytree if source.is_dir() else shutil.copy)(source, copy / part)
+        file = copy / guard.file
+        text = file.read_text()
+        assert guard.old in text, f"{guard.name}: {guard.file} has changed"
+        file.write_text(text.replace(guard.old, guard.new))
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", *guard.test.split()],
+            cwd=copy,
+            env=os.environ | {"PYTHONPATH": name},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    red = done.returncode == 1  # pytest: tests ran and some failed
+    print(f"{'red' if red else 'STILL GREEN':<12} {guard.name}", flush=True)
+    if not red:
+        print(done.stdout[-2000:])
+    return red
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

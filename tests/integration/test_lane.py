@@ -1,0 +1,229 @@
+"""One lane: batches, order, refused records, doubt and recovery."""
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from threading import Thread
+from uuid import uuid4
+
+import pytest
+from confluent_kafka.admin import (  # type: ignore[attr-defined]
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    NewTopic,
+    ResourceType,
+)
+
+from outbox import Message, enqueue, transaction
+from outbox.lane import MARKER_REFRESH_S, Lane, Verdict, compare
+from outbox.publisher import progress_group
+from outbox.store import claim
+from tests.eventually import eventually
+from tests.system import System
+
+
+def test_a_batch_is_settled_when_the_next_one_is_claimed(one_lane: System) -> None:
+    one_lane.accept(5)
+    with one_lane.lane(batch_size=3) as lane:
+        lane.recover()
+        assert lane.run_once() == 3
+        assert one_lane.query("SELECT count(*) FROM outbox") == [(5,)]
+        assert lane.run_once() == 2
+        assert one_lane.query("SELECT count(*) FROM outbox") == [(2,)]
+        assert lane.run_once() == 0
+        assert one_lane.query("SELECT seq, inflight FROM outbox_lane") == [(2, [])]
+    one_lane.check_exactly_once(5)
+
+
+def test_an_empty_lane_writes_nothing(one_lane: System) -> None:
+    with one_lane.lane() as lane:
+        lane.recover()
+        lane.drain()
+        before = one_lane.query("SELECT xmin::text FROM outbox_lane")
+        for _ in range(3):
+            assert lane.run_once() == 0
+        assert one_lane.query("SELECT xmin::text FROM outbox_lane") == before
+
+
+def test_one_batch_costs_one_postgres_commit_and_one_kafka_commit(one_lane: System) -> None:
+    one_lane.accept(30)
+    with one_lane.lane(batch_size=10) as lane:
+        lane.recover()
+        lane.run_once()
+        (before,) = lane.conn.execute("SELECT pg_current_xact_id()::text::bigint").fetchone() or (0,)
+        lane.run_once()
+        lane.run_once()
+        (after,) = lane.conn.execute("SELECT pg_current_xact_id()::text::bigint").fetchone() or (0,)
+        assert int(str(after)) - int(str(before)) == 3  # two batches and this question
+        assert lane.markers.read(0, 5) == 3
+
+
+def test_rows_of_a_key_come_out_in_the_order_they_went_in(system: System) -> None:
+    scenarios = [uuid4() for _ in range(8)]
+    for _ in range(5):
+        for scenario in scenarios:
+            system.accept(3, scenario)
+    relays = [system.start("relay", BATCH_SIZE="7"), system.start("relay", BATCH_SIZE="7")]
+    system.check_exactly_once(8 * 5 * 3)
+    for relay in relays:
+        relay.stop()
+
+
+def test_a_row_held_by_another_session_is_passed_over_and_sent_later(one_lane: System) -> None:
+    one_lane.accept(3)
+    with one_lane.lane() as lane, closing(one_lane.connect()) as other:
+        lane.recover()
+        with transaction(other):
+            assert len(claim(other, 0, 1)) == 1
+            assert lane.run_once() == 2
+        lane.drain()
+    one_lane.check_exactly_once(3)
+
+
+def test_rows_committed_late_with_a_lower_id_are_not_lost(one_lane: System) -> None:
+    topic = one_lane.settings.output_topic
+    with one_lane.lane() as lane, closing(one_lane.connect()) as slow:
+        lane.recover()
+        with transaction(slow):
+            enqueue(slow, [Message(topic, b"early", b"1")], 1)
+            with closing(one_lane.connect()) as quick, transaction(quick):
+                enqueue(quick, [Message(topic, b"late", b"2")], 1)
+            assert lane.drain() == 1
+        assert lane.drain() == 1
+    assert {record.value() for record in one_lane.read(topic)} == {b"1", b"2"}
+    assert one_lane.query("SELECT count(*) FROM outbox") == [(0,)]
+
+
+def test_headers_keys_and_tombstones_arrive_as_they_were(one_lane: System) -> None:
+    topic = one_lane.settings.output_topic
+    messages = [
+        Message(topic, b"k", b"\x00\xff", [("a", b"\x00"), ("a", None), ("ü", b"")]),
+        Message(topic, None, None),
+        Message(topic, b"", b""),
+    ]
+    with one_lane.lane() as lane, closing(one_lane.connect()) as conn:
+        with transaction(conn):
+            enqueue(conn, messages, 1)
+        lane.recover()
+        lane.drain()
+    found = {
+        (record.key(), record.value(), tuple(record.headers() or ())) for record in one_lane.read(topic)
+    }
+    assert found == {(m.key, m.value, tuple(m.headers)) for m in messages}
+
+
+def test_a_record_too_large_for_its_topic_is_parked_alone(one_lane: System) -> None:
+    limit_messages(one_lane, 2000)
+    topic = one_lane.settings.output_topic
+    values = [b"%d" % number for number in range(6)]
+    values[2] = b"2" * 5000
+    values[5] = b"5" * 5000
+    with one_lane.lane() as lane:
+        with closing(one_lane.connect()) as conn, transaction(conn):
+            enqueue(conn, [Message(topic, b"k", value) for value in values], 1)
+        with working(lane.lane):
+            eventually(lambda: one_lane.query("SELECT count(*) FROM outbox") == [(0,)])
+        assert lane.markers.read(0, 5) == one_lane.query("SELECT seq FROM outbox_lane")[0][0]
+    assert [record.value() for record in one_lane.read(topic)] == [b"0", b"1", b"3", b"4"]
+    parked = one_lane.query("SELECT value, reason FROM outbox_parked ORDER BY id")
+    assert [value for value, _ in parked] == [values[2], values[5]]
+    assert all("too large" in reason for _, reason in parked)
+
+
+def test_a_missing_topic_parks_nothing_and_the_lane_waits(one_lane: System) -> None:
+    missing = f"missing-{uuid4()}"
+    with closing(one_lane.connect()) as conn, transaction(conn):
+        enqueue(conn, [Message(missing, b"k", b"v")], 1)
+    relay = one_lane.start("relay")
+    eventually(lambda: relay.logged("lane in doubt"), 30)
+    assert one_lane.query("SELECT count(*) FROM outbox_parked") == [(0,)]
+    create_topic(one_lane, missing)
+    eventually(lambda: one_lane.query("SELECT count(*) FROM outbox") == [(0,)], 30)
+    assert [record.value() for record in one_lane.read(missing)] == [b"v"]
+
+
+def test_a_new_lane_has_a_marker_before_it_claims(one_lane: System) -> None:
+    with one_lane.lane() as lane:
+        assert lane.markers.read(0, 5) is None
+        lane.recover()
+        assert lane.markers.read(0, 5) == 0
+
+
+def test_an_idle_lane_commits_its_marker_again_before_it_expires(one_lane: System) -> None:
+    one_lane.accept(1)
+    with one_lane.lane() as lane:
+        lane.recover()
+        lane.drain()
+        forget_markers(one_lane)
+        lane.lane._idle()
+        assert lane.markers.read(0, 5) is None  # committed a moment ago: not yet
+        lane.lane._marked_at -= MARKER_REFRESH_S
+        lane.lane._idle()
+        assert lane.markers.read(0, 5) == 1
+
+
+def test_a_repaired_lane_goes_on_by_itself(one_lane: System) -> None:
+    one_lane.accept(2)
+    one_lane.query("UPDATE outbox_lane SET seq = 7")
+    relay = one_lane.start("relay")
+    eventually(lambda: relay.logged("marker_missing"))
+    one_lane.query("UPDATE outbox_lane SET seq = 0")
+    one_lane.check_exactly_once(2)
+    assert relay.log.read_text().count("marker_missing: the marker in Kafka") == 1
+
+
+@pytest.mark.parametrize(
+    ("marker", "seq", "verdict"),
+    [
+        (None, 0, Verdict.NEW_LANE),
+        (None, 1, Verdict.MARKER_MISSING),
+        (0, 0, Verdict.PUBLISHED),
+        (5, 5, Verdict.PUBLISHED),
+        (4, 5, Verdict.NOT_PUBLISHED),
+        (3, 5, Verdict.MARKER_BEHIND),
+        (6, 5, Verdict.MARKER_AHEAD),
+        (1, 0, Verdict.MARKER_AHEAD),
+    ],
+)
+def test_the_verdict_follows_from_marker_and_batch(
+    marker: int | None, seq: int, verdict: Verdict
+) -> None:
+    assert compare(marker, seq) is verdict
+
+
+@contextmanager
+def working(lane: Lane) -> Iterator[None]:
+    """Let a lane do its whole work in a thread while the block runs."""
+    thread = Thread(target=lane.work, args=[lambda: None])
+    thread.start()
+    try:
+        yield
+    finally:
+        lane._stop.set()
+        thread.join(10)
+
+
+def limit_messages(system: System, size: int) -> None:
+    """Let the output topic refuse batches of more than `size` bytes."""
+    limit = ConfigEntry("max.message.bytes", str(size), incremental_operation=AlterConfigOpType.SET)
+    topic = system.settings.output_topic
+    resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=[limit])
+    admin = AdminClient(dict(system.settings.kafka))
+    for future in admin.incremental_alter_configs([resource]).values():
+        future.result(10)
+
+
+def create_topic(system: System, topic: str) -> None:
+    """Create a topic."""
+    admin = AdminClient(dict(system.settings.kafka))
+    for future in admin.create_topics([NewTopic(topic, 1, 1)]).values():
+        future.result(10)
+
+
+def forget_markers(system: System) -> None:
+    """Delete the progress group, as its expiry would."""
+    ((identity,),) = system.query("SELECT identity FROM outbox_identity")
+    admin = AdminClient(dict(system.settings.kafka))
+    for future in admin.delete_consumer_groups([progress_group(identity)]).values():
+        future.result(10)

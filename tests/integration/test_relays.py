@@ -1,0 +1,127 @@
+"""Several relays at once: fair shares, take-over, zombies."""
+
+import re
+import time
+
+import pytest
+
+from tests.eventually import eventually
+from tests.system import LANES, Running, System
+
+TAKE_OVER_S = 2.0  # from the kill of an owner to work by another
+
+
+def lanes_of(relay: Running) -> int:
+    """Return how many lanes a relay says it owns."""
+    found = re.findall(r"^outbox_lanes_owned (\d+)", relay.get("/metrics"), re.MULTILINE)
+    return int(found[0])
+
+
+@pytest.mark.parametrize(("relays", "shares"), [(2, [2, 2]), (3, [1, 1, 2]), (5, [0, 1, 1, 1, 1])])
+def test_relays_share_the_lanes_fairly(system: System, relays: int, shares: list[int]) -> None:
+    running = [system.start("relay") for _ in range(relays)]
+    eventually(lambda: sorted(lanes_of(relay) for relay in running) == shares, 20)
+    eventually(lambda: all('"ready": true' in relay.get("/readyz") for relay in running))
+    epochs = system.query("SELECT sum(epoch) FROM outbox_lane")
+    system.accept(100)
+    system.check_exactly_once(100)
+    assert system.query("SELECT sum(epoch) FROM outbox_lane") == epochs  # nobody fences anybody
+
+
+def test_a_relay_that_joins_gets_its_share_and_one_that_leaves_gives_it_back(system: System) -> None:
+    first = system.start("relay")
+    eventually(lambda: lanes_of(first) == LANES)
+    second = system.start("relay")
+    eventually(lambda: (lanes_of(first), lanes_of(second)) == (2, 2))
+    system.accept(50)
+    second.stop()
+    eventually(lambda: lanes_of(first) == LANES)
+    system.check_exactly_once(50)
+
+
+def test_the_lanes_of_a_killed_relay_are_taken_over_within_two_seconds(system: System) -> None:
+    first, second = system.start("relay"), system.start("relay")
+    eventually(lambda: (lanes_of(first), lanes_of(second)) == (2, 2))
+    first.kill()
+    killed = time.monotonic()
+    system.accept(40)  # for all lanes
+    eventually(lambda: system.statuses() == {"deployed": 40})
+    assert time.monotonic() - killed < TAKE_OVER_S
+    system.check_exactly_once(40)
+
+
+def test_a_frozen_relay_loses_its_lanes_by_itself(one_lane: System) -> None:
+    zombie = one_lane.start("relay", crash_at="relay.published:2:freeze")
+    one_lane.accept(3)
+    zombie.wait_frozen()
+    one_lane.start("relay")
+    one_lane.check_exactly_once(3, timeout=20)  # Postgres ends the silent session after 10 s
+    zombie.thaw()
+    eventually(lambda: zombie.logged("lane lost its session"))
+    one_lane.accept(3)
+    one_lane.check_exactly_once(6)
+
+
+@pytest.mark.parametrize(
+    "point",
+    [
+        "owner_checked",
+        "fenced",
+        "marker_read",
+        "decided",
+        "claimed:2",
+        "begun:2",
+        "produced:3",
+        "marked:3",
+        "published:3",
+    ],
+)
+def test_a_zombie_that_wakes_up_harms_nobody(one_lane: System, point: str) -> None:
+    name, _, hit = point.partition(":")
+    one_lane.accept(4)
+    zombie = one_lane.start("relay", crash_at=f"relay.{name}:{hit or 1}:freeze", BATCH_SIZE="2")
+    zombie.wait_frozen()
+    end_sessions_of(one_lane)  # as Postgres does after 10 s of silence
+    successor = one_lane.start("relay", BATCH_SIZE="2")
+    one_lane.check_exactly_once(4)
+    one_lane.accept(4)
+    zombie.thaw()
+    one_lane.check_exactly_once(8)
+    one_lane.accept(4)
+    one_lane.check_exactly_once(12)
+    successor.stop()
+    zombie.stop()
+
+
+def end_sessions_of(system: System) -> None:
+    """Terminate all sessions of relays on the database."""
+    system.query(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND application_name LIKE 'outbox %%'"
+    )
+    eventually(
+        lambda: (
+            system.query(
+                "SELECT count(*) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND application_name LIKE 'outbox %%'"
+            )
+            == [(0,)]
+        )
+    )
+
+
+def test_relays_started_and_killed_at_random_lose_and_double_nothing(system: System) -> None:
+    relays = [system.start("relay", BATCH_SIZE="20") for _ in range(3)]
+    for turn in range(9):
+        system.accept(100)
+        relays[turn % 3].kill()
+        relays[turn % 3] = system.start("relay", BATCH_SIZE="20")
+    system.check_exactly_once(900)
+
+
+def test_a_terminated_backend_is_an_unknown_outcome_that_is_found_out(system: System) -> None:
+    system.start("relay", BATCH_SIZE="5")
+    for _ in range(10):
+        system.accept(30)
+        end_sessions_of(system)
+    system.check_exactly_once(300)
