@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.embedded import Servers
-from tests.servers import START_ERRORS, Backend, choose_backend
+from tests.servers import START_ERRORS, Backend, choose_backend, fallen_back
 from tests.system import LANES, System, new_system, template_database
 
 BACKEND = pytest.StashKey[Backend]()
@@ -22,6 +22,12 @@ def pytest_report_header(config: pytest.Config) -> str:
     """Say which servers the tests run against, and why."""
     backend = config.stash[BACKEND]
     return f"servers: {backend.name} ({backend.why})"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say so where other servers had to be used."""
+    for line in fallen_back:
+        terminalreporter.write_line(line, yellow=True)
 
 
 @pytest.fixture(scope="session")

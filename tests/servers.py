@@ -8,10 +8,12 @@
 TEST_BACKEND=docker|embedded forces one of the latter two, TEST_KAFKA_VERSION another Kafka.
 """
 
+import gc
 import os
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,11 +67,21 @@ def choose_backend() -> Backend:
         return Backend(forced, "TEST_BACKEND", BACKENDS[forced])
     if fault := docker_fault():
         return Backend("embedded", fault, BACKENDS["embedded"])
-    return Backend("docker", "Docker answers", BACKENDS["docker"])
+    return Backend("docker", "Docker answers", containers_or_embedded)
 
 
 def docker_fault() -> str | None:
     """Say why Docker cannot run the servers, or None if it can."""
+    with warnings.catch_warnings():
+        # docker leaves its socket open when nobody answers; pytest would blame the first test.
+        warnings.simplefilter("ignore", ResourceWarning)
+        fault = ask_docker()
+        gc.collect()
+    return fault
+
+
+def ask_docker() -> str | None:
+    """Look for the daemon and for both images; return the first fault."""
     try:
         with closing(docker.from_env(timeout=DOCKER_TIMEOUT_S)) as client:
             client.ping()
@@ -176,6 +188,21 @@ class KafkaContainer(DockerContainer):
             return bool(client.list_topics(timeout=2).brokers)
         except KafkaException:
             return False
+
+
+fallen_back: list[str] = []  # told at the end of the run: what the header promised did not come true
+
+
+@contextmanager
+def containers_or_embedded() -> Iterator[Servers]:
+    """Run containers; where they do not start, embedded servers, and say so."""
+    with ExitStack() as running:
+        try:
+            servers = running.enter_context(containers())
+        except START_ERRORS as error:
+            fallen_back.append(f"servers: embedded, since the containers did not start: {error}")
+            servers = running.enter_context(embedded())
+        yield servers
 
 
 BACKENDS = {"docker": containers, "embedded": embedded}

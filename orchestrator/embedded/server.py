@@ -144,24 +144,34 @@ class EmbeddedServer(ABC):
         lock = (self.directory / "lock").open("wb")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             lock.close()
             raise ServerStartError(f"{self.directory} is in use by another process") from error
         self._lock = lock
 
     def _end_leftovers(self) -> None:
-        """Kill every process of this server in this directory: their owner is gone, we hold its lock.
+        """Kill what still runs of this server: its owner is gone, since the lock is ours."""
+        for process in self._processes():
+            log.warning("killing what is left of %s, pid %d", self.name, process.pid)
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        while self._processes():
+            time.sleep(POLL_S)
 
-        The working directory tells them, not a pid file: a pid may have a new owner by now.
+    def _processes(self) -> list[psutil.Process]:
+        """Return all processes of this server, also those whose parent has ended.
+
+        The working directory tells them. A pid file would not: pids are used again.
         """
+        found = []
         for process in psutil.process_iter(["name"]):
-            with suppress(psutil.Error, OSError):
-                if process.info["name"] == self._program().name and (
-                    Path(process.cwd()) == self._working_directory()
+            with suppress(psutil.Error):  # ended meanwhile, or somebody else's
+                if (
+                    process.info["name"] == self._program().name
+                    and Path(process.cwd()) == self._working_directory()
                 ):
-                    log.warning("killing what is left of %s, pid %d", self.name, process.pid)
-                    process.kill()
-                    process.wait(STOP_TIMEOUT_S)
+                    found.append(process)
+        return found
 
     def _choose_port(self) -> int:
         """Take the port asked for, else the one of the last run, else one that is free."""
@@ -261,10 +271,14 @@ def run_tool(command: list[str], cwd: Path) -> None:
         )
 
 
+_chosen: set[int] = set()  # by this process; a server may still be on its way to listen there
+
+
 def free_port() -> int:
-    """Return a port that nobody listens on right now."""
-    while not _is_free(port := secrets.choice(PORTS)):
+    """Return a port that nobody listens on, and that was not returned before."""
+    while (port := secrets.choice(PORTS)) in _chosen or not _is_free(port):
         pass
+    _chosen.add(port)
     return port
 
 

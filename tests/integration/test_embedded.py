@@ -1,0 +1,182 @@
+"""Embedded servers keep data and addresses, never meet each other, and do not outlive their owner."""
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import psutil  # type: ignore[import-untyped]
+import psycopg
+import pytest
+from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
+
+from orchestrator.embedded import (
+    EmbeddedKafka,
+    EmbeddedPostgres,
+    Servers,
+    ServerStartError,
+    embedded_servers,
+)
+from orchestrator.embedded.server import HOST, EmbeddedServer
+from tests.eventually import eventually
+from tests.servers import POSTGRES_SETTINGS, TEST_KAFKA_VERSION, server_directory
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    with server_directory() as directory:
+        yield directory
+
+
+@pytest.fixture
+def postgres(directory: Path) -> Iterator[EmbeddedPostgres]:
+    postgres = EmbeddedPostgres(directory / "postgres", settings=POSTGRES_SETTINGS)
+    yield postgres
+    postgres.stop()
+
+
+@pytest.fixture
+def kafka(directory: Path) -> Iterator[EmbeddedKafka]:
+    kafka = EmbeddedKafka(directory / "kafka", version=TEST_KAFKA_VERSION)
+    yield kafka
+    kafka.stop()
+
+
+def test_data_and_addresses_survive_a_restart(directory: Path) -> None:
+    with embedded_servers(directory, TEST_KAFKA_VERSION, POSTGRES_SETTINGS) as first:
+        make_table_and_topic(first)
+    assert not processes_in(directory)
+    with embedded_servers(directory, TEST_KAFKA_VERSION, POSTGRES_SETTINGS) as second:
+        assert second == first
+        assert has_table(second.database_url)
+        assert has_topic(second.bootstrap_servers)
+
+
+def test_killed_servers_start_again_with_what_they_had(
+    postgres: EmbeddedPostgres, kafka: EmbeddedKafka
+) -> None:
+    postgres.start()
+    kafka.start()
+    make_table_and_topic(Servers(postgres.url, kafka.bootstrap_servers))
+    postgres.kill()
+    kafka.kill()
+    postgres.start()
+    kafka.start()
+    assert has_table(postgres.url)
+    assert has_topic(kafka.bootstrap_servers)
+
+
+def test_another_port_is_taken_when_a_stranger_has_ours(
+    postgres: EmbeddedPostgres, kafka: EmbeddedKafka
+) -> None:
+    for server in (postgres, kafka):
+        server.start()
+        before = server.port
+        server.stop()
+        with socket.create_server((HOST, before)):
+            server.start()
+            assert server.port != before
+
+
+def test_a_port_that_was_asked_for_is_never_exchanged(directory: Path) -> None:
+    with socket.create_server((HOST, 0)) as stranger:
+        postgres = EmbeddedPostgres(directory / "postgres", port=stranger.getsockname()[1])
+        with pytest.raises(ServerStartError, match="is taken"):
+            postgres.start()
+
+
+def test_a_directory_has_one_owner(directory: Path, postgres: EmbeddedPostgres) -> None:
+    postgres.start()
+    with pytest.raises(ServerStartError, match="in use"):
+        EmbeddedPostgres(directory / "postgres").start()
+    psycopg.connect(postgres.url).close()  # the first is served on
+
+
+def test_a_server_that_does_not_start_says_why_in_its_own_words(directory: Path) -> None:
+    postgres = EmbeddedPostgres(directory / "postgres", settings={"wal_level": "none"})
+    with pytest.raises(ServerStartError, match='invalid value for parameter "wal_level"'):
+        postgres.start()
+    assert not processes_in(directory)
+
+
+def test_control_c_in_the_terminal_does_not_reach_the_servers(postgres: EmbeddedPostgres) -> None:
+    postgres.start()
+    assert os.getsid(postgres.pid) == postgres.pid != os.getsid(0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs the parent-death signal of Linux")
+def test_servers_end_when_their_owner_is_killed(directory: Path) -> None:
+    start_and_kill_owner(directory)
+    eventually(lambda: not processes_in(directory))
+
+
+def test_servers_left_over_by_a_killed_owner_are_replaced(
+    directory: Path, postgres: EmbeddedPostgres, kafka: EmbeddedKafka
+) -> None:
+    left = start_and_kill_owner(directory, "--outlived")
+    assert {process.pid for process in left} <= {p.pid for p in processes_in(directory)}
+    servers: tuple[EmbeddedServer, ...] = (postgres, kafka)
+    for server, before in zip(servers, left, strict=True):
+        server.start()
+        assert server.pid != before.pid
+        assert not before.is_running() or before.status() == psutil.STATUS_ZOMBIE
+
+
+# An owner that tells the pids of its servers and waits for its end.
+OWNER = """
+import signal, sys
+from pathlib import Path
+from orchestrator.embedded import EmbeddedKafka, EmbeddedPostgres
+directory, version, *options = sys.argv[1:]
+if "--outlived" in options:
+    EmbeddedPostgres.death_signal = EmbeddedKafka.death_signal = 0
+servers = [
+    EmbeddedPostgres(Path(directory, "postgres")),
+    EmbeddedKafka(Path(directory, "kafka"), version=version),
+]
+for server in servers:
+    server.start()
+print(*(server.pid for server in servers), flush=True)
+signal.pause()
+"""
+
+
+def start_and_kill_owner(directory: Path, *options: str) -> list[psutil.Process]:
+    """Return Postgres and Kafka of an owner that was killed when both were up."""
+    command = [sys.executable, "-c", OWNER, str(directory), TEST_KAFKA_VERSION, *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as owner:
+        assert owner.stdout
+        servers = [psutil.Process(int(pid)) for pid in owner.stdout.readline().split()]
+        owner.kill()
+    assert len(servers) == 2
+    return servers
+
+
+def processes_in(directory: Path) -> list[psutil.Process]:
+    """Return the processes that work below `directory`, each server's children among them."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if Path(process.cwd()).is_relative_to(directory.resolve()):
+                found.append(process)
+    return found
+
+
+def make_table_and_topic(servers: Servers) -> None:
+    with psycopg.connect(servers.database_url) as conn:
+        conn.execute("CREATE TABLE kept ()")
+    kafka = AdminClient({"bootstrap.servers": servers.bootstrap_servers})
+    kafka.create_topics([NewTopic("kept", 1)])["kept"].result()
+
+
+def has_table(database_url: str) -> bool:
+    with psycopg.connect(database_url) as conn:
+        return conn.execute("SELECT to_regclass('kept')").fetchone() != (None,)
+
+
+def has_topic(bootstrap_servers: str) -> bool:
+    kafka = AdminClient({"bootstrap.servers": bootstrap_servers})
+    return "kept" in kafka.list_topics(timeout=10).topics
