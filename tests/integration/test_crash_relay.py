@@ -14,7 +14,7 @@ BATCH = {"BATCH_SIZE": "2"}
 # Points on the way of a batch, and those that every start passes.
 IN_WORK = ["locked", "settled", "claimed", "begun", "produced", "marked", "published"]
 IN_RECOVERY = ["taken", "owner_checked", "fenced", "marker_read", "decided"]
-WITH_A_REFUSED_RECORD = ["narrowed"]
+WITH_A_REFUSED_RECORD = ["narrowed"]  # in test_lane.py
 
 
 def test_every_point_has_a_case() -> None:

@@ -6,6 +6,7 @@ from threading import Thread
 from uuid import uuid4
 
 import pytest
+from confluent_kafka import KafkaError
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
     AdminClient,
     AlterConfigOpType,
@@ -129,6 +130,39 @@ def test_a_record_too_large_for_its_topic_is_parked_alone(one_lane: System) -> N
     parked = one_lane.query("SELECT value, reason FROM outbox_parked ORDER BY id")
     assert [value for value, _ in parked] == [values[2], values[5]]
     assert all("too large" in reason for _, reason in parked)
+
+
+def test_a_batch_too_large_for_its_topic_goes_out_row_by_row(one_lane: System) -> None:
+    limit_messages(one_lane, 2000)
+    one_lane.accept(40)  # each alone is small enough
+    with one_lane.lane() as lane, working(lane.lane):
+        one_lane.check_exactly_once(40)
+    assert one_lane.query("SELECT count(*) FROM outbox_parked") == [(0,)]
+
+
+@pytest.mark.parametrize("hit", [1, 2])  # narrowed to one row; the refused row parked
+def test_killed_while_a_refused_batch_is_narrowed_it_goes_on(one_lane: System, hit: int) -> None:
+    limit_messages(one_lane, 2000)
+    topic = one_lane.settings.output_topic
+    values = [b"0", b"1" * 5000, b"2"]
+    with closing(one_lane.connect()) as conn, transaction(conn):
+        enqueue(conn, [Message(topic, b"k", value) for value in values], 1)
+    one_lane.start("relay", crash_at=f"relay.narrowed:{hit}").wait_killed()
+    one_lane.start("relay")
+    eventually(lambda: one_lane.query("SELECT count(*) FROM outbox") == [(0,)])
+    assert [record.value() for record in one_lane.read(topic)] == [b"0", b"2"]
+    assert one_lane.query("SELECT value FROM outbox_parked") == [(values[1],)]
+
+
+def test_a_producer_that_lost_a_connection_is_renewed_before_the_next_batch(one_lane: System) -> None:
+    with one_lane.lane() as lane, working(lane.lane):
+        one_lane.accept(1)
+        one_lane.check_exactly_once(1)
+        before = lane.publisher._usable()
+        lane.publisher._disturb(KafkaError(KafkaError._TRANSPORT))
+        one_lane.accept(1)
+        one_lane.check_exactly_once(2)
+        assert lane.publisher._usable() is not before
 
 
 def test_a_missing_topic_parks_nothing_and_the_lane_waits(one_lane: System) -> None:
