@@ -24,7 +24,7 @@ from outbox.errors import (
     OwnershipLost,
     RecordRefused,
     RolledBack,
-    SchemaMissing,
+    SchemaMismatch,
     Stopped,
 )
 from outbox.message import Headers, Message
@@ -45,7 +45,7 @@ __all__ = [
     "RecordRefused",
     "Relay",
     "RolledBack",
-    "SchemaMissing",
+    "SchemaMismatch",
     "Stopped",
     "connect",
     "count_lanes",

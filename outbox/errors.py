@@ -48,8 +48,8 @@ class RolledBack(OutboxError):
     """COMMIT was answered with ROLLBACK: an error inside the transaction had been swallowed."""
 
 
-class SchemaMissing(OutboxError):
-    """The outbox tables are not there; run the migration first."""
+class SchemaMismatch(OutboxError):
+    """The database is not what the code needs, or not yet; looked at again with patience."""
 
 
 class Stopped(OutboxError):

@@ -94,22 +94,21 @@ class Lane:
         self._idle_s = IDLE_FIRST_S
 
     def work(self, good: Callable[[], None]) -> None:
-        """Work until `stop` is set; call good() whenever a cycle went through.
+        """Work until `stop` is set; call good() whenever a recovery went through.
 
         Raises OwnershipLost, Stopped or psycopg.Error when the tenure is over.
         """
 
         def session(recovered: Callable[[], None]) -> None:
-            def works() -> None:
+            while not self._stop.is_set():
+                self._recover()
                 recovered()
                 good()
-
-            self._recover()
-            self._cycle(works)
+                self._cycle()
 
         persist(session, (InDoubt, RecordRefused, HistoriesDisagree), self._note, self._stop)
 
-    def _cycle(self, good: Callable[[], None]) -> None:
+    def _cycle(self) -> None:
         """Batch after batch, until the lane is given up or the producer had trouble in silence."""
         while not (self._stop.is_set() or self._publisher.disturbed):
             if self.run_once():
@@ -117,12 +116,9 @@ class Lane:
                 self._idle_s = IDLE_FIRST_S
             else:
                 self._idle()
-            good()
             self._change_state("working", logging.INFO, "lane works")
         if self._unsettled:
             self._settle_and_claim(limit=0)
-        if self._publisher.disturbed:
-            raise InDoubt("the producer lost a connection")
 
     # ---- the way of a batch ---------------------------------------------------------------------
 
@@ -191,13 +187,14 @@ class Lane:
         marker = self._publisher.read_marker()
         reached("relay.marker_read")
         verdict, rows = self._decide(marker)
-        self._refused = None
         reached("relay.decided")
+        refused, self._refused = self._refused, None
         self._observer.recovered(verdict.value)
-        log.info(
-            "lane recovered",
-            extra={"lane": self.lane, "seq": self._seq, "verdict": verdict.value},
-        )
+        place = {"lane": self.lane, "epoch": self._epoch, "seq": self._seq}
+        log.info("lane recovered", extra=place | {"verdict": verdict.value})
+        if refused and not rows:
+            log.error("row parked", extra=place | {"reason": str(refused)})
+            self._observer.parked(self.lane)
         if verdict is not Verdict.PUBLISHED:
             self._publish(rows)
         self._unsettled = True
@@ -230,11 +227,6 @@ class Lane:
             return state.inflight
         if len(state.inflight) == 1:
             store.park(self._conn, self.lane, state.inflight[0], str(self._refused))
-            log.error(
-                "row parked",
-                extra={"lane": self.lane, "row": state.inflight[0], "reason": str(self._refused)},
-            )
-            self._observer.parked(self.lane)
             inflight = []
         else:
             self._alone_until = max(state.inflight)

@@ -61,7 +61,11 @@ def connect(conninfo: str, name: str) -> Connection:
         target_session_attrs="read-write",
         **KEEPALIVES,
     )
-    conn.execute(PREPARE_SESSION)
+    try:
+        conn.execute(PREPARE_SESSION)
+    except psycopg.Error:
+        conn.close()
+        raise
     return conn
 
 

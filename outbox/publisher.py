@@ -8,8 +8,10 @@ transaction of the same producer epoch.
 """
 
 import logging
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from typing import NoReturn, TypeVar
 from uuid import UUID
@@ -38,15 +40,21 @@ CALL_LIMIT_S = 15.0  # the broker's transaction time-out and a half: then the pr
 RETRY_PAUSE_S = 0.01  # some retriable errors come back at once
 
 PRODUCER: KafkaConfig = {
-    "enable.idempotence": True,
-    "acks": "all",
     "transaction.timeout.ms": 10_000,  # how long a frozen relay's transaction can hold up readers
     "retry.backoff.ms": 2,  # the default costs 100 ms whenever the coordinator still finishes
     "retry.backoff.max.ms": 50,  # the transaction before
     "linger.ms": 5,  # fills requests while a batch is produced; flush() does not wait for it
-    "delivery.report.only.error": True,  # no callback a message
     "message.max.bytes": 67_108_864,  # the topic's limit decides, not the client's
     "queue.buffering.max.messages": 1_000_000,  # a whole batch, whatever its size
+}
+
+# What the user cannot change.
+ALWAYS: KafkaConfig = {
+    "enable.idempotence": True,
+    "acks": "all",
+    "delivery.report.only.error": True,  # no callback a message
+    "log_level": 6,  # a lost connection is told nowhere but in the log, at this level
+    "log.connection.close": True,
 }
 
 
@@ -106,10 +114,12 @@ class Publisher:
         self._config = {
             **PRODUCER,
             **kafka,
+            **ALWAYS,
             "transactional.id": f"outbox-{identity}-{lane}",
-            "error_cb": self._disturb,
             "on_delivery": self._note_delivery,
         }
+        self._log = logging.Logger("librdkafka", logging.INFO)  # noqa: LOG001  # this producer's alone
+        self._log.addHandler(ConnectionWatch(self._disturb))
 
     def start(self) -> None:
         """Make a new producer and fence every older one of this lane.
@@ -118,9 +128,14 @@ class Publisher:
         Raises InDoubt.
         """
         self.discard()
+        try:
+            producer = Producer(self._config, logger=self._log)
+        except KafkaException as error:  # a setting that only the whole configuration shows wrong
+            raise InDoubt(error.args[0].str()) from error
+        self._producer = producer
+        self._in_slices(producer.init_transactions)
+        producer.poll(0)  # serves the log so far: no transaction was open then
         self.disturbed = False
-        self._producer = Producer(self._config, logger=logging.getLogger("librdkafka"))
-        self._in_slices(self._producer.init_transactions)
         reached("relay.fenced")
 
     def read_marker(self) -> int | None:
@@ -141,16 +156,10 @@ class Publisher:
         except (KafkaException, BufferError) as error:
             self._raise_failure(error)
         reached("relay.produced")
-        self._in_slices(
-            lambda timeout_s: producer.send_offsets_to_transaction(
-                [TopicPartition(self._markers.topic, self._lane, seq)],
-                self._markers.group_metadata,
-                timeout_s,
-            )
-        )
+        self._mark(producer, seq)
         reached("relay.marked")
         self._in_slices(producer.commit_transaction)
-        producer.poll(0)  # serves error_cb: a hidden retry of EndTxn shows itself as a disconnect
+        producer.poll(0)  # serves the log: a hidden retry of EndTxn shows itself as a disconnect
         reached("relay.published")
 
     def discard(self) -> None:
@@ -182,6 +191,26 @@ class Publisher:
         if self._failures:
             raise KafkaException(self._failures[0])
 
+    def _mark(self, producer: Producer, seq: int) -> None:
+        """Add marker `seq` to the transaction. Raises InDoubt.
+
+        In a thread of its own: librdkafka may ignore this call's time-out when the coordinator is
+        away (librdkafka issue 5456). Then producer and thread are left behind, and a fence follows.
+        """
+        caller = ThreadPoolExecutor(1, thread_name_prefix="marker")
+        marker = [TopicPartition(self._markers.topic, self._lane, seq)]
+        call = caller.submit(
+            producer.send_offsets_to_transaction, marker, self._markers.group_metadata, CALL_LIMIT_S
+        )
+        caller.shutdown(wait=False)
+        limit = time.monotonic() + CALL_LIMIT_S
+        while not wait([call], timeout=SLICE_S).done:
+            if time.monotonic() > limit:
+                raise InDoubt("the marker was not acknowledged in time")
+            self._tick()
+        if error := call.exception():
+            raise InDoubt(str(error)) from error
+
     def _raise_failure(self, error: Exception) -> NoReturn:
         """Tell a record's own fault from trouble: the first report that names one decides."""
         raised = [error.args[0]] if isinstance(error, KafkaException) else []
@@ -198,10 +227,8 @@ class Publisher:
             try:
                 return call(SLICE_S)
             except KafkaException as raised:
-                error = raised.args[0]
-                again = error.retriable() or error.code() == KafkaError._TIMED_OUT
-                if not again or time.monotonic() > limit:
-                    raise InDoubt(error.str()) from raised
+                if not _may_repeat(raised.args[0]) or time.monotonic() > limit:
+                    raise InDoubt(raised.args[0].str()) from raised
             self._tick()
             time.sleep(RETRY_PAUSE_S)
 
@@ -209,7 +236,35 @@ class Publisher:
         if error is not None:
             self._failures.append(error)
 
-    def _disturb(self, error: KafkaError) -> None:
-        """Note a disconnect or the like: a request without an answer may still arrive."""
+    def _disturb(self) -> None:
         self.disturbed = True
-        log.debug("producer disturbed", extra={"lane": self._lane, "error": error.str()})
+
+
+def _may_repeat(error: KafkaError) -> bool:
+    """Say whether the same call may be made again: it goes on where it stood."""
+    if error.fatal() or error.txn_requires_abort():
+        return False
+    return bool(error.retriable() or error.code() == KafkaError._TIMED_OUT)
+
+
+class ConnectionWatch(logging.Handler):
+    """Reads librdkafka's log for connections that were lost while they may have carried a request.
+
+    Nothing else tells: error_cb is not called for a closed connection, and librdkafka repeats what
+    was under way on a new one in silence. Errors go on to the ordinary log.
+    """
+
+    def __init__(self, on_loss: Callable[[], None]) -> None:
+        super().__init__(logging.INFO)
+        self._on_loss = on_loss
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Take one line of the log."""
+        text = record.getMessage()
+        if text.startswith("FAIL") and not NEVER_CONNECTED.search(text):
+            self._on_loss()
+        if record.levelno >= logging.ERROR:
+            logging.getLogger("librdkafka").handle(record)
+
+
+NEVER_CONNECTED = re.compile("in state (TRY_)?CONNECT|Failed to resolve")

@@ -8,20 +8,20 @@ recovers before it does anything else.
 import logging
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from threading import Event
-from uuid import UUID
 
 import psycopg
+from confluent_kafka import KafkaException
 
 from outbox import lanes, store
 from outbox.crashpoints import reached
-from outbox.errors import OwnershipLost, SchemaMissing, Stopped, describe
+from outbox.errors import OwnershipLost, SchemaMismatch, Stopped, describe
 from outbox.lane import Lane, OnSettled
 from outbox.observer import Observer
 from outbox.patience import persist
-from outbox.postgres import connect
+from outbox.postgres import Connection, connect
 from outbox.publisher import KafkaConfig, Markers, Publisher
 
 log = logging.getLogger(__name__)
@@ -46,7 +46,8 @@ class Relay:
     conninfo: libpq connection string, of the database with the outbox tables. kafka: librdkafka
     properties, at least bootstrap.servers. on_settled(conn, subjects): called inside the
     transaction that removes published rows; writes on conn, never commits. batch_size: rows a
-    transaction. progress_topic: at least one partition a lane, never holds a record.
+    transaction. progress_topic: at least one partition a lane, never holds a record. check(conn):
+    called in every new session; raises SchemaMismatch if the database is not fit (yet).
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Relay:
         batch_size: int = 1000,
         progress_topic: str = "outbox-progress",
         observer: Observer | None = None,
+        check: Callable[[Connection], None] = lambda _conn: None,
     ) -> None:
         self._conninfo = conninfo
         self._kafka = kafka
@@ -64,6 +66,7 @@ class Relay:
         self._batch_size = batch_size
         self._progress_topic = progress_topic
         self._observer = observer or Observer()
+        self._check = check
         self._tenures: dict[int, Tenure] = {}
         self._threads = ThreadPoolExecutor(max_workers=32_768, thread_name_prefix="lane")
         self.trouble: str | None = "not started"  # why the lanes cannot be surveyed, for people
@@ -81,7 +84,7 @@ class Relay:
         try:
             persist(
                 lambda good: self._take_part(stop, good),
-                (psycopg.Error, SchemaMissing),
+                (psycopg.Error, SchemaMismatch),
                 self._note_trouble,
                 stop,
             )
@@ -93,17 +96,17 @@ class Relay:
     def _take_part(self, stop: Event, good: Callable[[], None]) -> None:
         """One session as a member: look at all relays and lanes, and adjust to them."""
         with closing(connect(self._conninfo, "outbox relay")) as conn:
+            self._check(conn)
             identity = store.read_identity(conn)
             lanes.limit_silence(conn)
             lanes.join(conn, identity)
             while not stop.is_set():
-                self._adjust(lanes.survey(conn, identity), identity)
+                self._adjust(lanes.survey(conn, identity))
                 good()
                 self._note_trouble(None)
-                self._observer.tick(None)
                 stop.wait(SURVEY_S)
 
-    def _adjust(self, survey: lanes.Survey, identity: UUID) -> None:
+    def _adjust(self, survey: lanes.Survey) -> None:
         """Give up lanes beyond the share, between two cycles of theirs; take free ones up to it."""
         for tenure in [tenure for tenure in self._tenures.values() if tenure.work.done()]:
             tenure.work.result()  # raises what was a bug
@@ -114,22 +117,23 @@ class Relay:
         for number in survey.free[: max(survey.share() - len(kept), 0)]:
             if number not in self._tenures:
                 tenure = self._tenures[number] = Tenure(number)
-                tenure.work = self._threads.submit(self._hold, tenure, identity)
+                tenure.work = self._threads.submit(self._hold, tenure)
         self._observer.lanes_owned(frozenset(self._tenures))
 
-    def _hold(self, tenure: Tenure, identity: UUID) -> None:
+    def _hold(self, tenure: Tenure) -> None:
         """The thread of a lane: one session after another, until the lane is given up or lost."""
-        with closing(Markers(self._kafka, identity, self._progress_topic)) as markers:
-            persist(
-                lambda good: self._own(tenure, identity, markers, good),
-                (psycopg.Error,),
-                lambda error: self._note_session(tenure, error),
-                tenure.stop,
-            )
+        persist(
+            lambda good: self._own(tenure, good),
+            (psycopg.Error, SchemaMismatch, KafkaException),
+            lambda error: self._note_session(tenure, error),
+            tenure.stop,
+        )
 
-    def _own(self, tenure: Tenure, identity: UUID, markers: Markers, good: Callable[[], None]) -> None:
+    def _own(self, tenure: Tenure, good: Callable[[], None]) -> None:
         """Take the lane and work it in one session."""
-        with closing(connect(self._conninfo, f"outbox lane {tenure.number}")) as conn:
+        with ExitStack() as stack:
+            conn = stack.enter_context(closing(connect(self._conninfo, f"outbox lane {tenure.number}")))
+            identity = store.read_identity(conn)
             lanes.limit_silence(conn)
             if not lanes.try_lock(conn, identity, tenure.number):
                 return
@@ -142,7 +146,10 @@ class Relay:
                 conn.execute("SELECT 1")  # keeps the session, and with it the lock
                 self._observer.tick(tenure.number)
 
+            markers = Markers(self._kafka, identity, self._progress_topic)
+            stack.enter_context(closing(markers))
             publisher = Publisher(tenure.number, self._kafka, identity, markers, tick)
+            stack.callback(publisher.discard)
             lane = Lane(
                 tenure.number,
                 epoch,
@@ -160,16 +167,16 @@ class Relay:
                 log.info("batch in hand abandoned", extra={"lane": tenure.number})
             except OwnershipLost as error:
                 log.warning(str(error), extra={"lane": tenure.number})
-            finally:
-                publisher.discard()
 
     def _note_session(self, tenure: Tenure, error: Exception) -> None:
+        self._observer.tick(tenure.number)
         state = f"waiting: {describe(error)}"
         if tenure.state() != state:
             log.warning("lane lost its session", extra={"lane": tenure.number, "state": state})
         tenure.state = lambda: state
 
     def _note_trouble(self, error: Exception | None) -> None:
+        self._observer.tick(None)
         trouble = None if error is None else describe(error)
         if trouble != self.trouble:
             if trouble is None:

@@ -15,7 +15,7 @@ from uuid import UUID
 
 import psycopg
 
-from outbox.errors import OwnershipLost, SchemaMissing
+from outbox.errors import OwnershipLost, SchemaMismatch
 from outbox.message import Message, OutboxRow, encode_headers, lane_of
 from outbox.postgres import Connection
 
@@ -57,13 +57,13 @@ IDENTITY = "SELECT identity FROM outbox_identity"
 
 
 def read_identity(conn: Connection) -> UUID:
-    """Return the outbox's own name. Raises SchemaMissing where nobody migrated yet."""
+    """Return the outbox's own name. Raises SchemaMismatch where nobody migrated yet."""
     try:
         row = conn.execute(IDENTITY).fetchone()
     except psycopg.errors.UndefinedTable as error:
-        raise SchemaMissing("table outbox_identity is missing: run the migration first") from error
+        raise SchemaMismatch("table outbox_identity is missing: run the migration first") from error
     if row is None:
-        raise SchemaMissing("table outbox_identity is empty: run the migration first")
+        raise SchemaMismatch("table outbox_identity is empty: run the migration first")
     return cast("UUID", row[0])
 
 

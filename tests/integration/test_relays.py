@@ -1,10 +1,16 @@
 """Several relays at once: fair shares, take-over, zombies."""
 
+import os
 import re
+import socket
 import time
+from contextlib import suppress
+from pathlib import Path
+from threading import Event, Thread
 
 import pytest
 
+from orchestrator.relay import new_relay
 from tests.eventually import eventually
 from tests.system import LANES, Running, System
 
@@ -82,6 +88,7 @@ def test_a_zombie_that_wakes_up_harms_nobody(one_lane: System, point: str) -> No
     zombie = one_lane.start("relay", crash_at=f"relay.{name}:{hit or 1}:freeze", BATCH_SIZE="2")
     zombie.wait_frozen()
     end_sessions_of(one_lane)  # as Postgres does after 10 s of silence
+    eventually(lambda: one_lane.query(SESSIONS.format("count(*)")) == [(0,)])
     successor = one_lane.start("relay", BATCH_SIZE="2")
     one_lane.check_exactly_once(4)
     one_lane.accept(4)
@@ -93,21 +100,15 @@ def test_a_zombie_that_wakes_up_harms_nobody(one_lane: System, point: str) -> No
     zombie.stop()
 
 
+SESSIONS = """
+    SELECT {} FROM pg_stat_activity
+     WHERE datname = current_database() AND application_name LIKE 'outbox %%'
+"""
+
+
 def end_sessions_of(system: System) -> None:
     """Terminate all sessions of relays on the database."""
-    system.query(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-        " WHERE datname = current_database() AND application_name LIKE 'outbox %%'"
-    )
-    eventually(
-        lambda: (
-            system.query(
-                "SELECT count(*) FROM pg_stat_activity"
-                " WHERE datname = current_database() AND application_name LIKE 'outbox %%'"
-            )
-            == [(0,)]
-        )
-    )
+    system.query(SESSIONS.format("pg_terminate_backend(pid)"))
 
 
 def test_relays_started_and_killed_at_random_lose_and_double_nothing(system: System) -> None:
@@ -125,3 +126,32 @@ def test_a_terminated_backend_is_an_unknown_outcome_that_is_found_out(system: Sy
         system.accept(30)
         end_sessions_of(system)
     system.check_exactly_once(300)
+
+
+def test_a_relay_goes_on_when_its_connections_to_kafka_are_cut(system: System) -> None:
+    stop = Event()
+    thread = Thread(target=new_relay(system.settings).run, args=[stop])
+    thread.start()
+    try:
+        system.accept(40)
+        eventually(lambda: system.statuses() == {"deployed": 40})
+        for _ in range(3):
+            eventually(lambda: cut_connections(system.settings.kafka["bootstrap.servers"]) > 0)
+            system.accept(40)
+        system.check_exactly_once(160)
+    finally:
+        stop.set()
+        thread.join(10)
+
+
+def cut_connections(server: str) -> int:
+    """Shut down this process's connections to a server, as a network would; return how many."""
+    host, _, port = server.partition(":")
+    address = (socket.gethostbyname(host), int(port))
+    cut = 0
+    for entry in Path("/proc/self/fd").iterdir():
+        with suppress(OSError), socket.socket(fileno=os.dup(int(entry.name))) as connection:
+            if connection.getpeername()[:2] == address:
+                connection.shutdown(socket.SHUT_RDWR)
+                cut += 1
+    return cut
