@@ -20,7 +20,13 @@ from orchestrator.consumer import run_consumer
 from orchestrator.migrations import SchemaRefused, read_migrations, read_pending
 from orchestrator.process import leave
 from orchestrator.relay import run_relay
-from orchestrator.settings import Settings, SettingsError, read_kafka_settings, read_settings
+from orchestrator.settings import (
+    Settings,
+    SettingsError,
+    read_kafka_settings,
+    read_metrics_address,
+    read_settings,
+)
 from orchestrator.setup import migrate_database, set_up
 from orchestrator.submit import submit
 from orchestrator.supervisor import run_supervised
@@ -130,16 +136,18 @@ def migrate(options: argparse.Namespace) -> int:
 
 def healthcheck(_options: argparse.Namespace) -> int:
     """Ask the process in this container whether it is alive."""
-    port = int(os.environ.get("METRICS_PORT") or 9464)
-    alive = is_alive(port)
-    beside = is_alive(port + 1)  # under `run` the relay; otherwise nobody answers
+    host, port = read_metrics_address(os.environ)
+    alive = is_alive(host, port)
+    beside = is_alive(host, port + 1)  # under `run` the relay; otherwise nobody answers
     return OK if alive and beside is not False else CHECK_FAILED
 
 
-def is_alive(port: int) -> bool | None:
-    """Return what /livez says; None if nobody listens."""
+def is_alive(host: str, port: int) -> bool | None:
+    """Return what /livez says; None if nobody listens. No proxy: it is in this container."""
+    asker = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    host = "127.0.0.1" if host == "0.0.0.0" else host  # noqa: S104  # every address: this one, too
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/livez", timeout=HEALTHCHECK_S):
+        with asker.open(f"http://{host}:{port}/livez", timeout=HEALTHCHECK_S):
             return True
     except urllib.error.HTTPError:
         return False

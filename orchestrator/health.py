@@ -8,7 +8,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-STALE_S = 30.0  # a loop that is silent for so long hangs; each ticks at least every 10 s
+# A loop that is silent for so long hangs. A transaction that waits for locks may be repeated ten times,
+# 10 s each, without a tick.
+STALE_S = 120.0
 
 
 @dataclass

@@ -13,9 +13,10 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from orchestrator.health import Health
-from orchestrator.logs import mask
+from orchestrator.logs import masked
 
 REQUEST_S = 5.0  # a client that sends nothing is let go
+LOOK_S = 0.1  # how soon the end of the block is seen
 
 
 @contextmanager
@@ -40,7 +41,7 @@ def serve_http(host: str, port: int, registry: CollectorRegistry, health: Health
                     self._answer_json(404, {"paths": ["/metrics", "/livez", "/readyz"]})
 
         def _answer_json(self, status: int, body: object) -> None:
-            self._answer(status, "application/json", mask(json.dumps(body)).encode() + b"\n")
+            self._answer(status, "application/json", json.dumps(masked(body)).encode() + b"\n")
 
         def _answer(self, status: int, kind: str, body: bytes) -> None:
             self.send_response(status)
@@ -54,7 +55,7 @@ def serve_http(host: str, port: int, registry: CollectorRegistry, health: Health
 
     with ThreadingHTTPServer((host, port), Handler) as server:
         server.daemon_threads = True
-        Thread(target=server.serve_forever, name="http", daemon=True).start()
+        Thread(target=server.serve_forever, args=(LOOK_S,), name="http", daemon=True).start()
         try:
             yield server.server_port
         finally:

@@ -22,11 +22,11 @@ from confluent_kafka.admin import AdminClient
 from orchestrator import offsets, topics, workers
 from orchestrator.messages import CommandParser, DeployOrder, Rejected, dead_letter, deploy_order
 from orchestrator.metrics import ConsumerMetrics
-from orchestrator.migrations import SchemaBehind, check_current
+from orchestrator.migrations import check_current
 from orchestrator.offsets import Fenced, Move, Position
 from orchestrator.settings import Settings
 from orchestrator.topics import TopicMissing, TopicRecreated
-from outbox import Connection, Message, count_lanes, enqueue, transaction
+from outbox import Connection, Message, SchemaMismatch, count_lanes, enqueue, transaction
 from outbox.crashpoints import reached
 from outbox.postgres import transaction_again
 
@@ -45,12 +45,19 @@ LOG_LOST = frozenset(
 )
 
 
-class NotUtf8(Exception):
+class NotUtf8(SchemaMismatch):
     """The database cannot hold every text that a command may carry."""
 
 
 # What a new session may cure, with patience.
-NEW_SESSION = (psycopg.Error, KafkaException, SchemaBehind, TopicMissing, TopicRecreated, Fenced)
+NEW_SESSION = (
+    psycopg.Error,
+    KafkaException,
+    SchemaMismatch,
+    TopicMissing,
+    TopicRecreated,
+    Fenced,
+)
 
 Insert = Callable[[Connection, Sequence[DeployOrder]], Sequence[UUID]]
 
@@ -86,13 +93,14 @@ class ConsumerSession:
             {
                 "session.timeout.ms": 6000,  # the brokers' minimum: how long a dead member is missed
                 "heartbeat.interval.ms": 1500,
+                "topic.metadata.refresh.interval.ms": 10_000,  # new partitions are seen this soon
                 **settings.kafka,
                 "group.id": settings.consumer_group,
                 "enable.auto.commit": False,
                 "enable.auto.offset.store": False,
+                "enable.partition.eof": False,
                 "auto.offset.reset": "error",  # never a silent jump
                 "isolation.level": "read_committed",
-                "topic.metadata.refresh.interval.ms": 10_000,  # new partitions are seen this soon
             },
             logger=logging.getLogger("librdkafka"),
         )
@@ -117,6 +125,7 @@ class ConsumerSession:
         records = self._poll()
         if records:
             reached("consumer.polled")
+            self._topic.ask()  # after the records: the answer holds for them
             self._accept(self._read(records))
         return len(records)
 
@@ -131,12 +140,14 @@ class ConsumerSession:
 
     def _is_good(self, record: Record) -> bool:
         """Sort out errors, and records of partitions that are no longer ours."""
+        position = self._positions.get(cast("int", record.partition()))
         error = record.error()
-        if error is None:
-            return record.partition() in self._positions
+        if error is None:  # a rebalance between the two calls may have moved on behind the record
+            return position is not None and place_of(record)[1] >= position.next_offset
         if error.code() not in LOG_LOST:
             raise KafkaException(error)
-        self._pause(cast("int", record.partition()), "its next offset is not in the log")
+        if position is not None:
+            self._pause(cast("int", record.partition()), "its next offset is not in the log")
         return False
 
     def _read(self, records: Sequence[Record]) -> Batch:
@@ -205,6 +216,7 @@ class ConsumerSession:
             messages = [batch.messages[worker_id] for worker_id in accepted]
             enqueue(self._conn, messages + batch.dead, self._lanes)
             reached("consumer.enqueued")
+            self._topic.confirm()  # or records of a topic made anew would be taken for the old one's
         return len(accepted)
 
     def _show_offsets(self, moves: Sequence[Move]) -> None:

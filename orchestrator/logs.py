@@ -6,13 +6,23 @@ the text of somebody else's error.
 
 import json
 import logging
+import math
 import re
 import sys
+import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 
-# All that follows a scheme, up to white space or a quote: a password may hold '@' and '/'.
-URL = re.compile(r"\b([a-z][a-z0-9+.-]*://)[^\s\"'<>]+", re.IGNORECASE)
-PASSWORD = re.compile(r"\b(password|passwd|pwd|secret|token)(\s*[=:]\s*)[^\s&,;]+", re.IGNORECASE)
+# All that follows a scheme, up to white space: a password may hold '@', '/' and quotes.
+URL = re.compile(r"\b([a-z][a-z0-9+.-]*://)\S+", re.IGNORECASE)
+SECRET = re.compile(r"[\w.]*(?:password|passwd|pwd|secret|token|api_?key)[\w.]*", re.IGNORECASE)
+# NAME=value and NAME: value; libpq and Python put quotes around a value with spaces.
+ASSIGNED = re.compile(
+    rf"({SECRET.pattern}[\"']?\s*[=:]\s*)(?:'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|[^\s&,;]+)",
+    re.IGNORECASE,
+)
+
+SAME_AGAIN_S = 60.0  # librdkafka repeats itself up to 20 times a second while a broker is away
 
 # Attributes that every LogRecord has: what is left over is the event's own fields.
 ORDINARY = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
@@ -20,7 +30,39 @@ ORDINARY = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "
 
 def mask(text: str) -> str:
     """Return the text without what may be a credential."""
-    return PASSWORD.sub(r"\1\2***", URL.sub(r"\1***", text))
+    return ASSIGNED.sub(r"\1***", URL.sub(r"\1***", text))
+
+
+def masked(value: object, name: str = "") -> object:
+    """Return a value as JSON knows it, with every text in it masked. name: the key it stands under."""
+    if SECRET.fullmatch(name):
+        return "***"
+    match value:
+        case bool() | int() | float() | None:
+            return value
+        case Mapping():
+            return {str(key): masked(inner, str(key)) for key, inner in value.items()}
+        case list() | tuple() | set() | frozenset():
+            return [masked(inner) for inner in value]
+        case _:
+            return mask(str(value))
+
+
+class Seldom(logging.Filter):
+    """Lets the same text pass once in SAME_AGAIN_S, whatever the times and counts behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: dict[str, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Say whether the record is news."""
+        text, now = record.getMessage().partition(" (after ")[0], time.monotonic()
+        if now - self._said.get(text, -math.inf) < SAME_AGAIN_S:
+            return False
+        self._said = {said: at for said, at in self._said.items() if now - at < SAME_AGAIN_S}
+        self._said[text] = now
+        return True
 
 
 class JsonFormatter(logging.Formatter):
@@ -37,7 +79,7 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps({key: _masked(value) for key, value in line.items()}, default=str)
+        return json.dumps(masked(line))
 
 
 class TextFormatter(logging.Formatter):
@@ -46,7 +88,7 @@ class TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Return the masked line."""
         time = datetime.fromtimestamp(record.created, UTC).strftime("%H:%M:%S.%f")[:-3]
-        fields = "".join(f" {key}={value}" for key, value in fields_of(record).items())
+        fields = "".join(f" {key}={masked(value, key)}" for key, value in fields_of(record).items())
         line = f"{time} {record.levelname:<7} {record.getMessage()}{fields}"
         if record.exc_info:
             line += "\n" + self.formatException(record.exc_info)
@@ -58,13 +100,11 @@ def fields_of(record: logging.LogRecord) -> dict[str, object]:
     return {key: value for key, value in vars(record).items() if key not in ORDINARY}
 
 
-def _masked(value: object) -> object:
-    return value if isinstance(value, int | float | dict) else mask(str(value))
-
-
 def set_up(level: str, form: str) -> None:
     """Send all logs to stderr. form: `json` or `text`."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
     logging.basicConfig(level=level, handlers=[handler], force=True)
-    logging.getLogger("librdkafka").setLevel(max(logging.getLevelName(level), logging.ERROR))
+    librdkafka = logging.getLogger("librdkafka")
+    librdkafka.setLevel(max(logging.getLevelName(level), logging.ERROR))
+    librdkafka.filters = [Seldom()]

@@ -8,6 +8,7 @@ import enum
 import re
 import struct
 from collections.abc import Sequence
+from operator import methodcaller
 from typing import cast
 from uuid import UUID
 
@@ -51,7 +52,7 @@ EXPLANATION = {
     Reason.TOO_LONG: "the value is longer than MAX_MESSAGE_BYTES",
     Reason.NOT_JSON: "the value is not JSON in UTF-8, or is nested too deeply",
     Reason.WRONG_FIELDS: "scenario_uuid must be a UUID and camera_url a string",
-    Reason.URL_CHARACTERS: "camera_url holds a control character",
+    Reason.URL_CHARACTERS: "camera_url holds white space or a control character",
     Reason.URL_SCHEME: "camera_url is no URL with a host and a scheme of CAMERA_URL_SCHEMES",
 }
 
@@ -85,15 +86,16 @@ class CommandParser:
             raise Rejected(Reason.WRONG_FIELDS) from None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise Rejected(Reason.NOT_JSON) from None
-        if HAS_CONTROL(command.camera_url):
+        if HAS_FORBIDDEN(command.camera_url):
             raise Rejected(Reason.URL_CHARACTERS)
         if not self._is_url(command.camera_url):
             raise Rejected(Reason.URL_SCHEME)
         return command
 
 
-# C0, DEL and C1 controls (NUL among them: Postgres's text has none), and surrogates, which UTF-8 lacks.
-HAS_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]").search
+# White space (RFC 3986 has none, and masks in logs end there), C0, DEL and C1 controls (NUL among them:
+# Postgres's text has none), and surrogates, which UTF-8 lacks.
+HAS_FORBIDDEN = re.compile("[\\s\x00-\x1f\x7f-\x9f\ud800-\udfff]").search
 
 encode_order = msgspec.json.Encoder().encode
 
@@ -109,9 +111,20 @@ def deploy_order(topic: str, order: DeployOrder, record: Record) -> Message:
     )
 
 
+# Called by way of C, which always sees the error that the client leaves behind. A plain call may not
+# (CPython's specialised calls trust their callee), and the broken list then ends the process.
+read_headers = methodcaller("headers")
+
+
 def headers_of(record: Record) -> Headers:
-    """Return a consumed record's headers: pairs in order, values in bytes."""
-    return cast("Headers", record.headers() or ())
+    """Return a consumed record's headers: pairs in order, values in bytes; none if unreadable.
+
+    To be called once a record: after a failure the client returns a broken list.
+    """
+    try:
+        return cast("Headers", read_headers(record) or ())
+    except (SystemError, UnicodeDecodeError):  # the client cannot decode a name that is not UTF-8
+        return ()
 
 
 TIMESTAMP_TYPES = {TIMESTAMP_CREATE_TIME: b"CREATE_TIME", TIMESTAMP_LOG_APPEND_TIME: b"LOG_APPEND_TIME"}

@@ -6,17 +6,17 @@ from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple, cast
 
-from outbox import Connection, transaction
+from outbox import Connection, SchemaMismatch, transaction
 
 # Advisory lock of the runner: two that start together migrate one after the other.
 LOCK = 0x6F7263_6D6967  # "orcmig"
 
 
-class SchemaBehind(Exception):
+class SchemaBehind(SchemaMismatch):
     """The database lacks migrations; `orchestrator setup` or `orchestrator migrate` runs them."""
 
 
-class SchemaRefused(Exception):
+class SchemaRefused(SchemaMismatch):
     """The database's migrations are not those of this code: newer, or changed after the fact."""
 
 

@@ -88,6 +88,7 @@ ADVANCE = """
        AND position.topic_id = %(topic_id)s
        AND position.partition = move.partition
        AND position.next_offset = move.expected
+       AND move.following > move.expected
 """
 
 

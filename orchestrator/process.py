@@ -8,6 +8,7 @@ hand is found out by the next start.
 import logging
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -23,6 +24,7 @@ from orchestrator.settings import Settings, SettingsError
 log = logging.getLogger(__name__)
 
 FINISH_S = 4.0  # of the 5 s that a stop may take
+LOOK_S = 0.1  # how soon a signal is seen
 
 
 def run_process(
@@ -38,8 +40,22 @@ def run_process(
             log.info("process started", extra={"pid": os.getpid(), "port": bound})
             return run_until_stopped(work, on_stop=health.stop)
     except OSError as error:
-        fault = f"METRICS_HOST, METRICS_PORT: cannot listen on {host}:{port}: {error.strerror}"
-        raise SettingsError([fault]) from error
+        raise cannot_listen(host, port, error) from error
+
+
+def check_port(host: str, port: int) -> None:
+    """Raise SettingsError if somebody listens there already."""
+    try:
+        socket.create_server((host, port)).close()
+    except OSError as error:
+        raise cannot_listen(host, port, error) from error
+
+
+def cannot_listen(host: str, port: int, error: OSError) -> SettingsError:
+    """Return the fault of an address that cannot be ours."""
+    return SettingsError(
+        [f"METRICS_HOST, METRICS_PORT: cannot listen on {host}:{port}: {error.strerror}"]
+    )
 
 
 def run_until_stopped(
@@ -48,12 +64,14 @@ def run_until_stopped(
     finish_s: float = FINISH_S,
 ) -> int:
     """Do `work(stop)` until it ends or SIGTERM or SIGINT arrives; return the exit code."""
-    stop = Event()
+    stop, asked = Event(), list[int]()
+    # The handlers take no lock: Event.set() would wait for ever if it interrupts itself or wait().
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, lambda number, _frame: asked.append(number))
     done = ThreadPoolExecutor(1, thread_name_prefix="work").submit(work, stop)
-    while not (done.done() or stop.wait(0.2)):
-        pass
+    while not (done.done() or asked):
+        wait([done], timeout=LOOK_S)
+    stop.set()
     on_stop()
     return _finish(done, finish_s)
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from orchestrator.gauges import backlog_gauges
 from orchestrator.health import Health
 from orchestrator.metrics import RelayMetrics, new_registry
+from orchestrator.migrations import check_current
 from orchestrator.process import run_process
 from orchestrator.settings import Settings
 from orchestrator.workers import set_deployed
@@ -20,6 +21,7 @@ def new_relay(settings: Settings, metrics: RelayMetrics | None = None) -> Relay:
         batch_size=settings.batch_size,
         progress_topic=settings.progress_topic,
         observer=metrics,
+        check=check_current,
     )
 
 

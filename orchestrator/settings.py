@@ -28,6 +28,19 @@ GUARANTEED = frozenset(
         "enable.auto.commit",
         "enable.auto.offset.store",
         "auto.offset.reset",
+        "request.required.acks",  # another name of acks
+    }
+)
+# The processes are built on these as they are.
+OURS = frozenset(
+    {
+        "delivery.report.only.error",
+        "delivery.timeout.ms",
+        "enable.partition.eof",
+        "group.protocol",
+        "log.connection.close",
+        "message.timeout.ms",
+        "partition.assignment.strategy",
     }
 )
 OTHER_SETTING = {"bootstrap.servers": "KAFKA_BOOTSTRAP_SERVERS", "group.id": "CONSUMER_GROUP"}
@@ -73,6 +86,7 @@ class Settings:
 def read_settings(environ: Mapping[str, str]) -> Settings:
     """Read and check the settings. Raises SettingsError with every fault."""
     env = Environment(environ)
+    metrics_host, metrics_port = read_address(env)
     settings = Settings(
         database_url=env.read("DATABASE_URL", a_database_url),
         kafka=read_kafka(env),
@@ -87,8 +101,8 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         lanes=env.read("LANES", between(1, 1024), "4"),
         max_message_bytes=env.read("MAX_MESSAGE_BYTES", between(64, 64 * 1024 * 1024), "65536"),
         camera_url_schemes=env.read("CAMERA_URL_SCHEMES", schemes, "rtsp,rtsps,http,https"),
-        metrics_host=env.read("METRICS_HOST", some_text, "0.0.0.0"),  # noqa: S104  # a container
-        metrics_port=env.read("METRICS_PORT", between(0, 65_534), "9464"),
+        metrics_host=metrics_host,
+        metrics_port=metrics_port,
     )
     env.check_distinct(
         "INPUT_TOPIC", "OUTPUT_TOPIC", "DEAD_LETTER_TOPIC", "PROGRESS_TOPIC", of=settings
@@ -105,6 +119,15 @@ def read_kafka_settings(environ: Mapping[str, str]) -> tuple[Mapping[str, str], 
     if env.faults:
         raise SettingsError(env.faults)
     return kafka, topic
+
+
+def read_metrics_address(environ: Mapping[str, str]) -> tuple[str, int]:
+    """Read only where the process answers: what `healthcheck` needs."""
+    env = Environment(environ)
+    address = read_address(env)
+    if env.faults:
+        raise SettingsError(env.faults)
+    return address
 
 
 class Environment:
@@ -151,6 +174,12 @@ class Environment:
             seen[topic] = name
 
 
+def read_address(env: Environment) -> tuple[str, int]:
+    """Return METRICS_HOST and METRICS_PORT; the port above may be the relay's, under `run`."""
+    host = env.read("METRICS_HOST", some_text, "0.0.0.0")  # noqa: S104  # a container
+    return host, env.read("METRICS_PORT", between(0, 65_534), "9464")
+
+
 def read_kafka(env: Environment) -> Mapping[str, str]:
     """Return the librdkafka properties: the servers, and KAFKA_CONFIG_* as the user set them.
 
@@ -164,22 +193,46 @@ def read_kafka(env: Environment) -> Mapping[str, str]:
         prop = name.removeprefix(KAFKA_PREFIX).lower().replace("_", ".")
         if prop in GUARANTEED:
             env.faults.append(f"{variable} must not be set: exactly-once delivery rests on {prop}")
+        elif prop in OURS:
+            env.faults.append(f"{variable} must not be set: the processes set {prop} themselves")
         elif prop in OTHER_SETTING:
             env.faults.append(f"{variable} must not be set: use {OTHER_SETTING[prop]}")
         elif fault := fault_of(prop, value := env.text(name) or ""):
             env.faults.append(f"{variable} {fault}")
         else:
             kafka[prop] = value
+    own = {prop: value for prop, value in kafka.items() if prop != "bootstrap.servers"}
+    if own and (fault := fault_of_all(own)):
+        env.faults.append(fault)
     return kafka
 
 
 def fault_of(prop: str, value: str) -> str | None:
-    """Ask librdkafka whether it takes a property; return what is wrong, without the value."""
+    """Say what is wrong with one property by itself, without its value; None if nothing is."""
+    said = librdkafkas_word({prop: value})
+    if said is None or said.startswith(TOGETHER):
+        return None
+    unknown = said.startswith("No such configuration property")
+    return f"is no property of librdkafka ({prop})" if unknown else f"is no valid value of {prop}"
+
+
+def fault_of_all(properties: Mapping[str, str]) -> str | None:
+    """Say what is wrong with valid properties together, without their values: SASL, TLS files..."""
+    said = librdkafkas_word(properties)
+    for value in sorted(properties.values(), key=len, reverse=True) if said else ():
+        said = said.replace(value, "***") if said and value else said
+    return said and f"{KAFKA_PREFIX}*: {said.removeprefix(TOGETHER).strip()}"
+
+
+TOGETHER = "Failed to create admin client: "  # the properties are good, but not with each other
+
+
+def librdkafkas_word(properties: Mapping[str, str]) -> str | None:
+    """Make a client of these properties; return what librdkafka has against them."""
     try:
-        AdminClient({"log_level": 0, prop: value})
+        AdminClient({"log_level": 0, **properties})
     except KafkaException as error:
-        unknown = "No such configuration property" in error.args[0].str()
-        return f"is no property of librdkafka ({prop})" if unknown else f"is no valid value of {prop}"
+        return str(error.args[0].str())
     return None
 
 

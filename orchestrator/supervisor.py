@@ -10,7 +10,7 @@ from threading import Event
 import psycopg
 from confluent_kafka import KafkaException
 
-from orchestrator.process import run_until_stopped
+from orchestrator.process import check_port, run_until_stopped
 from orchestrator.settings import Settings
 from orchestrator.setup import set_up
 from outbox.errors import describe
@@ -26,12 +26,23 @@ FINISH_S = 4.7
 
 
 def run_supervised(settings: Settings) -> int:
-    """Set up, then keep both processes running until stopped; return the exit code."""
+    """Set up, then keep both processes running until stopped; return the exit code.
+
+    Raises SettingsError if a port is taken: the children would only die of it again and again.
+    """
+    for port in ports_of(settings):
+        check_port(settings.metrics_host, port)
     return run_until_stopped(lambda stop: supervise(settings, stop), finish_s=FINISH_S)
 
 
+def ports_of(settings: Settings) -> tuple[int, int]:
+    """Return the ports of consumer and relay: METRICS_PORT and the one above; 0 is any for both."""
+    port = settings.metrics_port
+    return port, port and port + 1
+
+
 def supervise(settings: Settings, stop: Event) -> None:
-    """Wait for the servers, set up, and watch the children. The relay's port is METRICS_PORT + 1."""
+    """Wait for the servers, set up, and watch the children."""
     said: set[str] = set()
 
     def note(error: Exception) -> None:
@@ -40,8 +51,8 @@ def supervise(settings: Settings, stop: Event) -> None:
         said.add(text)
 
     persist(lambda _good: set_up(settings), (psycopg.Error, KafkaException), note, stop)
-    port = settings.metrics_port
-    children = [Child("consumer", port), Child("relay", port and port + 1)]
+    ports = ports_of(settings)
+    children = [Child(name, port) for name, port in zip(("consumer", "relay"), ports, strict=True)]
     while not stop.wait(LOOK_S):
         for child in children:
             child.keep_running()
@@ -88,6 +99,7 @@ class Child:
                 self._process.wait(max(until - time.monotonic(), 0))
             except subprocess.TimeoutExpired:
                 self._process.kill()
+                self._process.wait()
 
     def start(self) -> None:
         """Start the process now."""

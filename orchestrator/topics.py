@@ -18,7 +18,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # public, not
 
 LONGS = struct.Struct(">qq")  # Kafka gives the id as two signed longs
 REQUEST_S = 5.0  # one request to the brokers
-TOPIC_CHECK_S = 5.0  # how soon a topic that was deleted and made again is noticed
+TOPIC_CHECK_S = 1.0  # how soon a topic that was deleted and made again is noticed
 UNKNOWN = frozenset({KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.UNKNOWN_TOPIC_ID})
 
 
@@ -31,9 +31,14 @@ class TopicMissing(Exception):
 
 def describe(admin: AdminClient, topic: str) -> TopicDescription:
     """Ask the brokers for a topic. Raises TopicMissing, or KafkaException."""
-    future = admin.describe_topics(TopicCollection([topic]), request_timeout=REQUEST_S)[topic]
+    asked = admin.describe_topics(TopicCollection([topic]), request_timeout=REQUEST_S)
+    return result_of(asked[topic], topic)
+
+
+def result_of(future: "Future[TopicDescription]", topic: str) -> TopicDescription:
+    """Wait for a description. Raises TopicMissing, or KafkaException."""
     try:
-        return cast("TopicDescription", future.result())
+        return future.result()
     except KafkaException as error:
         if error.args[0].code() in UNKNOWN:
             raise TopicMissing(topic) from error
@@ -73,13 +78,30 @@ class TopicWatch:
         """Look every TOPIC_CHECK_S without waiting for the answer. Raises TopicRecreated."""
         if self._asked is None:
             if time.monotonic() >= self._ask_at:
-                names = TopicCollection([self._topic])
-                self._asked = self._admin.describe_topics(names)[self._topic]
+                self.ask()
         elif self._asked.done():
-            answer, self._asked = self._asked, None
-            self._ask_at = time.monotonic() + TOPIC_CHECK_S
+            answer = self._take_answer()
             if answer.exception() is None:  # trouble with Kafka shows itself elsewhere
                 self._compare(answer.result())
+
+    def ask(self) -> None:
+        """Begin a look that `confirm` waits for."""
+        self._asked = self._admin.describe_topics(
+            TopicCollection([self._topic]), request_timeout=REQUEST_S
+        )[self._topic]
+
+    def confirm(self) -> None:
+        """Wait for the answer, if one is due. Raises TopicRecreated, TopicMissing or KafkaException.
+
+        Records that came before the question are then known to be this topic's: an id never returns.
+        """
+        if self._asked is not None:
+            self._compare(result_of(self._take_answer(), self._topic))
+
+    def _take_answer(self) -> Future[TopicDescription]:
+        answer, self._asked = cast("Future[TopicDescription]", self._asked), None
+        self._ask_at = time.monotonic() + TOPIC_CHECK_S
+        return answer
 
     def check_now(self) -> None:
         """Look and wait. Raises TopicRecreated, TopicMissing or KafkaException."""

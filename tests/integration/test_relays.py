@@ -144,6 +144,19 @@ def test_a_relay_goes_on_when_its_connections_to_kafka_are_cut(system: System) -
         thread.join(10)
 
 
+def test_a_connection_lost_in_silence_disturbs_the_producer(one_lane: System) -> None:
+    with one_lane.lane() as lane:
+        lane.recover()
+        assert not lane.publisher.disturbed
+        cut_connections(one_lane.settings.kafka["bootstrap.servers"])
+
+        def is_disturbed() -> bool:
+            lane.publisher._usable().poll(0)  # as the end of every batch does
+            return lane.publisher.disturbed
+
+        eventually(is_disturbed)
+
+
 def cut_connections(server: str) -> int:
     """Shut down this process's connections to a server, as a network would; return how many."""
     host, _, port = server.partition(":")

@@ -1,0 +1,291 @@
+"""The commands as people and containers run them: what they do, print, and exit with."""
+
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import msgspec
+import psutil  # type: ignore[import-untyped]
+import pytest
+from confluent_kafka.admin import AdminClient
+from prometheus_client import CollectorRegistry
+
+from orchestrator import cli, health
+from orchestrator.embedded import Servers
+from orchestrator.embedded.server import free_port
+from orchestrator.health import Health
+from orchestrator.http import serve_http
+from tests.bare import bare_system, end_all, run_command
+from tests.eventually import eventually
+from tests.system import Running, System, delete_topics, topics_of
+
+COMMANDS = ("consumer", "relay", "run", "setup", "migrate", "healthcheck", "submit", "demo")
+URL = "rtsp://user:pw@camera/1"
+HOST = "127.0.0.1"
+
+
+@pytest.fixture
+def bare(servers: Servers, tmp_path: Path) -> Iterator[System]:
+    with bare_system(servers, tmp_path) as system:
+        yield system
+
+
+@pytest.fixture
+def by_default(bare: System) -> Iterator[System]:
+    """An empty database and the two required settings: all names are the default ones."""
+    required = ("DATABASE_URL", "KAFKA_BOOTSTRAP_SERVERS")
+    system = System({name: bare.environ[name] for name in required}, bare.directory)
+    remove_topics(system)
+    yield system
+    end_all(system)
+    remove_topics(system)
+
+
+def remove_topics(system: System) -> None:
+    """Delete its topics and wait until they are gone: others may have left records in them."""
+    admin, names = AdminClient(dict(system.settings.kafka)), set(topics_of(system))
+    delete_topics(system)
+    eventually(lambda: not names & admin.list_topics(timeout=10).topics.keys())
+
+
+def start_main(system: System) -> Running:
+    """Start `python -m orchestrator.main`; `system.end()` ends it."""
+    running = Running(["orchestrator.main"], system.environ, system.directory / "main.log")
+    system._running.append(running)
+    return running
+
+
+def children_of(running: Running) -> dict[str, psutil.Process]:
+    """Return the living consumer and relay by name; "not yet" until both run."""
+    found = {child.cmdline()[-1]: child for child in psutil.Process(running.process.pid).children()}
+    assert found.keys() == {"consumer", "relay"}, found
+    return found
+
+
+# ---- run ------------------------------------------------------------------------------------------
+
+
+def test_main_needs_two_settings_and_survives_the_death_of_its_children(by_default: System) -> None:
+    main = start_main(by_default)
+    eventually(lambda: main.logged("topic created"), 20)
+    assert len(submit(by_default, "--count", "30")) == 30
+    by_default.check_exactly_once(30)
+    eventually(lambda: run_command(by_default.environ, "healthcheck").returncode == 0)
+    killed = children_of(main)
+    for child in killed.values():
+        child.kill()
+    submit(by_default, "--count", "30")
+    by_default.check_exactly_once(60)
+    assert not {child.pid for child in children_of(main).values()} & {c.pid for c in killed.values()}
+    main.stop()
+    assert not any(child.is_running() for child in killed.values())
+
+
+def control_c(process: psutil.Process) -> None:
+    """A terminal sends SIGINT to all processes of the foreground group."""
+    for one in [process, *process.children()]:
+        one.send_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        pytest.param(control_c, id="Ctrl-C"),
+        pytest.param(psutil.Process.terminate, id="SIGTERM"),
+        pytest.param(lambda process: process.send_signal(signal.SIGINT), id="SIGINT"),
+    ],
+)
+def test_main_ends_itself_and_its_children_when_asked_to(
+    bare: System, ask: Callable[[psutil.Process], None]
+) -> None:
+    main = start_main(bare)
+    children = eventually(lambda: children_of(main), 20)
+    eventually(lambda: main.logged("partitions assigned") and main.logged("lane works"), 20)
+    started = time.monotonic()
+    ask(psutil.Process(main.process.pid))
+    assert main.process.wait(20) == 0
+    assert time.monotonic() - started < 5
+    left = [name for name, child in children.items() if child.is_running()]
+    assert not left, main.log.read_text()[-3000:]
+    assert main.log.read_text().count('"process stopped"') == 3  # none had to be killed
+    assert not main.logged("Traceback")
+
+
+def test_main_stops_while_it_waits_for_the_servers(bare: System) -> None:
+    bare.environ |= {"DATABASE_URL": f"postgresql://{HOST}:{free_port()}/x"}
+    main = start_main(bare)
+    eventually(lambda: main.logged("setup waits"))
+    main.stop()
+
+
+STOPPED_AGAIN_AND_AGAIN = """
+from orchestrator.process import leave, run_until_stopped
+
+for number in range(60):
+    assert run_until_stopped(lambda stop: (number or print("works", flush=True), stop.wait())) == 0
+leave(0)
+"""
+
+
+def test_a_process_ends_however_many_signals_it_gets_at_once() -> None:
+    command, deadline = [sys.executable, "-c", STOPPED_AGAIN_AND_AGAIN], time.monotonic() + 20
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        process.stdout.readline()
+        while process.poll() is None and time.monotonic() < deadline:
+            process.send_signal(signal.SIGINT)
+            process.send_signal(signal.SIGTERM)
+        process.kill()
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize("command", ["consumer", "relay", "run"])
+def test_a_taken_metrics_port_is_named_and_is_a_fault_of_the_settings(
+    bare: System, command: str
+) -> None:
+    with socket.create_server((HOST, 0)) as taken:
+        port = str(taken.getsockname()[1])
+        refused = bare.start(command, METRICS_PORT=port)
+        assert refused.process.wait(10) == 2
+    last = refused.log.read_text().splitlines()[-1]
+    assert "METRICS_PORT" in last
+    assert port in last
+    assert not refused.logged("Traceback")
+
+
+# ---- healthcheck ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("own", "beside", "code"),
+    [
+        ("alive", None, 0),
+        ("alive", "alive", 0),
+        ("hangs", None, 1),
+        ("alive", "hangs", 1),
+        (None, None, 1),
+    ],
+)
+def test_healthcheck_asks_the_process_and_the_one_beside_it(
+    monkeypatch: pytest.MonkeyPatch, own: str | None, beside: str | None, code: int
+) -> None:
+    monkeypatch.setattr(health, "STALE_S", -1.0)  # whatever ticked once hangs
+    port = free_port()
+    with ExitStack() as serving:
+        for number, state in ((port, own), (port + 1, beside)):
+            if state:
+                process = Health()
+                if state == "hangs":
+                    process.tick("loop")
+                serving.enter_context(serve_http(HOST, number, CollectorRegistry(), process))
+        assert run_command({"METRICS_PORT": str(port)}, "healthcheck").returncode == code
+
+
+def test_healthcheck_gives_up_on_a_process_that_does_not_answer() -> None:
+    with socket.create_server((HOST, 0)) as silent:
+        port = str(silent.getsockname()[1])
+        assert run_command({"METRICS_PORT": port}, "healthcheck").returncode == 1
+
+
+def test_healthcheck_asks_where_the_process_listens() -> None:
+    other = "127.0.0.2"
+    with serve_http(other, 0, CollectorRegistry(), Health()) as port:
+        environ = {"METRICS_PORT": str(port), "METRICS_HOST": other}
+        assert run_command(environ, "healthcheck").returncode == 0
+
+
+def test_healthcheck_goes_through_no_proxy() -> None:
+    with serve_http(HOST, 0, CollectorRegistry(), Health()) as port:
+        proxy = {"http_proxy": f"http://{HOST}:{free_port()}", "no_proxy": ""}
+        assert run_command(proxy | {"METRICS_PORT": str(port)}, "healthcheck").returncode == 0
+
+
+def test_healthcheck_names_a_port_that_is_none() -> None:
+    refused = run_command({"METRICS_PORT": "tcp://10.0.0.1:9464"}, "healthcheck")
+    assert refused.returncode == 2
+    assert "METRICS_PORT must be a whole number" in refused.stderr
+
+
+# ---- submit ---------------------------------------------------------------------------------------
+
+
+def submit(system: System, *options: str) -> list[UUID]:
+    """Run `submit`; return the scenarios on its stdout."""
+    ran = run_command(system.environ, "submit", URL, *options)
+    assert ran.returncode == 0, ran.stderr
+    return [UUID(line) for line in ran.stdout.splitlines()]
+
+
+def test_submit_prints_the_scenario_of_every_command_it_sent(system: System) -> None:
+    scenarios = submit(system, "--count", "3")
+    scenarios += submit(system, "--scenario", str(fixed := uuid4()), "--count", "2")
+    scenarios += submit(system)
+    assert len(set(scenarios)) == 5
+    assert scenarios.count(fixed) == 2
+    sent = [msgspec.json.decode(r.value() or b"") for r in system.read(system.settings.input_topic)]
+    assert sorted(command["scenario_uuid"] for command in sent) == sorted(map(str, scenarios))
+    assert {command["camera_url"] for command in sent} == {URL}
+
+
+# ---- exit codes and help --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["no-such-command"],
+        ["submit"],
+        ["submit", URL, "--count", "0"],
+        ["submit", URL, "--count", "many"],
+        ["submit", URL, "--scenario", "no-uuid"],
+        ["migrate", "--no-such-option"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_is_exit_code_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.parser().parse_args(arguments)
+    assert ended.value.code == 2
+    assert "usage: orchestrator" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["consumer", "relay", "run", "setup", "migrate"])
+def test_missing_settings_are_exit_code_2_and_all_named(command: str) -> None:
+    refused = run_command({"DATABASE_URL": "", "KAFKA_BOOTSTRAP_SERVERS": "", "LANES": "x"}, command)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    for name in ("DATABASE_URL", "KAFKA_BOOTSTRAP_SERVERS", "LANES"):
+        assert refused.stderr.count(f"\n{name} ") == 1
+
+
+def test_submit_without_settings_is_exit_code_2(tmp_path: Path) -> None:
+    refused = run_command({"KAFKA_BOOTSTRAP_SERVERS": ""}, "submit", URL, cwd=tmp_path)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "\nKAFKA_BOOTSTRAP_SERVERS " in refused.stderr
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_says_what_it_does(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.parser().parse_args([command, "--help"])
+    assert ended.value.code == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"usage: orchestrator {command}")
+    assert (getattr(cli, FUNCTIONS.get(command, command)).__doc__ or "?") in said
+
+
+FUNCTIONS = {"run": "run_both", "submit": "submit_commands"}
+
+
+def test_the_help_lists_every_command_and_the_exit_codes() -> None:
+    said = run_command({}, "--help")
+    assert (said.returncode, said.stderr) == (0, "")
+    assert "exit code: 0 ok" in said.stdout
+    listed = [line.split()[0] for line in said.stdout.splitlines() if line.startswith("    ")]
+    assert set(COMMANDS) <= set(listed)

@@ -1,0 +1,150 @@
+"""What Prometheus sees of real processes after real work."""
+
+import time
+from contextlib import closing
+from functools import partial
+from urllib.request import urlopen
+
+import pytest
+from prometheus_client import Metric
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.eventually import eventually
+from tests.system import Running, System
+
+COMMANDS, BAD = 200, 3
+
+CONSUMERS = {
+    "orchestrator_build_info",
+    "orchestrator_consumer_lag_messages",
+    "orchestrator_dead_letters",
+    "orchestrator_messages",
+    "orchestrator_partitions_paused",
+    "orchestrator_transaction_seconds",
+}
+RELAYS = {
+    "orchestrator_build_info",
+    "outbox_batch_rows",
+    "outbox_delivery_seconds",
+    "outbox_lanes_owned",
+    "outbox_last_success_timestamp_seconds",
+    "outbox_oldest_pending_age_seconds",
+    "outbox_parked",
+    "outbox_pending_rows",
+    "outbox_phase_seconds",
+    "outbox_published",
+    "outbox_recoveries",
+}
+
+
+def scrape(process: Running) -> dict[str, Metric]:
+    with urlopen(f"http://127.0.0.1:{process.port()}/metrics", timeout=5) as answer:
+        return {found.name: found for found in text_string_to_metric_families(answer.read().decode())}
+
+
+def samples(process: Running, name: str) -> dict[str, float]:
+    """Return the series `name` of a process: value by what its labels say."""
+    return {
+        ",".join(sample.labels.values()): sample.value
+        for family in scrape(process).values()
+        for sample in family.samples
+        if sample.name == name
+    }
+
+
+def total(process: Running, name: str) -> float:
+    return sum(samples(process, name).values())
+
+
+@pytest.fixture
+def worked(system: System) -> tuple[Running, Running]:
+    """A consumer and a relay that did some work."""
+    consumer, relay = system.start("consumer"), system.start("relay")
+    system.submit(COMMANDS)
+    system.produce(b"not JSON", b"{}", None)
+    system.check_exactly_once(COMMANDS)
+    eventually(lambda: system.query("SELECT count(*) FROM outbox") == [(0,)])
+    eventually(lambda: total(consumer, "orchestrator_messages_total") == COMMANDS + BAD)
+    return consumer, relay
+
+
+def test_work_is_counted_by_the_process_that_did_it(worked: tuple[Running, Running]) -> None:
+    consumer, relay = worked
+    assert scrape(consumer).keys() == CONSUMERS
+    assert scrape(relay).keys() == RELAYS
+
+    assert samples(consumer, "orchestrator_messages_total") == {
+        "accepted": COMMANDS,
+        "duplicate": 0,
+        "dead_letter": BAD,
+    }
+    assert samples(consumer, "orchestrator_dead_letters_total") == {
+        "not_json": 1,
+        "wrong_fields": 1,
+        "empty": 1,
+    }
+    transactions = total(consumer, "orchestrator_transaction_seconds_count")
+    assert 1 <= transactions <= COMMANDS + BAD
+    assert 0 < total(consumer, "orchestrator_transaction_seconds_sum") < 10 * transactions
+    assert samples(consumer, "orchestrator_partitions_paused") == {"": 0}
+    lag = eventually(lambda: samples(consumer, "orchestrator_consumer_lag_messages"))
+    assert lag.keys() == {"0", "1"}
+
+    rows = COMMANDS + BAD
+    assert samples(relay, "outbox_published_total") == {"": rows}
+    assert total(relay, "outbox_batch_rows_sum") == rows
+    batches = total(relay, "outbox_batch_rows_count")
+    assert 1 <= batches <= rows
+    assert total(relay, "outbox_delivery_seconds_count") == batches
+    assert 0 < total(relay, "outbox_delivery_seconds_sum") < 30 * batches
+    phases = samples(relay, "outbox_phase_seconds_count")
+    assert phases.keys() == {"postgres", "kafka"}
+    assert min(phases.values()) >= batches
+    assert samples(relay, "outbox_recoveries_total") == {"new_lane": 4}
+    assert samples(relay, "outbox_parked_total") == {"": 0}
+    assert samples(relay, "outbox_lanes_owned") == {"": 4}
+    assert abs(time.time() - total(relay, "outbox_last_success_timestamp_seconds")) < 5
+
+    for process, name in ((consumer, "consumer"), (relay, "relay")):
+        ((labels, one),) = samples(process, "orchestrator_build_info").items()
+        assert one == 1
+        assert name in labels.split(",")
+
+
+def test_gauges_of_whole_tables_do_not_double_with_two_relays(system: System) -> None:
+    relays = [system.start("relay"), system.start("relay")]
+    for relay in relays:  # each has its share, so the sums below are over two that both report
+        eventually(partial(has_lanes, relay, 2), 20)
+    with closing(system.connect()) as conn, conn.transaction():
+        conn.execute("SELECT FROM outbox_lane FOR UPDATE")  # holds all rows back
+        system.accept(COMMANDS)
+        waiting = [eventually(partial(pending, relay)) for relay in relays]
+        assert [len(lanes) for lanes in waiting] == [2, 2]
+        assert waiting[0].keys() | waiting[1].keys() == {"0", "1", "2", "3"}
+        assert sum(sum(lanes.values()) for lanes in waiting) == COMMANDS
+        for relay in relays:
+            ages = samples(relay, "outbox_oldest_pending_age_seconds")
+            assert 0 < max(ages.values()) < 60
+    system.check_exactly_once(COMMANDS)
+
+
+def has_lanes(relay: Running, lanes: int) -> bool:
+    return samples(relay, "outbox_lanes_owned") == {"": lanes}
+
+
+def pending(relay: Running) -> dict[str, float]:
+    """Return the rows waiting by lane, once there are some in every lane of the relay."""
+    lanes = samples(relay, "outbox_pending_rows")
+    assert lanes
+    assert all(lanes.values()), lanes
+    return lanes
+
+
+def test_the_lag_is_what_is_not_committed_in_postgres(system: System) -> None:
+    consumer = system.start("consumer")
+    system.submit(COMMANDS)
+    eventually(lambda: system.statuses() == {"pending": COMMANDS}, 20)
+    with closing(system.connect()) as conn, conn.transaction():
+        conn.execute("SELECT FROM consumed_offsets FOR UPDATE")  # no offset moves on
+        system.submit(COMMANDS)
+        eventually(lambda: total(consumer, "orchestrator_consumer_lag_messages") == COMMANDS)

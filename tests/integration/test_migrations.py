@@ -1,0 +1,257 @@
+"""Migrations run once each, all or nothing, and never touch what is the platform's."""
+
+import logging
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import psycopg
+import pytest
+from psycopg.conninfo import make_conninfo
+
+from orchestrator import migrations
+from orchestrator.embedded import Servers
+from orchestrator.migrations import Migration, SchemaBehind, SchemaRefused, check_current
+from orchestrator.setup import migrate_database, set_up
+from tests.bare import bare_system, run_command
+from tests.eventually import eventually
+from tests.system import System
+
+FILES = ["001_workers.sql", "002_outbox.sql", "003_consumed_offsets.sql"]
+
+# As the platform makes it.
+PLATFORMS_OWN = """
+    CREATE TABLE workers (
+        id SERIAL PRIMARY KEY,
+        worker_id UUID UNIQUE NOT NULL,
+        scenario_uuid UUID NOT NULL,
+        camera_url TEXT NOT NULL,
+        status VARCHAR(50) NOT NULL DEFAULT 'pending',
+        process_pid INTEGER,
+        created_at TIMESTAMP DEFAULT NOW(),
+        updated_at TIMESTAMP DEFAULT NOW()
+    )
+"""
+PLATFORMS_ROWS = """
+    INSERT INTO workers (worker_id, scenario_uuid, camera_url, status, process_pid)
+    VALUES (gen_random_uuid(), gen_random_uuid(), 'rtsp://camera/1', 'running', 17),
+           (gen_random_uuid(), gen_random_uuid(), 'rtsp://camera/2', 'failed', NULL)
+"""
+LOOK_AT_WORKERS = """
+    SELECT relfilenode, reloptions::text,
+           (SELECT array_agg(attname || format_type(atttypid, atttypmod) || attnotnull ORDER BY attnum)
+              FROM pg_attribute WHERE attrelid = pg_class.oid AND attnum > 0),
+           (SELECT array_agg(pg_get_indexdef(indexrelid) ORDER BY indexrelid)
+              FROM pg_index WHERE indrelid = pg_class.oid),
+           (SELECT array_agg(workers::text ORDER BY id) FROM workers)
+      FROM pg_class
+     WHERE oid = 'workers'::regclass
+"""
+
+
+@pytest.fixture
+def bare(servers: Servers, tmp_path: Path) -> Iterator[System]:
+    with bare_system(servers, tmp_path) as system:
+        yield system
+
+
+def tables(system: System) -> list[str]:
+    return [
+        name
+        for (name,) in system.query(
+            "SELECT relname FROM pg_class WHERE relkind = 'r'"
+            " AND relnamespace = 'public'::regnamespace ORDER BY relname"
+        )
+    ]
+
+
+def history(system: System) -> list[tuple[Any, ...]]:
+    return system.query("SELECT * FROM schema_migrations ORDER BY version")
+
+
+def migrate(system: System, lanes: int = 4) -> list[str]:
+    with closing(system.connect()) as conn:
+        return [migration.name for migration in migrations.migrate(conn, lanes)]
+
+
+def add_migration(monkeypatch: pytest.MonkeyPatch, *added: Migration) -> None:
+    every = [*migrations.read_migrations(), *added]
+    monkeypatch.setattr(migrations, "read_migrations", lambda: every)
+
+
+def test_an_empty_database_gets_every_table(bare: System) -> None:
+    assert migrate(bare) == FILES
+    assert tables(bare) == [
+        "consumed_offsets",
+        "outbox",
+        "outbox_identity",
+        "outbox_lane",
+        "outbox_parked",
+        "schema_migrations",
+        "workers",
+    ]
+    assert [row[0] for row in history(bare)] == [1, 2, 3]
+
+
+def test_a_second_run_does_nothing(bare: System) -> None:
+    migrate(bare)
+    before = history(bare), bare.query("SELECT * FROM outbox_identity")
+    assert migrate(bare) == []
+    assert (history(bare), bare.query("SELECT * FROM outbox_identity")) == before
+
+
+def test_check_says_what_is_pending_by_its_exit_code_and_changes_nothing(bare: System) -> None:
+    behind = run_command(bare.environ, "migrate", "--check")
+    assert behind.returncode == 1
+    assert behind.stdout.splitlines() == [f"pending: {name}" for name in FILES]
+    assert tables(bare) == []
+    migrate(bare)
+    current = run_command(bare.environ, "migrate", "--check")
+    assert (current.returncode, current.stdout) == (0, "")
+
+
+def test_sql_prints_every_file_and_needs_no_settings() -> None:
+    printed = run_command({"DATABASE_URL": "", "KAFKA_BOOTSTRAP_SERVERS": ""}, "migrate", "--sql")
+    assert printed.returncode == 0
+    for migration in migrations.read_migrations():
+        assert f"-- {migration.name}\n{migration.sql}" in printed.stdout
+
+
+def test_the_printed_sql_can_be_run_by_hand(bare: System) -> None:
+    with psycopg.connect(bare.settings.database_url) as conn:
+        for migration in migrations.read_migrations():
+            conn.execute(migration.sql.encode())
+    assert bare.query("SELECT count(*) FROM outbox_lane") == [(4,)]
+
+
+def test_the_platforms_own_workers_table_is_adopted_untouched_with_its_rows(bare: System) -> None:
+    bare.query(PLATFORMS_OWN)
+    bare.query(PLATFORMS_ROWS)
+    before = bare.query(LOOK_AT_WORKERS)
+    assert migrate(bare) == FILES
+    assert bare.query(LOOK_AT_WORKERS) == before
+    bare.accept(1)
+    assert bare.query("SELECT id, status FROM workers WHERE id > 2") == [(3, "pending")]
+
+
+def test_a_database_newer_than_the_code_is_refused_by_name(bare: System) -> None:
+    migrate(bare)
+    bare.query("INSERT INTO schema_migrations (version, checksum) VALUES (99, 'of a later release')")
+    before = history(bare)
+    with pytest.raises(SchemaRefused, match=r"has migration 099, .* none after 003"):
+        migrate(bare)
+    refused = run_command(bare.environ, "migrate")
+    assert refused.returncode == 1
+    assert "migration 099" in refused.stderr
+    assert history(bare) == before
+
+
+def test_a_file_changed_after_it_was_applied_is_refused_by_name(
+    bare: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    migrate(bare)
+    first, second, third = migrations.read_migrations()
+    changed = [first, second._replace(sql=second.sql + "-- one more word"), third]
+    monkeypatch.setattr(migrations, "read_migrations", lambda: changed)
+    with pytest.raises(SchemaRefused, match=r"002_outbox\.sql was changed after it was applied"):
+        migrate(bare)
+
+
+@pytest.mark.parametrize("strange", ["newer", "changed"])
+def test_refusal_comes_before_any_pending_file_is_run(
+    bare: System, monkeypatch: pytest.MonkeyPatch, strange: str
+) -> None:
+    migrate(bare)
+    if strange == "newer":
+        bare.query("INSERT INTO schema_migrations (version, checksum) VALUES (99, '')")
+    else:
+        bare.query("UPDATE schema_migrations SET checksum = 'other' WHERE version = 3")
+    add_migration(monkeypatch, Migration(4, "004_more.sql", "CREATE TABLE more ()"))
+    with pytest.raises(SchemaRefused):
+        migrate(bare)
+    assert "more" not in tables(bare)
+
+
+def test_two_runners_at_once_both_succeed_and_one_does_the_work(bare: System) -> None:
+    lock = "SELECT pg_advisory_xact_lock(%s)"
+    waiting = (
+        "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+        " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+    )
+    with ThreadPoolExecutor(2) as threads:
+        with psycopg.connect(bare.settings.database_url) as conn:
+            conn.execute(lock, (migrations.LOCK,))  # so that both wait for the same moment
+            runs = [threads.submit(migrate, bare) for _ in range(2)]
+            eventually(lambda: bare.query(waiting) == [(2,)])
+        assert sorted((run.result() for run in runs), key=len) == [[], FILES]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param("SELECT 1 / 0", id="in the file"),
+        pytest.param("ALTER TABLE schema_migrations ADD CHECK (version < 5)", id="after the file"),
+    ],
+)
+def test_a_failing_migration_leaves_nothing_of_itself_and_all_of_those_before(
+    bare: System, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    good = Migration(4, "004_good.sql", "CREATE TABLE good ()")
+    bad = Migration(5, "005_bad.sql", f"CREATE TABLE bad (); {fault}")
+    with monkeypatch.context() as patched:
+        add_migration(patched, good, bad)
+        with pytest.raises(psycopg.Error):
+            migrate(bare)
+    assert {"good", "bad"} & set(tables(bare)) == {"good"}
+    assert [row[0] for row in history(bare)] == [1, 2, 3, 4]
+    add_migration(monkeypatch, good, bad._replace(sql="CREATE TABLE bad ()"))
+    assert migrate(bare) == ["005_bad.sql"]  # mended, it runs; nothing was left in its way
+
+
+def test_lanes_are_seeded_once_and_another_number_later_is_ignored_with_a_warning(
+    bare: System, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert migrate_database(replace(bare.settings, lanes=7)) == 7
+    assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
+    assert migrate_database(replace(bare.settings, lanes=3)) == 7
+    assert "LANES is ignored" in caplog.text
+    assert bare.query("SELECT lane FROM outbox_lane ORDER BY 1") == [(lane,) for lane in range(7)]
+
+
+def test_processes_refuse_a_schema_that_is_behind_or_ahead(bare: System) -> None:
+    with closing(bare.connect()) as conn:
+        with pytest.raises(SchemaBehind, match=r"001_workers\.sql.*orchestrator setup"):
+            check_current(conn)
+        migrate(bare)
+        check_current(conn)
+        bare.query("INSERT INTO schema_migrations (version, checksum) VALUES (4, '')")
+        with pytest.raises(SchemaRefused):
+            check_current(conn)
+
+
+def test_setup_and_work_need_no_more_than_the_owner_of_the_database(bare: System) -> None:
+    role, database = f"owner_{uuid4().hex[:12]}", bare.query("SELECT current_database()")[0][0]
+    bare.query(f"CREATE ROLE {role}")
+    bare.query(f"ALTER DATABASE {database} OWNER TO {role}")
+    # The session's role from its start: the same rights as a login, whatever pg_hba.conf says.
+    url = make_conninfo(bare.settings.database_url, options=f"-c role={role}")
+    owned = System(bare.environ | {"DATABASE_URL": url}, bare.directory)
+    try:
+        set_up(owned.settings)
+        assert owned.query("SELECT DISTINCT tableowner FROM pg_tables WHERE schemaname = 'public'") == [
+            (role,)
+        ]
+        consumer, relay = owned.start("consumer"), owned.start("relay")
+        owned.submit(20)
+        owned.check_exactly_once(20)
+        consumer.stop()
+        relay.stop()
+    finally:
+        owned.end()
+        bare.query(f"DROP OWNED BY {role} CASCADE")
+        bare.query(f"ALTER DATABASE {database} OWNER TO CURRENT_USER")
+        bare.query(f"DROP ROLE {role}")

@@ -1,0 +1,152 @@
+"""Setup makes what is missing, leaves what is there, and says plainly what it cannot reach."""
+
+import logging
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
+from psycopg.conninfo import make_conninfo
+
+from orchestrator.embedded import Servers
+from orchestrator.embedded.server import free_port
+from orchestrator.setup import set_up
+from tests.bare import bare_system, run_command
+from tests.eventually import eventually
+from tests.system import System, topics_of
+
+SECRET = "S3CRET"
+
+
+@pytest.fixture
+def bare(servers: Servers, tmp_path: Path) -> Iterator[System]:
+    with bare_system(servers, tmp_path) as system:
+        yield system
+
+
+def partitions(system: System) -> dict[str, int]:
+    """Return the partitions of those of its topics that are there."""
+    found = AdminClient(dict(system.settings.kafka)).list_topics(timeout=10).topics
+    return {name: len(found[name].partitions) for name in topics_of(system) if name in found}
+
+
+def create(system: System, topic: str, count: int) -> None:
+    admin = AdminClient(dict(system.settings.kafka))
+    admin.create_topics([NewTopic(topic, count, 1)])[topic].result()
+
+
+def test_missing_topics_are_created_with_a_progress_partition_for_each_lane(bare: System) -> None:
+    set_up(replace(bare.settings, lanes=7))
+    eventually(lambda: len(partitions(bare)) == 4)
+    assert partitions(bare)[bare.settings.progress_topic] == 7
+
+
+def test_topics_that_are_there_stay_as_they_are(bare: System) -> None:
+    settings = bare.settings
+    create(bare, settings.input_topic, 3)
+    create(bare, settings.output_topic, 1)
+    create(bare, settings.progress_topic, 9)
+    bare.produce(b"an early command")
+    set_up(settings)
+    eventually(lambda: len(partitions(bare)) == 4)
+    found = partitions(bare)
+    assert found[settings.input_topic] == 3
+    assert found[settings.output_topic] == 1
+    assert found[settings.progress_topic] == 9
+    assert [record.value() for record in bare.read(settings.input_topic)] == [b"an early command"]
+
+
+def test_a_progress_topic_with_too_few_partitions_is_widened(bare: System) -> None:
+    create(bare, bare.settings.progress_topic, 2)
+    set_up(bare.settings)
+    eventually(lambda: partitions(bare)[bare.settings.progress_topic] == bare.settings.lanes)
+
+
+def test_the_lanes_of_the_database_count_and_not_those_of_the_settings(bare: System) -> None:
+    set_up(replace(bare.settings, lanes=3))
+    set_up(replace(bare.settings, lanes=9))
+    eventually(lambda: partitions(bare).get(bare.settings.progress_topic) == 3)
+
+
+def test_a_second_run_says_nothing(bare: System, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "orchestrator")
+    set_up(bare.settings)
+    said = [record.message for record in caplog.records]
+    assert said == 3 * ["migrated"] + 4 * ["topic created"]
+    caplog.clear()
+    set_up(bare.settings)
+    assert caplog.records == []
+    again = run_command(bare.environ, "setup")
+    assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
+
+
+# ---- what cannot be reached -----------------------------------------------------------------------
+
+NOWHERE = f"127.0.0.1:{free_port()}"
+KAFKA_AWAY = {"KAFKA_BOOTSTRAP_SERVERS": NOWHERE, "KAFKA_CONFIG_SASL_PASSWORD": SECRET}
+POSTGRES_AWAY = {"DATABASE_URL": f"postgresql://user:{SECRET}@{NOWHERE}/db"}
+NO_SUCH_HOST = {"DATABASE_URL": f"postgresql://user:{SECRET}@no-such-host.invalid/db"}
+URL = f"rtsp://user:{SECRET}@camera/1"
+AWAY: dict[str, tuple[dict[str, str], list[str]]] = {
+    "setup without Kafka": (KAFKA_AWAY, ["setup"]),
+    "setup without Postgres": (POSTGRES_AWAY, ["setup"]),
+    "setup with a wrong host": (NO_SUCH_HOST, ["setup"]),
+    "migrate without Postgres": (POSTGRES_AWAY, ["migrate"]),
+    "migrate --check without Postgres": (POSTGRES_AWAY, ["migrate", "--check"]),
+    "submit without Kafka": (KAFKA_AWAY, ["submit", URL, "--count", "3"]),
+}
+
+
+@pytest.fixture(scope="module")
+def ended(
+    servers: Servers, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, subprocess.CompletedProcess[str]]]:
+    """What became of each command of AWAY: run at once, since each waits for its server."""
+    with (
+        bare_system(servers, tmp_path_factory.mktemp("away")) as system,
+        ThreadPoolExecutor(len(AWAY)) as threads,
+    ):
+        runs = {
+            name: threads.submit(run_command, system.environ | environ, *command)
+            for name, (environ, command) in AWAY.items()
+        }
+        yield {name: run.result() for name, run in runs.items()}
+
+
+@pytest.mark.parametrize("name", AWAY)
+def test_a_server_that_is_away_is_exit_code_3_and_one_line_without_secrets(
+    ended: dict[str, subprocess.CompletedProcess[str]], name: str
+) -> None:
+    command = ended[name]
+    assert command.returncode == 3, command.stderr
+    assert command.stdout == ""
+    talk = [line for line in command.stderr.splitlines() if not line.startswith("{")]
+    assert len(talk) == 1, command.stderr  # the log beside it is JSON
+    assert talk[0].startswith("orchestrator: ")
+    assert SECRET not in command.stderr
+    assert "Traceback" not in command.stderr
+
+
+def test_a_database_that_is_not_there_is_named(bare: System) -> None:
+    url = make_conninfo(bare.settings.database_url, dbname="no_such_database")
+    ran = run_command(bare.environ | {"DATABASE_URL": url}, "setup")
+    assert ran.returncode == 3
+    assert 'database "no_such_database" does not exist' in ran.stderr.splitlines()[-1]
+
+
+def test_wrong_settings_are_exit_code_2_with_all_faults() -> None:
+    wrong = {
+        "DATABASE_URL": f"host=db password='{SECRET}",
+        "KAFKA_BOOTSTRAP_SERVERS": "",
+        "KAFKA_CONFIG_ACKS": SECRET,
+        "LANES": SECRET,
+    }
+    refused = run_command(wrong, "setup")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    first, *faults = refused.stderr.splitlines()
+    assert first == "orchestrator: settings:"
+    assert sorted(fault.split()[0] for fault in faults) == sorted(wrong)
+    assert SECRET not in refused.stderr

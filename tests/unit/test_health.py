@@ -1,0 +1,146 @@
+"""What probes and Prometheus see on the HTTP side."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from orchestrator import health
+from orchestrator.health import Health
+from orchestrator.http import serve_http
+from orchestrator.metrics import ConsumerMetrics, new_registry
+
+HOST = "127.0.0.1"
+
+
+class Probe:
+    """Asks one process."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+
+    def ask(self, path: str, method: str = "GET") -> tuple[int, str]:
+        """Return the status and the body."""
+        request = Request(f"http://{HOST}:{self.port}{path}", method=method)
+        try:
+            with urlopen(request, timeout=5) as answer:  # noqa: S310  # our own server
+                return answer.status, answer.read().decode()
+        except HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
+
+    def ask_json(self, path: str) -> tuple[int, object]:
+        """Return the status and what the body says."""
+        status, body = self.ask(path)
+        return status, json.loads(body)
+
+
+@contextmanager
+def served(state: Health, registry: CollectorRegistry | None = None) -> Iterator[Probe]:
+    with serve_http(HOST, 0, registry or CollectorRegistry(), state) as port:
+        yield Probe(port)
+
+
+def test_a_process_is_ready_when_every_check_passes() -> None:
+    trouble: dict[str, str | None] = {"postgres": None, "lanes": None}
+    with served(Health({name: partial(trouble.get, name) for name in trouble})) as probe:
+        assert probe.ask_json("/readyz") == (200, {"ready": True, "checks": trouble})
+        trouble["lanes"] = "lane 3: refused"
+        assert probe.ask_json("/readyz") == (503, {"ready": False, "checks": trouble})
+        trouble["lanes"] = None
+        assert probe.ask("/readyz")[0] == 200
+
+
+def test_a_process_that_stops_is_alive_but_not_ready() -> None:
+    state = Health({"postgres": lambda: None})
+    with served(state) as probe:
+        state.stop()
+        status, body = probe.ask_json("/readyz")
+        assert status == 503
+        assert body == {"ready": False, "checks": {"postgres": None, "process": "stopping"}}
+        assert probe.ask("/livez")[0] == 200
+
+
+def test_a_process_that_waits_for_a_server_is_alive() -> None:
+    state = Health({"postgres": lambda: "away"})
+    state.tick("relay")
+    with served(state) as probe:
+        assert probe.ask("/readyz")[0] == 503
+        assert probe.ask_json("/livez") == (200, {"hanging": []})
+
+
+def test_a_process_is_dead_when_one_of_its_loops_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    state, now = Health(), [1000.0]
+    monkeypatch.setattr("orchestrator.health.time.monotonic", lambda: now[0])
+    state.tick("lane 0")
+    now[0] += health.STALE_S - 1
+    state.tick("lane 1")
+    assert state.hanging() == []
+    now[0] += 2
+    assert state.hanging() == ["lane 0"]
+    monkeypatch.undo()
+    monkeypatch.setattr(health, "STALE_S", -1.0)
+    with served(state) as probe:
+        assert probe.ask_json("/livez") == (503, {"hanging": ["lane 0", "lane 1"]})
+
+
+def test_a_loop_that_ended_as_it_should_does_not_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health, "STALE_S", -1.0)
+    state = Health()
+    state.tick("lane 0")
+    state.tick("lane 1")
+    state.forget("lane 0")
+    state.forget("never there")
+    assert state.hanging() == ["lane 1"]
+
+
+def test_metrics_are_in_the_format_of_prometheus() -> None:
+    registry = new_registry("consumer")
+    ConsumerMetrics(registry, Health()).consumed(3, 1, {"empty": 2}, 0.01)
+    with served(Health(), registry) as probe:
+        status, body = probe.ask("/metrics")
+    assert status == 200
+    assert 'orchestrator_messages_total{result="accepted"} 3.0' in body
+    assert 'orchestrator_messages_total{result="duplicate"} 1.0' in body
+    assert 'orchestrator_dead_letters_total{reason="empty"} 2.0' in body
+    assert "_created" not in body
+
+
+@pytest.mark.parametrize("path", ["/", "/health", "/metrics/", "/readyz/x", "/livezz", "/%6Civez"])
+def test_every_other_path_is_not_found(path: str) -> None:
+    with served(Health()) as probe:
+        assert probe.ask(path)[0] == 404
+
+
+def test_a_query_changes_nothing() -> None:
+    with served(Health()) as probe:
+        assert probe.ask("/livez?verbose=1")[0] == 200
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE"])
+def test_nothing_can_be_changed_from_outside(method: str) -> None:
+    with served(Health()) as probe:
+        assert probe.ask("/livez", method)[0] == 501
+
+
+def test_an_answer_holds_no_secret_and_stays_json() -> None:
+    trouble = 'camera "rtsp://user:S3CRET@host" password=S3CRET'
+    with served(Health({"session": lambda: trouble})) as probe:
+        status, body = probe.ask("/readyz")
+    assert status == 503
+    assert "S3CRET" not in body
+    assert json.loads(body)["checks"]["session"].startswith('camera "rtsp://***')
+
+
+def test_a_taken_port_is_an_error_and_not_a_second_server() -> None:
+    with (
+        served(Health()) as probe,
+        pytest.raises(OSError, match="in use"),
+        serve_http(HOST, probe.port, CollectorRegistry(), Health()),
+    ):
+        pass

@@ -1,0 +1,103 @@
+"""Imports only point down, the library knows nothing of the service, and DDL lives in schema/."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+import orchestrator
+import outbox
+
+ROOT = Path(orchestrator.__file__).parent.parent
+PACKAGES = [Path(package.__path__[0]) for package in (orchestrator, outbox)]
+MODULES = {
+    ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file
+    for package in PACKAGES
+    for file in sorted(package.rglob("*.py"))
+}
+
+# From the top down; a module imports only from levels below its own. What is in no level is a leaf
+# of the command line (demo, embedded, ...) or not there yet: nothing in a level may import it.
+LEVELS = [
+    ["orchestrator.__main__", "orchestrator.main"],
+    ["orchestrator.cli"],
+    ["orchestrator.consumer", "orchestrator.relay", "orchestrator.supervisor"],
+    ["orchestrator.ingest", "orchestrator.gauges", "orchestrator.process", "orchestrator.setup"],
+    ["orchestrator.http", "orchestrator.workers", "orchestrator.offsets", "orchestrator.metrics"],
+    ["orchestrator.migrations", "orchestrator.topics", "orchestrator.health", "orchestrator.submit"],
+    ["orchestrator.messages", "orchestrator.settings", "orchestrator.logs"],
+    ["outbox"],
+    ["outbox.relay"],
+    ["outbox.lane", "outbox.lanes"],
+    ["outbox.store", "outbox.publisher"],
+    ["outbox.message", "outbox.postgres", "outbox.patience", "outbox.observer"],
+    ["outbox.errors", "outbox.crashpoints"],
+]
+LEVEL = {module: number for number, level in enumerate(LEVELS) for module in level}
+
+# The package itself is how the service may see the library; inside it is the front, at the top.
+EVERY_PACKAGE = {"orchestrator", "outbox"}
+
+
+def imports_of(file: Path) -> set[str]:
+    """Return our modules that a file imports at its top, by full name."""
+    found: set[str] = set()
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file.name}: relative import"
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= (names & MODULES.keys()) or {node.module or ""}
+    return found & MODULES.keys()
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_has_a_docstring(module: str) -> None:
+    assert ast.get_docstring(ast.parse(MODULES[module].read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name.startswith("outbox")])
+def test_the_library_never_imports_the_service(module: str) -> None:
+    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
+    for node in ast.walk(tree):  # everywhere, inside functions too
+        names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        assert not [name for name in names if name.split(".")[0] == "orchestrator"]
+
+
+@pytest.mark.parametrize("module", LEVEL)
+def test_imports_point_down(module: str) -> None:
+    for imported in imports_of(MODULES[module]) - EVERY_PACKAGE - {module}:
+        assert imported in LEVEL, f"{module} imports {imported}, which has no level"
+        assert LEVEL[imported] > LEVEL[module], f"{module} imports {imported}, which is not below it"
+
+
+def test_the_levels_name_modules_that_exist() -> None:
+    assert LEVEL.keys() <= MODULES.keys()
+
+
+def test_every_module_of_the_library_has_a_level() -> None:
+    assert {name for name in MODULES if name.startswith("outbox")} <= LEVEL.keys()
+
+
+DDL = re.compile(
+    r"\b(CREATE|ALTER|DROP|TRUNCATE)\s+(\w+\s+){0,3}?(TABLE|INDEX|TYPE|SCHEMA|SEQUENCE|VIEW|"
+    r"FUNCTION|TRIGGER|ROLE|DATABASE|EXTENSION)\b"
+)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_ddl_stands_in_schema_alone_but_for_the_history_of_migrations(module: str) -> None:
+    strings = [
+        node.value
+        for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+    statements = [text for text in strings if DDL.search(text)]
+    if module == "orchestrator.migrations":
+        (history,) = statements
+        assert "CREATE TABLE IF NOT EXISTS schema_migrations" in history
+    else:
+        assert statements == []

@@ -1,0 +1,143 @@
+"""Logs hold no secret, and say the same thing once."""
+
+import json
+import logging
+import re
+import sys
+
+import pytest
+
+from orchestrator.logs import JsonFormatter, Seldom, TextFormatter, mask, masked, set_up
+
+FORMATTERS = pytest.mark.parametrize("formatter", [JsonFormatter(), TextFormatter()])
+
+
+def record(event: str, *values: object, **fields: object) -> logging.LogRecord:
+    made = logging.makeLogRecord({"name": "test", "levelname": "INFO", "msg": event, "args": values})
+    vars(made).update(fields)
+    return made
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "camera rtsp://user:S3CRET@host/path?token=S3CRET is down",
+        "RTSPS://S3CRET@host",
+        "rtsp://user:a@S3CRET/b@host",
+        "rtsp://user:it's'S3CRET@host",
+        'rtsp://user:"S3CRET"@host',
+        "rtsp://user:<S3CRET>@host",
+        '{"camera_url": "https://host/?key=S3CRET"}',
+        "postgresql://user:S3CRET@host/db",
+        "host=db password=S3CRET dbname=x",
+        "host=db password = 'very S3CRET' dbname=x",
+        r"host=db password='it\'s S3CRET' dbname=x",
+        "PASSWORD: S3CRET",
+        "sasl.password=S3CRET",
+        "KAFKA_CONFIG_SASL_PASSWORD=S3CRET",
+        "{'password': 'S3CRET', 'host': 'db'}",
+        '{"sasl.password": "S3CRET"}',
+        "?user=u&token=S3CRET&x=1",
+        "api_key=S3CRET",
+    ],
+)
+def test_a_secret_in_any_text_is_masked(text: str) -> None:
+    assert "S3CRET" not in mask(text)
+    assert "***" in mask(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "topic outbox-progress is missing: create it or run `orchestrator setup`",
+        'connection to server at "127.0.0.1", port 5432 failed: Connection refused',
+        "tokens are no passwords",
+    ],
+)
+def test_a_text_without_secrets_stays_as_it_is(text: str) -> None:
+    assert mask(text) == text
+
+
+def test_text_around_a_secret_stays() -> None:
+    masked_text = mask("lane 3: rtsp://u:p@h gone, host=db password=x dbname=y")
+    assert masked_text == "lane 3: rtsp://*** gone, host=db password=*** dbname=y"
+
+
+@FORMATTERS
+def test_arguments_and_fields_are_masked_however_deep(formatter: logging.Formatter) -> None:
+    line = formatter.format(
+        record(
+            "said %s",
+            "rtsp://u:S3CRET@h",
+            url="rtsp://u:S3CRET@h",
+            password="S3CRET",
+            nested={"inner": ["rtsp://u:S3CRET@h", {"sasl.password": "S3CRET"}]},
+            error=ValueError("password=S3CRET"),
+        )
+    )
+    assert "S3CRET" not in line
+    assert line.count("***") == 6
+
+
+@FORMATTERS
+def test_tracebacks_are_masked(formatter: logging.Formatter) -> None:
+    broken = record("broken")
+    try:
+        int("postgresql://u:S3CRET@h/db")
+    except ValueError:
+        broken.exc_info = sys.exc_info()
+    line = formatter.format(broken)
+    assert "postgresql://***" in line
+    assert "S3CRET" not in line
+
+
+def test_json_is_one_object_a_line_with_numbers_as_numbers() -> None:
+    line = JsonFormatter().format(record("two\nlines", lane=3, took_s=0.5, offsets={0: 7}, none=None))
+    assert "\n" not in line
+    read = json.loads(line)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00", read.pop("time"))
+    assert read == {
+        "level": "INFO",
+        "logger": "test",
+        "event": "two\nlines",
+        "lane": 3,
+        "took_s": 0.5,
+        "offsets": {"0": 7},
+        "none": None,
+    }
+
+
+def test_text_is_a_line_for_people() -> None:
+    line = TextFormatter().format(record("lane works", lane=3, state="working"))
+    assert re.fullmatch(r"\d\d:\d\d:\d\d\.\d{3} INFO    lane works lane=3 state=working", line)
+
+
+def test_what_json_does_not_know_becomes_text() -> None:
+    assert masked({"of": {1}, "error": ValueError("x"), "yes": True}) == {
+        "of": [1],
+        "error": "x",
+        "yes": True,
+    }
+
+
+def test_librdkafka_is_heard_once_however_often_it_repeats_itself() -> None:
+    news = Seldom()
+    texts = [f"Connect to h:9092 failed (after {ms}ms in state CONNECT)" for ms in range(100)]
+    assert [news.filter(record(text)) for text in texts] == [True] + 99 * [False]
+    assert news.filter(record("Connect to h:9093 failed"))
+
+
+@pytest.mark.parametrize("form", ["json", "text"])
+def test_logs_go_to_stderr_at_the_chosen_level(form: str, capsys: pytest.CaptureFixture[str]) -> None:
+    before = logging.root.handlers[:], logging.root.level
+    try:
+        set_up("WARNING", form)
+        logging.getLogger("test").info("unheard")
+        logging.getLogger("test").warning("heard", extra={"lane": 3})
+    finally:
+        logging.root.handlers[:], logging.root.level = before
+    said = capsys.readouterr()
+    assert said.out == ""
+    (line,) = said.err.splitlines()
+    assert "heard" in line
+    assert ('"lane": 3' in line) == (form == "json")

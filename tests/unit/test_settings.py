@@ -1,0 +1,311 @@
+"""The settings: what is required, what is the default, and what is refused without quoting it."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from unittest.mock import ANY
+
+import pytest
+from psycopg.conninfo import conninfo_to_dict
+
+from orchestrator.settings import (
+    GUARANTEED,
+    SettingsError,
+    read_kafka_settings,
+    read_metrics_address,
+    read_settings,
+)
+
+REQUIRED = {"DATABASE_URL": "postgresql://host/db", "KAFKA_BOOTSTRAP_SERVERS": "kafka:9092"}
+
+
+def faults_of(environ: dict[str, str]) -> list[str]:
+    with pytest.raises(SettingsError) as error:
+        read_settings(environ)
+    assert str(error.value) == "\n".join(error.value.faults)
+    return error.value.faults
+
+
+def test_two_settings_are_required_and_all_others_have_these_defaults() -> None:
+    assert asdict(read_settings(REQUIRED)) == {
+        "database_url": ANY,
+        "kafka": {"bootstrap.servers": "kafka:9092"},
+        "log_level": "INFO",
+        "log_format": "json",
+        "consumer_group": "orchestrator-group",
+        "input_topic": "init_scenario",
+        "output_topic": "to_deploy",
+        "dead_letter_topic": "init_scenario.dlq",
+        "progress_topic": "outbox-progress",
+        "batch_size": 1000,
+        "lanes": 4,
+        "max_message_bytes": 65536,
+        "camera_url_schemes": ("rtsp", "rtsps", "http", "https"),
+        "metrics_host": "0.0.0.0",
+        "metrics_port": 9464,
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("LOG_LEVEL", "debug", "DEBUG"),
+        ("LOG_FORMAT", "TEXT", "text"),
+        ("CONSUMER_GROUP", "mine", "mine"),
+        ("INPUT_TOPIC", "in.put_1-a", "in.put_1-a"),
+        ("BATCH_SIZE", " 7 ", 7),
+        ("LANES", "7", 7),
+        ("MAX_MESSAGE_BYTES", "64", 64),
+        ("CAMERA_URL_SCHEMES", " RTSP , srt,", ("rtsp", "srt")),
+        ("METRICS_HOST", "127.0.0.1", "127.0.0.1"),
+        ("METRICS_PORT", "0", 0),
+        ("METRICS_PORT", "", 9464),
+        ("METRICS_PORT", "  ", 9464),
+    ],
+)
+def test_a_setting_is_read_as_its_type_and_blank_counts_as_not_set(
+    name: str, text: str, value: object
+) -> None:
+    assert getattr(read_settings(REQUIRED | {name: text}), name.lower()) == value
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["postgresql://user:a%20b@db:5433/name", "user=user password='a b' host=db port=5433 dbname=name"],
+)
+def test_a_database_is_named_by_a_url_or_by_keywords(text: str) -> None:
+    assert conninfo_to_dict(read_settings(REQUIRED | {"DATABASE_URL": text}).database_url) == {
+        "user": "user",
+        "password": "a b",
+        "host": "db",
+        "port": "5433",
+        "dbname": "name",
+    }
+
+
+WRONG = {
+    "LOG_LEVEL": "LOUD",
+    "LOG_FORMAT": "xml",
+    "CONSUMER_GROUP": "a\nb",
+    "INPUT_TOPIC": "a topic",
+    "OUTPUT_TOPIC": "..",
+    "DEAD_LETTER_TOPIC": "t" * 250,
+    "BATCH_SIZE": "0",
+    "LANES": "1025",
+    "MAX_MESSAGE_BYTES": "63",
+    "CAMERA_URL_SCHEMES": "rtsp://",
+    "METRICS_PORT": "tcp://10.0.0.1:9464",
+}
+
+
+@pytest.mark.parametrize(("name", "text"), WRONG.items())
+def test_a_wrong_value_is_refused_by_name(name: str, text: str) -> None:
+    (fault,) = faults_of(REQUIRED | {name: text})
+    assert fault.startswith(f"{name} ")
+
+
+@pytest.mark.parametrize("number", ["1.5", "-1", "1e3", "0x10", "٣", "1_000", "9" * 5000])
+def test_a_number_is_plain_digits(number: str) -> None:
+    assert faults_of(REQUIRED | {"BATCH_SIZE": number}) == [
+        "BATCH_SIZE must be a whole number from 1 to 100000"
+    ]
+
+
+def test_all_faults_are_told_at_once() -> None:
+    named = [fault.split()[0] for fault in faults_of(WRONG | {"KAFKA_CONFIG_NO_SUCH": "x"})]
+    assert sorted(named) == sorted([*WRONG, *REQUIRED, "KAFKA_CONFIG_NO_SUCH"])
+
+
+def test_topics_must_differ() -> None:
+    faults = faults_of(REQUIRED | {"OUTPUT_TOPIC": "init_scenario", "PROGRESS_TOPIC": "init_scenario"})
+    assert faults == [
+        "OUTPUT_TOPIC must differ from INPUT_TOPIC",
+        "PROGRESS_TOPIC must differ from OUTPUT_TOPIC",
+    ]
+
+
+# ---- NAME_FILE ------------------------------------------------------------------------------------
+
+
+def test_any_setting_may_come_from_a_file(tmp_path: Path) -> None:
+    environ = {"KAFKA_BOOTSTRAP_SERVERS": "kafka:9092"}
+    for name, text in (
+        ("DATABASE_URL", "postgresql://host/db\n"),
+        ("LANES", "7\n"),
+        ("KAFKA_CONFIG_SASL_PASSWORD", "from a file\n"),
+    ):
+        (tmp_path / name).write_text(text)
+        environ[f"{name}_FILE"] = str(tmp_path / name)
+    settings = read_settings(environ)
+    assert conninfo_to_dict(settings.database_url) == {"host": "host", "dbname": "db"}
+    assert settings.lanes == 7
+    assert settings.kafka["sasl.password"] == "from a file"
+
+
+def test_a_setting_and_its_file_exclude_each_other(tmp_path: Path) -> None:
+    (tmp_path / "lanes").write_text("7")
+    assert faults_of(REQUIRED | {"LANES": "7", "LANES_FILE": str(tmp_path / "lanes")}) == [
+        "LANES and LANES_FILE are both set: keep one of them"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "error"), [(None, "FileNotFoundError"), (b"\xff", "UnicodeDecodeError")]
+)
+def test_a_file_that_cannot_be_read_is_one_fault(
+    tmp_path: Path, content: bytes | None, error: str
+) -> None:
+    if content:
+        (tmp_path / "url").write_bytes(content)
+    environ = {"KAFKA_BOOTSTRAP_SERVERS": "kafka:9092", "DATABASE_URL_FILE": str(tmp_path / "url")}
+    assert faults_of(environ)[0] == f"DATABASE_URL_FILE cannot be read: {error}"
+
+
+# ---- KAFKA_CONFIG_* -------------------------------------------------------------------------------
+
+
+def test_kafka_config_variables_become_librdkafka_properties() -> None:
+    environ = {
+        "KAFKA_CONFIG_SECURITY_PROTOCOL": "SASL_SSL",
+        "KAFKA_CONFIG_SASL_MECHANISM": "PLAIN",
+        "KAFKA_CONFIG_SASL_USERNAME": "user",
+        "KAFKA_CONFIG_SASL_PASSWORD": "pw",
+        "KAFKA_CONFIG_SOCKET_KEEPALIVE_ENABLE": "true",
+    }
+    assert read_settings(REQUIRED | environ).kafka == {
+        "bootstrap.servers": "kafka:9092",
+        "security.protocol": "SASL_SSL",
+        "sasl.mechanism": "PLAIN",
+        "sasl.username": "user",
+        "sasl.password": "pw",
+        "socket.keepalive.enable": "true",
+    }
+
+
+def test_properties_that_do_not_go_together_are_one_fault() -> None:
+    environ = {"KAFKA_CONFIG_SECURITY_PROTOCOL": "SASL_SSL", "KAFKA_CONFIG_SASL_MECHANISM": "NONE"}
+    assert faults_of(REQUIRED | environ) == ["KAFKA_CONFIG_*: Unsupported SASL mechanism: ***"]
+
+
+def test_the_properties_that_the_guarantee_rests_on_are_these() -> None:
+    assert {
+        "transactional.id",
+        "enable.idempotence",
+        "acks",
+        "isolation.level",
+        "enable.auto.commit",
+        "enable.auto.offset.store",
+        "auto.offset.reset",
+    } <= GUARANTEED
+
+
+@pytest.mark.parametrize("prop", sorted(GUARANTEED))
+@pytest.mark.parametrize("spelling", [str.upper, str.lower])
+def test_a_property_that_the_guarantee_rests_on_is_refused_by_name(
+    prop: str, spelling: Callable[[str], str]
+) -> None:
+    name = "KAFKA_CONFIG_" + spelling(prop.replace(".", "_"))
+    (fault,) = faults_of(REQUIRED | {name: "all"})
+    assert fault == f"{name} must not be set: exactly-once delivery rests on {prop}"
+
+
+@pytest.mark.parametrize(
+    ("name", "instead"),
+    [
+        ("KAFKA_CONFIG_BOOTSTRAP_SERVERS", "KAFKA_BOOTSTRAP_SERVERS"),
+        ("KAFKA_CONFIG_GROUP_ID", "CONSUMER_GROUP"),
+    ],
+)
+def test_a_property_with_a_setting_of_its_own_is_refused_with_that_name(
+    name: str, instead: str
+) -> None:
+    assert faults_of(REQUIRED | {name: "x"}) == [f"{name} must not be set: use {instead}"]
+
+
+def test_a_refused_property_is_refused_from_a_file_too(tmp_path: Path) -> None:
+    (tmp_path / "acks").write_text("0")
+    (fault,) = faults_of(REQUIRED | {"KAFKA_CONFIG_ACKS_FILE": str(tmp_path / "acks")})
+    assert "rests on acks" in fault
+
+
+def test_an_unknown_property_and_a_wrong_value_are_told_apart() -> None:
+    assert faults_of(REQUIRED | {"KAFKA_CONFIG_NO_SUCH": "1", "KAFKA_CONFIG_LINGER_MS": "soon"}) == [
+        "KAFKA_CONFIG_LINGER_MS is no valid value of linger.ms",
+        "KAFKA_CONFIG_NO_SUCH is no property of librdkafka (no.such)",
+    ]
+
+
+def test_variables_that_kubernetes_injects_are_ignored() -> None:
+    injected = {
+        "KAFKA_PORT": "tcp://10.0.0.1:9092",
+        "KAFKA_SERVICE_HOST": "10.0.0.1",
+        "KAFKA_PORT_9092_TCP_PROTO": "tcp",
+    }
+    assert read_settings(REQUIRED | injected) == read_settings(REQUIRED)
+
+
+# ---- secrets --------------------------------------------------------------------------------------
+
+PLANTED = "S3CRET"
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        *({name: PLANTED} for name in ("LOG_LEVEL", "LOG_FORMAT", "BATCH_SIZE", "LANES")),
+        *({name: PLANTED} for name in ("MAX_MESSAGE_BYTES", "METRICS_PORT")),
+        *({name: f"{PLANTED} \x00"} for name in ("INPUT_TOPIC", "CONSUMER_GROUP", "METRICS_HOST")),
+        {"KAFKA_BOOTSTRAP_SERVERS": f"{PLANTED}\n{PLANTED}"},
+        {"CAMERA_URL_SCHEMES": f"rtsp://{PLANTED}"},
+        {"DATABASE_URL": f"postgresql://user:{PLANTED}@host:no-port/db?nonsense"},
+        {"DATABASE_URL": f"postgresql://user:{PLANTED}@[host/db"},
+        {"DATABASE_URL": f"host=db password='{PLANTED}"},
+        {"DATABASE_URL": f"host=db {PLANTED}"},
+        {"DATABASE_URL": f"host=db no_such_word={PLANTED}"},
+        {"DATABASE_URL_FILE": f"/no/such/{PLANTED}"},
+        {"KAFKA_CONFIG_LINGER_MS": PLANTED},
+        {"KAFKA_CONFIG_SECURITY_PROTOCOL": PLANTED},
+        {"KAFKA_CONFIG_NO_SUCH": PLANTED},
+        {"KAFKA_CONFIG_ACKS": PLANTED},
+        {"KAFKA_CONFIG_SASL_PASSWORD": PLANTED, "LANES": "none"},
+        {
+            "KAFKA_CONFIG_SECURITY_PROTOCOL": "SASL_PLAINTEXT",
+            "KAFKA_CONFIG_SASL_MECHANISM": PLANTED,
+            "KAFKA_CONFIG_SASL_PASSWORD": PLANTED,
+        },
+        {
+            "KAFKA_CONFIG_SECURITY_PROTOCOL": "SSL",
+            "KAFKA_CONFIG_SSL_CA_LOCATION": f"/no/such/{PLANTED}",
+        },
+        {"KAFKA_CONFIG_SECURITY_PROTOCOL": "SSL", "KAFKA_CONFIG_SSL_KEY_PEM": PLANTED},
+    ],
+    ids=lambda environ: " ".join(environ),
+)
+def test_no_fault_quotes_a_value(environ: dict[str, str]) -> None:
+    required = {} if "DATABASE_URL_FILE" in environ else REQUIRED
+    faults = faults_of(required | environ)
+    assert faults
+    assert PLANTED not in "\n".join(faults)
+
+
+def test_settings_show_no_secret() -> None:
+    secret = {
+        "DATABASE_URL": f"postgresql://user:{PLANTED}@host/db",
+        "KAFKA_CONFIG_SASL_PASSWORD": PLANTED,
+    }
+    settings = read_settings(REQUIRED | secret)
+    assert PLANTED in settings.database_url
+    assert PLANTED not in f"{settings} {settings!r}"
+
+
+# ---- the smaller readers --------------------------------------------------------------------------
+
+
+def test_submit_and_healthcheck_read_only_what_they_need() -> None:
+    kafka, topic = read_kafka_settings({"KAFKA_BOOTSTRAP_SERVERS": "kafka:9092", "LANES": "none"})
+    assert (kafka["bootstrap.servers"], topic) == ("kafka:9092", "init_scenario")
+    assert read_metrics_address({"LANES": "none"}) == ("0.0.0.0", 9464)
+    with pytest.raises(SettingsError, match="KAFKA_BOOTSTRAP_SERVERS is required"):
+        read_kafka_settings({})
+    with pytest.raises(SettingsError, match="METRICS_PORT must be"):
+        read_metrics_address({"METRICS_PORT": "65535"})
