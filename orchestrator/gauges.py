@@ -6,7 +6,7 @@ processes count nothing twice. What cannot be read is not reported, rather than 
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from threading import Event, Thread
 
@@ -19,17 +19,21 @@ from orchestrator import topics
 from orchestrator.metrics import ConsumerMetrics, RelayMetrics
 from orchestrator.settings import Settings
 from outbox import Connection
+from outbox.errors import describe
 from outbox.postgres import KEEPALIVES
 from outbox.store import read_backlog
 
 EVERY_S = 5.0
-REST = 20  # a look that took long is followed by 20 times as long a rest: at most 5 % of the time
+REST, REST_S = 20.0, 30.0  # counting a long table may take 5 % of the time; pauses end at 30 s
 TIMEOUT_MS = 2000  # for the statement; counting a million rows takes a tenth of it
 
 
 @contextmanager
-def in_background(look: Callable[[], None]) -> Iterator[None]:
-    """Call `look` every EVERY_S, or more seldom if it is slow, while the block runs."""
+def in_background(look: Callable[[], None], rest: float = 0) -> Iterator[None]:
+    """Call `look` every EVERY_S while the block runs.
+
+    rest: if it took long, wait so many times as long, up to REST_S: for looks that cost something.
+    """
     stop = Event()
 
     def repeat() -> None:
@@ -37,13 +41,29 @@ def in_background(look: Callable[[], None]) -> Iterator[None]:
         while not stop.wait(rest_s):
             started = time.monotonic()
             look()
-            rest_s = max(EVERY_S, REST * (time.monotonic() - started))
+            rest_s = max(EVERY_S, min(rest * (time.monotonic() - started), REST_S))
 
     Thread(target=repeat, name="gauges", daemon=True).start()
     try:
         yield
     finally:
         stop.set()
+
+
+class KafkaLook:
+    """Looks at the brokers and topics, for processes whose own clients keep silent while idle."""
+
+    def __init__(self, settings: Settings, wanted: Sequence[str]) -> None:
+        self._admin = AdminClient(dict(settings.kafka), logger=logging.getLogger("librdkafka"))
+        self._wanted = wanted
+        self.trouble: str | None = None
+
+    def look(self) -> None:
+        """Note what is wrong: brokers that do not answer, topics that are missing."""
+        try:
+            self.trouble = "; ".join(topics.find_missing(self._admin, self._wanted)) or None
+        except KafkaException as error:
+            self.trouble = describe(error)
 
 
 @contextmanager
@@ -61,19 +81,18 @@ def backlog_gauges(settings: Settings, metrics: RelayMetrics) -> Iterator[None]:
     )
 
     def look() -> None:
-        lanes = sorted(metrics.owned)
-        metrics.pending.clear()
-        metrics.oldest.clear()
         try:
             with pool.connection() as conn:
-                backlog = read_backlog(conn, lanes)
+                backlog = read_backlog(conn, sorted(metrics.owned))
         except (psycopg.Error, PoolTimeout):
-            return
+            backlog = {}
+        metrics.pending.clear()
+        metrics.oldest.clear()
         for lane, waiting in backlog.items():
             metrics.pending.labels(str(lane)).set(waiting.pending)
             metrics.oldest.labels(str(lane)).set(waiting.oldest_s)
 
-    with pool, in_background(look):
+    with pool, in_background(look, REST):
         yield
 
 
@@ -92,15 +111,15 @@ def lag_gauges(
     admin = AdminClient(dict(settings.kafka), logger=logging.getLogger("librdkafka"))
 
     def look() -> None:
-        metrics.lag.clear()
         metrics.paused.set(len(paused()))
         offsets = positions()
         try:
             ends = topics.read_ends(admin, settings.input_topic, list(offsets))
         except KafkaException:
-            return
-        for partition, offset in offsets.items():
-            metrics.lag.labels(str(partition)).set(max(ends[partition] - offset, 0))
+            ends = {}
+        metrics.lag.clear()
+        for partition, end in ends.items():
+            metrics.lag.labels(str(partition)).set(max(end - offsets[partition], 0))
 
     with in_background(look):
         yield

@@ -89,11 +89,13 @@ class ConsumerSession:
         self._positions: dict[int, Position] = {}
         self.paused: dict[int, str] = {}  # partitions that wait for a person, and why
         self._recheck_at = 0.0
+        self._cut_off: KafkaError | None = None  # no broker can be reached
         self._consumer = Consumer(
             {
                 "session.timeout.ms": 6000,  # the brokers' minimum: how long a dead member is missed
                 "heartbeat.interval.ms": 1500,
                 "topic.metadata.refresh.interval.ms": 10_000,  # new partitions are seen this soon
+                "error_cb": self._on_error,
                 **settings.kafka,
                 "group.id": settings.consumer_group,
                 "enable.auto.commit": False,
@@ -120,6 +122,8 @@ class ConsumerSession:
 
     def run_once(self) -> int:
         """Accept one batch; return the records consumed."""
+        if self._cut_off:
+            raise KafkaException(self._cut_off)  # and not a poll that waits and looks idle
         self._topic.check()
         self._recheck_paused()
         records = self._poll()
@@ -130,25 +134,33 @@ class ConsumerSession:
         return len(records)
 
     def _poll(self) -> list[Record]:
-        """Wait for a first record, then take what has come with it."""
+        """Wait for a first record, then take what has come with it.
+
+        A rebalance may happen in either call. After one in the second, the first record counts for
+        nothing: reading goes on from the offset in Postgres, and the record comes again.
+        """
         first = self._consumer.poll(POLL_S)
         if first is None:
             return []
-        rest = self._settings.batch_size - 1
-        records = [first, *(self._consumer.consume(rest, 0) if rest else ())]
+        assignment, rest = self._positions, self._settings.batch_size - 1
+        records = self._consumer.consume(rest, 0) if rest else []
+        if self._positions is assignment:
+            records.insert(0, first)
         return [record for record in records if self._is_good(record)]
 
     def _is_good(self, record: Record) -> bool:
-        """Sort out errors, and records of partitions that are no longer ours."""
-        position = self._positions.get(cast("int", record.partition()))
-        error = record.error()
-        if error is None:  # a rebalance between the two calls may have moved on behind the record
-            return position is not None and place_of(record)[1] >= position.next_offset
+        """Say whether a record is one, and of a partition that is ours."""
+        if error := record.error():
+            self._note_error(record, error)
+            return False
+        return record.partition() in self._positions
+
+    def _note_error(self, record: Record, error: KafkaError) -> None:
+        """Pause a partition whose log is not what it was; any other error ends the session."""
         if error.code() not in LOG_LOST:
             raise KafkaException(error)
-        if position is not None:
+        if record.partition() in self._positions:
             self._pause(cast("int", record.partition()), "its next offset is not in the log")
-        return False
 
     def _read(self, records: Sequence[Record]) -> Batch:
         """Turn records into workers, orders and dead letters."""
@@ -225,6 +237,10 @@ class ConsumerSession:
         shown = [TopicPartition(topic, move.partition, move.following) for move in moves]
         with suppress(KafkaException):
             self._consumer.commit(offsets=shown, asynchronous=True)
+
+    def _on_error(self, error: KafkaError) -> None:
+        if error.code() == KafkaError._ALL_BROKERS_DOWN:
+            self._cut_off = error
 
     # ---- assignment -----------------------------------------------------------------------------
 

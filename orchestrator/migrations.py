@@ -62,7 +62,9 @@ def migrate(conn: Connection, lanes: int) -> list[Migration]:
 
     Raises SchemaRefused before it changes anything.
     """
+    conn.execute("SET lock_timeout = 0")  # the runner before us may take its time
     conn.execute("SELECT pg_advisory_lock(%s)", (LOCK,))
+    conn.execute("SET lock_timeout = '10s'")  # a table's lock is another matter
     try:
         pending = read_pending(conn)
         conn.execute(CREATE_HISTORY)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from orchestrator.gauges import backlog_gauges
+from orchestrator.gauges import KafkaLook, backlog_gauges, in_background
 from orchestrator.health import Health
 from orchestrator.metrics import RelayMetrics, new_registry
 from orchestrator.migrations import check_current
@@ -30,8 +30,15 @@ def run_relay(settings: Settings) -> int:
     health, registry = Health(), new_registry("relay")
     metrics = RelayMetrics(registry, health)
     relay = new_relay(settings, metrics)
-    health.checks = {"postgres": lambda: relay.trouble, "lanes": lane_trouble(relay)}
-    with backlog_gauges(settings, metrics):
+    kafka = KafkaLook(
+        settings, [settings.output_topic, settings.dead_letter_topic, settings.progress_topic]
+    )
+    health.checks = {
+        "postgres": lambda: relay.trouble,
+        "kafka": lambda: kafka.trouble,
+        "lanes": lane_trouble(relay),
+    }
+    with in_background(kafka.look), backlog_gauges(settings, metrics):
         return run_process(settings, registry, health, relay.run)
 
 

@@ -185,7 +185,10 @@ def read_kafka(env: Environment) -> Mapping[str, str]:
 
     Other KAFKA_* variables are not ours: Kubernetes injects KAFKA_PORT=tcp://... for a service.
     """
-    kafka = {"bootstrap.servers": env.read("KAFKA_BOOTSTRAP_SERVERS", some_text)}
+    kafka = {
+        "bootstrap.servers": env.read("KAFKA_BOOTSTRAP_SERVERS", some_text),
+        "reconnect.backoff.max.ms": "1000",  # 10 s by default: long for a broker that is back
+    }
     for variable in sorted(env.variables):
         if not variable.startswith(KAFKA_PREFIX):
             continue

@@ -2,7 +2,7 @@
 
 import struct
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any, cast
 from uuid import UUID
@@ -35,7 +35,7 @@ def describe(admin: AdminClient, topic: str) -> TopicDescription:
     return result_of(asked[topic], topic)
 
 
-def result_of(future: "Future[TopicDescription]", topic: str) -> TopicDescription:
+def result_of(future: Future[TopicDescription], topic: str) -> TopicDescription:
     """Wait for a description. Raises TopicMissing, or KafkaException."""
     try:
         return future.result()
@@ -160,17 +160,12 @@ def _widen(admin: AdminClient, progress_topic: str, lanes: int) -> None:
         admin.create_partitions(wider, request_timeout=2 * REQUEST_S)[progress_topic].result()
 
 
-def find_trouble(admin: AdminClient, wanted: Mapping[str, int]) -> list[str]:
-    """Say which topics are missing or have fewer partitions than wanted."""
-    trouble = []
-    for topic, partitions in wanted.items():
+def find_missing(admin: AdminClient, wanted: Sequence[str]) -> list[str]:
+    """Say of each missing topic what to do. Raises KafkaException."""
+    missing = []
+    for topic in wanted:
         try:
-            have = len(describe(admin, topic).partitions)
-        except TopicMissing as missing:
-            trouble.append(str(missing))
-            continue
-        if have < partitions:
-            trouble.append(
-                f"topic {topic} has {have} partitions and needs {partitions}: run `orchestrator setup`"
-            )
-    return trouble
+            describe(admin, topic)
+        except TopicMissing as error:
+            missing.append(str(error))
+    return missing

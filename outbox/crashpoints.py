@@ -8,6 +8,7 @@ All calls are once a batch or rarer, never once a message.
 import os
 import signal
 from itertools import count
+from threading import get_ident
 
 _ARMED, _, _REST = os.environ.get("OUTBOX_CRASH_POINT", "").partition(":")
 _HIT, _, _ACTION = _REST.partition(":")
@@ -17,4 +18,5 @@ _passes = count(1)
 def reached(name: str) -> None:
     """Do nothing, or end (freeze) this process where a test armed the point `name`."""
     if name == _ARMED and next(_passes) == int(_HIT or 1):
-        os.kill(os.getpid(), signal.SIGSTOP if _ACTION == "freeze" else signal.SIGKILL)
+        # To this thread: another one could take the signal while this one goes on for a moment.
+        signal.pthread_kill(get_ident(), signal.SIGSTOP if _ACTION == "freeze" else signal.SIGKILL)

@@ -12,7 +12,7 @@ Anything else is a bug and ends the process.
 """
 
 import psycopg
-from confluent_kafka import KafkaError
+from confluent_kafka import KafkaError, KafkaException
 
 
 class OutboxError(Exception):
@@ -84,4 +84,6 @@ def describe(error: BaseException) -> str:
     """
     if isinstance(error, psycopg.Error) and error.diag.message_primary:
         return f"{error.diag.message_primary} ({error.sqlstate})"
+    if isinstance(error, KafkaException):
+        return f"{error.args[0].str()} ({error.args[0].name()})"
     return f"{type(error).__name__}: {error}".splitlines()[0]

@@ -30,6 +30,7 @@ from orchestrator.messages import DeployOrder, encode_order
 from orchestrator.metrics import ConsumerMetrics, new_registry
 from orchestrator.migrations import migrate
 from orchestrator.settings import Settings, read_settings
+from orchestrator.topics import read_beginnings
 from orchestrator.workers import insert_all, set_deployed
 from outbox import Connection, Message, Observer, connect, count_lanes, enqueue, transaction
 from outbox.lane import Lane
@@ -343,8 +344,16 @@ def create_topics(system: System) -> None:
     new = [NewTopic(topic, PARTITIONS, 1) for topic in data] + [NewTopic(progress, LANES, 1)]
     for future in admin.create_topics(new).values():
         future.result()
-    names = set(topics_of(system))
-    eventually(lambda: names <= admin.list_topics(timeout=10).topics.keys())
+    eventually(lambda: all(has_leaders(system, topic) for topic in data))
+
+
+def has_leaders(system: System, topic: str = "") -> bool:
+    """Say whether the brokers have elected leaders for a topic, the input topic unless told."""
+    admin = AdminClient(dict(system.settings.kafka))
+    try:
+        return bool(read_beginnings(admin, topic or system.settings.input_topic, range(PARTITIONS)))
+    except KafkaException:
+        return False
 
 
 def delete_topics(system: System) -> None:

@@ -29,7 +29,7 @@ def faults_of(environ: dict[str, str]) -> list[str]:
 def test_two_settings_are_required_and_all_others_have_these_defaults() -> None:
     assert asdict(read_settings(REQUIRED)) == {
         "database_url": ANY,
-        "kafka": {"bootstrap.servers": "kafka:9092"},
+        "kafka": {"bootstrap.servers": "kafka:9092", "reconnect.backoff.max.ms": "1000"},
         "log_level": "INFO",
         "log_format": "json",
         "consumer_group": "orchestrator-group",
@@ -174,6 +174,7 @@ def test_kafka_config_variables_become_librdkafka_properties() -> None:
     }
     assert read_settings(REQUIRED | environ).kafka == {
         "bootstrap.servers": "kafka:9092",
+        "reconnect.backoff.max.ms": "1000",
         "security.protocol": "SASL_SSL",
         "sasl.mechanism": "PLAIN",
         "sasl.username": "user",

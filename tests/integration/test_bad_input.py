@@ -1,0 +1,197 @@
+"""Bad records through the real topic, consumer and lane: each a dead letter, byte for byte."""
+
+import random
+import struct
+from itertools import chain
+from typing import Any, NamedTuple, cast
+from uuid import uuid4
+
+import msgspec
+from confluent_kafka import Message as Record
+from confluent_kafka import Producer
+from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from tests.eventually import eventually
+from tests.system import System
+from tests.unit.test_messages import FIXED_LIST, near_misses, outcome
+
+GENERATED = 1000
+Headers = list[tuple[str, str | bytes | None]]
+
+
+class Sent(NamedTuple):
+    """What goes into the input topic. headers: none and an empty list are the same to Kafka."""
+
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+
+
+# librdkafka holds a header's name as a C string: NUL cannot be in it.
+names = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=8)
+headers = st.lists(st.tuples(names, st.none() | st.binary(max_size=8)), max_size=4)
+values = st.none() | st.binary(max_size=200) | near_misses
+bad_records = st.builds(Sent, st.none() | st.binary(max_size=8), values, headers).filter(
+    lambda sent: not is_command(sent.value)
+)
+
+
+def is_command(value: bytes | None) -> bool:
+    """Say whether the parser takes it; test_messages.py says what it must take."""
+    return isinstance(outcome(value), msgspec.Struct)
+
+
+def generate() -> list[Sent]:
+    """Return the same bad records every time."""
+    made: list[Sent] = []
+
+    @settings(
+        max_examples=GENERATED,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(bad_records)
+    def collect(sent: Sent) -> None:
+        made.append(sent)
+
+    collect()
+    assert len(made) >= GENERATED
+    return made
+
+
+def good(number: int) -> Sent:
+    """Return a good neighbour; its key spreads it over the partitions."""
+    scenario = str(uuid4())
+    value = {"scenario_uuid": scenario, "camera_url": f"rtsp://u:p@camera/{number}"}
+    return Sent(scenario.encode(), msgspec.json.encode(value), [])
+
+
+def send(system: System, records: list[Sent], **config: Any) -> None:
+    """Write records to the input topic."""
+    producer = Producer({**system.settings.kafka, "linger.ms": 5, **config})
+    topic = system.settings.input_topic
+    for sent in records:
+        producer.produce(topic, sent.value, sent.key, headers=sent.headers, timestamp=1_700_000_000_123)
+    assert producer.flush(30) == 0
+
+
+def carry(system: System, records: int) -> None:
+    """Move consumer and lane until everything has gone through."""
+    with system.consumer() as session, system.lane() as lane:
+        taken = 0
+
+        def enough() -> bool:
+            nonlocal taken
+            taken += session.run_once()
+            return taken >= records
+
+        eventually(enough, 30)
+        assert session.run_once() == 0
+        lane.recover()
+        assert lane.drain() == records == taken
+    assert system.query("SELECT count(*) FROM outbox_parked") == [(0,)]
+
+
+def original(letter: Record) -> Sent:
+    """Return a dead letter as it was before Spring's headers were added."""
+    carried = list(letter.headers() or ())[: -len(SPRING)]
+    return Sent(letter.key(), letter.value(), carried)  # type: ignore[arg-type]
+
+
+SPRING = [
+    "kafka_dlt-original-topic",
+    "kafka_dlt-original-partition",
+    "kafka_dlt-original-offset",
+    "kafka_dlt-original-timestamp",
+    "kafka_dlt-original-timestamp-type",
+    "kafka_dlt-original-consumer-group",
+    "kafka_dlt-exception-fqcn",
+    "kafka_dlt-exception-message",
+    "dlq-reason",
+]
+
+
+def by_place(records: list[Record]) -> dict[tuple[int, int], Sent]:
+    """Return what is in the input topic, by partition and offset."""
+    return {
+        (record.partition() or 0, record.offset() or 0): Sent(
+            record.key(),
+            record.value(),
+            list(record.headers() or ()),  # type: ignore[arg-type]
+        )
+        for record in records
+    }
+
+
+def check_dead_letters(system: System, bad: int) -> None:
+    """Compare each dead letter with the record at the place that its headers name."""
+    source = by_place(system.read(system.settings.input_topic))
+    letters = system.read(system.settings.dead_letter_topic)
+    seen = set()
+    for letter in letters:
+        added = list(letter.headers() or ())[-len(SPRING) :]
+        assert [name for name, _ in added] == SPRING
+        found = dict(cast("list[tuple[str, Any]]", added))
+        (partition,) = struct.unpack(">i", found["kafka_dlt-original-partition"])
+        (offset,) = struct.unpack(">q", found["kafka_dlt-original-offset"])
+        assert original(letter) == source[partition, offset]
+        assert not is_command(letter.value())
+        assert found["kafka_dlt-original-timestamp"] == struct.pack(">q", 1_700_000_000_123)
+        assert found["kafka_dlt-original-topic"] == system.settings.input_topic.encode()
+        seen.add((partition, offset))
+    assert len(seen) == len(letters) == bad
+    assert seen == {place for place, sent in source.items() if not is_command(sent.value)}
+
+
+def test_every_record_becomes_a_worker_or_a_dead_letter(one_lane: System) -> None:
+    fixed = [Sent(b"fixed", value, []) for value, _ in FIXED_LIST]
+    bad = [*generate(), *fixed]
+    random.Random(1).shuffle(bad)
+    neighbours = [good(number) for number in range(len(bad))]
+    send(one_lane, list(chain.from_iterable(zip(bad, neighbours, strict=True))))
+    carry(one_lane, 2 * len(bad))
+    check_dead_letters(one_lane, len(bad))
+    one_lane.check_exactly_once(len(bad))
+    scenarios = {str(order.scenario_uuid).encode() for order in one_lane.orders()}
+    assert scenarios == {sent.key for sent in neighbours}
+
+
+def test_null_and_empty_stay_apart(one_lane: System) -> None:
+    send(one_lane, [Sent(key, value, []) for key in (None, b"") for value in (None, b"")])
+    carry(one_lane, 4)
+    check_dead_letters(one_lane, 4)
+    letters = one_lane.read(one_lane.settings.dead_letter_topic)
+    found = {(letter.key(), letter.value()) for letter in letters}
+    assert found == {(None, None), (None, b""), (b"", None), (b"", b"")}
+
+
+HUGE = 8_000_000
+
+
+def allow_huge_records(system: System) -> None:
+    """Make input and dead-letter topic anew, for records of several MB."""
+    admin = AdminClient(dict(system.settings.kafka))
+    pair = [system.settings.input_topic, system.settings.dead_letter_topic]
+    for future in admin.delete_topics(pair).values():
+        future.result(10)
+    config = {"max.message.bytes": str(2 * HUGE)}
+
+    def made() -> bool:
+        new = [NewTopic(topic, 2, 1, config=config) for topic in pair]
+        return all(future.exception() is None for future in admin.create_topics(new).values())
+
+    eventually(made)
+
+
+def test_a_huge_record_is_a_dead_letter_like_any_other(one_lane: System) -> None:
+    huge = Sent(b"k" * 1000, random.Random(2).randbytes(HUGE), [("h", b"x" * 100_000)])
+    allow_huge_records(one_lane)
+    send(one_lane, [good(1), huge, good(2)], **{"message.max.bytes": 2 * HUGE})
+    carry(one_lane, 3)
+    check_dead_letters(one_lane, 1)
+    one_lane.check_exactly_once(2)

@@ -1,0 +1,384 @@
+"""The three messages: what is a command, what an order and a dead letter look like, byte for byte."""
+
+import json
+import string
+import struct
+from typing import Any
+from uuid import UUID
+
+import msgspec
+import pytest
+from confluent_kafka import TIMESTAMP_CREATE_TIME, TIMESTAMP_LOG_APPEND_TIME, TIMESTAMP_NOT_AVAILABLE
+from confluent_kafka import Message as Record
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.messages import (
+    Command,
+    CommandParser,
+    DeployOrder,
+    Reason,
+    Rejected,
+    dead_letter,
+    deploy_order,
+    encode_order,
+)
+
+SCENARIO = UUID("6f1d2c3b-4a59-4687-9abc-def012345678")
+WORKER = UUID("018bcfe5-6800-8abc-8def-0123456789ab")
+LIMIT = 65_536
+SCHEMES = ("rtsp", "rtsps", "http", "https")
+
+parse = CommandParser(LIMIT, SCHEMES).parse
+
+
+def outcome(value: bytes | None) -> Command | Reason:
+    """Return the command, or why it is none."""
+    try:
+        return parse(value)
+    except Rejected as rejected:
+        return rejected.reason
+
+
+def command(
+    url: bytes = b'"rtsp://camera/1"', scenario: bytes = b'"%s"' % str(SCENARIO).encode()
+) -> bytes:
+    """Return a command of JSON pieces."""
+    return b'{"scenario_uuid":%b,"camera_url":%b}' % (scenario, url)
+
+
+def url(raw: bytes) -> bytes:
+    """Return a command with this camera_url, not escaped."""
+    return command(b'"%b"' % raw)
+
+
+def scenario(raw: str) -> bytes:
+    """Return a command with this scenario_uuid, not escaped."""
+    return command(scenario=f'"{raw}"'.encode())
+
+
+def sized(size: int) -> bytes:
+    """Return a command of so many bytes."""
+    value = url(b"rtsp://camera/")
+    return value.replace(b"camera/", b"camera/" + b"x" * (size - len(value)))
+
+
+BAD_JSON = {
+    "text": b"start camera 1",
+    "truncated": command()[:-1],
+    "truncated in a string": command()[:30],
+    "trailing text": command() + b"x",
+    "two values": command() + command(),
+    "white space": b" \n",
+    "single quotes": b"{'scenario_uuid': 1}",
+    "comma at the end": b'{"camera_url":"rtsp://c/",}',
+    "NaN": b'{"x":NaN,' + command()[1:],
+    "Infinity": b'{"x":-Infinity,' + command()[1:],
+    "NUL alone": b"\0",
+    "NUL, raw": url(b"rtsp://c/\0"),
+    "line feed, raw": url(b"rtsp://c/\n"),
+    "no UTF-8": url(b"rtsp://c/\xff"),
+    "cut UTF-8": url(b"rtsp://c/\xc3"),
+    "overlong UTF-8": url(b"rtsp://c/\xc0\xaf"),
+    "CESU-8 surrogate": url(b"rtsp://c/\xed\xa0\x80"),
+    "UTF-16": command().decode().encode("utf-16"),
+    "byte order mark": b"\xef\xbb\xbf" + command(),
+    "deep arrays": b'{"x":' + b"[" * 30_000 + b"]" * 30_000 + b"," + command()[1:],
+    "deep objects": b'{"x":' * 13_000,
+    "deep, never closed": b'{"x":' + b"[" * 60_000,
+}
+WRONG_FIELDS = {
+    "empty object": b"{}",
+    "empty array": b"[]",
+    "array of a command": b"[" + command() + b"]",
+    "string": b'"start"',
+    "number": b"1",
+    "true": b"true",
+    "null": b"null",
+    "no scenario": b'{"camera_url":"rtsp://camera/1"}',
+    "no camera": b'{"scenario_uuid":"%b"}' % str(SCENARIO).encode(),
+    "another case": command().replace(b"camera_url", b"Camera_URL"),
+    "scenario null": command(scenario=b"null"),
+    "scenario number": command(scenario=b"1"),
+    "scenario bool": command(scenario=b"true"),
+    "scenario array": command(scenario=b'["%b"]' % str(SCENARIO).encode()),
+    "scenario object": command(scenario=b"{}"),
+    "url null": command(b"null"),
+    "url number": command(b"1.5"),
+    "url bool": command(b"false"),
+    "url array": command(b'["rtsp://c/"]'),
+    "url object": command(b'{"rtsp":1}'),
+    "scenario empty": scenario(""),
+    "scenario of 31 digits": scenario("0" * 31),
+    "scenario no hex": scenario("g" + str(SCENARIO)[1:]),
+    "scenario too long": scenario(str(SCENARIO) + "0"),
+    "scenario in braces": scenario(f"{{{SCENARIO}}}"),
+    "scenario as urn": scenario(f"urn:uuid:{SCENARIO}"),
+    "scenario with spaces": scenario(f" {SCENARIO} "),
+    "scenario with NUL": scenario(f"{SCENARIO}\\u0000"),
+    "scenario in other digits": scenario("\u0661" * 32),
+    "the last of two scenarios counts": b'{"scenario_uuid":"%b",' % str(SCENARIO).encode()
+    + command(scenario=b"1")[1:],
+}
+BAD_URL_CHARACTERS = {
+    f"escaped U+{code:04X}": url(b"rtsp://c/" + f"\\u{code:04x}".encode())
+    for code in [*range(0x20), *range(0x7F, 0xA0), 0x2028]
+} | {
+    "DEL, raw": url(b"rtsp://c/\x7f"),
+    "C1, raw": url("rtsp://c/\x85".encode()),
+    "space": url(b"rtsp://c/a b"),
+    "before the scheme": url(b" rtsp://c/"),
+    "line feed at the end": url(b"rtsp://c/\\n"),
+}
+# msgspec refuses an escaped half of a surrogate pair as JSON.
+LONE_SURROGATES = {
+    "high": url(b"rtsp://c/\\ud800"),
+    "low": url(b"rtsp://c/\\udc00"),
+    "wrong order": url(b"rtsp://c/\\udc00\\ud800"),
+    "in a field that is ignored": b'{"x":"\\ud800",' + command()[1:],
+}
+BAD_URL = {
+    "empty": url(b""),
+    "no scheme": url(b"camera/1"),
+    "no slashes": url(b"rtsp:camera"),
+    "one slash": url(b"rtsp:/camera"),
+    "scheme not allowed": url(b"ftp://camera/1"),
+    "file": url(b"file:///etc/passwd"),
+    "longer scheme": url(b"rtspx://camera/1"),
+    "scheme only": url(b"rtsp"),
+    "no host": url(b"rtsp://"),
+    "no host but a path": url(b"rtsp:///1"),
+    "no host but a query": url(b"rtsp://?a"),
+    "no host but a fragment": url(b"rtsp://#a"),
+    "scheme inside": url(b"xrtsp://camera"),
+}
+FIXED_LIST = [
+    (None, Reason.EMPTY),
+    (b"", Reason.EMPTY),
+    (sized(LIMIT + 1), Reason.TOO_LONG),
+    (b"[" * 100_000 + b"]" * 100_000, Reason.TOO_LONG),  # the size first, then the parser
+    *[(value, Reason.NOT_JSON) for value in BAD_JSON.values()],
+    *[(value, Reason.NOT_JSON) for value in LONE_SURROGATES.values()],
+    *[(value, Reason.WRONG_FIELDS) for value in WRONG_FIELDS.values()],
+    *[(value, Reason.URL_CHARACTERS) for value in BAD_URL_CHARACTERS.values()],
+    *[(value, Reason.URL_SCHEME) for value in BAD_URL.values()],
+]
+NAMES = [
+    *["null value", "empty", "one byte too long", "deep and too long"],
+    *BAD_JSON,
+    *(f"lone surrogate: {name}" for name in LONE_SURROGATES),
+    *WRONG_FIELDS,
+    *BAD_URL_CHARACTERS,
+    *BAD_URL,
+]
+
+
+@pytest.mark.parametrize(("value", "reason"), FIXED_LIST, ids=NAMES)
+def test_bad_input_is_rejected_with_its_reason(value: bytes | None, reason: Reason) -> None:
+    assert outcome(value) is reason
+
+
+def test_deep_nesting_within_a_large_limit_is_no_json() -> None:
+    with pytest.raises(Rejected) as rejected:
+        CommandParser(2**20, SCHEMES).parse(b'{"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}")
+    assert rejected.value.reason is Reason.NOT_JSON
+
+
+def test_a_rejection_quotes_nothing_of_the_record() -> None:
+    for value, _ in FIXED_LIST:
+        with pytest.raises(Rejected) as rejected:
+            parse(value)
+        assert str(rejected.value) in TEXTS
+        assert rejected.value.__suppress_context__ or rejected.value.__context__ is None
+
+
+TEXTS = {str(Rejected(reason)) for reason in Reason}
+
+GOOD_URLS = {
+    "rtsp": "rtsp://user:p%40ss@camera.example:554/stream?a=1#b",
+    "rtsps": "rtsps://camera",
+    "http": "http://10.0.0.1/",
+    "https": "https://[2001:db8::1]:443/",
+    "upper-case scheme": "RTSP://camera/1",
+    "mixed-case scheme": "HttpS://camera/1",
+    "non-ASCII": "rtsp://\u043a\u0430\u043c\u0435\u0440\u0430/\u00e9/\U0001f600",
+    "at and slash in a password": "rtsp://u:p@/ss@camera/1",
+}
+
+
+@pytest.mark.parametrize("text", GOOD_URLS.values(), ids=GOOD_URLS)
+def test_a_camera_url_is_taken_as_it_is(text: str) -> None:
+    assert outcome(command(json.dumps(text).encode())) == Command(SCENARIO, text)
+    assert outcome(command(json.dumps(text, ensure_ascii=False).encode())) == Command(SCENARIO, text)
+
+
+@pytest.mark.parametrize(
+    "form", [str(SCENARIO), str(SCENARIO).upper(), SCENARIO.hex, "0" * 32, "f" * 32], ids=str
+)
+def test_a_uuid_with_or_without_hyphens_in_either_case_is_taken(form: str) -> None:
+    assert outcome(scenario(form)) == Command(UUID(form), "rtsp://camera/1")
+
+
+TOLERATED = {
+    "fields before": b'{"x":1,' + command()[1:],
+    "fields after": command()[:-1] + b',"x":null}',
+    "nested": command()[:-1] + b',"x":{"y":[{"camera_url":1},[[]],"\\u0000"]}}',
+    "big numbers": command()[:-1] + b',"x":[' + b"9" * 5000 + b",1e999,-0.0]}",
+    "other order": b'{"camera_url":"rtsp://camera/1","scenario_uuid":"%b"}' % str(SCENARIO).encode(),
+    "white space": b" \r\n\t" + command().replace(b":", b" : ", 1) + b"\n ",
+    "the last of two fields counts": b'{"camera_url":"ftp://old",' + command()[1:],
+    "escaped names": command().replace(b"camera_url", b"\\u0063amera_url"),
+}
+
+
+@pytest.mark.parametrize("value", TOLERATED.values(), ids=TOLERATED)
+def test_what_is_not_asked_for_is_ignored(value: bytes) -> None:
+    assert outcome(value) == Command(SCENARIO, "rtsp://camera/1")
+
+
+def test_a_command_of_exactly_the_limit_is_taken() -> None:
+    assert len(sized(LIMIT)) == LIMIT
+    assert isinstance(outcome(sized(LIMIT)), Command)
+
+
+def test_only_the_schemes_of_the_settings_are_allowed() -> None:
+    parser = CommandParser(LIMIT, ["a.b+c"])
+    assert parser.parse(url(b"a.b+c://host"))
+    for other in (b"aXb+c://host", b"rtsp://host", b"a.bbc://host"):
+        with pytest.raises(Rejected):
+            parser.parse(url(other))
+
+
+# ---- for any bytes --------------------------------------------------------------------------------
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=8,
+)
+objects = st.fixed_dictionaries(
+    {
+        "scenario_uuid": st.uuids().map(str) | json_values,
+        "camera_url": st.text().map(lambda text: f"rtsp://c/{text}") | json_values,
+    }
+)
+near_misses = objects.map(lambda made: json.dumps(made).encode(errors="surrogatepass"))
+
+
+@given(st.binary() | near_misses | st.text().map(lambda text: url(text.encode(errors="replace"))))
+def test_the_parser_returns_a_command_or_raises_rejected(value: bytes) -> None:
+    assert isinstance(outcome(value), Command | Reason)
+
+
+@given(st.uuids(), st.text(st.characters(codec="utf-8")))
+def test_the_order_of_an_accepted_command_holds_the_same_url(one: UUID, text: str) -> None:
+    value = json.dumps({"scenario_uuid": str(one), "camera_url": f"rtsp://c/{text}"}).encode()
+    taken = outcome(value)
+    if isinstance(taken, Command):
+        order = json.loads(encode_order(DeployOrder(WORKER, taken.scenario_uuid, taken.camera_url)))
+        assert order["camera_url"] == f"rtsp://c/{text}"
+        taken.camera_url.encode()  # Postgres takes it
+        assert "\0" not in taken.camera_url
+
+
+@given(st.text(string.printable.strip() + "\u00e9\u4e16\U0001f600"))
+def test_every_url_without_white_space_and_control_characters_is_accepted(text: str) -> None:
+    made = f"rtsp://camera/{text}".replace(" ", "").replace("\t", "").replace("\n", "")
+    made = "".join(made.split())
+    assert outcome(command(json.dumps(made).encode())) == Command(SCENARIO, made)
+
+
+# ---- what goes out --------------------------------------------------------------------------------
+
+
+def consumed(
+    *headers: tuple[str, bytes | None],
+    key: bytes | None = b"key",
+    value: bytes | None = b"value",
+    timestamp: tuple[int, int] = (TIMESTAMP_CREATE_TIME, 1_700_000_000_123),
+) -> Record:
+    """Return a record as the client gives it."""
+    place = {"topic": "init_scenario", "partition": 258, "offset": 2**40 + 3}
+    fields: dict[str, Any] = {"key": key, "value": value, "timestamp": timestamp, **place}
+    return Record(**fields, headers=[*headers] or None)
+
+
+def test_an_order_is_compact_json_of_exactly_three_fields_in_order() -> None:
+    message = deploy_order("to_deploy", DeployOrder(WORKER, SCENARIO, "rtsp://\u00e9/"), consumed())
+    assert message.topic == "to_deploy"
+    assert message.value == (
+        b'{"worker_id":"018bcfe5-6800-8abc-8def-0123456789ab",'
+        b'"scenario_uuid":"6f1d2c3b-4a59-4687-9abc-def012345678","camera_url":"rtsp://\xc3\xa9/"}'
+    )
+    assert message.subject == WORKER
+    assert not message.headers
+
+
+def test_an_order_is_keyed_by_its_scenario_in_lower_case() -> None:
+    taken = parse(scenario(str(SCENARIO).upper()))
+    order = DeployOrder(WORKER, taken.scenario_uuid, taken.camera_url)
+    assert deploy_order("t", order, consumed()).key == str(SCENARIO).encode()
+
+
+def test_only_the_trace_headers_travel_along_in_their_order() -> None:
+    trace = [("tracestate", b"a=b"), ("traceparent", b"00"), ("tracestate", None)]
+    record = consumed(("cookie", b"x"), trace[0], ("TraceParent", b"x"), *trace[1:], ("", b""))
+    message = deploy_order("t", DeployOrder(WORKER, SCENARIO, "rtsp://c"), record)
+    assert message.headers == trace
+
+
+def test_a_dead_letter_is_the_record_with_springs_headers_behind_its_own() -> None:
+    own = [("kafka_dlt-original-topic", b"older"), ("b", None), ("", b""), ("b", b"\xff\0")]
+    letter = dead_letter("dlq", "group", consumed(*own), Rejected(Reason.NOT_JSON))
+    assert (letter.topic, letter.key, letter.value, letter.subject) == ("dlq", b"key", b"value", None)
+    assert letter.headers == [
+        *own,
+        ("kafka_dlt-original-topic", b"init_scenario"),
+        ("kafka_dlt-original-partition", b"\x00\x00\x01\x02"),
+        ("kafka_dlt-original-offset", b"\x00\x00\x01\x00\x00\x00\x00\x03"),
+        ("kafka_dlt-original-timestamp", struct.pack(">q", 1_700_000_000_123)),
+        ("kafka_dlt-original-timestamp-type", b"CREATE_TIME"),
+        ("kafka_dlt-original-consumer-group", b"group"),
+        ("kafka_dlt-exception-fqcn", b"orchestrator.messages.Rejected"),
+        ("kafka_dlt-exception-message", b"the value is not JSON in UTF-8, or is nested too deeply"),
+        ("dlq-reason", b"not_json"),
+    ]
+
+
+@pytest.mark.parametrize("key", [None, b"", b"\0"])
+@pytest.mark.parametrize("value", [None, b"", b"\0"])
+def test_a_dead_letter_keeps_null_apart_from_empty(key: bytes | None, value: bytes | None) -> None:
+    letter = dead_letter("dlq", "g", consumed(key=key, value=value), Rejected(Reason.EMPTY))
+    assert (letter.key, letter.value) == (key, value)
+
+
+@pytest.mark.parametrize(
+    ("timestamp", "number", "name"),
+    [
+        ((TIMESTAMP_LOG_APPEND_TIME, 1), 1, b"LOG_APPEND_TIME"),
+        ((TIMESTAMP_NOT_AVAILABLE, -1), -1, b"NO_TIMESTAMP_TYPE"),
+    ],
+)
+def test_a_dead_letter_names_the_kind_of_timestamp(
+    timestamp: tuple[int, int], number: int, name: bytes
+) -> None:
+    letter = dead_letter("dlq", "g", consumed(timestamp=timestamp), Rejected(Reason.EMPTY))
+    headers = dict(letter.headers)
+    assert headers["kafka_dlt-original-timestamp"] == struct.pack(">q", number)
+    assert headers["kafka_dlt-original-timestamp-type"] == name
+
+
+def test_the_dead_letters_reasons_are_a_contract() -> None:
+    assert [reason.value for reason in Reason] == [
+        "empty",
+        "too_long",
+        "not_json",
+        "wrong_fields",
+        "url_characters",
+        "url_scheme",
+    ]
+
+
+def test_an_order_decodes_to_itself() -> None:
+    order = DeployOrder(WORKER, SCENARIO, GOOD_URLS["non-ASCII"])
+    assert msgspec.json.decode(encode_order(order), type=DeployOrder) == order
