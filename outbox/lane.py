@@ -28,8 +28,7 @@ log = logging.getLogger(__name__)
 
 OnSettled = Callable[[Connection, Sequence[UUID]], None]
 
-IDLE_FIRST_S = 0.002  # an idle lane looks again after 2 ms,
-IDLE_LAST_S = 0.020  # doubling to 20 ms: latency of the first row against load on Postgres
+IDLE_S = 0.25  # an idle lane looks by itself this often; the relay's bell wakes it much sooner
 MARKER_REFRESH_S = 6 * 3600.0  # the offsets of a group without members expire after 7 days
 
 
@@ -63,7 +62,7 @@ class Lane:
     """The work on one lane for as long as this relay owns it.
 
     conn: a session of its own, that holds the lane's advisory lock. epoch: from `take_lane`.
-    stop: set when the lane is to be given up.
+    stop: set when the lane is to be given up. bell: set when it may have rows (and with stop).
     """
 
     def __init__(
@@ -75,6 +74,7 @@ class Lane:
         on_settled: OnSettled,
         batch_size: int,
         stop: Event,
+        bell: Event,
         observer: Observer,
     ) -> None:
         self.lane = lane
@@ -84,6 +84,7 @@ class Lane:
         self._on_settled = on_settled
         self._batch_size = batch_size
         self._stop = stop
+        self._bell = bell
         self._observer = observer
         self.state = "recovering"  # for people: working, recovering, waiting: why, refused: why
         self._seq = 0  # the batch known to be in Kafka
@@ -91,7 +92,7 @@ class Lane:
         self._refused: RecordRefused | None = None  # why Kafka refused the batch in hand
         self._alone_until = 0  # up to this id rows go out one by one
         self._marked_at = -math.inf  # when the marker was last committed, monotonic
-        self._idle_s = IDLE_FIRST_S
+        self.idle = False  # waits for the bell
 
     def work(self, good: Callable[[], None]) -> None:
         """Work until `stop` is set; call good() whenever a recovery went through.
@@ -113,7 +114,6 @@ class Lane:
         while not (self._stop.is_set() or self._publisher.disturbed):
             if self.run_once():
                 self._observer.tick(self.lane)
-                self._idle_s = IDLE_FIRST_S
             else:
                 self._idle()
             self._change_state("working", logging.INFO, "lane works")
@@ -165,12 +165,14 @@ class Lane:
                 self._alone_until = 0
 
     def _idle(self) -> None:
-        """Wait a little, longer each time; keep the marker from expiring."""
+        """Wait for the bell; keep the marker from expiring."""
         if time.monotonic() - self._marked_at > MARKER_REFRESH_S:
             self._publish(())
         self._observer.idle(self.lane)
-        self._stop.wait(self._idle_s)
-        self._idle_s = min(2 * self._idle_s, IDLE_LAST_S)
+        self.idle = True
+        self._bell.wait(IDLE_S)
+        self.idle = False
+        self._bell.clear()  # before the look that follows: a row that comes after it rings again
 
     # ---- recovery -------------------------------------------------------------------------------
 

@@ -110,6 +110,7 @@ class Publisher:
         self._tick = tick
         self._failures: list[KafkaError] = []
         self._producer: Producer | None = None
+        self._caller: ThreadPoolExecutor  # of the producer's calls that cannot be trusted to return
         self.disturbed = False  # had trouble in silence: renew before the next batch
         self._config = {
             **PRODUCER,
@@ -133,6 +134,7 @@ class Publisher:
         except KafkaException as error:  # a setting that only the whole configuration shows wrong
             raise InDoubt(error.args[0].str()) from error
         self._producer = producer
+        self._caller = ThreadPoolExecutor(1, thread_name_prefix="marker")
         self._in_slices(producer.init_transactions)
         producer.poll(0)  # serves the log so far: no transaction was open then
         self.disturbed = False
@@ -166,6 +168,7 @@ class Publisher:
         """Throw the producer away without waiting for Kafka; nothing more of it is trusted."""
         producer, self._producer = self._producer, None
         if producer is not None:
+            self._caller.shutdown(wait=False)
             with suppress(KafkaException):
                 producer.purge()  # or its destructor waits for messages that nobody wants any more
 
@@ -197,12 +200,10 @@ class Publisher:
         In a thread of its own: librdkafka may ignore this call's time-out when the coordinator is
         away (librdkafka issue 5456). Then producer and thread are left behind, and a fence follows.
         """
-        caller = ThreadPoolExecutor(1, thread_name_prefix="marker")
         marker = [TopicPartition(self._markers.topic, self._lane, seq)]
-        call = caller.submit(
+        call = self._caller.submit(
             producer.send_offsets_to_transaction, marker, self._markers.group_metadata, CALL_LIMIT_S
         )
-        caller.shutdown(wait=False)
         limit = time.monotonic() + CALL_LIMIT_S
         while not wait([call], timeout=SLICE_S).done:
             if time.monotonic() > limit:

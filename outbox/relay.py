@@ -6,6 +6,7 @@ recovers before it does anything else.
 """
 
 import logging
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing
@@ -27,17 +28,34 @@ from outbox.publisher import KafkaConfig, Markers, Publisher
 log = logging.getLogger(__name__)
 
 SURVEY_S = 0.25  # how soon a lane without an owner is seen
+RING_FIRST_S = 0.002  # idle lanes are looked at again after 2 ms,
+RING_LAST_S = 0.016  # doubling to 16 ms: latency of the first row against load on Postgres
 FINISH_S = 3.0  # how long the lanes may finish what they have in hand when asked to stop
 
 
 @dataclass
 class Tenure:
-    """A lane that this relay works or is about to work."""
+    """A lane that this relay works or is about to work. trouble: why it does not, for people."""
 
     number: int
     stop: Event = field(default_factory=Event)
-    state: Callable[[], str] = lambda: "taking"
+    bell: Event = field(default_factory=Event)
     work: "Future[None]" = field(default_factory=Future)
+    lane: Lane | None = None
+    trouble: str = "taking"
+
+    def state(self) -> str:
+        """Say `working`, or what the lane waits for."""
+        return self.lane.state if self.lane else self.trouble
+
+    def is_idle(self) -> bool:
+        """Say whether the lane waits for its bell."""
+        return self.lane is not None and self.lane.idle
+
+    def give_up(self) -> None:
+        """End the work between two batches, or sooner if it waits for a server."""
+        self.stop.set()
+        self.bell.set()
 
 
 class Relay:
@@ -68,6 +86,7 @@ class Relay:
         self._observer = observer or Observer()
         self._check = check
         self._tenures: dict[int, Tenure] = {}
+        self._pause_s = RING_LAST_S
         self._threads = ThreadPoolExecutor(max_workers=32_768, thread_name_prefix="lane")
         self.trouble: str | None = "not started"  # why the lanes cannot be surveyed, for people
 
@@ -90,7 +109,7 @@ class Relay:
             )
         finally:
             for tenure in self._tenures.values():
-                tenure.stop.set()
+                tenure.give_up()
             wait([tenure.work for tenure in self._tenures.values()], timeout=FINISH_S)
 
     def _take_part(self, stop: Event, good: Callable[[], None]) -> None:
@@ -104,7 +123,7 @@ class Relay:
                 self._adjust(lanes.survey(conn, identity))
                 good()
                 self._note_trouble(None)
-                stop.wait(SURVEY_S)
+                self._ring(conn, stop)
 
     def _adjust(self, survey: lanes.Survey) -> None:
         """Give up lanes beyond the share, between two cycles of theirs; take free ones up to it."""
@@ -113,12 +132,23 @@ class Relay:
             del self._tenures[tenure.number]
         kept = [tenure for tenure in self._tenures.values() if not tenure.stop.is_set()]
         for tenure in kept[survey.share() :]:
-            tenure.stop.set()
+            tenure.give_up()
         for number in survey.free[: max(survey.share() - len(kept), 0)]:
             if number not in self._tenures:
                 tenure = self._tenures[number] = Tenure(number)
                 tenure.work = self._threads.submit(self._hold, tenure)
         self._observer.lanes_owned(frozenset(self._tenures))
+
+    def _ring(self, conn: Connection, stop: Event) -> None:
+        """Until the next survey, wake idle lanes that have rows: one look for all of them."""
+        until = time.monotonic() + SURVEY_S
+        while time.monotonic() < until and not stop.is_set():
+            idle = [tenure for tenure in self._tenures.values() if tenure.is_idle()]
+            waiting = store.waiting_lanes(conn, [tenure.number for tenure in idle]) if idle else []
+            for number in waiting:
+                self._tenures[number].bell.set()
+            self._pause_s = RING_FIRST_S if waiting else min(2 * self._pause_s, RING_LAST_S)
+            stop.wait(self._pause_s)
 
     def _hold(self, tenure: Tenure) -> None:
         """The thread of a lane: one session after another, until the lane is given up or lost."""
@@ -158,9 +188,10 @@ class Relay:
                 self._on_settled,
                 self._batch_size,
                 tenure.stop,
+                tenure.bell,
                 self._observer,
             )
-            tenure.state = lambda: lane.state
+            tenure.lane = lane
             try:
                 lane.work(good)
             except Stopped:
@@ -170,10 +201,11 @@ class Relay:
 
     def _note_session(self, tenure: Tenure, error: Exception) -> None:
         self._observer.tick(tenure.number)
-        state = f"waiting: {describe(error)}"
-        if tenure.state() != state:
-            log.warning("lane lost its session", extra={"lane": tenure.number, "state": state})
-        tenure.state = lambda: state
+        tenure.lane, before = None, tenure.state()
+        tenure.trouble = f"waiting: {describe(error)}"
+        if tenure.trouble != before:
+            place = {"lane": tenure.number, "state": tenure.trouble}
+            log.warning("lane lost its session", extra=place)
 
     def _note_trouble(self, error: Exception | None) -> None:
         self._observer.tick(None)

@@ -220,6 +220,19 @@ def any_waiting(conn: Connection, lane: int) -> bool:
     return conn.execute(ANY_WAITING, {"lane": lane}, prepare=True).fetchone() is not None
 
 
+WAITING_LANES = """
+    SELECT lane
+      FROM unnest(%(lanes)b::smallint[]) AS idle (lane)
+     WHERE EXISTS (SELECT FROM outbox WHERE outbox.lane = idle.lane)
+"""
+
+
+def waiting_lanes(conn: Connection, lanes: Sequence[int]) -> list[int]:
+    """Return those of `lanes` that have a row: one question for all idle lanes of a relay."""
+    found = conn.execute(WAITING_LANES, {"lanes": lanes}, prepare=True)
+    return [lane for (lane,) in cast("list[tuple[int]]", found.fetchall())]
+
+
 BACKLOG = """
     SELECT lane, count(*) AS pending,
            coalesce(extract(epoch FROM clock_timestamp() - min(created_at)), 0)::float8 AS oldest_s

@@ -12,7 +12,7 @@ import psutil  # type: ignore[import-untyped]
 import psycopg
 
 from orchestrator.embedded import Servers
-from tests.system import System, delete_topics, environ_of
+from tests.system import INHERITED, System, delete_topics, environ_of
 
 COMMAND_S = 40  # for a command that ends by itself
 
@@ -49,7 +49,7 @@ def run_command(
     path = os.pathsep.join([str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
     return subprocess.run(
         [sys.executable, "-m", "orchestrator", *command],
-        env={**os.environ, "PYTHONPATH": path, **environ},
+        env={**INHERITED, "PYTHONPATH": path, **environ},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

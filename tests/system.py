@@ -43,6 +43,14 @@ PARTITIONS = 2  # of every topic but the progress topic
 LANES = 4
 
 
+# What processes of ours get of the shell's environment: none of its settings.
+INHERITED = {
+    name: value
+    for name, value in os.environ.items()
+    if name in {"HOME", "LANG", "PATH", "PYTHONPATH", "TMPDIR", "VIRTUAL_ENV", "XDG_CACHE_HOME"}
+}
+
+
 class Running:
     """A real process of ours. What it writes, on stdout and stderr, is in `log`."""
 
@@ -51,7 +59,7 @@ class Running:
         with log.open("wb") as stream:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", *command],
-                env=os.environ | environ,
+                env=INHERITED | environ,
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=stream,
@@ -230,6 +238,7 @@ class System:
                 publisher,
                 cast("Callable[[Connection, Sequence[UUID]], None]", set_deployed),
                 batch_size,
+                Event(),
                 Event(),
                 Observer(),
             )
