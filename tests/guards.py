@@ -64,8 +64,8 @@ GUARDS = [
     Guard(
         "a new producer after any doubt",
         "outbox/publisher.py",
-        "        self.discard()\n        self.disturbed = False\n        self._producer = Producer(",
-        "        self.disturbed = False\n        self._producer = self._producer or Producer(",
+        "        self.discard()\n        try:\n            producer = Producer(",
+        "        try:\n            producer = self._producer or Producer(",
         f"{GUARDS_TEST}::test_a_producer_in_doubt_is_never_used_again",
     ),
     Guard(

@@ -59,7 +59,7 @@ class Running:
         with log.open("wb") as stream:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", *command],
-                env=INHERITED | environ,
+                env={**INHERITED, **environ},
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=stream,
