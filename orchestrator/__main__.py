@@ -1,6 +1,22 @@
-"""`python -m orchestrator COMMAND`."""
+"""`python -m orchestrator COMMAND`, and the `orchestrator` script."""
 
-from orchestrator.cli import main
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+PROCESSES = {"consumer", "relay", "run"}
+
+
+def main(arguments: Sequence[str] = sys.argv[1:]) -> NoReturn:
+    """Run one command. SIGTERM ends a process in an orderly way even while it still imports."""
+    if arguments and arguments[0] in PROCESSES:
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # nothing is in hand yet
+    from orchestrator import cli
+
+    cli.main(arguments)
+
 
 if __name__ == "__main__":
     main()

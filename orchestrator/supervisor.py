@@ -13,6 +13,7 @@ from confluent_kafka import KafkaException
 from orchestrator.process import check_port, run_until_stopped
 from orchestrator.settings import Settings
 from orchestrator.setup import set_up
+from orchestrator.topics import TopicMissing
 from outbox.errors import describe
 from outbox.patience import persist
 
@@ -50,7 +51,8 @@ def supervise(settings: Settings, stop: Event) -> None:
             log.warning("setup waits", extra={"error": text})
         said.add(text)
 
-    persist(lambda _good: set_up(settings), (psycopg.Error, KafkaException), note, stop)
+    waited_for = (psycopg.Error, KafkaException, TopicMissing)
+    persist(lambda _good: set_up(settings), waited_for, note, stop)
     ports = ports_of(settings)
     children = [Child(name, port) for name, port in zip(("consumer", "relay"), ports, strict=True)]
     while not stop.wait(LOOK_S):
@@ -104,8 +106,10 @@ class Child:
     def start(self) -> None:
         """Start the process now."""
         command = [sys.executable, "-m", "orchestrator", self._name]
+        environ = {**os.environ, "METRICS_PORT": str(self._port)}
+        environ.pop("METRICS_PORT_FILE", None)  # its own port, not the one in the file
         self._started = time.monotonic()
-        self._process = subprocess.Popen(command, env={**os.environ, "METRICS_PORT": str(self._port)})
+        self._process = subprocess.Popen(command, env=environ)
 
     def _bury(self, code: int) -> None:
         now = time.monotonic()

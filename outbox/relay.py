@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 SURVEY_S = 0.25  # how soon a lane without an owner is seen
 RING_FIRST_S = 0.002  # idle lanes are looked at again after 2 ms,
 RING_LAST_S = 0.016  # doubling to 16 ms: latency of the first row against load on Postgres
+MAX_LANES = 32_768  # a lane is a smallint from 0
 FINISH_S = 3.0  # how long the lanes may finish what they have in hand when asked to stop
 
 
@@ -87,7 +88,7 @@ class Relay:
         self._check = check
         self._tenures: dict[int, Tenure] = {}
         self._pause_s = RING_LAST_S
-        self._threads = ThreadPoolExecutor(max_workers=32_768, thread_name_prefix="lane")
+        self._threads = ThreadPoolExecutor(MAX_LANES, thread_name_prefix="lane")  # grows as needed
         self.trouble: str | None = "not started"  # why the lanes cannot be surveyed, for people
 
     def states(self) -> dict[int, str]:

@@ -20,7 +20,8 @@ MODULES = {
 # From the top down; a module imports only from levels below its own. What is in no level is a leaf
 # of the command line (demo, embedded, ...) or not there yet: nothing in a level may import it.
 LEVELS = [
-    ["orchestrator.__main__", "orchestrator.main"],
+    ["orchestrator.main"],
+    ["orchestrator.__main__"],
     ["orchestrator.cli"],
     ["orchestrator.consumer", "orchestrator.relay", "orchestrator.supervisor"],
     ["orchestrator.ingest", "orchestrator.gauges", "orchestrator.process", "orchestrator.setup"],

@@ -1,0 +1,49 @@
+"""The outbox library in the hands of a service that is not this one."""
+
+from contextlib import closing
+from threading import Event, Thread
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+
+from outbox import Message, Relay, connect, count_lanes, enqueue, transaction
+from tests.eventually import eventually
+from tests.system import System
+
+
+def test_another_service_writes_messages_and_hears_when_they_are_in_kafka(system: System) -> None:
+    conninfo, kafka = system.settings.database_url, system.settings.kafka
+    topic, settled = system.settings.output_topic, list[UUID]()
+    orders = [uuid4() for _ in range(20)]
+    with closing(connect(conninfo, "another service")) as conn, transaction(conn):
+        messages = [Message(topic, order.bytes, b"paid", [("n", b"1")], order) for order in orders]
+        enqueue(conn, messages, count_lanes(conn))
+    relay = Relay(
+        conninfo,
+        kafka,
+        on_settled=lambda _conn, subjects: settled.extend(subjects),
+        progress_topic=system.settings.progress_topic,
+    )
+    stop = Event()
+    thread = Thread(target=relay.run, args=[stop])
+    thread.start()
+    try:
+        eventually(lambda: sorted(settled) == sorted(orders))
+    finally:
+        stop.set()
+        thread.join(5)
+    assert not thread.is_alive()
+    found = [(record.key(), record.value(), record.headers()) for record in system.read(topic)]
+    assert sorted(found) == sorted((order.bytes, b"paid", [("n", b"1")]) for order in orders)
+
+
+def test_a_transaction_rolled_back_leaves_no_message(one_lane: System) -> None:
+    def enqueue_and_fail() -> None:
+        with closing(one_lane.connect()) as conn, transaction(conn):
+            enqueue(conn, [Message(one_lane.settings.output_topic, b"k", b"v")], 1)
+            conn.execute("SELECT 1 / 0")
+
+    with pytest.raises(psycopg.errors.DivisionByZero):
+        enqueue_and_fail()
+    assert one_lane.query("SELECT count(*) FROM outbox") == [(0,)]
