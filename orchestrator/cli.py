@@ -17,6 +17,7 @@ from confluent_kafka import KafkaException
 
 from orchestrator import logs
 from orchestrator.consumer import run_consumer
+from orchestrator.errors import ServerStartError
 from orchestrator.migrations import SchemaRefused, read_migrations, read_pending
 from orchestrator.process import leave
 from orchestrator.relay import run_relay
@@ -54,6 +55,10 @@ def run(command: Callable[[argparse.Namespace], int], options: argparse.Namespac
         return command(options)
     except SettingsError as error:
         return complain(USAGE, f"settings:\n{error}")
+    except ModuleNotFoundError as error:  # of the optional extra
+        return complain(USAGE, str(error))
+    except ServerStartError as error:
+        return complain(UNREACHABLE, str(error))
     except SchemaRefused as error:
         return complain(CHECK_FAILED, str(error))
     except (psycopg.OperationalError, KafkaException) as error:
@@ -171,7 +176,8 @@ def submit_commands(options: argparse.Namespace) -> int:
 
 def demo(options: argparse.Namespace) -> int:
     """Show exactly-once on embedded servers: send, kill -9, audit."""
-    from orchestrator.demo import run_demo  # needs the optional extra
+    import orchestrator.embedded  # noqa: F401  # the optional extra; says so where it is missing
+    from orchestrator.demo import run_demo
 
     return run_demo(options.scenarios, options.kills, as_json=options.json)
 

