@@ -165,7 +165,8 @@ class Lane:
                 self._alone_until = 0
 
     def _idle(self) -> None:
-        """Wait for the bell; keep the marker from expiring."""
+        """Wait for the bell; keep the marker from expiring; notice that Kafka went away."""
+        self._publisher.serve()
         if time.monotonic() - self._marked_at > MARKER_REFRESH_S:
             self._publish(())
         self._observer.idle(self.lane)

@@ -74,8 +74,8 @@ class Markers:
                 "group.id": progress_group(identity),
                 "isolation.level": "read_committed",  # committed() waits for pending transactions
                 "enable.auto.commit": False,
-            },
-            logger=logging.getLogger("librdkafka"),
+                "log_level": 0,  # nobody polls it; what goes wrong shows itself in the calls
+            }
         )
         self.group_metadata = self._consumer.consumer_group_metadata()
 
@@ -136,7 +136,7 @@ class Publisher:
         self._producer = producer
         self._caller = ThreadPoolExecutor(1, thread_name_prefix="marker")
         self._in_slices(producer.init_transactions)
-        producer.poll(0)  # serves the log so far: no transaction was open then
+        self.serve()  # the log so far: no transaction was open then
         self.disturbed = False
         reached("relay.fenced")
 
@@ -161,8 +161,13 @@ class Publisher:
         self._mark(producer, seq)
         reached("relay.marked")
         self._in_slices(producer.commit_transaction)
-        producer.poll(0)  # serves the log: a hidden retry of EndTxn shows itself as a disconnect
+        self.serve()  # a hidden retry of EndTxn shows itself as a disconnect in the log
         reached("relay.published")
+
+    def serve(self) -> None:
+        """Take in what the producer has to say while nothing is published: a lost connection."""
+        if self._producer is not None:
+            self._producer.poll(0)
 
     def discard(self) -> None:
         """Throw the producer away without waiting for Kafka; nothing more of it is trusted."""
