@@ -105,7 +105,8 @@ class TopicWatch:
 
     def check_now(self) -> None:
         """Look and wait. Raises TopicRecreated, TopicMissing or KafkaException."""
-        self._compare(describe(self._admin, self._topic))
+        self.ask()
+        self.confirm()
 
     def _compare(self, found: TopicDescription) -> None:
         if id_of(found) != self.id:

@@ -30,8 +30,6 @@ from outbox.crashpoints import reached
 from outbox.errors import RECORD_ERRORS, InDoubt, RecordRefused
 from outbox.message import OutboxRow, decode_headers
 
-log = logging.getLogger(__name__)
-
 T = TypeVar("T")
 KafkaConfig = Mapping[str, str | int | float | bool]
 

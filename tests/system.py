@@ -1,6 +1,7 @@
 """One installation for one test: a database cloned from a template, topics and a group of its own."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
+from types import ModuleType
 from typing import Any, cast
 from uuid import UUID, uuid4
 
@@ -284,6 +286,28 @@ class OwnedLane:
         while published := self.run_once():
             rows += published
         return rows
+
+
+def take(session: ConsumerSession, records: int) -> None:
+    """Move the session until it has consumed exactly so many records."""
+    taken = 0
+
+    def enough() -> bool:
+        nonlocal taken
+        taken += session.run_once()
+        return taken >= records
+
+    eventually(enough, 30)
+    assert taken == records
+
+
+def crash_points(package: ModuleType, process: str) -> set[str]:
+    """Return the names of a process's crash points, as they stand in the code of a package."""
+    return {
+        name
+        for file in Path(str(package.__file__)).parent.glob("*.py")
+        for name in re.findall(rf'reached\("{process}\.(\w+)"\)', file.read_text())
+    }
 
 
 # ---- making one -----------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from tests.eventually import eventually
-from tests.system import System
+from tests.system import System, take
 from tests.unit.test_messages import FIXED_LIST, near_misses, outcome
 
 GENERATED = 1000
@@ -83,17 +83,10 @@ def send(system: System, records: list[Sent], **config: Any) -> None:
 def carry(system: System, records: int) -> None:
     """Move consumer and lane until everything has gone through."""
     with system.consumer() as session, system.lane() as lane:
-        taken = 0
-
-        def enough() -> bool:
-            nonlocal taken
-            taken += session.run_once()
-            return taken >= records
-
-        eventually(enough, 30)
+        take(session, records)
         assert session.run_once() == 0
         lane.recover()
-        assert lane.drain() == records == taken
+        assert lane.drain() == records
     assert system.query("SELECT count(*) FROM outbox_parked") == [(0,)]
 
 

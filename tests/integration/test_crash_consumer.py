@@ -1,13 +1,10 @@
 """The consumer killed with SIGKILL at every named point, and started again."""
 
-import re
-from pathlib import Path
-
 import pytest
 
 import orchestrator
 from tests.eventually import eventually
-from tests.system import System
+from tests.system import System, crash_points
 
 BATCHES = 4
 SETTINGS = {
@@ -23,12 +20,7 @@ CASES = [(point, hit) for point in IN_A_BATCH for hit in (1, 3)] + [
 
 
 def test_every_point_has_a_case() -> None:
-    folder = Path(orchestrator.__file__).parent
-    found = {
-        name
-        for file in folder.glob("*.py")
-        for name in re.findall(r'reached\("consumer\.(\w+)"\)', file.read_text())
-    }
+    found = crash_points(orchestrator, "consumer")
     assert found == {point for point, _ in CASES}
 
 

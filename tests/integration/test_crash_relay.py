@@ -1,12 +1,9 @@
 """The relay killed with SIGKILL at every named point, in work and in recovery, and started again."""
 
-import re
-from pathlib import Path
-
 import pytest
 
 import outbox
-from tests.system import System
+from tests.system import System, crash_points
 
 ROWS = 6
 BATCH = {"BATCH_SIZE": "2"}
@@ -18,12 +15,7 @@ WITH_A_REFUSED_RECORD = ["narrowed"]  # in test_lane.py
 
 
 def test_every_point_has_a_case() -> None:
-    folder = Path(outbox.__file__).parent
-    found = {
-        name
-        for file in folder.glob("*.py")
-        for name in re.findall(r'reached\("relay\.(\w+)"\)', file.read_text())
-    }
+    found = crash_points(outbox, "relay")
     assert found == {*IN_WORK, *IN_RECOVERY, *WITH_A_REFUSED_RECORD}
 
 

@@ -33,22 +33,9 @@ from orchestrator.workers import worker_id
 from outbox import Headers
 from tests.eventually import eventually
 from tests.proxy import Cut, proxy
-from tests.system import PARTITIONS, Running, System, has_leaders
+from tests.system import PARTITIONS, Running, System, has_leaders, take
 
 KEY = b"one partition"
-
-
-def take(session: ConsumerSession, records: int) -> None:
-    """Move the session until it has consumed exactly so many records."""
-    taken = 0
-
-    def enough() -> bool:
-        nonlocal taken
-        taken += session.run_once()
-        return taken >= records
-
-    eventually(enough, 20)
-    assert taken == records
 
 
 def command() -> bytes:
