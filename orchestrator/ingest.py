@@ -33,6 +33,7 @@ from outbox.postgres import transaction_again
 log = logging.getLogger(__name__)
 
 POLL_S = 0.5  # how long the loop waits for a first record before it looks at `stop`
+PING_S = 2.0  # how soon an idle session finds out that Postgres has gone
 RECHECK_S = 10.0  # how soon a paused partition that was repaired goes on by itself
 
 # The log no longer holds what comes next: the partition waits for a person.
@@ -89,6 +90,7 @@ class ConsumerSession:
         self._positions: dict[int, Position] = {}
         self.paused: dict[int, str] = {}  # partitions that wait for a person, and why
         self._recheck_at = 0.0
+        self._ping_at = 0.0
         self._cut_off: KafkaError | None = None  # no broker can be reached
         self._consumer = Consumer(
             {
@@ -131,6 +133,9 @@ class ConsumerSession:
             reached("consumer.polled")
             self._topic.ask()  # after the records: the answer holds for them
             self._accept(self._read(records))
+        elif time.monotonic() > self._ping_at:  # before a command has to wait for a new session
+            self._conn.execute("SELECT")
+            self._ping_at = time.monotonic() + PING_S
         return len(records)
 
     def _poll(self) -> list[Record]:

@@ -11,6 +11,7 @@ from typing import cast
 from uuid import UUID, uuid4
 
 import msgspec
+import psycopg
 import pytest
 from confluent_kafka import (
     Consumer,
@@ -99,7 +100,7 @@ def end_sessions_of_consumers(system: System) -> None:
     """Terminate the consumers' sessions on the database."""
     system.query(
         "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
-        " WHERE datname = current_database() AND application_name = 'orchestrator consumer'"
+        " WHERE datname = current_database() AND application_name LIKE '%% consumer'"
     )
 
 
@@ -450,6 +451,14 @@ def test_a_backend_terminated_in_the_middle_is_an_unknown_outcome_that_is_found_
     consumer.thaw()
     eventually(lambda: accepted(system) == 5)
     consumer.stop()
+
+
+def test_a_session_that_has_nothing_to_do_notices_that_postgres_has_gone(system: System) -> None:
+    with system.consumer() as session:
+        eventually(lambda: session.run_once() == 0 and session.positions())
+        end_sessions_of_consumers(system)
+        with pytest.raises(psycopg.OperationalError):
+            eventually(lambda: session.run_once() > 0)
 
 
 def test_backends_terminated_again_and_again_lose_and_double_nothing(system: System) -> None:
