@@ -4,8 +4,6 @@ import argparse
 import logging
 import os
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -17,17 +15,13 @@ from confluent_kafka import KafkaException
 
 from orchestrator import logs
 from orchestrator.consumer import run_consumer
+from orchestrator.environment import SettingsError
 from orchestrator.errors import ServerStartError
+from orchestrator.healthcheck import check_health
 from orchestrator.migrations import SchemaRefused, read_migrations, read_pending
 from orchestrator.process import leave
 from orchestrator.relay import run_relay
-from orchestrator.settings import (
-    Settings,
-    SettingsError,
-    read_kafka_settings,
-    read_metrics_address,
-    read_settings,
-)
+from orchestrator.settings import Settings, read_kafka_settings, read_settings
 from orchestrator.setup import migrate_database, set_up
 from orchestrator.submit import submit
 from orchestrator.supervisor import run_supervised
@@ -39,7 +33,6 @@ log = logging.getLogger(__name__)
 OK, CHECK_FAILED, USAGE, UNREACHABLE = 0, 1, 2, 3
 EXIT_CODES = "exit code: 0 ok, 1 a check failed, 2 usage or settings, 3 a server is unreachable"
 DATA = Path(".data")  # where the embedded servers keep their data
-HEALTHCHECK_S = 3.0  # below the usual time-out of a container's health check
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -141,25 +134,7 @@ def migrate(options: argparse.Namespace) -> int:
 
 def healthcheck(_options: argparse.Namespace) -> int:
     """Ask the process in this container whether it is alive."""
-    host, port = read_metrics_address(os.environ)
-    alive = is_alive(host, port)
-    beside = is_alive(host, port + 1)  # under `run` the relay; otherwise nobody answers
-    return OK if alive and beside is not False else CHECK_FAILED
-
-
-def is_alive(host: str, port: int) -> bool | None:
-    """Return what /livez says; None if nobody listens. No proxy: it is in this container."""
-    asker = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    host = "127.0.0.1" if host == "0.0.0.0" else host  # noqa: S104  # every address: this one, too
-    try:
-        with asker.open(f"http://{host}:{port}/livez", timeout=HEALTHCHECK_S):
-            return True
-    except urllib.error.HTTPError:
-        return False
-    except urllib.error.URLError as error:
-        return None if isinstance(error.reason, ConnectionRefusedError) else False
-    except OSError:
-        return False
+    return check_health(os.environ)
 
 
 def submit_commands(options: argparse.Namespace) -> int:

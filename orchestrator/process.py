@@ -17,9 +17,10 @@ from typing import NoReturn
 
 from prometheus_client import CollectorRegistry
 
+from orchestrator.environment import SettingsError
 from orchestrator.health import Health
 from orchestrator.http import serve_http
-from orchestrator.settings import Settings, SettingsError
+from orchestrator.settings import Settings
 
 log = logging.getLogger(__name__)
 

@@ -4,17 +4,22 @@ No fault quotes a value that may hold a secret: it names the variable and says w
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TypeVar
 
 import psycopg
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-T = TypeVar("T")
+from orchestrator.environment import (
+    Environment,
+    SettingsError,
+    between,
+    one_of,
+    read_address,
+    some_text,
+)
 
 KAFKA_PREFIX = "KAFKA_CONFIG_"
 
@@ -48,14 +53,6 @@ OTHER_SETTING = {"bootstrap.servers": "KAFKA_BOOTSTRAP_SERVERS", "group.id": "CO
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 TOPIC_NAME = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,249}")
 SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
-
-
-class SettingsError(Exception):
-    """Settings are missing or wrong; the text has one line a fault."""
-
-    def __init__(self, faults: list[str]) -> None:
-        super().__init__("\n".join(faults))
-        self.faults = faults
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,12 +101,22 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         metrics_host=metrics_host,
         metrics_port=metrics_port,
     )
-    env.check_distinct(
-        "INPUT_TOPIC", "OUTPUT_TOPIC", "DEAD_LETTER_TOPIC", "PROGRESS_TOPIC", of=settings
-    )
+    env.faults += same_topics(settings)
     if env.faults:
         raise SettingsError(env.faults)
     return settings
+
+
+def same_topics(settings: Settings) -> list[str]:
+    """Return a fault for each topic that has another one's name."""
+    faults: list[str] = []
+    seen: dict[str, str] = {}
+    for name in ("INPUT_TOPIC", "OUTPUT_TOPIC", "DEAD_LETTER_TOPIC", "PROGRESS_TOPIC"):
+        topic = getattr(settings, name.lower())
+        if topic is not None and topic in seen:
+            faults.append(f"{name} must differ from {seen[topic]}")
+        seen[topic] = name
+    return faults
 
 
 def read_kafka_settings(environ: Mapping[str, str]) -> tuple[Mapping[str, str], str]:
@@ -119,65 +126,6 @@ def read_kafka_settings(environ: Mapping[str, str]) -> tuple[Mapping[str, str], 
     if env.faults:
         raise SettingsError(env.faults)
     return kafka, topic
-
-
-def read_metrics_address(environ: Mapping[str, str]) -> tuple[str, int]:
-    """Read only where the process answers: what `healthcheck` needs."""
-    env = Environment(environ)
-    address = read_address(env)
-    if env.faults:
-        raise SettingsError(env.faults)
-    return address
-
-
-class Environment:
-    """The variables, and the faults found in them so far."""
-
-    def __init__(self, environ: Mapping[str, str]) -> None:
-        self.variables = environ
-        self.faults: list[str] = []
-
-    def read(self, name: str, parse: Callable[[str], T], default: str | None = None) -> T:
-        """Return variable `name`, or the file that NAME_FILE names, parsed; note what is wrong.
-
-        After a fault the return value is of no use: read_settings raises in the end.
-        """
-        text = self.text(name) or default
-        try:
-            if text is None:
-                raise ValueError("is required and not set")  # noqa: TRY301  # one place notes faults
-            return parse(text)
-        except ValueError as fault:
-            self.faults.append(f"{name} {fault}")
-            return None  # type: ignore[return-value]
-
-    def text(self, name: str) -> str | None:
-        """Return the raw text of a variable; blank counts as not set."""
-        text, file = self.variables.get(name, "").strip(), self.variables.get(f"{name}_FILE")
-        if not file:
-            return text or None
-        if text:
-            self.faults.append(f"{name} and {name}_FILE are both set: keep one of them")
-        try:
-            return Path(file).read_text(encoding="utf-8").strip() or None
-        except (OSError, UnicodeDecodeError) as error:
-            self.faults.append(f"{name}_FILE cannot be read: {type(error).__name__}")
-            return None
-
-    def check_distinct(self, *names: str, of: Settings) -> None:
-        """Note topics that are the same one."""
-        seen: dict[str, str] = {}
-        for name in names:
-            topic = getattr(of, name.lower())
-            if topic is not None and topic in seen:
-                self.faults.append(f"{name} must differ from {seen[topic]}")
-            seen[topic] = name
-
-
-def read_address(env: Environment) -> tuple[str, int]:
-    """Return METRICS_HOST and METRICS_PORT; the port above may be the relay's, under `run`."""
-    host = env.read("METRICS_HOST", some_text, "0.0.0.0")  # noqa: S104  # a container
-    return host, env.read("METRICS_PORT", between(0, 65_534), "9464")
 
 
 def read_kafka(env: Environment) -> Mapping[str, str]:
@@ -255,37 +203,6 @@ def a_topic(text: str) -> str:
     if not TOPIC_NAME.fullmatch(text):
         raise ValueError("is no topic name: use up to 249 letters, digits, '.', '_' and '-'")
     return text
-
-
-def some_text(text: str) -> str:
-    """Accept any text without control characters."""
-    if not text.isprintable():
-        raise ValueError("holds characters that cannot be printed")
-    return text
-
-
-def one_of(*choices: str) -> Callable[[str], str]:
-    """Accept one of the words, in any case."""
-
-    def parse(text: str) -> str:
-        for choice in choices:
-            if choice.lower() == text.lower():
-                return choice
-        raise ValueError(f"must be one of {', '.join(choices)}")
-
-    return parse
-
-
-def between(low: int, high: int) -> Callable[[str], int]:
-    """Accept a whole number from low to high."""
-
-    def parse(text: str) -> int:
-        number = int(text) if re.fullmatch(r"[0-9]{1,12}", text) else -1
-        if not low <= number <= high:
-            raise ValueError(f"must be a whole number from {low} to {high}")
-        return number
-
-    return parse
 
 
 def schemes(text: str) -> tuple[str, ...]:

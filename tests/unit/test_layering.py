@@ -28,6 +28,8 @@ LEVELS = [
     ["orchestrator.http", "orchestrator.workers", "orchestrator.offsets", "orchestrator.metrics"],
     ["orchestrator.migrations", "orchestrator.topics", "orchestrator.health", "orchestrator.submit"],
     ["orchestrator.messages", "orchestrator.settings", "orchestrator.logs", "orchestrator.errors"],
+    ["orchestrator.healthcheck"],
+    ["orchestrator.environment"],
     ["outbox"],
     ["outbox.relay"],
     ["outbox.lane", "outbox.lanes"],

@@ -8,13 +8,8 @@ from unittest.mock import ANY
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
-from orchestrator.settings import (
-    GUARANTEED,
-    SettingsError,
-    read_kafka_settings,
-    read_metrics_address,
-    read_settings,
-)
+from orchestrator.environment import SettingsError, read_metrics_address
+from orchestrator.settings import GUARANTEED, read_kafka_settings, read_settings
 
 REQUIRED = {"DATABASE_URL": "postgresql://host/db", "KAFKA_BOOTSTRAP_SERVERS": "kafka:9092"}
 

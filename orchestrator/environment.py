@@ -1,0 +1,100 @@
+"""Reading environment variables: parsed one by one, all faults noted, no value quoted in a fault.
+
+Imports nothing but the standard library, since a health check reads its settings every few seconds.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class SettingsError(Exception):
+    """Settings are missing or wrong; the text has one line a fault."""
+
+    def __init__(self, faults: list[str]) -> None:
+        super().__init__("\n".join(faults))
+        self.faults = faults
+
+
+class Environment:
+    """The variables, and the faults found in them so far."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self.variables = environ
+        self.faults: list[str] = []
+
+    def read(self, name: str, parse: Callable[[str], T], default: str | None = None) -> T:
+        """Return variable `name`, or the file that NAME_FILE names, parsed; note what is wrong.
+
+        After a fault the return value is of no use: read_settings raises in the end.
+        """
+        text = self.text(name) or default
+        try:
+            if text is None:
+                raise ValueError("is required and not set")  # noqa: TRY301  # one place notes faults
+            return parse(text)
+        except ValueError as fault:
+            self.faults.append(f"{name} {fault}")
+            return None  # type: ignore[return-value]
+
+    def text(self, name: str) -> str | None:
+        """Return the raw text of a variable; blank counts as not set."""
+        text, file = self.variables.get(name, "").strip(), self.variables.get(f"{name}_FILE")
+        if not file:
+            return text or None
+        if text:
+            self.faults.append(f"{name} and {name}_FILE are both set: keep one of them")
+        try:
+            return Path(file).read_text(encoding="utf-8").strip() or None
+        except (OSError, UnicodeDecodeError) as error:
+            self.faults.append(f"{name}_FILE cannot be read: {type(error).__name__}")
+            return None
+
+
+def read_metrics_address(environ: Mapping[str, str]) -> tuple[str, int]:
+    """Read only where the process answers: what `healthcheck` needs."""
+    env = Environment(environ)
+    address = read_address(env)
+    if env.faults:
+        raise SettingsError(env.faults)
+    return address
+
+
+def read_address(env: Environment) -> tuple[str, int]:
+    """Return METRICS_HOST and METRICS_PORT; the port above may be the relay's, under `run`."""
+    host = env.read("METRICS_HOST", some_text, "0.0.0.0")  # noqa: S104  # a container
+    return host, env.read("METRICS_PORT", between(0, 65_534), "9464")
+
+
+def some_text(text: str) -> str:
+    """Accept any text without control characters."""
+    if not text.isprintable():
+        raise ValueError("holds characters that cannot be printed")
+    return text
+
+
+def one_of(*choices: str) -> Callable[[str], str]:
+    """Accept one of the words, in any case."""
+
+    def parse(text: str) -> str:
+        for choice in choices:
+            if choice.lower() == text.lower():
+                return choice
+        raise ValueError(f"must be one of {', '.join(choices)}")
+
+    return parse
+
+
+def between(low: int, high: int) -> Callable[[str], int]:
+    """Accept a whole number from low to high."""
+
+    def parse(text: str) -> int:
+        number = int(text) if re.fullmatch(r"[0-9]{1,12}", text) else -1
+        if not low <= number <= high:
+            raise ValueError(f"must be a whole number from {low} to {high}")
+        return number
+
+    return parse
