@@ -21,15 +21,19 @@ COMMAND_S = 40  # for a command that ends by itself
 def bare_system(servers: Servers, directory: Path) -> Iterator[System]:
     """Make an empty database and the names of topics that are not there; take all away again."""
     name = uuid4().hex[:12]
-    with psycopg.connect(servers.database_url, autocommit=True) as admin:
-        admin.execute(f"CREATE DATABASE test_{name} ENCODING 'UTF8' TEMPLATE template0".encode())
-        system = System(environ_of(servers, name), directory)
-        try:
-            yield system
-        finally:
-            end_all(system)
-            admin.execute(f"DROP DATABASE test_{name} WITH (FORCE)".encode())
-            delete_topics(system)
+
+    def administer(statement: str) -> None:  # in a session of its own: the server may be restarted
+        with psycopg.connect(servers.database_url, autocommit=True) as admin:
+            admin.execute(statement.encode())
+
+    administer(f"CREATE DATABASE test_{name} ENCODING 'UTF8' TEMPLATE template0")
+    system = System(environ_of(servers, name), directory)
+    try:
+        yield system
+    finally:
+        end_all(system)
+        administer(f"DROP DATABASE test_{name} WITH (FORCE)")
+        delete_topics(system)
 
 
 def end_all(system: System) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.embedded import Servers
-from tests.servers import START_ERRORS, Backend, choose_backend, fallen_back
+from tests import report
+from tests.servers import START_ERRORS, Backend, choose_backend
 from tests.system import LANES, System, new_system, template_database
 
 BACKEND = pytest.StashKey[Backend]()
@@ -25,9 +26,12 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say so where other servers had to be used."""
-    for line in fallen_back:
+    """Tell what the tests reported, and name each one that did not run."""
+    for line in report.lines:
         terminalreporter.write_line(line, yellow=True)
+    for skipped in terminalreporter.getreports("skipped"):
+        reason = skipped.longrepr[2].removeprefix("Skipped: ")
+        terminalreporter.write_line(f"not run: {skipped.nodeid}: {reason}", yellow=True)
 
 
 @pytest.fixture(scope="session")

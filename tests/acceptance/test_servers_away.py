@@ -19,8 +19,9 @@ from orchestrator.embedded import EmbeddedKafka, EmbeddedPostgres, Servers
 from orchestrator.embedded.server import EmbeddedServer
 from orchestrator.setup import set_up
 from tests.bare import end_all
+from tests.containers import POSTGRES_SETTINGS, TEST_KAFKA_VERSION
 from tests.eventually import eventually
-from tests.servers import POSTGRES_SETTINGS, TEST_KAFKA_VERSION, server_directory
+from tests.servers import server_directory
 from tests.system import Running, System, environ_of
 
 BATCH = 50
