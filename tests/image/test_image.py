@@ -1,0 +1,123 @@
+"""The image, and its processes as containers beside containers of PostgreSQL and Kafka."""
+
+import docker  # type: ignore[import-untyped]
+
+from tests import report
+from tests.containers import ServerContainers
+from tests.eventually import eventually
+from tests.image.containers import Installation
+
+COMMANDS = 10_000
+
+
+def test_the_image_is_what_a_cluster_asks_for(image: str) -> None:
+    built = docker.from_env().images.get(image)
+    config = built.attrs["Config"]
+    user, _, group = config["User"].partition(":")
+    assert int(user) > 0
+    assert int(group) > 0
+    assert config["Entrypoint"] == ["orchestrator"], "a shell before it would not pass SIGTERM on"
+    assert config["StopSignal"] == "SIGTERM"
+    assert config["Healthcheck"]["Test"] == ["CMD", "orchestrator", "healthcheck"]
+    labels = {name.rpartition(".")[2]: text for name, text in config["Labels"].items()}
+    assert labels["title"] == image
+    assert labels["version"][0].isdigit()
+    assert labels["revision"] != "unknown"
+    copied = [layer["Size"] for layer in built.history() if "COPY /installed" in layer["CreatedBy"]]
+    ours, dependencies = copied
+    assert ours < 2_000_000, "what changes with each release"
+    report.lines.append(
+        f"image: {built.attrs['Size'] / 1e6:.0f} MB, of them dependencies {dependencies / 1e6:.1f},"
+        f" ours {ours / 1e6:.2f} MB"
+    )
+
+
+def test_the_image_holds_neither_compiler_nor_cache_and_lacks_nothing(image: str) -> None:
+    for script in (
+        "! command -v gcc && ! command -v cc",
+        "! find / -xdev -path '*/.cache/*' | grep .",
+        "python -m pip check",
+        "orchestrator migrate --sql | grep -q 'CREATE TABLE'",
+    ):
+        docker.from_env().containers.run(
+            image, ["-ec", script], entrypoint="sh", read_only=True, remove=True
+        )
+
+
+def test_nothing_is_lost_or_doubled_when_each_container_is_killed_twice(
+    installation: Installation,
+) -> None:
+    system = installation.system
+    processes = [
+        installation.start("consumer", BATCH_SIZE="50", KAFKA_CONFIG_GROUP_INSTANCE_ID="first"),
+        installation.start("consumer", BATCH_SIZE="50", KAFKA_CONFIG_GROUP_INSTANCE_ID="second"),
+        installation.start("relay", BATCH_SIZE="50"),
+        installation.start("relay", BATCH_SIZE="50"),
+    ]
+    for process in processes:
+        process.wait_ready()
+    portion = COMMANDS // (4 * len(processes))
+    submitted, in_hand = 0, 0
+    for process in processes * 2:
+        system.submit(portion)
+        process.kill()
+        submitted += portion
+        in_hand += system.statuses().get("deployed", 0) < submitted
+        system.submit(portion)
+        submitted += portion
+        process.start()
+    system.check_exactly_once(COMMANDS, 60)
+    took_s = [process.stop() for process in processes]
+    assert in_hand > 0, "every kill met processes that had nothing to do"
+    report.lines.append(
+        f"containers: {COMMANDS:,} scenarios, 8 kills, {in_hand} of them with work in hand:"
+        f" {system.audit()}; docker stop took at most {max(took_s):.1f} s"
+    )
+
+
+def test_without_a_command_it_sets_up_and_runs_both_processes(
+    bare_installation: Installation,
+) -> None:
+    whole = bare_installation.start()
+    eventually(whole.is_healthy, 30)
+    bare_installation.system.submit(100)
+    bare_installation.system.check_exactly_once(100)
+    whole.stop()
+
+
+def test_each_process_is_ready_soon_after_its_start(installation: Installation) -> None:
+    for command in ("consumer", "relay"):
+        process = installation.start(command)
+        report.lines.append(f"{command}: ready {process.wait_ready():.1f} s after docker start")
+        eventually(process.is_healthy, 10)
+
+
+def test_a_process_that_hangs_becomes_unhealthy_and_recovers(installation: Installation) -> None:
+    for command in ("consumer", "relay"):
+        process = installation.start(command)
+        eventually(process.is_healthy, 30)
+        process.container.kill("STOP")
+        eventually(process.is_unhealthy, 30)
+        process.container.kill("CONT")
+        eventually(process.is_healthy, 30)
+
+
+def test_processes_are_unready_while_postgres_is_stopped(
+    installation: Installation, server_pair: ServerContainers
+) -> None:
+    processes = [installation.start("consumer"), installation.start("relay")]
+    for process in processes:
+        process.wait_ready()
+    postgres = server_pair.postgres.get_wrapped_container()
+    postgres.stop()
+    try:
+        for process in processes:
+            eventually(process.is_unready, 20)
+            assert not process.is_unhealthy(), "to wait for a server is not to hang"
+    finally:
+        postgres.start()
+        eventually(server_pair.postgres_answers, 30)
+    for process in processes:
+        process.wait_ready()
+    installation.system.submit(100)
+    installation.system.check_exactly_once(100)
