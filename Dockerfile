@@ -3,13 +3,13 @@ FROM python:3.13-slim-bookworm AS pip
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 
 FROM pip AS dependencies
-COPY requirements.txt .
+COPY requirements.txt /
 # Wheels only: there is no compiler here, and none is wanted.
-RUN pip install --require-hashes --only-binary :all: --prefix /installed -r requirements.txt
+RUN pip install --require-hashes --only-binary :all: --prefix /installed -r /requirements.txt
 
 FROM pip AS ours
-COPY requirements-build.txt .
-RUN pip install --require-hashes --only-binary :all: -r requirements-build.txt
+COPY requirements-build.txt /
+RUN pip install --require-hashes --only-binary :all: -r /requirements-build.txt
 WORKDIR /source
 COPY . .
 RUN pip install --no-deps --no-build-isolation --prefix /installed .

@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+SUPPLY := $(VENV)/supply
 .DEFAULT_GOAL := help
-.PHONY: help install run demo test guards check format lock ci clean
+.PHONY: help install run demo image up down test guards check format lock sbom audit-deps ci clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -24,28 +25,65 @@ run: install ## PostgreSQL, Kafka, consumer and relay; Ctrl-C ends all (or: DATA
 demo: install ## 20,000 scenarios, both processes killed on the way, audited
 	@exec $(BIN)/orchestrator demo
 
+image: ## build the container image vap-orchestrator
+	DOCKER_BUILDKIT=1 docker build $(DOCKER_BUILD_ARGS) --tag vap-orchestrator \
+		--build-arg VERSION="$$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)" \
+		--build-arg REVISION="$$(git rev-parse HEAD 2>/dev/null || echo unknown)" .
+
+up: image ## PostgreSQL, Kafka, consumer, relay and Prometheus in containers (CONSUMERS=2 RELAYS=2: two of each)
+	$(COMPOSE) up --detach --wait --scale consumer=$(CONSUMERS) --scale relay=$(RELAYS)
+
+down: ## end those containers; the data stays in volumes
+	$(COMPOSE) down
+COMPOSE := docker compose --file deploy/compose.yaml
+CONSUMERS ?= 1
+RELAYS ?= 1
+
 test: install ## all tests on real servers (TEST_BACKEND=docker|embedded forces one kind)
 	$(BIN)/python -m pytest
 
 guards: install ## take the protocol's guards out one by one and see the tests fail
 	$(BIN)/python -m tests.guards
 
-check: install ## format, lint and types
+check: install ## format, lint and types; the Dockerfile too
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/hadolint Dockerfile
 
 format: install ## format, and fix what lint can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-lock: install ## renew requirements*.txt from pyproject.toml
-	$(BIN)/pip install --quiet pip-tools
-	$(BIN)/pip-compile $(COMPILE) --output-file requirements.txt pyproject.toml
-	$(BIN)/pip-compile $(COMPILE) --all-extras --output-file requirements-dev.txt pyproject.toml
-COMPILE := --quiet --upgrade --generate-hashes --strip-extras --no-header --no-emit-index-url --no-emit-trusted-host
+$(SUPPLY)/installed: requirements-supply.txt
+	$(PYTHON) -m venv $(SUPPLY)
+	$(SUPPLY)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-supply.txt
+	@touch $@
+
+lock: $(SUPPLY)/installed ## renew requirements*.txt from pyproject.toml (UPGRADE= keeps the versions that still fit)
+	$(COMPILE) --extra embedded --extra test --extra dev --output-file requirements-dev.txt pyproject.toml
+	$(COMPILE_AS_DEV) --output-file requirements.txt pyproject.toml
+	$(COMPILE_AS_DEV) --extra embedded --output-file requirements-embedded.txt pyproject.toml
+	$(COMPILE_AS_DEV) --extra supply --output-file requirements-supply.txt pyproject.toml
+	$(COMPILE_AS_DEV) --only-build-deps --build-deps-for wheel --output-file requirements-build.txt pyproject.toml
+# With the oldest Python: what only that one needs, a newer one leaves out.
+COMPILE = $(SUPPLY)/bin/pip-compile --quiet $(UPGRADE) --generate-hashes --allow-unsafe --strip-extras --no-header --no-emit-options
+COMPILE_AS_DEV = $(COMPILE) --constraint requirements-dev.txt
+UPGRADE ?= --upgrade
+
+sbom: $(SUPPLY)/installed ## write what the image is made of to build/sbom.cdx.json (CycloneDX)
+	@mkdir -p build
+	@# -W: the tool warns that a requirements file does not say who needs whom.
+	$(SUPPLY)/bin/python -W ignore -m cyclonedx_py requirements --pyproject pyproject.toml --output-reproducible --validate \
+		--output-file build/sbom.cdx.json requirements.txt
+
+audit-deps: $(SUPPLY)/installed ## look all locked packages up among the known vulnerabilities
+	@# --strict: a package that the service does not know is a failure, not a pass.
+	@$(SUPPLY)/bin/pip-audit --strict --require-hashes --disable-pip --progress-spinner off $(AUDITED:%=--requirement %) || { \
+		echo "audit-deps: a vulnerability, or the service could not be asked; the last lines above say which" >&2; exit 1; }
+AUDITED := $(wildcard requirements*.txt)
 
 ci: check test ## what CI runs
 
 clean: ## remove the environment, the embedded servers' data and caches
-	rm -rf $(VENV) .data .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .data build .pytest_cache .mypy_cache .ruff_cache .hypothesis

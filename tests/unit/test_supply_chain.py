@@ -1,0 +1,118 @@
+"""What is installed is locked by hash, in every file the same, and CI runs what it says it runs."""
+
+import re
+import tomllib
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[2]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = PYPROJECT["project"]
+EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
+MAKEFILE = (ROOT / "Makefile").read_text()
+
+RUNTIME: list[str] = PROJECT["dependencies"]
+WITH_SERVERS = RUNTIME + EXTRAS["embedded"]
+WANTED = {  # what pyproject.toml asks for, by the file that must hold it
+    "requirements.txt": RUNTIME,
+    "requirements-embedded.txt": WITH_SERVERS,
+    "requirements-dev.txt": WITH_SERVERS + EXTRAS["test"] + EXTRAS["dev"],
+    "requirements-supply.txt": EXTRAS["supply"],
+    "requirements-build.txt": PYPROJECT["build-system"]["requires"],
+}
+PIN = re.compile(r"([\w.-]+)==(\S+)(?: --hash=sha256:[0-9a-f]{64})+")
+
+
+def locked_lines(file: str) -> list[str]:
+    """Return the lines of a requirements file, joined where they go on, without comments."""
+    text = re.sub(r"\s*\\\n\s*", " ", (ROOT / file).read_text())
+    return [line for line in text.splitlines() if line and not line.lstrip().startswith("#")]
+
+
+def locked(file: str) -> dict[str, str]:
+    """Return the version of each package in a requirements file."""
+    pins = [pin.groups() for line in locked_lines(file) if (pin := PIN.fullmatch(line))]
+    return {canonicalize_name(name): version for name, version in pins}
+
+
+def parsed(file: str) -> Any:
+    return yaml.safe_load((ROOT / file).read_text())
+
+
+JOBS = parsed(".github/workflows/ci.yml")["jobs"]
+STEPS: list[dict[str, Any]] = [step for job in JOBS.values() for step in job["steps"]]
+
+
+def test_every_requirements_file_is_known_here() -> None:
+    assert {file.name for file in ROOT.glob("requirements*")} == WANTED.keys()
+
+
+def test_every_extra_is_in_a_file() -> None:
+    assert set(chain(*EXTRAS.values())) <= set(chain(*WANTED.values()))
+
+
+@pytest.mark.parametrize("file", WANTED)
+def test_every_package_is_locked_by_hash_and_no_address_is_named(file: str) -> None:
+    assert [line for line in locked_lines(file) if not PIN.fullmatch(line)] == []
+    assert "://" not in (ROOT / file).read_text()
+
+
+@pytest.mark.parametrize("file", WANTED)
+def test_a_file_holds_what_pyproject_asks_for(file: str) -> None:
+    for wanted in map(Requirement, WANTED[file]):
+        assert locked(file)[canonicalize_name(wanted.name)] in wanted.specifier, f"{wanted} in {file}"
+
+
+def test_a_package_has_one_version_in_all_files() -> None:
+    versions: dict[str, set[str]] = {}
+    for file in WANTED:
+        for name, version in locked(file).items():
+            versions.setdefault(name, set()).add(version)
+    assert [name for name, found in versions.items() if len(found) > 1] == []
+
+
+@pytest.mark.parametrize(
+    ("smaller", "larger"),
+    [
+        ("requirements.txt", "requirements-embedded.txt"),
+        ("requirements-embedded.txt", "requirements-dev.txt"),
+        ("requirements-build.txt", "requirements-dev.txt"),
+    ],
+)
+def test_the_larger_file_holds_the_smaller(smaller: str, larger: str) -> None:
+    assert locked(smaller).items() <= locked(larger).items()
+
+
+def test_ci_runs_the_oldest_python_and_the_one_of_the_image() -> None:
+    oldest = PROJECT["requires-python"].removeprefix(">=")
+    image = re.findall(r"^FROM python:(\d+\.\d+)", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    assert image
+    assert {oldest, *image} <= {leg["python"] for leg in JOBS["test"]["strategy"]["matrix"]["include"]}
+
+
+def test_ci_calls_targets_that_the_makefile_has() -> None:
+    commands = "\n".join(step.get("run", "") for step in STEPS)
+    called = re.findall(r"\bmake ([\w-]+)", commands)
+    assert "ci" in called
+    assert set(called) <= set(re.findall(r"^([\w-]+):", MAKEFILE, re.MULTILINE))
+
+
+def test_ci_takes_actions_by_their_commit() -> None:
+    actions = [step["uses"] for step in STEPS if "uses" in step]
+    assert [action for action in actions if not re.fullmatch(r"[\w/-]+@[0-9a-f]{40}", action)] == []
+
+
+def test_dependabot_ignores_what_pyproject_shuts_out() -> None:
+    updates = parsed(".github/dependabot.yml")["updates"]
+    (pip,) = [update for update in updates if update["package-ecosystem"] == "pip"]
+    ignored = {one["dependency-name"]: SpecifierSet(",".join(one["versions"])) for one in pip["ignore"]}
+    for wanted in map(Requirement, RUNTIME):
+        shut_out = [bound.version for bound in wanted.specifier if bound.operator == "<"]
+        assert not shut_out or shut_out[0] in ignored[wanted.name], wanted
