@@ -53,6 +53,8 @@ def choose_backend() -> Backend:
     if forced := os.environ.get("TEST_BACKEND"):
         if forced not in BACKENDS:
             raise pytest.UsageError(f"TEST_BACKEND is one of {', '.join(BACKENDS)}, not {forced!r}")
+        if forced == "docker" and (fault := docker_fault(POSTGRES_IMAGE, KAFKA_IMAGE)):
+            raise pytest.UsageError(f"TEST_BACKEND=docker: {fault}")
         return Backend(forced, "TEST_BACKEND", BACKENDS[forced])
     if fault := docker_fault(POSTGRES_IMAGE, KAFKA_IMAGE):
         return Backend("embedded", fault, BACKENDS["embedded"])

@@ -44,9 +44,10 @@ def run(*command: str, environ: dict[str, str] | None = None) -> str:
 class Process:
     """One container of the image, hardened as in deploy/, with a quick health check."""
 
-    def __init__(self, started: DockerContainer) -> None:
-        self._started = started
-        self.container: Container = started.get_wrapped_container()
+    def __init__(self, container: DockerContainer, running: ExitStack) -> None:
+        self._asked_at = time.monotonic()
+        self._started = running.enter_context(container)
+        self.container: Container = self._started.get_wrapped_container()
 
     def state(self) -> dict[str, Any]:
         """Return what Docker says of it now."""
@@ -84,10 +85,9 @@ class Process:
         return bool(self.readiness()["status"] == 503)
 
     def wait_ready(self) -> float:
-        """Wait until it is ready; return the seconds since it was asked for."""
-        started = time.monotonic()
+        """Wait until it is ready; return the seconds since its first start was asked for."""
         eventually(self.is_ready, 30)
-        return time.monotonic() - started
+        return time.monotonic() - self._asked_at
 
     def kill(self) -> None:
         """Do `docker kill -s KILL`."""
@@ -139,7 +139,7 @@ class Installation:
             # Only quicker than the image's own: `test` stays as it is.
             healthcheck={"interval": NANOSECOND, "timeout": 3 * NANOSECOND, "retries": 2},
         )
-        return Process(self._running.enter_context(container))
+        return Process(container, self._running)
 
     def run(self, *command: str) -> None:
         """Run a command to its end and see that it went well."""

@@ -12,6 +12,7 @@ from orchestrator.embedded.server import free_port
 from tests.eventually import eventually
 from tests.image.containers import run
 
+pytestmark = pytest.mark.image
 COMPOSE = ("docker", "compose", "--file", "deploy/compose.yaml")
 
 
