@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import cast
@@ -10,6 +11,7 @@ from urllib.error import HTTPError
 from urllib.request import urlopen
 from uuid import uuid4
 
+import psycopg
 import pytest
 from confluent_kafka import Message as Record
 from psycopg.conninfo import make_conninfo
@@ -30,11 +32,22 @@ def secret() -> str:
 FOUND = re.compile("S3CRET[0-9]*")
 
 
+@contextmanager
+def new_login(servers: Servers) -> Iterator[dict[str, str]]:
+    """Make a role with a planted password, for servers that ask for one; give what logs it in."""
+    login = {"user": f"login_{uuid4().hex[:12]}", "password": secret()}
+    with psycopg.connect(servers.database_url, autocommit=True) as admin:
+        new = "CREATE ROLE {user} SUPERUSER LOGIN PASSWORD '{password}'"
+        admin.execute(new.format(**login).encode())
+        yield login
+        admin.execute("DROP ROLE {user}".format(**login).encode())
+
+
 @pytest.fixture
 def bare(servers: Servers, tmp_path: Path) -> Iterator[System]:
-    with bare_system(servers, tmp_path) as system:
+    with new_login(servers) as login, bare_system(servers, tmp_path) as system:
         planted = {
-            "DATABASE_URL": make_conninfo(system.environ["DATABASE_URL"], password=secret()),
+            "DATABASE_URL": make_conninfo(system.environ["DATABASE_URL"], **login),
             "KAFKA_CONFIG_SASL_PASSWORD": secret(),  # unused without SASL, and there all the same
             "LOG_LEVEL": "DEBUG",
             "MAX_MESSAGE_BYTES": "4096",
