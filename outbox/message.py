@@ -28,7 +28,10 @@ class Message:
 
 
 class OutboxRow(NamedTuple):
-    """A claimed row. age_s: seconds since the inserting transaction began, by Postgres's clock."""
+    """A claimed row.
+
+    age_s: seconds since the inserting transaction began, by Postgres's clock. octets: of the value.
+    """
 
     id: int
     topic: str
@@ -36,6 +39,7 @@ class OutboxRow(NamedTuple):
     value: bytes | None
     headers: list[tuple[str, str | None]] | None
     age_s: float
+    octets: int
 
 
 def lane_of(key: bytes, lanes: int) -> int:

@@ -136,8 +136,11 @@ def settle(conn: Connection, lane: int, ids: Sequence[int]) -> list[UUID]:
 
 
 CLAIM = """
-    SELECT id, topic, key, value, headers,
-           extract(epoch FROM clock_timestamp() - created_at)::float8 AS age_s
+    SELECT id, topic, key,
+           CASE WHEN octet_length(value) <= %(small)s THEN value END AS value,
+           headers,
+           extract(epoch FROM clock_timestamp() - created_at)::float8 AS age_s,
+           coalesce(octet_length(value), 0) AS octets
       FROM outbox
      WHERE lane = %(lane)s
      ORDER BY id
@@ -150,17 +153,23 @@ def claim(conn: Connection, lane: int, limit: int) -> list[OutboxRow]:
     """Lock up to `limit` rows of `lane` in id order. The caller's transaction holds the locks.
 
     The lane row's lock already keeps other relays away: SKIP LOCKED passes over a row that some
-    other session holds, instead of waiting for it with the lane locked.
+    other session holds, instead of waiting for it with the lane locked. Large values stay where they
+    are until it is known which of them the batch takes: a thousand could be a gigabyte.
     """
-    cursor = conn.execute(CLAIM, {"lane": lane, "limit": limit}, prepare=True, binary=True)
-    return _first_bytes([OutboxRow._make(cast("tuple[int]", row)) for row in cursor.fetchall()])
+    values = {"lane": lane, "limit": limit, "small": MAX_BATCH_BYTES // limit}
+    cursor = conn.execute(CLAIM, values, prepare=True, binary=True)
+    rows = _first_bytes([OutboxRow._make(cast("tuple[int]", row)) for row in cursor.fetchall()])
+    if large := [row.id for row in rows if row.value is None and row.octets]:
+        loaded = {row.id: row for row in load(conn, lane, large)}
+        rows = [loaded.get(row.id, row) for row in rows]
+    return rows
 
 
 def _first_bytes(rows: list[OutboxRow]) -> list[OutboxRow]:
     """Keep the first rows, at least one, that are MAX_BATCH_BYTES together."""
     size = 0
     for number, row in enumerate(rows):
-        size += len(row.value or b"")
+        size += row.octets
         if size > MAX_BATCH_BYTES and number:
             return rows[:number]
     return rows
@@ -168,7 +177,8 @@ def _first_bytes(rows: list[OutboxRow]) -> list[OutboxRow]:
 
 LOAD = """
     SELECT id, topic, key, value, headers,
-           extract(epoch FROM clock_timestamp() - created_at)::float8 AS age_s
+           extract(epoch FROM clock_timestamp() - created_at)::float8 AS age_s,
+           coalesce(octet_length(value), 0) AS octets
       FROM outbox
      WHERE lane = %(lane)s AND id = ANY(%(ids)b::bigint[])
      ORDER BY id

@@ -1,5 +1,6 @@
 """One lane: batches, order, refused records, doubt and recovery."""
 
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from threading import Thread
@@ -18,7 +19,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 from outbox import Message, enqueue, transaction
 from outbox.lane import MARKER_REFRESH_S, Lane, Verdict, compare
 from outbox.publisher import progress_group
-from outbox.store import claim
+from outbox.store import MAX_BATCH_BYTES, claim
 from tests.eventually import eventually
 from tests.system import System
 
@@ -79,6 +80,25 @@ def test_a_row_held_by_another_session_is_passed_over_and_sent_later(one_lane: S
             assert lane.run_once() == 2
         lane.drain()
     one_lane.check_exactly_once(3)
+
+
+def test_a_backlog_of_long_rows_is_taken_in_portions_that_fit_into_memory(one_lane: System) -> None:
+    topic = one_lane.settings.output_topic
+    values = [bytes([number]) * (900_000 if number % 3 else 9) for number in range(100)]
+    with one_lane.lane() as lane, closing(one_lane.connect()) as conn:
+        with transaction(conn):
+            enqueue(conn, [Message(topic, b"key", value) for value in values], 1)
+        with transaction(conn):
+            tracemalloc.start()
+            claimed = claim(conn, 0, 1000)
+            _, peak = tracemalloc.get_traced_memory()
+            tracemalloc.stop()
+        assert peak < 1.5 * MAX_BATCH_BYTES
+        assert [row.value for row in claimed] == values[: len(claimed)]
+        assert MAX_BATCH_BYTES - 1_000_000 < sum(row.octets for row in claimed) <= MAX_BATCH_BYTES
+        lane.recover()
+        lane.drain()
+    assert [record.value() for record in one_lane.read(topic)] == values
 
 
 def test_rows_committed_late_with_a_lower_id_are_not_lost(one_lane: System) -> None:
