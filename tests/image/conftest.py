@@ -15,7 +15,7 @@ from tests.containers import (
     docker_fault,
     server_containers,
 )
-from tests.image.containers import IMAGE, Installation, run
+from tests.image.installation import IMAGE, Installation, run
 
 BASE_IMAGE = "python:3.13-slim-bookworm"
 

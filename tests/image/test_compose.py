@@ -10,7 +10,7 @@ import pytest
 
 from orchestrator.embedded.server import free_port
 from tests.eventually import eventually
-from tests.image.containers import run
+from tests.image.installation import run
 
 pytestmark = pytest.mark.image
 COMPOSE = ("docker", "compose", "--file", "deploy/compose.yaml")

@@ -1,4 +1,4 @@
-"""Containers of our image: an installation whose processes are containers."""
+"""Our image at work: an installation whose processes are containers."""
 
 import json
 import subprocess
