@@ -1,6 +1,6 @@
 """Fixtures for every test."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -8,10 +8,17 @@ import pytest
 
 from orchestrator.embedded import Servers
 from tests import report
+from tests.matrix import Outcomes, rows_of
 from tests.servers import START_ERRORS, Backend, choose_backend
 from tests.system import LANES, System, new_system, template_database
 
 BACKEND = pytest.StashKey[Backend]()
+OUTCOMES = pytest.StashKey[Outcomes]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let `make faults` ask for the whole matrix."""
+    parser.addoption("--faults", action="store_true", help="only fault tests, slow ones too; a table")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -25,6 +32,36 @@ def pytest_report_header(config: pytest.Config) -> str:
     return f"servers: {backend.name} ({backend.why})"
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave slow tests to `make faults`, and name them; there, leave out all that inject no fault."""
+    faults = config.getoption("--faults")
+    kept = [item for item in items if (any(rows_of(item)) if faults else not is_slow(item))]
+    left = [item for item in items if item not in kept]
+    if faults:
+        config.stash[OUTCOMES] = Outcomes(kept)
+    else:
+        slow = dict.fromkeys(item.nodeid.partition("[")[0] for item in left)
+        report.lines.extend(f"left to `make faults`: {name}" for name in slow)
+    config.hook.pytest_deselected(items=left)
+    items[:] = kept
+
+
+def is_slow(item: pytest.Item) -> bool:
+    """Say whether a test takes too long for `make test`."""
+    return item.get_closest_marker("slow") is not None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Note for the matrix what became of a test."""
+    made = yield
+    if outcomes := item.config.stash.get(OUTCOMES, None):
+        outcomes.note(made)
+    return made
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Tell what the tests reported, and name each one that did not run."""
     for line in report.lines:
@@ -32,6 +69,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for skipped in terminalreporter.getreports("skipped"):
         reason = skipped.longrepr[2].removeprefix("Skipped: ")
         terminalreporter.write_line(f"not run: {skipped.nodeid}: {reason}", yellow=True)
+    if outcomes := terminalreporter.config.stash.get(OUTCOMES, None):
+        for line in outcomes.table():
+            terminalreporter.write_line(line)
 
 
 @pytest.fixture(scope="session")
