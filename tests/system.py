@@ -21,7 +21,14 @@ import msgspec
 import psycopg
 from confluent_kafka import KafkaException, Producer
 from confluent_kafka import Message as Record
-from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
+from confluent_kafka.admin import (  # type: ignore[attr-defined]
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    NewTopic,
+    ResourceType,
+)
 from psycopg.conninfo import make_conninfo
 
 from orchestrator.audit import Audit, audit, read_to_end
@@ -308,6 +315,25 @@ def crash_points(package: ModuleType, process: str) -> set[str]:
         for file in Path(str(package.__file__)).parent.glob("*.py")
         for name in re.findall(rf'reached\("{process}\.(\w+)"\)', file.read_text())
     }
+
+
+def end_sessions(system: System, name: str) -> None:
+    """Terminate the sessions of an installation whose application_name is like `name`."""
+    system.query(
+        "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND application_name LIKE %s",
+        name,
+    )
+
+
+def limit_messages(system: System, size: int) -> None:
+    """Let the output topic refuse batches of more than `size` bytes."""
+    limit = ConfigEntry("max.message.bytes", str(size), incremental_operation=AlterConfigOpType.SET)
+    topic = system.settings.output_topic
+    resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=[limit])
+    admin = AdminClient(dict(system.settings.kafka))
+    for future in admin.incremental_alter_configs([resource]).values():
+        future.result(10)
 
 
 # ---- making one -----------------------------------------------------------------------------------

@@ -7,21 +7,14 @@ from threading import Thread
 from uuid import uuid4
 
 import pytest
-from confluent_kafka.admin import (  # type: ignore[attr-defined]
-    AdminClient,
-    AlterConfigOpType,
-    ConfigEntry,
-    ConfigResource,
-    NewTopic,
-    ResourceType,
-)
+from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 
 from outbox import Message, enqueue, transaction
 from outbox.lane import MARKER_REFRESH_S, Lane, Verdict, compare
 from outbox.publisher import progress_group
 from outbox.store import MAX_BATCH_BYTES, claim
 from tests.eventually import eventually
-from tests.system import System
+from tests.system import System, limit_messages
 
 
 def test_a_batch_is_settled_when_the_next_one_is_claimed(one_lane: System) -> None:
@@ -159,20 +152,6 @@ def test_a_batch_too_large_for_its_topic_goes_out_row_by_row(one_lane: System) -
     assert one_lane.query("SELECT count(*) FROM outbox_parked") == [(0,)]
 
 
-@pytest.mark.parametrize("hit", [1, 2])  # narrowed to one row; the refused row parked
-def test_killed_while_a_refused_batch_is_narrowed_it_goes_on(one_lane: System, hit: int) -> None:
-    limit_messages(one_lane, 2000)
-    topic = one_lane.settings.output_topic
-    values = [b"0", b"1" * 5000, b"2"]
-    with closing(one_lane.connect()) as conn, transaction(conn):
-        enqueue(conn, [Message(topic, b"k", value) for value in values], 1)
-    one_lane.start("relay", crash_at=f"relay.narrowed:{hit}").wait_killed()
-    one_lane.start("relay")
-    eventually(lambda: one_lane.query("SELECT count(*) FROM outbox") == [(0,)])
-    assert [record.value() for record in one_lane.read(topic)] == [b"0", b"2"]
-    assert one_lane.query("SELECT value FROM outbox_parked") == [(values[1],)]
-
-
 def test_a_producer_that_lost_a_connection_is_renewed_before_the_next_batch(one_lane: System) -> None:
     with one_lane.lane() as lane, working(lane.lane):
         one_lane.accept(1)
@@ -255,16 +234,6 @@ def working(lane: Lane) -> Iterator[None]:
     finally:
         lane._stop.set()
         thread.join(10)
-
-
-def limit_messages(system: System, size: int) -> None:
-    """Let the output topic refuse batches of more than `size` bytes."""
-    limit = ConfigEntry("max.message.bytes", str(size), incremental_operation=AlterConfigOpType.SET)
-    topic = system.settings.output_topic
-    resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=[limit])
-    admin = AdminClient(dict(system.settings.kafka))
-    for future in admin.incremental_alter_configs([resource]).values():
-        future.result(10)
 
 
 def create_topic(system: System, topic: str) -> None:

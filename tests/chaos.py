@@ -1,0 +1,386 @@
+"""Chaos: every fault at once, at random, while a reader checks each record as it arrives.
+
+    python -m tests.chaos                     100,000 scenarios, 200 SIGKILLs, a new seed
+    python -m tests.chaos --seed 7            the same choices again (the machine's timing is its own)
+    python -m tests.chaos --scenarios 5000 --kills 20
+
+Two consumers and three relays are killed, frozen, stopped, cut off; the broker and Postgres are killed,
+frozen and restarted. When the faults end, everything must be deployed within 30 s. Exit code 1, and a
+report in build/, if a record was lost, doubled or out of order.
+"""
+
+import argparse
+import json
+import os
+import re
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from random import Random
+from secrets import randbelow
+from threading import Event, Thread
+from typing import NamedTuple
+from uuid import UUID
+
+import msgspec
+import psycopg
+from confluent_kafka import Message as Record
+from confluent_kafka import Producer
+
+from orchestrator.demo import count_swapped
+from orchestrator.embedded import EmbeddedKafka, EmbeddedPostgres, Servers
+from orchestrator.embedded.server import EmbeddedServer
+from orchestrator.messages import Command, DeployOrder
+from orchestrator.audit import open_reader
+from orchestrator.setup import set_up
+from tests.eventually import eventually
+from tests.servers import server_directory
+from tests.system import Running, System, end_sessions, environ_of
+
+REPORTS = Path("build")
+PROCESSES = 5  # two consumers, three relays
+KEYS = 200
+BAD_EVERY = 97  # a record that is no command, after so many that are
+SECONDS_A_KILL = 1.0  # how long the commands are spread over
+PAUSE_S = (0.05, 0.5)  # between two faults
+FROZEN_S = (0.5, 2, 8, 12)  # shorter and longer than the time-outs of group, session, transaction
+SERVERS_EVERY_S = (12, 25)  # a fault of a whole server
+DRAIN_S = 30
+SAY_S = 10
+
+
+class Violation(NamedTuple):
+    """What the reader saw that must not be. at: Unix s."""
+
+    at: float
+    what: str
+    place: str
+    order: str
+
+
+@dataclass
+class Watcher:
+    """A read_committed reader that knows which number of each key comes next."""
+
+    read: int = 0
+    violations: list[Violation] = field(default_factory=list)
+    _next: dict[UUID, int] = field(default_factory=dict)
+    _seen: set[UUID] = field(default_factory=set)
+
+    def check(self, record: Record) -> None:
+        """Take one record: a key's commands carry the numbers k, k + KEYS, k + 2 KEYS..."""
+        order = msgspec.json.decode(record.value() or b"", type=DeployOrder)
+        number = int(order.camera_url.rpartition("/")[2])
+        expected = self._next.get(order.scenario_uuid, number % KEYS)
+        if order.worker_id in self._seen:
+            self._note("duplicated", record, order, number)
+        elif number != expected:
+            self._note("reordered or lost", record, order, number)
+        self._seen.add(order.worker_id)
+        self._next[order.scenario_uuid] = max(number + KEYS, expected)
+        self.read += 1
+
+    def _note(self, what: str, record: Record, order: DeployOrder, number: int) -> None:
+        place = f"{record.topic()}[{record.partition()}]@{record.offset()}"
+        known = f"number {number}, worker {order.worker_id}, key {order.scenario_uuid}"
+        self.violations.append(Violation(time.time(), what, place, known))
+
+
+@dataclass
+class Chaos:
+    """One run: the servers, the processes, what was done to them, and what came of it."""
+
+    random: Random
+    scenarios: int
+    kills: int
+    system: System
+    kafka: EmbeddedKafka
+    postgres: EmbeddedPostgres
+    watcher: Watcher = field(default_factory=Watcher)
+    history: list[tuple[float, str]] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+    sent: int = 0
+    _processes: list[Running] = field(default_factory=list)
+    _frozen: list[tuple[float, Running]] = field(default_factory=list)
+
+    # ---- the course of it -----------------------------------------------------------------------
+
+    def run(self) -> float:
+        """Do it all; return the seconds from the last fault until everything was deployed."""
+        self._processes = [self._start(number) for number in range(PROCESSES)]
+        with self._sending() as all_sent, self._watching():
+            self._say()
+            said, servers_at = time.monotonic(), time.monotonic() + 5
+            while self.counts["kill"] < self.kills or not all_sent.is_set():
+                time.sleep(self.random.uniform(*PAUSE_S))
+                self._thaw()
+                (fault,) = self.random.choices(list(FAULTS), list(FAULTS.values()))
+                self._inject(fault, self.random.randrange(PROCESSES))
+                if time.monotonic() > servers_at:
+                    servers_at = time.monotonic() + self.random.uniform(*SERVERS_EVERY_S)
+                    self._inject(self.random.choice(SERVER_FAULTS))
+                if time.monotonic() > said + SAY_S:
+                    said = time.monotonic()
+                    self._say()
+            self._thaw(everything=True)
+            took_s = self._drain()
+            eventually(lambda: self.watcher.read >= self.sent, DRAIN_S)
+        return took_s
+
+    def _drain(self) -> float:
+        """Wait until all is deployed; return the seconds it took. Raises AssertionError."""
+        started = time.monotonic()
+        for number, process in enumerate(self._processes):
+            if process.process.poll() is not None:
+                self._processes[number] = self._start(number)
+        eventually(lambda: self.system.statuses() == {"deployed": self.sent}, DRAIN_S)
+        return time.monotonic() - started
+
+    def _inject(self, fault: Callable[..., None], *process: int) -> None:
+        """Do one fault, to a process or to a server, and note it."""
+        self.counts[fault.__name__] += 1
+        self.history.append((time.time(), " ".join([fault.__name__, *map(str, process)])))
+        with suppress(psycopg.Error):  # Postgres is away: the fault is there already
+            fault(self, *process)
+
+    def _say(self) -> None:
+        counts = ", ".join(f"{count} {name}" for name, count in sorted(self.counts.items()))
+        print(f"sent {self.sent:,}, read {self.watcher.read:,}; {counts}", file=sys.stderr, flush=True)
+
+    # ---- those around it ------------------------------------------------------------------------
+
+    @contextmanager
+    def _sending(self) -> Iterator[Event]:
+        """Send the commands, spread over the time of the kills; give what tells the end."""
+        done = Event()
+        rate = self.scenarios / (self.kills * SECONDS_A_KILL)
+        keys = [UUID(int=self.random.getrandbits(128)) for _ in range(KEYS)]
+        producer = Producer(
+            {**self.system.settings.kafka, "enable.idempotence": True, "message.timeout.ms": 600_000}
+        )
+        topic = self.system.settings.input_topic
+
+        def send() -> None:
+            started = time.monotonic()
+            while self.sent < self.scenarios:
+                due = int((time.monotonic() - started) * rate) + 1
+                for _ in range(min(due, self.scenarios) - self.sent):
+                    key = keys[self.sent % KEYS]
+                    command = Command(key, f"rtsp://user:pw@camera/{self.sent}")
+                    producer.produce(topic, msgspec.json.encode(command), str(key).encode())
+                    self.sent += 1
+                    if self.sent % BAD_EVERY == 0:
+                        producer.produce(topic, b"{no command", str(key).encode())
+                producer.poll(0.05)
+            producer.flush()
+            done.set()
+
+        sender = Thread(target=send)
+        sender.start()
+        yield done
+        sender.join()
+
+    @contextmanager
+    def _watching(self) -> Iterator[None]:
+        """Check each record of the output topic as it arrives."""
+        stop = Event()
+
+        def watch() -> None:
+            with closing(
+                open_reader(self.system.settings.kafka, self.system.settings.output_topic)
+            ) as reader:
+                while not stop.is_set():
+                    for record in reader.consume(1000, 0.1):
+                        if record.error() is None:
+                            self.watcher.check(record)
+
+        watcher = Thread(target=watch)
+        watcher.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            watcher.join()
+
+    def _start(self, number: int) -> Running:
+        """Start process `number`: 0 and 1 are consumers, the others relays."""
+        settings = {"BATCH_SIZE": str(self.random.choice([7, 50, 300]))}
+        if number > 1:
+            return self.system.start("relay", **settings)
+        if self.random.random() < 0.7:
+            settings["KAFKA_CONFIG_GROUP_INSTANCE_ID"] = f"consumer-{number}"
+        return self.system.start("consumer", **settings)
+
+    def _thaw(self, *, everything: bool = False) -> None:
+        """Let those go on whose time has come."""
+        now = time.monotonic()
+        for entry in [entry for entry in self._frozen if everything or entry[0] < now]:
+            self._frozen.remove(entry)
+            if entry[1].process.poll() is None:
+                entry[1].thaw()
+
+    # ---- the faults -----------------------------------------------------------------------------
+
+    def kill(self, number: int) -> None:
+        """SIGKILL a process and start another."""
+        self._processes[number].kill()
+        self._processes[number] = self._start(number)
+
+    def freeze(self, number: int) -> None:
+        """SIGSTOP a process for a while."""
+        process = self._processes[number]
+        process.process.send_signal(signal.SIGSTOP)
+        self._frozen.append((time.monotonic() + self.random.choice(FROZEN_S), process))
+
+    def stop(self, number: int) -> None:
+        """SIGTERM a process, which must end in time with 0, and start another."""
+        self._processes[number].thaw()
+        self._processes[number].stop()
+        self._processes[number] = self._start(number)
+
+    def end_sessions(self, number: int) -> None:
+        """Terminate the sessions of the consumers or of the relays on Postgres."""
+        end_sessions(self.system, "% consumer" if number < 2 else "outbox %")
+
+    def kill_broker(self) -> None:
+        """SIGKILL the broker and start it again after a while."""
+        self.kafka.kill()
+        time.sleep(self.random.uniform(0, 3))
+        self.kafka.start()
+
+    def freeze_broker(self) -> None:
+        """SIGSTOP the broker for a while."""
+        freeze(self.kafka, self.random.uniform(1, 8))
+
+    def crash_postgres(self) -> None:
+        """Stop Postgres at once, as a crash does, and start it again after a while."""
+        self.postgres.stop("immediate")
+        time.sleep(self.random.uniform(0, 2))
+        self.postgres.start()
+
+    def restart_postgres(self) -> None:
+        """Restart Postgres in an orderly way."""
+        self.postgres.stop("fast")
+        self.postgres.start()
+
+
+FAULTS = {Chaos.kill: 8, Chaos.freeze: 2, Chaos.stop: 2, Chaos.end_sessions: 2}  # by weight
+SERVER_FAULTS = [
+    Chaos.kill_broker,
+    Chaos.freeze_broker,
+    Chaos.crash_postgres,
+    Chaos.restart_postgres,
+]
+
+
+def freeze(server: EmbeddedServer, seconds: float) -> None:
+    """Stop a server's process for a while; its connections stay open and nothing answers."""
+    os.kill(server.pid, signal.SIGSTOP)
+    time.sleep(seconds)
+    os.kill(server.pid, signal.SIGCONT)
+
+
+# ---- the result -----------------------------------------------------------------------------------
+
+
+@contextmanager
+def installed(seed: int, scenarios: int, kills: int) -> Iterator[Chaos]:
+    """Give an installation on servers of its own."""
+    with server_directory() as directory, ExitStack() as ending:
+        kafka = EmbeddedKafka(directory / "kafka")
+        postgres = EmbeddedPostgres(directory / "postgres", settings={"max_connections": "200"})
+        for server in (kafka, postgres):
+            ending.callback(server.kill)
+            server.launch()
+        for server in (kafka, postgres):
+            server.wait_until_ready()
+        with psycopg.connect(postgres.url, autocommit=True) as admin:
+            admin.execute("CREATE DATABASE test_chaos")
+        (directory / "logs").mkdir()
+        servers = Servers(postgres.url, kafka.bootstrap_servers)
+        system = System(environ_of(servers, "chaos"), directory / "logs")
+        ending.callback(system.end)
+        set_up(system.settings)
+        yield Chaos(Random(seed), scenarios, kills, system, kafka, postgres)
+
+
+def judge(chaos: Chaos) -> tuple[dict[str, object], bool]:
+    """Run it and count; return the figures and whether all is as it must be."""
+    try:
+        drained_s: float | None = chaos.run()
+    except AssertionError as error:
+        drained_s = None
+        chaos.watcher.violations.append(Violation(time.time(), "not drained", "", str(error)))
+    system = chaos.system
+    with closing(system.connect()) as conn:
+        swapped = count_swapped(conn)
+    audit = system.audit()
+    letters = len(system.read(system.settings.dead_letter_topic))
+    figures: dict[str, object] = {
+        "sent": chaos.sent,
+        "read": chaos.watcher.read,
+        "lost": chaos.sent - audit.published + audit.duplicated,
+        "duplicated": audit.duplicated + audit.unknown,
+        "reordered": audit.reordered + swapped,
+        "dead letters": letters,
+        "dead letters expected": chaos.sent // BAD_EVERY,
+        "seen by the reader": len(chaos.watcher.violations),
+        "drained in s": drained_s and round(drained_s, 1),
+        "faults": dict(sorted(chaos.counts.items())),
+    }
+    good = audit.clean and not (swapped or chaos.watcher.violations)
+    return figures, good and letters == chaos.sent // BAD_EVERY and audit.published == chaos.sent
+
+
+def write_report(seed: int, chaos: Chaos, figures: dict[str, object]) -> Path:
+    """Write each violation with what happened before it: the faults, and the processes' logs."""
+    REPORTS.mkdir(exist_ok=True)
+    report = REPORTS / f"chaos-{seed}.json"
+    violations = [
+        violation._asdict()
+        | {
+            "faults before": [(at, name) for at, name in chaos.history if at < violation.at][-20:],
+            "logs around": list(logs_around(chaos.system, violation.at)),
+        }
+        for violation in chaos.watcher.violations[:5]
+    ]
+    report.write_text(json.dumps({"seed": seed, **figures, "violations": violations}, indent=1))
+    return report
+
+
+TIME = re.compile('^{"time": ?"([^"]+)')
+
+
+def logs_around(system: System, at: float) -> Iterator[str]:
+    """Yield what processes wrote from 5 s before to 1 s after a moment, with the file's name."""
+    earliest, latest = (datetime.fromtimestamp(at + s, UTC).isoformat() for s in (-5, 1))
+    for log in sorted(system.directory.glob("*.log")):
+        for line in log.read_text(errors="replace").splitlines():
+            if (time_of := TIME.match(line)) and earliest <= time_of[1] <= latest:
+                yield f"{log.name}: {line}"
+
+
+def main() -> int:
+    """Run one chaos; return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
+    parser.add_argument("--seed", type=int, default=randbelow(10_000))
+    parser.add_argument("--scenarios", type=int, default=100_000)
+    parser.add_argument("--kills", type=int, default=200)
+    options = parser.parse_args()
+    print(f"seed {options.seed}", file=sys.stderr, flush=True)
+    with installed(options.seed, options.scenarios, options.kills) as chaos:
+        figures, good = judge(chaos)
+        print(json.dumps({"seed": options.seed, **figures}, indent=1))
+        if not good:
+            print(f"report: {write_report(options.seed, chaos, figures)}", file=sys.stderr)
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
