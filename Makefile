@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SUPPLY := $(VENV)/supply
 .DEFAULT_GOAL := help
-.PHONY: help install run demo image up down test guards check format lock sbom audit-deps ci clean
+.PHONY: help install run demo image up down test guards faults chaos check format lock sbom audit-deps ci clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -44,6 +44,12 @@ test: install ## all tests on real servers (TEST_BACKEND=docker|embedded forces 
 
 guards: install ## take the protocol's guards out one by one and see the tests fail
 	$(BIN)/python -m tests.guards
+
+faults: install ## every row of the fault matrix, slow ones too, then the guards; prints the matrix
+	@$(BIN)/python -m pytest --faults; faults=$$?; $(BIN)/python -m tests.guards && exit $$faults
+
+chaos: install ## 100,000 scenarios under 200 SIGKILLs and all else at random (SEED=7 repeats one, SCENARIOS= KILLS= shorten it)
+	@$(BIN)/python -m tests.chaos $(SEED:%=--seed %) $(SCENARIOS:%=--scenarios %) $(KILLS:%=--kills %)
 
 check: install ## format, lint and types; the Dockerfile too
 	$(BIN)/ruff format --check .

@@ -11,14 +11,13 @@ report in build/, if a record was lost, doubled or out of order.
 
 import argparse
 import json
-import os
 import re
 import signal
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,14 +33,11 @@ from confluent_kafka import Message as Record
 from confluent_kafka import Producer
 
 from orchestrator.demo import count_swapped
-from orchestrator.embedded import EmbeddedKafka, EmbeddedPostgres, Servers
-from orchestrator.embedded.server import EmbeddedServer
 from orchestrator.messages import Command, DeployOrder
 from orchestrator.audit import open_reader
-from orchestrator.setup import set_up
 from tests.eventually import eventually
-from tests.servers import server_directory
-from tests.system import Running, System, end_sessions, environ_of
+from tests.own_servers import Work, own_servers, pause, wake
+from tests.system import Running, System, end_sessions
 
 REPORTS = Path("build")
 PROCESSES = 5  # two consumers, three relays
@@ -99,9 +95,7 @@ class Chaos:
     random: Random
     scenarios: int
     kills: int
-    system: System
-    kafka: EmbeddedKafka
-    postgres: EmbeddedPostgres
+    work: Work
     watcher: Watcher = field(default_factory=Watcher)
     history: list[tuple[float, str]] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
@@ -139,7 +133,7 @@ class Chaos:
         for number, process in enumerate(self._processes):
             if process.process.poll() is not None:
                 self._processes[number] = self._start(number)
-        eventually(lambda: self.system.statuses() == {"deployed": self.sent}, DRAIN_S)
+        eventually(lambda: self.work.system.statuses() == {"deployed": self.sent}, DRAIN_S)
         return time.monotonic() - started
 
     def _inject(self, fault: Callable[..., None], *process: int) -> None:
@@ -158,17 +152,21 @@ class Chaos:
     @contextmanager
     def _sending(self) -> Iterator[Event]:
         """Send the commands, spread over the time of the kills; give what tells the end."""
-        done = Event()
+        done, broken = Event(), Event()
         rate = self.scenarios / (self.kills * SECONDS_A_KILL)
         keys = [UUID(int=self.random.getrandbits(128)) for _ in range(KEYS)]
         producer = Producer(
-            {**self.system.settings.kafka, "enable.idempotence": True, "message.timeout.ms": 600_000}
+            {
+                **self.work.system.settings.kafka,
+                "enable.idempotence": True,
+                "message.timeout.ms": 600_000,
+            }
         )
-        topic = self.system.settings.input_topic
+        topic = self.work.system.settings.input_topic
 
         def send() -> None:
             started = time.monotonic()
-            while self.sent < self.scenarios:
+            while self.sent < self.scenarios and not broken.is_set():
                 due = int((time.monotonic() - started) * rate) + 1
                 for _ in range(min(due, self.scenarios) - self.sent):
                     key = keys[self.sent % KEYS]
@@ -178,13 +176,19 @@ class Chaos:
                     if self.sent % BAD_EVERY == 0:
                         producer.produce(topic, b"{no command", str(key).encode())
                 producer.poll(0.05)
-            producer.flush()
+            while producer.flush(1) and not broken.is_set():
+                """Wait for the broker, which may be away."""
             done.set()
 
         sender = Thread(target=send)
         sender.start()
-        yield done
-        sender.join()
+        try:
+            yield done
+        except BaseException:
+            broken.set()
+            raise
+        finally:
+            sender.join()
 
     @contextmanager
     def _watching(self) -> Iterator[None]:
@@ -193,7 +197,7 @@ class Chaos:
 
         def watch() -> None:
             with closing(
-                open_reader(self.system.settings.kafka, self.system.settings.output_topic)
+                open_reader(self.work.system.settings.kafka, self.work.system.settings.output_topic)
             ) as reader:
                 while not stop.is_set():
                     for record in reader.consume(1000, 0.1):
@@ -212,10 +216,10 @@ class Chaos:
         """Start process `number`: 0 and 1 are consumers, the others relays."""
         settings = {"BATCH_SIZE": str(self.random.choice([7, 50, 300]))}
         if number > 1:
-            return self.system.start("relay", **settings)
+            return self.work.system.start("relay", **settings)
         if self.random.random() < 0.7:
             settings["KAFKA_CONFIG_GROUP_INSTANCE_ID"] = f"consumer-{number}"
-        return self.system.start("consumer", **settings)
+        return self.work.system.start("consumer", **settings)
 
     def _thaw(self, *, everything: bool = False) -> None:
         """Let those go on whose time has come."""
@@ -240,34 +244,38 @@ class Chaos:
 
     def stop(self, number: int) -> None:
         """SIGTERM a process, which must end in time with 0, and start another."""
-        self._processes[number].thaw()
-        self._processes[number].stop()
+        process = self._processes[number]
+        process.thaw()
+        eventually(lambda: process.logged("process started"))  # before, Python has no handler yet
+        process.stop()
         self._processes[number] = self._start(number)
 
     def end_sessions(self, number: int) -> None:
         """Terminate the sessions of the consumers or of the relays on Postgres."""
-        end_sessions(self.system, "% consumer" if number < 2 else "outbox %")
+        end_sessions(self.work.system, "% consumer" if number < 2 else "outbox %")
 
     def kill_broker(self) -> None:
         """SIGKILL the broker and start it again after a while."""
-        self.kafka.kill()
+        self.work.kafka.kill()
         time.sleep(self.random.uniform(0, 3))
-        self.kafka.start()
+        self.work.kafka.start()
 
     def freeze_broker(self) -> None:
         """SIGSTOP the broker for a while."""
-        freeze(self.kafka, self.random.uniform(1, 8))
+        pause(self.work.kafka.pid)
+        time.sleep(self.random.uniform(1, 8))
+        wake(self.work.kafka.pid)
 
     def crash_postgres(self) -> None:
         """Stop Postgres at once, as a crash does, and start it again after a while."""
-        self.postgres.stop("immediate")
+        self.work.postgres.stop("immediate")
         time.sleep(self.random.uniform(0, 2))
-        self.postgres.start()
+        self.work.postgres.start()
 
     def restart_postgres(self) -> None:
         """Restart Postgres in an orderly way."""
-        self.postgres.stop("fast")
-        self.postgres.start()
+        self.work.postgres.stop("fast")
+        self.work.postgres.start()
 
 
 FAULTS = {Chaos.kill: 8, Chaos.freeze: 2, Chaos.stop: 2, Chaos.end_sessions: 2}  # by weight
@@ -279,35 +287,7 @@ SERVER_FAULTS = [
 ]
 
 
-def freeze(server: EmbeddedServer, seconds: float) -> None:
-    """Stop a server's process for a while; its connections stay open and nothing answers."""
-    os.kill(server.pid, signal.SIGSTOP)
-    time.sleep(seconds)
-    os.kill(server.pid, signal.SIGCONT)
-
-
 # ---- the result -----------------------------------------------------------------------------------
-
-
-@contextmanager
-def installed(seed: int, scenarios: int, kills: int) -> Iterator[Chaos]:
-    """Give an installation on servers of its own."""
-    with server_directory() as directory, ExitStack() as ending:
-        kafka = EmbeddedKafka(directory / "kafka")
-        postgres = EmbeddedPostgres(directory / "postgres", settings={"max_connections": "200"})
-        for server in (kafka, postgres):
-            ending.callback(server.kill)
-            server.launch()
-        for server in (kafka, postgres):
-            server.wait_until_ready()
-        with psycopg.connect(postgres.url, autocommit=True) as admin:
-            admin.execute("CREATE DATABASE test_chaos")
-        (directory / "logs").mkdir()
-        servers = Servers(postgres.url, kafka.bootstrap_servers)
-        system = System(environ_of(servers, "chaos"), directory / "logs")
-        ending.callback(system.end)
-        set_up(system.settings)
-        yield Chaos(Random(seed), scenarios, kills, system, kafka, postgres)
 
 
 def judge(chaos: Chaos) -> tuple[dict[str, object], bool]:
@@ -316,8 +296,8 @@ def judge(chaos: Chaos) -> tuple[dict[str, object], bool]:
         drained_s: float | None = chaos.run()
     except AssertionError as error:
         drained_s = None
-        chaos.watcher.violations.append(Violation(time.time(), "not drained", "", str(error)))
-    system = chaos.system
+        chaos.watcher.violations.append(Violation(time.time(), str(error), "", ""))
+    system = chaos.work.system
     with closing(system.connect()) as conn:
         swapped = count_swapped(conn)
     audit = system.audit()
@@ -330,7 +310,7 @@ def judge(chaos: Chaos) -> tuple[dict[str, object], bool]:
         "reordered": audit.reordered + swapped,
         "dead letters": letters,
         "dead letters expected": chaos.sent // BAD_EVERY,
-        "seen by the reader": len(chaos.watcher.violations),
+        "violations": [violation.what for violation in chaos.watcher.violations],
         "drained in s": drained_s and round(drained_s, 1),
         "faults": dict(sorted(chaos.counts.items())),
     }
@@ -346,7 +326,7 @@ def write_report(seed: int, chaos: Chaos, figures: dict[str, object]) -> Path:
         violation._asdict()
         | {
             "faults before": [(at, name) for at, name in chaos.history if at < violation.at][-20:],
-            "logs around": list(logs_around(chaos.system, violation.at)),
+            "logs around": list(logs_around(chaos.work.system, violation.at)),
         }
         for violation in chaos.watcher.violations[:5]
     ]
@@ -374,7 +354,8 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=200)
     options = parser.parse_args()
     print(f"seed {options.seed}", file=sys.stderr, flush=True)
-    with installed(options.seed, options.scenarios, options.kills) as chaos:
+    with own_servers("chaos") as work:
+        chaos = Chaos(Random(options.seed), options.scenarios, options.kills, work)
         figures, good = judge(chaos)
         print(json.dumps({"seed": options.seed, **figures}, indent=1))
         if not good:

@@ -1,0 +1,13 @@
+"""The short form of `make chaos`."""
+
+import json
+from random import Random
+
+from tests.chaos import Chaos, judge
+from tests.own_servers import own_servers
+
+
+def test_every_fault_at_once_loses_doubles_and_reorders_nothing() -> None:
+    with own_servers("chaos") as work:
+        figures, good = judge(Chaos(Random(5), scenarios=3000, kills=12, work=work))
+        assert good, json.dumps(figures)
