@@ -1,13 +1,16 @@
 """The metrics, and the observers that feed them: once a batch, never once a message."""
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
 from orchestrator.health import Health
 from outbox import Observer
+from outbox.postgres import Confirmation
 
 TRANSACTION_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 DELIVERY_BUCKETS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 300, 1800)
@@ -33,7 +36,20 @@ def new_registry(process: str) -> CollectorRegistry:
         registry=registry,
     )
     info.labels(release(), platform.python_version(), process).set(1)
+    registry.register(UnconfirmedCommits())
     return registry
+
+
+class UnconfirmedCommits(Collector):
+    """Reads a count that the library keeps for all sessions of the process."""
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        """Yield the count of now."""
+        yield CounterMetricFamily(
+            "orchestrator_unconfirmed_commits",
+            "Commits whose wait for the synchronous standby was cancelled: outcome taken as unknown.",
+            value=Confirmation.total,
+        )
 
 
 class ConsumerMetrics:

@@ -5,10 +5,14 @@ Safety rests on outbox_lane.epoch alone. All keys live under a class of the outb
 outboxes in one database do not meet.
 """
 
+from contextlib import closing
 from typing import NamedTuple, cast
 from uuid import UUID
 
-from outbox.postgres import Connection
+from psycopg.conninfo import make_conninfo
+
+from outbox.errors import SchemaMismatch
+from outbox.postgres import Connection, connect
 
 MEMBER = 32_768  # lock number of the members: the first that no lane (smallint) can have
 
@@ -17,6 +21,19 @@ MEMBER = 32_768  # lock number of the members: the first that no lane (smallint)
 SESSION_SILENCE = "10s"
 
 LIMIT_SILENCE = "SELECT set_config('idle_session_timeout', %(silence)s, false)"
+
+
+LOOKS = 3  # one finds a quiet pool out; more, for other clients that come in between
+
+
+class SessionShared(SchemaMismatch):
+    """A pooler lends server processes by the transaction: a session's locks are lost or another's."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "a pooler in transaction mode (PgBouncer?) stands before Postgres; the relay needs locks"
+            " of its session: connect it directly, or through a pool in session mode"
+        )
 
 
 def limit_silence(conn: Connection) -> None:
@@ -39,11 +56,40 @@ def try_lock(conn: Connection, identity: UUID, lane: int) -> bool:
     return locked
 
 
+def check_session(conn: Connection) -> None:
+    """Raise SessionShared unless this session has a server process of its own.
+
+    A direct connection begins with its process's number (BackendKeyData); a pooler that may exchange
+    the process makes one up, and so gives itself away. What it does is then found out by doing it: is
+    our process exchanged between two statements, or lent to another session? In transaction mode even
+    a quiet PgBouncer lends the process used last, or with server_round_robin the next in turn.
+    """
+    if server_process(conn) == conn.info.backend_pid:
+        return
+    with closing(connect(same_address(conn), "outbox relay's look at the pooler")) as other:
+        for _ in range(LOOKS):
+            ours = {server_process(conn), server_process(conn)}
+            if len(ours) > 1 or server_process(other) in ours:
+                raise SessionShared
+
+
+def server_process(conn: Connection) -> int:
+    """Return the server process that works for this session right now."""
+    (process,) = cast("tuple[int]", conn.execute("SELECT pg_backend_pid()").fetchone())
+    return process
+
+
+def same_address(conn: Connection) -> str:
+    """Return what opens another session where this one is; psycopg keeps the password apart."""
+    return make_conninfo(conn.info.dsn, password=conn.info.password or None)
+
+
 JOIN = "SELECT pg_advisory_lock_shared(%(class)s, %(member)s)"
 
 
 def join(conn: Connection, identity: UUID) -> None:
-    """Be counted as a relay for as long as this session lives."""
+    """Be counted as a relay for as long as this session lives. Raises SessionShared."""
+    check_session(conn)
     conn.execute(JOIN, {"class": lock_class(identity), "member": MEMBER})
 
 
@@ -55,7 +101,8 @@ SURVEY = """
            AND classid::bigint = %(class)s
            AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
     )
-    SELECT (SELECT count(*) FROM outbox_lane) AS lanes,
+    SELECT EXISTS (SELECT FROM held WHERE number = %(member)s AND pid = pg_backend_pid()) AS joined,
+           (SELECT count(*) FROM outbox_lane) AS lanes,
            (SELECT count(*) FROM held WHERE number = %(member)s) AS members,
            (SELECT count(*) FROM held WHERE number = %(member)s AND pid < pg_backend_pid()) AS rank,
            ARRAY(SELECT lane FROM outbox_lane
@@ -79,7 +126,13 @@ class Survey(NamedTuple):
 
 
 def survey(conn: Connection, identity: UUID) -> Survey:
-    """Look at all relays and lanes, from the session that joined."""
+    """Look at all relays and lanes, from the session that joined.
+
+    Raises SessionShared if our own lock is not here: a pooler that passed the look at the start.
+    """
     values = {"class": lock_class(identity), "member": MEMBER}
     row = conn.execute(SURVEY, values, prepare=True).fetchone()
-    return Survey(*cast("tuple[int, int, int, list[int]]", row))
+    joined, *seen = cast("tuple[bool, int, int, int, list[int]]", row)
+    if not joined:
+        raise SessionShared
+    return Survey(*cast("tuple[int, int, int, list[int]]", seen))

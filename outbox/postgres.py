@@ -4,18 +4,77 @@ Invariant: a transaction counts as committed only when the server answered COMMI
 answer is an unknown outcome: the session is given up, and a new one decides from the rows, under
 their lock. Without the check of the answer, an error swallowed inside a block would turn COMMIT into
 a silent ROLLBACK.
+
+Nor does a COMMIT count whose wait for the synchronous standby was cancelled: it holds here, and would
+be gone after a failover. The session is given up as after a lost answer. The next one writes before
+it relies on anything (a lane's epoch, the lock of an offset), and the standby confirms WAL in its
+order: what confirms that write confirms the commit before it.
 """
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from threading import Lock
+from typing import Any, cast
 
 import psycopg
 import tenacity
+from psycopg.abc import Params, Query
 
 from outbox.errors import TRANSACTION_AGAIN, RolledBack
 
+log = logging.getLogger(__name__)
+
 Connection = psycopg.Connection[tuple[object, ...]]
+
+
+class CommitUnconfirmed(psycopg.OperationalError):
+    """Committed on the primary alone: the wait for the synchronous standby was cancelled."""
+
+
+class Confirmation:
+    """Listens to a session's notices for a commit that no standby has confirmed.
+
+    The server's text is in its administrator's language; the function that speaks is not.
+    total: of this process, for a metric.
+    """
+
+    total = 0
+    _counting = Lock()
+
+    def __init__(self, session: str) -> None:
+        self._session = session
+        self.missing = False
+
+    def __call__(self, notice: psycopg.errors.Diagnostic) -> None:
+        """Take a notice that came with an answer. Must not raise: psycopg would swallow it."""
+        if notice.source_function == "SyncRepWaitForLSN":
+            self.missing = True
+            with self._counting:
+                Confirmation.total += 1
+            place = {"session": self._session, "notice": notice.message_primary}
+            log.error("commit not confirmed by the synchronous standby", extra=place)
+
+
+class Session(Connection):
+    """A connection on which a statement fails if its commit was not confirmed."""
+
+    confirmation: Confirmation | None = None
+
+    def execute(
+        self,
+        query: Query,
+        params: Params | None = None,
+        *,
+        prepare: bool | None = None,
+        binary: bool = False,
+    ) -> psycopg.Cursor[tuple[object, ...]]:
+        """Execute a statement, which may be a COMMIT or commit by itself. Raises CommitUnconfirmed."""
+        cursor = super().execute(query, params, prepare=prepare, binary=binary)  # type: ignore[arg-type]  # no templates here
+        if self.confirmation and self.confirmation.missing:
+            raise CommitUnconfirmed("a commit was not confirmed by the synchronous standby")
+        return cursor
+
 
 # A peer that vanished is noticed within about 10 s on either side, instead of the system's 2 hours.
 KEEPALIVES: dict[str, Any] = {
@@ -31,7 +90,8 @@ KEEPALIVES: dict[str, Any] = {
 # lock_timeout: a wait on a forgotten lock becomes 55P03, and the whole transaction is repeated.
 # synchronous_commit: `off` acknowledges what a crash may lose; any other choice of the DBA stays.
 PREPARE_SESSION = """
-    SELECT set_config('TimeZone', 'UTC', false),
+    SELECT pg_backend_pid(),
+           set_config('TimeZone', 'UTC', false),
            set_config('lock_timeout', '10s', false),
            set_config('idle_in_transaction_session_timeout', '10s', false),
            set_config('tcp_keepalives_idle', '5', false),
@@ -54,18 +114,24 @@ transaction_again = tenacity.retry(
 
 def connect(conninfo: str, name: str) -> Connection:
     """Open an autocommit session on a writable server; `name` is shown as application_name."""
-    conn = psycopg.connect(
+    conn = Session.connect(
         conninfo,
         autocommit=True,
         application_name=name,
         target_session_attrs="read-write",
         **KEEPALIVES,
     )
+    conn.confirmation = Confirmation(name)
+    conn.add_notice_handler(conn.confirmation)
     try:
-        conn.execute(PREPARE_SESSION)
+        (process, *_) = cast("tuple[int]", conn.execute(PREPARE_SESSION).fetchone())
     except psycopg.Error:
         conn.close()
         raise
+    if process != conn.info.backend_pid:
+        # A pooler stands between: it makes up the number that a connection begins with. A prepared
+        # statement could be missing, or another session's, where the next transaction runs.
+        conn.prepare_threshold = None
     return conn
 
 

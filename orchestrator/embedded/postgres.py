@@ -82,7 +82,7 @@ class EmbeddedPostgres(EmbeddedServer):
             pid_file.unlink()
 
     def _initialize(self) -> None:
-        """Run initdb in a new directory, which gets its name only when it is complete."""
+        """Fill a new directory, which gets its name only when it is complete."""
         home, uid, gid = self.directory, *super()._user()
         if uid == 0:
             home, uid, gid = _passable(self.directory), *_system_user()
@@ -90,8 +90,7 @@ class EmbeddedPostgres(EmbeddedServer):
         new = Path(tempfile.mkdtemp(prefix="data-", dir=home))
         try:
             os.chown(new, uid, gid)
-            program = [str(_postgres_binaries() / "initdb"), "-D", str(new), *INITDB_OPTIONS]
-            run_tool(as_child(program, uid, gid, signal.SIGKILL), cwd=new)
+            run_tool(as_child(self._fill(new), uid, gid, signal.SIGKILL), cwd=new)
         except BaseException:
             shutil.rmtree(new)
             raise
@@ -99,6 +98,10 @@ class EmbeddedPostgres(EmbeddedServer):
             new.rename(self.directory / "data")
         else:
             (self.directory / "data").symlink_to(new)
+
+    def _fill(self, new: Path) -> list[str]:
+        """Return the command that makes a data directory of an empty one."""
+        return [str(_postgres_binaries() / "initdb"), "-D", str(new), *INITDB_OPTIONS]
 
     def _command(self) -> list[str]:
         settings = {

@@ -21,9 +21,11 @@ CONSUMERS = {
     "orchestrator_messages",
     "orchestrator_partitions_paused",
     "orchestrator_transaction_seconds",
+    "orchestrator_unconfirmed_commits",
 }
 RELAYS = {
     "orchestrator_build_info",
+    "orchestrator_unconfirmed_commits",
     "outbox_batch_rows",
     "outbox_delivery_seconds",
     "outbox_lanes_owned",
