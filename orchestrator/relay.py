@@ -1,5 +1,6 @@
 """The relay process: the outbox library's Relay, told what a settled row means to us."""
 
+import logging
 from collections.abc import Callable
 
 from orchestrator.gauges import KafkaLook, backlog_gauges, in_background
@@ -22,6 +23,7 @@ def new_relay(settings: Settings, metrics: RelayMetrics | None = None) -> Relay:
         progress_topic=settings.progress_topic,
         observer=metrics,
         check=check_current,
+        strict_fencing=settings.strict_fencing,
     )
 
 
@@ -38,6 +40,7 @@ def run_relay(settings: Settings) -> int:
         "kafka": lambda: kafka.trouble,
         "lanes": lane_trouble(relay),
     }
+    logging.getLogger("outbox.lane").addFilter(name_repair)
     with in_background(kafka.look), backlog_gauges(settings, metrics):
         return run_process(settings, registry, health, relay.run)
 
@@ -47,6 +50,20 @@ def lane_trouble(relay: Relay) -> Callable[[], str | None]:
 
     def check() -> str | None:
         trouble = {lane: state for lane, state in relay.states().items() if state != "working"}
-        return "; ".join(f"lane {lane}: {state}" for lane, state in sorted(trouble.items())) or None
+        named = [f"lane {n}: {state}{repair_of(n, state)}" for n, state in sorted(trouble.items())]
+        return "; ".join(named) or None
 
     return check
+
+
+def name_repair(record: logging.LogRecord) -> bool:
+    """Add the command to what the library says of a lane that it refuses to work; a log filter."""
+    fields = vars(record)
+    if command := repair_of(fields.get("lane", 0), str(fields.get("state", ""))):
+        record.repair = command.removeprefix(": ")
+    return True
+
+
+def repair_of(lane: int, state: str) -> str:
+    """Return the command that repairs a lane in this state, as the end of a sentence; or nothing."""
+    return f": orchestrator repair lane {lane}" if state.startswith("refused: ") else ""

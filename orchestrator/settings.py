@@ -74,6 +74,7 @@ class Settings:
     camera_url_schemes: tuple[str, ...]
     metrics_host: str
     metrics_port: int
+    strict_fencing: bool
 
     def __repr__(self) -> str:
         """Show nothing that may hold a password."""
@@ -100,6 +101,7 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         camera_url_schemes=env.read("CAMERA_URL_SCHEMES", schemes, "rtsp,rtsps,http,https"),
         metrics_host=metrics_host,
         metrics_port=metrics_port,
+        strict_fencing=env.read("STRICT_FENCING", one_of("true", "false"), "false") == "true",
     )
     env.faults += same_topics(settings)
     if env.faults:

@@ -63,6 +63,7 @@ class Lane:
 
     conn: a session of its own, that holds the lane's advisory lock. epoch: from `take_lane`.
     stop: set when the lane is to be given up. bell: set when it may have rows (and with stop).
+    strict_fencing: every batch gets a producer epoch of its own.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class Lane:
         stop: Event,
         bell: Event,
         observer: Observer,
+        strict_fencing: bool = False,
     ) -> None:
         self.lane = lane
         self._epoch = epoch
@@ -86,6 +88,7 @@ class Lane:
         self._stop = stop
         self._bell = bell
         self._observer = observer
+        self._strict_fencing = strict_fencing
         self.state = "recovering"  # for people: working, recovering, waiting: why, refused: why
         self._seq = 0  # the batch known to be in Kafka
         self._unsettled = True  # rows of batch _seq may still be in flight
@@ -155,6 +158,8 @@ class Lane:
     def _publish(self, rows: Sequence[OutboxRow]) -> None:
         """One Kafka transaction: the rows and the marker of batch `_seq`, all or nothing."""
         started = time.perf_counter()
+        if self._strict_fencing:
+            self._renew_producer()
         self._publisher.publish(self._seq, rows)
         self._marked_at = time.monotonic()
         took_s = time.perf_counter() - started
@@ -163,6 +168,15 @@ class Lane:
             self._observer.published(self.lane, len(rows), rows[0].age_s + took_s)
             if rows[-1].id >= self._alone_until:
                 self._alone_until = 0
+
+    def _renew_producer(self) -> None:
+        """Give the batch in hand a producer epoch of its own: no request of an earlier one can meet it.
+
+        The order matters. Ownership after the fence: or a zombie, whose own fence shuts out the
+        successor, would publish what that one has already published.
+        """
+        self._publisher.start()
+        store.check_owner(self._conn, self.lane, self._epoch)
 
     def _idle(self) -> None:
         """Wait for the bell; keep the marker from expiring; notice that Kafka went away."""

@@ -3,8 +3,9 @@
 Invariant: the marker (group offset `seq` on the lane's partition of the progress topic) is committed
 in the same transaction as the records it speaks for, last. So reading the marker after a fence tells
 whether the batch is in Kafka. And a producer that had any trouble is never used again: librdkafka
-repeats EndTxn by itself after a disconnect and lacks KIP-890, so a late EndTxn could end the next
-transaction of the same producer epoch.
+repeats a request by itself when its connection or its patience ends, and lacks KIP-890. So the first
+EndTxn could arrive late and end the next transaction of the same producer epoch: rows of it are
+committed without their marker, and sent again.
 """
 
 import logging
@@ -51,7 +52,11 @@ ALWAYS: KafkaConfig = {
     "enable.idempotence": True,
     "acks": "all",
     "delivery.report.only.error": True,  # no callback a message
-    "log_level": 6,  # a lost connection is told nowhere but in the log, at this level
+    # What makes librdkafka repeat a request is told nowhere but in its log, and all of it only by this
+    # debug context (rd_kafka_broker_set_error): a loss like the ones before within 30 s, or a closing
+    # of its own, after a time-out say, is told no louder. Four more lines a transaction come with it.
+    "debug": "broker",
+    "log_level": 7,
     "log.connection.close": True,
 }
 
@@ -110,6 +115,7 @@ class Publisher:
         self._producer: Producer | None = None
         self._caller: ThreadPoolExecutor  # of the producer's calls that cannot be trusted to return
         self.disturbed = False  # had trouble in silence: renew before the next batch
+        self._publishing = False
         self._config = {
             **PRODUCER,
             **kafka,
@@ -117,8 +123,8 @@ class Publisher:
             "transactional.id": f"outbox-{identity}-{lane}",
             "on_delivery": self._note_delivery,
         }
-        self._log = logging.Logger("librdkafka", logging.INFO)  # noqa: LOG001  # this producer's alone
-        self._log.addHandler(ConnectionWatch(self._disturb))
+        self._log = logging.Logger("librdkafka", logging.DEBUG)  # noqa: LOG001  # this producer's alone
+        self._log.addHandler(RequestWatch(self._disturb))
 
     def start(self) -> None:
         """Make a new producer and fence every older one of this lane.
@@ -135,7 +141,7 @@ class Publisher:
         self._caller = ThreadPoolExecutor(1, thread_name_prefix="marker")
         self._in_slices(producer.init_transactions)
         self.serve()  # the log so far: no transaction was open then
-        self.disturbed = False
+        self.disturbed = self._publishing = False
         reached("relay.fenced")
 
     def read_marker(self) -> int | None:
@@ -149,6 +155,7 @@ class Publisher:
         """
         producer = self._usable()
         self._failures.clear()
+        self._publishing = True
         try:
             producer.begin_transaction()
             self._produce(producer, rows)
@@ -159,7 +166,8 @@ class Publisher:
         self._mark(producer, seq)
         reached("relay.marked")
         self._in_slices(producer.commit_transaction)
-        self.serve()  # a hidden retry of EndTxn shows itself as a disconnect in the log
+        self.serve()  # the log so far: what was repeated, was logged before it was answered
+        self._publishing = False
         reached("relay.published")
 
     def serve(self) -> None:
@@ -240,8 +248,13 @@ class Publisher:
         if error is not None:
             self._failures.append(error)
 
-    def _disturb(self) -> None:
-        self.disturbed = True
+    def _disturb(self, level: int = logging.INFO) -> None:
+        """Renew the producer: any request of a transaction may have been repeated.
+
+        Between two transactions only what librdkafka finds worth telling counts, since Kafka is away
+        then; a broker that closes idle connections is no trouble.
+        """
+        self.disturbed |= self._publishing or level >= logging.INFO
 
 
 def _may_repeat(error: KafkaError) -> bool:
@@ -251,22 +264,22 @@ def _may_repeat(error: KafkaError) -> bool:
     return bool(error.retriable() or error.code() == KafkaError._TIMED_OUT)
 
 
-class ConnectionWatch(logging.Handler):
-    """Reads librdkafka's log for connections that were lost while they may have carried a request.
+class RequestWatch(logging.Handler):
+    """Reads librdkafka's log for what makes it send a request again: FAIL, a connection has ended, and
+    REQTMOUT, an answer did not come in time. Errors go on to the ordinary log.
 
-    Nothing else tells: error_cb is not called for a closed connection, and librdkafka repeats what
-    was under way on a new one in silence. Errors go on to the ordinary log.
+    Nothing else tells: error_cb is not called, and the call that waits for the answer succeeds.
     """
 
-    def __init__(self, on_loss: Callable[[], None]) -> None:
-        super().__init__(logging.INFO)
-        self._on_loss = on_loss
+    def __init__(self, on_trouble: Callable[[int], None]) -> None:
+        super().__init__(logging.DEBUG)
+        self._on_trouble = on_trouble
 
     def emit(self, record: logging.LogRecord) -> None:
         """Take one line of the log."""
         text = record.getMessage()
-        if text.startswith("FAIL") and not NEVER_CONNECTED.search(text):
-            self._on_loss()
+        if text.startswith(("FAIL", "REQTMOUT")) and not NEVER_CONNECTED.search(text):
+            self._on_trouble(record.levelno)
         if record.levelno >= logging.ERROR:
             logging.getLogger("librdkafka").handle(record)
 

@@ -67,6 +67,7 @@ class Relay:
     transaction that removes published rows; writes on conn, never commits. batch_size: rows a
     transaction. progress_topic: at least one partition a lane, never holds a record. check(conn):
     called in every new session; raises SchemaMismatch if the database is not fit (yet).
+    strict_fencing: a new producer epoch for every batch, and not only after trouble with Kafka.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class Relay:
         progress_topic: str = "outbox-progress",
         observer: Observer | None = None,
         check: Callable[[Connection], None] = lambda _conn: None,
+        strict_fencing: bool = False,
     ) -> None:
         self._conninfo = conninfo
         self._kafka = kafka
@@ -86,6 +88,7 @@ class Relay:
         self._progress_topic = progress_topic
         self._observer = observer or Observer()
         self._check = check
+        self._strict_fencing = strict_fencing
         self._tenures: dict[int, Tenure] = {}
         self._pause_s = RING_LAST_S
         self._threads = ThreadPoolExecutor(MAX_LANES, thread_name_prefix="lane")  # grows as needed
@@ -191,6 +194,7 @@ class Relay:
                 tenure.stop,
                 tenure.bell,
                 self._observer,
+                self._strict_fencing,
             )
             tenure.lane = lane
             try:

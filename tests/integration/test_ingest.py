@@ -1,6 +1,5 @@
 """The consumer's session and process: exactly once into Postgres, whatever happens on the way."""
 
-import re
 import socket
 import struct
 from collections.abc import Iterator
@@ -25,7 +24,6 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
     NewPartitions,
     NewTopic,
 )
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from orchestrator import ingest, topics
 from orchestrator.ingest import ConsumerSession
@@ -33,7 +31,6 @@ from orchestrator.offsets import Fenced
 from orchestrator.workers import worker_id
 from outbox import Headers
 from tests.eventually import eventually
-from tests.proxy import Cut, proxy
 from tests.system import PARTITIONS, Running, System, has_leaders, take
 
 KEY = b"one partition"
@@ -188,6 +185,7 @@ MOVED = {
 }
 
 
+@pytest.mark.fault(22)
 @pytest.mark.parametrize("moved", MOVED)
 def test_guard_a_batch_whose_offset_another_consumer_moved_leaves_nothing(
     system: System, moved: str
@@ -235,6 +233,7 @@ def test_two_consumers_share_the_partitions_and_double_nothing(system: System) -
     assert accepted(system) == sent + 1
 
 
+@pytest.mark.fault(22)
 @pytest.mark.parametrize("point", ["polled:2", "inserted:2"])
 def test_a_zombie_consumer_harms_nobody_and_works_again(system: System, point: str) -> None:
     system.submit(1)
@@ -261,6 +260,7 @@ def test_a_zombie_consumer_harms_nobody_and_works_again(system: System, point: s
 # ---- partitions that wait, come and go ------------------------------------------------------------
 
 
+@pytest.mark.fault(25)
 def test_a_partition_whose_next_offset_is_gone_waits_alone(system: System) -> None:
     consumer = system.start("consumer")
     system.produce(*[command() for _ in range(3)], partition=0)
@@ -278,6 +278,7 @@ def test_a_partition_whose_next_offset_is_gone_waits_alone(system: System) -> No
     consumer.stop()
 
 
+@pytest.mark.fault(25)
 def test_a_paused_partition_goes_on_once_its_offset_is_repaired(
     system: System, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -297,6 +298,7 @@ def test_a_paused_partition_goes_on_once_its_offset_is_repaired(
     assert accepted(system) == 6
 
 
+@pytest.mark.fault(24)
 def test_a_topic_made_anew_before_the_start_waits_for_a_person(
     system: System, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -315,6 +317,7 @@ def test_a_topic_made_anew_before_the_start_waits_for_a_person(
     assert accepted(system) == 8
 
 
+@pytest.mark.fault(24)
 @pytest.mark.parametrize("records", [2, 7])  # fewer than were consumed before, and more
 def test_a_topic_made_anew_under_a_running_consumer_waits_for_a_person(
     system: System, records: int
@@ -341,6 +344,7 @@ def test_a_topic_that_is_missing_is_named_and_waited_for(system: System) -> None
     consumer.stop()
 
 
+@pytest.mark.fault(26)
 def test_partitions_added_under_a_running_consumer_are_read_from_their_beginning(
     system: System,
 ) -> None:
@@ -359,6 +363,7 @@ def test_partitions_added_under_a_running_consumer_are_read_from_their_beginning
 # ---- records --------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault(27)
 def test_records_of_aborted_transactions_are_passed_over(system: System) -> None:
     producer = Producer({**system.settings.kafka, "transactional.id": f"api-{uuid4()}"})
     producer.init_transactions(10)
@@ -402,6 +407,7 @@ STRANGE: list[list[tuple[str, bytes | None]]] = [
 ]
 
 
+@pytest.mark.fault(30)
 @pytest.mark.parametrize("value", [command(), b"no command"], ids=["command", "bad"])
 def test_strange_headers_are_carried_or_dropped_but_stop_nothing(
     one_lane: System, value: bytes
@@ -441,6 +447,7 @@ def test_a_single_command_is_taken_at_once(system: System, monkeypatch: pytest.M
 # ---- Postgres in trouble --------------------------------------------------------------------------
 
 
+@pytest.mark.fault(12)
 def test_a_backend_terminated_in_the_middle_is_an_unknown_outcome_that_is_found_out(
     system: System,
 ) -> None:
@@ -453,6 +460,7 @@ def test_a_backend_terminated_in_the_middle_is_an_unknown_outcome_that_is_found_
     consumer.stop()
 
 
+@pytest.mark.fault(12)
 def test_a_session_that_has_nothing_to_do_notices_that_postgres_has_gone(system: System) -> None:
     with system.consumer() as session:
         eventually(lambda: session.run_once() == 0 and session.positions())
@@ -461,6 +469,7 @@ def test_a_session_that_has_nothing_to_do_notices_that_postgres_has_gone(system:
             eventually(lambda: session.run_once() > 0)
 
 
+@pytest.mark.fault(12)
 def test_backends_terminated_again_and_again_lose_and_double_nothing(system: System) -> None:
     consumer = system.start("consumer", BATCH_SIZE="5")
     for _ in range(10):
@@ -491,6 +500,7 @@ def assigned(session: ConsumerSession) -> bool:
     return session.run_once() == 0 and len(session.positions()) == PARTITIONS
 
 
+@pytest.mark.fault(13)
 def test_a_deadlock_repeats_the_transaction(system: System) -> None:
     with system.consumer() as session, closing(system.connect()) as other:
         eventually(lambda: assigned(session))
@@ -507,6 +517,7 @@ def test_a_deadlock_repeats_the_transaction(system: System) -> None:
     assert accepted(system) == 1
 
 
+@pytest.mark.fault(13)
 def test_a_lock_time_out_repeats_the_transaction(system: System) -> None:
     with system.consumer() as session, closing(system.connect()) as other:
         eventually(lambda: assigned(session))
@@ -526,6 +537,7 @@ def test_a_lock_time_out_repeats_the_transaction(system: System) -> None:
     assert accepted(system) == 1
 
 
+@pytest.mark.fault(13)
 def test_a_serialization_failure_repeats_the_transaction(system: System) -> None:
     with system.consumer() as session, closing(system.connect()) as other:
         eventually(lambda: assigned(session))
@@ -536,26 +548,6 @@ def test_a_serialization_failure_repeats_the_transaction(system: System) -> None
         with blocked(system, session):
             other.execute("COMMIT")
     assert accepted(system) == 1
-
-
-COMMIT = re.compile(rb"\bCOMMIT\b")
-
-
-@pytest.mark.parametrize("hit", [1, 3])
-@pytest.mark.parametrize("forward", [True, False], ids=["its answer lost", "never sent"])
-def test_a_commit_of_unknown_outcome_is_found_out(system: System, forward: bool, hit: int) -> None:
-    server = conninfo_to_dict(system.settings.database_url)
-    cut = Cut(COMMIT, forward, hit)
-    system.submit(5)
-    with proxy(str(server["host"]), int(str(server["port"])), cut) as port:
-        through = make_conninfo(system.settings.database_url, host="127.0.0.1", port=port)
-        consumer = system.start("consumer", DATABASE_URL=through, BATCH_SIZE="1")
-        eventually(lambda: accepted(system) == 5)
-        assert cut.done
-        eventually(lambda: sum(stored(system).values()) == 5)
-        assert counted(consumer) == 5 - forward  # the one whose answer was lost is not taken again
-        assert consumer.logged('"consumer waits"')
-        consumer.stop()
 
 
 # ---- a producer that writes what no client library writes -----------------------------------------

@@ -38,6 +38,7 @@ def test_two_settings_are_required_and_all_others_have_these_defaults() -> None:
         "camera_url_schemes": ("rtsp", "rtsps", "http", "https"),
         "metrics_host": "0.0.0.0",
         "metrics_port": 9464,
+        "strict_fencing": False,
     }
 
 
@@ -56,6 +57,8 @@ def test_two_settings_are_required_and_all_others_have_these_defaults() -> None:
         ("METRICS_PORT", "0", 0),
         ("METRICS_PORT", "", 9464),
         ("METRICS_PORT", "  ", 9464),
+        ("STRICT_FENCING", "True", True),
+        ("STRICT_FENCING", "", False),
     ],
 )
 def test_a_setting_is_read_as_its_type_and_blank_counts_as_not_set(
@@ -90,6 +93,7 @@ WRONG = {
     "MAX_MESSAGE_BYTES": "63",
     "CAMERA_URL_SCHEMES": "rtsp://",
     "METRICS_PORT": "tcp://10.0.0.1:9464",
+    "STRICT_FENCING": "yes",
 }
 
 

@@ -1,0 +1,185 @@
+"""The wire protocols of Postgres and Kafka, as far as a proxy needs them: whole messages, by name.
+
+https://www.postgresql.org/docs/current/protocol-message-formats.html
+https://kafka.apache.org/protocol
+"""
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One message, whole.
+
+    name: of a request, the statement that it executes or the API that it calls; of an answer, the
+    command tag, or the API that it answers. version: Kafka's api_version.
+    """
+
+    data: bytes
+    name: str
+    is_answer: bool
+    version: int = 0
+
+
+class Conversation(Protocol):
+    """What is known of one connection: enough to cut either side's bytes into frames."""
+
+    def requests(self, data: bytes) -> Iterator[Frame]:
+        """Yield what is whole now that the client has sent `data`, too."""
+
+    def answers(self, data: bytes) -> Iterator[Frame]:
+        """Yield what is whole now that the server has sent `data`, too."""
+
+
+def take(buffer: bytearray, size: int) -> bytes:
+    """Take so many bytes from the front; none while they are not all there."""
+    if not 0 < size <= len(buffer):
+        return b""
+    taken = bytes(buffer[:size])
+    del buffer[:size]
+    return taken
+
+
+# ---- Kafka ----------------------------------------------------------------------------------------
+
+APIS = {
+    0: "Produce",
+    1: "Fetch",
+    2: "ListOffsets",
+    3: "Metadata",
+    8: "OffsetCommit",
+    9: "OffsetFetch",
+    10: "FindCoordinator",
+    11: "JoinGroup",
+    12: "Heartbeat",
+    13: "LeaveGroup",
+    14: "SyncGroup",
+    18: "ApiVersions",
+    22: "InitProducerId",
+    24: "AddPartitionsToTxn",
+    25: "AddOffsetsToTxn",
+    26: "EndTxn",
+    28: "TxnOffsetCommit",
+    75: "DescribeTopicPartitions",
+}
+
+
+class KafkaConversation:
+    """Frames of a size and that many bytes; an answer is told by its request's correlation id."""
+
+    def __init__(self) -> None:
+        self._sent, self._received = bytearray(), bytearray()
+        self._asked: dict[int, tuple[str, int]] = {}
+
+    def requests(self, data: bytes) -> Iterator[Frame]:
+        """Yield the requests in `data`."""
+        self._sent += data
+        while frame := take(self._sent, kafka_size(self._sent)):
+            key, version, correlation = struct.unpack_from(">hhi", frame, 4)
+            name = APIS.get(key, f"API {key}")
+            self._asked[correlation] = name, version
+            yield Frame(frame, name, is_answer=False, version=version)
+
+    def answers(self, data: bytes) -> Iterator[Frame]:
+        """Yield the answers in `data`."""
+        self._received += data
+        while frame := take(self._received, kafka_size(self._received)):
+            (correlation,) = struct.unpack_from(">i", frame, 4)
+            name, version = self._asked.pop(correlation)
+            yield Frame(frame, name, is_answer=True, version=version)
+
+
+def kafka_size(buffer: bytearray) -> int:
+    """Return the size of the first frame, 0 if that is not known yet."""
+    return 4 + int(struct.unpack_from(">i", buffer)[0]) if len(buffer) >= 4 else 0
+
+
+def producer_epoch(frame: Frame) -> int:
+    """Return the producer epoch in a transaction's request to its coordinator.
+
+    Those of librdkafka (AddPartitionsToTxn 0, AddOffsetsToTxn 0, EndTxn 1) begin with the client's id,
+    the transactional id, the producer's id and its epoch.
+    """
+    at = 12
+    for _ in ("client id", "transactional id"):
+        at += 2 + int(struct.unpack_from(">h", frame.data, at)[0])
+    return int(struct.unpack_from(">qh", frame.data, at)[1])
+
+
+def flipped(end_txn: Frame) -> Frame:
+    """Return an EndTxn that aborts where this one commits: `committed` is its last byte (v0 to v2)."""
+    assert (end_txn.name, end_txn.version < 3) == ("EndTxn", True)
+    return Frame(end_txn.data[:-1] + bytes([1 - end_txn.data[-1]]), "EndTxn", False, end_txn.version)
+
+
+def end_txn_error(answer: bytes) -> int:
+    """Return the error code in an answer to EndTxn v0 to v2: size, correlation id, throttle, code."""
+    return int(struct.unpack_from(">iiih", answer)[3])
+
+
+# ---- Postgres -------------------------------------------------------------------------------------
+
+ENCRYPTION_REQUESTS = {80877103, 80877104}  # SSLRequest, GSSENCRequest: answered by one bare byte
+
+
+class PostgresConversation:
+    """Typed messages, after a start without a type.
+
+    A request of the extended protocol is all that the client sends up to Sync, so that nothing is
+    left half said where it is cut.
+    """
+
+    def __init__(self) -> None:
+        self._sent, self._received = bytearray(), bytearray()
+        self._started = False
+        self._bare_answers = 0
+        self._prepared: dict[bytes, bytes] = {}
+        self._portals: dict[bytes, bytes] = {}
+        self._request = b""
+        self._executed: list[str] = []
+
+    def requests(self, data: bytes) -> Iterator[Frame]:
+        """Yield the requests in `data`."""
+        self._sent += data
+        while not self._started and (message := take(self._sent, size_at(self._sent, 0))):
+            encryption = struct.unpack_from(">i", message, 4)[0] in ENCRYPTION_REQUESTS
+            self._bare_answers += encryption
+            self._started = not encryption
+            yield Frame(message, "", is_answer=False)
+        while self._started and (message := take(self._sent, size_at(self._sent, 1))):
+            self._request += message
+            self._understand(message[:1], message[5:])
+            if message[:1] not in b"PBDEC":  # the rest of this request is still to come
+                yield Frame(self._request, "; ".join(self._executed), is_answer=False)
+                self._request, self._executed = b"", []
+
+    def _understand(self, kind: bytes, body: bytes) -> None:
+        """Note what a message of the client's executes: Query itself, Execute by way of its names."""
+        first, _, rest = body.partition(b"\0")
+        match kind:
+            case b"Q":
+                self._executed.append(first.decode())
+            case b"P":
+                self._prepared[first] = rest.partition(b"\0")[0]
+            case b"B":
+                self._portals[first] = self._prepared[rest.partition(b"\0")[0]]
+            case b"E":
+                self._executed.append(self._portals[first].decode())
+
+    def answers(self, data: bytes) -> Iterator[Frame]:
+        """Yield the messages in `data`: CommandComplete by its tag, others by their type."""
+        self._received += data
+        while message := take(self._received, 1 if self._bare_answers else size_at(self._received, 1)):
+            if self._bare_answers:
+                self._bare_answers -= 1
+            is_tag = message[:1] == b"C"
+            name = message[5:-1] if is_tag else message[:1]
+            yield Frame(message, name.decode(), is_answer=True)
+
+
+def size_at(buffer: bytearray, start: int) -> int:
+    """Return the size of the first message, whose length follows `start` bytes; 0 if not there."""
+    return start + int(struct.unpack_from(">i", buffer, start)[0]) if len(buffer) >= start + 4 else 0
