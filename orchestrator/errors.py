@@ -3,3 +3,7 @@
 
 class ServerStartError(Exception):
     """An embedded server could not be started; the message says what to do, or ends with its log."""
+
+
+class NotRepaired(Exception):
+    """A repair stopped before it changed anything; the message says why, and what to do first."""

@@ -54,7 +54,7 @@ class KafkaLook:
     """Looks at the brokers and topics, for processes whose own clients keep silent while idle."""
 
     def __init__(self, settings: Settings, wanted: Sequence[str]) -> None:
-        self._admin = AdminClient(dict(settings.kafka), logger=logging.getLogger("librdkafka"))
+        self._admin = topics.Admin(settings.kafka)
         self._wanted = wanted
         self.trouble: str | None = None
 

@@ -164,8 +164,8 @@ class ConsumerSession:
         """Pause a partition whose log is not what it was; any other error ends the session."""
         if error.code() not in LOG_LOST:
             raise KafkaException(error)
-        if record.partition() in self._positions:
-            self._pause(cast("int", record.partition()), "its next offset is not in the log")
+        if (partition := cast("int", record.partition())) in self._positions:
+            self._pause(partition, f"its next offset is not in the log: {repair_of(partition)}")
 
     def _read(self, records: Sequence[Record]) -> Batch:
         """Turn records into workers, orders and dead letters."""
@@ -266,7 +266,7 @@ class ConsumerSession:
             del self.paused[partition]
         for partition, position in self._positions.items():
             if position.topic_id != self._topic.id:
-                self._pause(partition, "the topic was deleted and made again")
+                self._pause(partition, f"the topic was deleted and made again: {repair_of(partition)}")
             else:
                 self.paused.pop(partition, None)
         self._consumer.assign(
@@ -317,6 +317,11 @@ class ConsumerSession:
         )
         if any(stored.get(number) != self._positions[number] for number in self.paused):
             self._assign(list(self._positions))
+
+
+def repair_of(partition: int) -> str:
+    """Name the command that lets a paused partition go on."""
+    return f"orchestrator repair partition {partition}"
 
 
 def place_of(record: Record) -> tuple[int, int]:

@@ -1,8 +1,9 @@
 """The topics: their ids, their ends, and making the missing ones."""
 
+import logging
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, cast
 from uuid import UUID
@@ -20,6 +21,7 @@ LONGS = struct.Struct(">qq")  # Kafka gives the id as two signed longs
 REQUEST_S = 5.0  # one request to the brokers
 TOPIC_CHECK_S = 1.0  # how soon a topic that was deleted and made again is noticed
 UNKNOWN = frozenset({KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.UNKNOWN_TOPIC_ID})
+REFUSALS = frozenset({KafkaError._AUTHENTICATION, KafkaError._SSL})
 
 
 class TopicMissing(Exception):
@@ -29,10 +31,36 @@ class TopicMissing(Exception):
         super().__init__(f"topic {topic} is missing: create it or run `orchestrator setup`")
 
 
+class Admin(AdminClient):
+    """A client that knows why no broker serves it: a password or a certificate is refused.
+
+    Its requests only time out then. The reason comes by callback and log, which both wait for poll().
+    """
+
+    def __init__(self, kafka: Mapping[str, str]) -> None:
+        self.refusal: KafkaError | None = None  # the first since a request was served
+        config: dict[str, Any] = {**kafka, "error_cb": self._note}
+        super().__init__(config, logger=logging.getLogger("librdkafka"))
+
+    def _note(self, error: KafkaError) -> None:
+        if error.code() in REFUSALS and self.refusal is None:
+            text = error.str().partition(" (after ")[0]  # how long it took is never the same
+            self.refusal = KafkaError(error.code(), text)
+
+
 def describe(admin: AdminClient, topic: str) -> TopicDescription:
-    """Ask the brokers for a topic. Raises TopicMissing, or KafkaException."""
+    """Ask the brokers for a topic. Raises TopicMissing, or KafkaException: an Admin's says why."""
     asked = admin.describe_topics(TopicCollection([topic]), request_timeout=REQUEST_S)
-    return result_of(asked[topic], topic)
+    try:
+        found = result_of(asked[topic], topic)
+    except KafkaException as error:
+        admin.poll(0)
+        if isinstance(admin, Admin) and admin.refusal:
+            raise KafkaException(admin.refusal) from error
+        raise
+    if isinstance(admin, Admin):
+        admin.refusal = None
+    return found
 
 
 def result_of(future: Future[TopicDescription], topic: str) -> TopicDescription:
@@ -121,6 +149,13 @@ def read_beginnings(admin: AdminClient, topic: str, partitions: Sequence[int]) -
 def read_ends(admin: AdminClient, topic: str, partitions: Sequence[int]) -> dict[int, int]:
     """Return the offset after the last record of each partition: the high-water mark."""
     return _read_ends(admin, topic, partitions, OffsetSpec.latest())  # type: ignore[no-untyped-call]
+
+
+def read_offsets_at(
+    admin: AdminClient, topic: str, partitions: Sequence[int], time_ms: int
+) -> dict[int, int]:
+    """Return each partition's first offset with a timestamp (Unix ms) not before; -1 if none has."""
+    return _read_ends(admin, topic, partitions, OffsetSpec.for_timestamp(time_ms))
 
 
 def _read_ends(

@@ -40,7 +40,7 @@ class HistoriesDisagree(OutboxError):
     def __init__(self, lane: int, reason: str, marker: int | None, seq: int) -> None:
         super().__init__(
             f"lane {lane}: {reason}: the marker in Kafka is {marker}, the batch in Postgres is {seq};"
-            " nothing is sent until a person has decided: see Repair in the README"
+            " nothing is sent until the lane is repaired"
         )
         self.reason = reason
 

@@ -34,7 +34,7 @@ from confluent_kafka import Producer
 
 from orchestrator.demo import count_swapped
 from orchestrator.messages import Command, DeployOrder
-from orchestrator.audit import open_reader
+from orchestrator.reading import open_reader
 from tests.eventually import eventually
 from tests.own_servers import Work, own_servers, pause, wake
 from tests.system import Running, System, end_sessions

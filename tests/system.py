@@ -31,13 +31,14 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 )
 from psycopg.conninfo import make_conninfo
 
-from orchestrator.audit import Audit, audit, read_to_end
+from orchestrator.audit import Audit, audit
 from orchestrator.embedded import Servers
 from orchestrator.health import Health
 from orchestrator.ingest import ConsumerSession
 from orchestrator.messages import DeployOrder, encode_order
 from orchestrator.metrics import ConsumerMetrics, new_registry
 from orchestrator.migrations import migrate
+from orchestrator.reading import read_to_end
 from orchestrator.settings import Settings, read_settings
 from orchestrator.topics import read_beginnings
 from orchestrator.workers import insert_all, set_deployed
@@ -419,5 +420,5 @@ def delete_topics(system: System) -> None:
     """Delete the topics that are still there."""
     admin = AdminClient(dict(system.settings.kafka))
     for future in admin.delete_topics(topics_of(system)).values():
-        with suppress(KafkaException):
+        with suppress(KafkaException, TimeoutError):  # what is left goes with the server
             future.result(10)

@@ -25,7 +25,18 @@ from tests.bare import bare_system, end_all, run_command
 from tests.eventually import eventually
 from tests.system import Running, System, delete_topics, topics_of
 
-COMMANDS = ("consumer", "relay", "run", "setup", "migrate", "healthcheck", "submit", "demo")
+COMMANDS = (
+    "consumer",
+    "relay",
+    "run",
+    "setup",
+    "migrate",
+    "healthcheck",
+    "submit",
+    "audit",
+    "repair",
+    "demo",
+)
 URL = "rtsp://user:pw@camera/1"
 HOST = "127.0.0.1"
 
@@ -280,7 +291,7 @@ def test_every_command_says_what_it_does(command: str, capsys: pytest.CaptureFix
     assert (getattr(cli, FUNCTIONS.get(command, command)).__doc__ or "?") in said
 
 
-FUNCTIONS = {"run": "run_both", "submit": "submit_commands"}
+FUNCTIONS = {"run": "run_both", "submit": "submit_commands", "audit": "audit_topic"}
 
 
 def test_the_help_lists_every_command_and_the_exit_codes() -> None:

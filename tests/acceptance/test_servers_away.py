@@ -69,6 +69,7 @@ def test_processes_started_before_the_servers_wait_for_them(work: Work) -> None:
         process.stop()
 
 
+@pytest.mark.fault(9)
 @pytest.mark.parametrize(
     "end",
     [

@@ -21,7 +21,8 @@ from tests.bare import bare_system, run_command
 from tests.eventually import eventually
 from tests.system import System
 
-FILES = ["001_workers.sql", "002_outbox.sql", "003_consumed_offsets.sql"]
+FILES = ["001_workers.sql", "002_outbox.sql", "003_consumed_offsets.sql", "004_repairs.sql"]
+NEXT = len(FILES) + 1
 
 # As the platform makes it.
 PLATFORMS_OWN = """
@@ -91,10 +92,11 @@ def test_an_empty_database_gets_every_table(bare: System) -> None:
         "outbox_identity",
         "outbox_lane",
         "outbox_parked",
+        "repairs",
         "schema_migrations",
         "workers",
     ]
-    assert [row[0] for row in history(bare)] == [1, 2, 3]
+    assert [row[0] for row in history(bare)] == [1, 2, 3, 4]
 
 
 def test_a_second_run_does_nothing(bare: System) -> None:
@@ -142,7 +144,7 @@ def test_a_database_newer_than_the_code_is_refused_by_name(bare: System) -> None
     migrate(bare)
     bare.query("INSERT INTO schema_migrations (version, checksum) VALUES (99, 'of a later release')")
     before = history(bare)
-    with pytest.raises(SchemaRefused, match=r"has migration 099, .* none after 003"):
+    with pytest.raises(SchemaRefused, match=r"has migration 099, .* none after 004"):
         migrate(bare)
     refused = run_command(bare.environ, "migrate")
     assert refused.returncode == 1
@@ -154,8 +156,8 @@ def test_a_file_changed_after_it_was_applied_is_refused_by_name(
     bare: System, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     migrate(bare)
-    first, second, third = migrations.read_migrations()
-    changed = [first, second._replace(sql=second.sql + "-- one more word"), third]
+    first, second, *others = migrations.read_migrations()
+    changed = [first, second._replace(sql=second.sql + "-- one more word"), *others]
     monkeypatch.setattr(migrations, "read_migrations", lambda: changed)
     with pytest.raises(SchemaRefused, match=r"002_outbox\.sql was changed after it was applied"):
         migrate(bare)
@@ -170,7 +172,7 @@ def test_refusal_comes_before_any_pending_file_is_run(
         bare.query("INSERT INTO schema_migrations (version, checksum) VALUES (99, '')")
     else:
         bare.query("UPDATE schema_migrations SET checksum = 'other' WHERE version = 3")
-    add_migration(monkeypatch, Migration(4, "004_more.sql", "CREATE TABLE more ()"))
+    add_migration(monkeypatch, Migration(NEXT, "005_more.sql", "CREATE TABLE more ()"))
     with pytest.raises(SchemaRefused):
         migrate(bare)
     assert "more" not in tables(bare)
@@ -194,22 +196,22 @@ def test_two_runners_at_once_both_succeed_and_one_does_the_work(bare: System) ->
     "fault",
     [
         pytest.param("SELECT 1 / 0", id="in the file"),
-        pytest.param("ALTER TABLE schema_migrations ADD CHECK (version < 5)", id="after the file"),
+        pytest.param("ALTER TABLE schema_migrations ADD CHECK (version < 6)", id="after the file"),
     ],
 )
 def test_a_failing_migration_leaves_nothing_of_itself_and_all_of_those_before(
     bare: System, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
-    good = Migration(4, "004_good.sql", "CREATE TABLE good ()")
-    bad = Migration(5, "005_bad.sql", f"CREATE TABLE bad (); {fault}")
+    good = Migration(NEXT, "005_good.sql", "CREATE TABLE good ()")
+    bad = Migration(NEXT + 1, "006_bad.sql", f"CREATE TABLE bad (); {fault}")
     with monkeypatch.context() as patched:
         add_migration(patched, good, bad)
         with pytest.raises(psycopg.Error):
             migrate(bare)
     assert {"good", "bad"} & set(tables(bare)) == {"good"}
-    assert [row[0] for row in history(bare)] == [1, 2, 3, 4]
+    assert [row[0] for row in history(bare)] == [1, 2, 3, 4, 5]
     add_migration(monkeypatch, good, bad._replace(sql="CREATE TABLE bad ()"))
-    assert migrate(bare) == ["005_bad.sql"]  # mended, it runs; nothing was left in its way
+    assert migrate(bare) == ["006_bad.sql"]  # mended, it runs; nothing was left in its way
 
 
 def test_lanes_are_seeded_once_and_another_number_later_is_ignored_with_a_warning(
@@ -228,7 +230,7 @@ def test_processes_refuse_a_schema_that_is_behind_or_ahead(bare: System) -> None
             check_current(conn)
         migrate(bare)
         check_current(conn)
-        bare.query("INSERT INTO schema_migrations (version, checksum) VALUES (4, '')")
+        bare.query("INSERT INTO schema_migrations (version, checksum) VALUES (%s, '')", NEXT)
         with pytest.raises(SchemaRefused):
             check_current(conn)
 

@@ -1,0 +1,46 @@
+"""What the command line reads its arguments as; what a function raises, argparse turns into usage."""
+
+import argparse
+import re
+from datetime import UTC, datetime, timedelta
+
+from confluent_kafka import OFFSET_BEGINNING
+
+
+def at_least_one(text: str) -> int:
+    """Accept a whole number above zero."""
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number
+
+
+def number_or_all(text: str) -> int | None:
+    """Accept a number from 0; None is `all`."""
+    return None if text == "all" else at_least_zero(text)
+
+
+def offset_or_beginning(text: str) -> int:
+    """Accept an offset, or `beginning`, which is Kafka's own number for it."""
+    return OFFSET_BEGINNING if text == "beginning" else at_least_zero(text)
+
+
+def at_least_zero(text: str) -> int:
+    """Accept a whole number from 0."""
+    if (number := int(text)) < 0:
+        raise argparse.ArgumentTypeError("must be at least 0")
+    return number
+
+
+UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+DURATION = re.compile(r"(\d{1,9})([smhd])")
+
+
+def a_moment(text: str) -> datetime:
+    """Accept a time in ISO 8601, UTC unless it says otherwise, or how long ago it was."""
+    try:
+        if ago := DURATION.fullmatch(text):
+            return datetime.now(UTC) - timedelta(**{UNITS[ago[2]]: int(ago[1])})
+        moment = datetime.fromisoformat(text)
+        return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):
+        raise argparse.ArgumentTypeError("must be a time (ISO 8601) or a duration (90s, 2h)") from None

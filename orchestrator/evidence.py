@@ -1,0 +1,281 @@
+"""Which rows of the outbox are in their topic already, found out from the records alone.
+
+A row is known again by what it is about, whatever became of the databases in between: a deploy order by
+its worker, a dead letter by the place and time of the record that it was. Rows that are neither are
+not ours to judge: they are named, and nothing is repaired.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from hashlib import blake2b
+from typing import NamedTuple, TextIO, cast
+from uuid import UUID
+
+from confluent_kafka import Message as Record
+from confluent_kafka.admin import AdminClient
+
+from orchestrator.audit import row_of
+from orchestrator.errors import NotRepaired
+from orchestrator.messages import headers_of
+from orchestrator.reading import Progress, find_spans, kept_since, read_spans, time_of, to_time
+from orchestrator.settings import Settings
+from outbox import Connection
+from outbox.message import decode_headers
+
+CLOCKS = timedelta(minutes=5)  # how far the clocks of API, Postgres and relays may be apart
+PORTION = 5000  # dead letters looked at together
+
+
+class ForeignRows(NotRepaired):
+    """The outbox holds rows of which nobody here can tell whether they were published."""
+
+
+class Evidence(NamedTuple):
+    """What is known of a lane's rows: `published` and `unsent` for sure, of `undecided` nothing.
+
+    Undecided: not in the topic, but old enough for a record that retention has deleted.
+    """
+
+    published: int
+    unsent: int
+    undecided: int
+
+
+CREATE_WAITING = """
+    CREATE TEMP TABLE waiting (
+        lane     SMALLINT NOT NULL,
+        id       BIGINT NOT NULL,
+        topic    TEXT NOT NULL,
+        identity UUID NOT NULL,
+        since    TIMESTAMPTZ NOT NULL,
+        verdict  TEXT NOT NULL DEFAULT 'unsent',
+        PRIMARY KEY (identity, lane, id)
+    )
+"""
+DISCARD = "DISCARD TEMP"
+
+
+@contextmanager
+def waiting_rows(conn: Connection, settings: Settings, lanes: Sequence[int]) -> Iterator[None]:
+    """Have a list of the lanes' rows of now, for this session alone. Raises ForeignRows."""
+    refuse_foreign(conn, settings, lanes)
+    conn.execute(CREATE_WAITING)
+    try:
+        conn.execute(LIST_ORDERS, {"lanes": lanes, "topic": settings.output_topic})
+        list_dead_letters(conn, settings.dead_letter_topic, lanes)
+        conn.execute("ANALYZE waiting")
+        yield
+    finally:
+        conn.execute(DISCARD)
+
+
+FOREIGN = """
+    SELECT lane, topic, count(*)
+      FROM outbox
+     WHERE lane = ANY(%(lanes)s)
+       AND topic <> %(dead_letters)s
+       AND NOT (topic = %(orders)s AND subject IS NOT NULL)
+     GROUP BY lane, topic
+     ORDER BY lane, topic
+"""
+
+
+def refuse_foreign(conn: Connection, settings: Settings, lanes: Sequence[int]) -> None:
+    """Raise ForeignRows if the lanes hold rows that are neither deploy orders nor dead letters."""
+    values = {
+        "lanes": list(lanes),
+        "orders": settings.output_topic,
+        "dead_letters": settings.dead_letter_topic,
+    }
+    if found := conn.execute(FOREIGN, values).fetchall():
+        rows = "; ".join(f"lane {lane}: {count} for topic {topic}" for lane, topic, count in found)
+        raise ForeignRows(
+            f"rows of the outbox that are neither deploy orders nor dead letters ({rows}):"
+            " whether they were published, only their writer can tell"
+        )
+
+
+# A row may have been published since the row or its command was made, whichever is earlier: after a
+# restore, a command that is read again gets a new row.
+LIST_ORDERS = """
+    INSERT INTO waiting (lane, id, topic, identity, since)
+    SELECT lane, id, topic, subject,
+           least(created_at, to_timestamp(
+               ('x' || left(replace(subject::text, '-', ''), 12))::bit(48)::bigint / 1000.0))
+      FROM outbox
+     WHERE lane = ANY(%(lanes)s) AND topic = %(topic)s
+"""
+READ_DEAD_LETTERS = """
+    SELECT lane, id, headers, created_at
+      FROM outbox
+     WHERE lane = ANY(%(lanes)s) AND topic = %(topic)s AND (lane, id) > (%(lane)s, %(id)s)
+     ORDER BY lane, id
+     LIMIT %(portion)s
+"""
+LIST_DEAD_LETTERS = """
+    INSERT INTO waiting (lane, id, topic, identity, since)
+    SELECT lane, id, %(topic)s, identity, since
+      FROM unnest(%(lanes)s::smallint[], %(ids)s::bigint[], %(identities)s::uuid[],
+                  %(sinces)s::timestamptz[])
+           AS letter (lane, id, identity, since)
+"""
+
+
+def list_dead_letters(conn: Connection, topic: str, lanes: Sequence[int]) -> None:
+    """List the rows for the dead-letter topic, a portion at a time. Raises ForeignRows."""
+    values: dict[str, object] = {"lanes": lanes, "topic": topic, "portion": PORTION}
+    lane, row_id = -1, 0
+    while rows := conn.execute(READ_DEAD_LETTERS, values | {"lane": lane, "id": row_id}).fetchall():
+        letters = [
+            (lane, row_id, origin_of(decode_headers(stored or ())), created_at)
+            for lane, row_id, stored, created_at in cast("list[StoredLetter]", rows)
+        ]
+        if strange := [row_id for _, row_id, origin, _ in letters if origin is None]:
+            raise ForeignRows(f"outbox row {strange[0]} for topic {topic} does not say what it was")
+        known = [(lane, row_id, origin, at) for lane, row_id, origin, at in letters if origin]
+        conn.execute(
+            LIST_DEAD_LETTERS,
+            {
+                "topic": topic,
+                "lanes": [lane for lane, *_ in known],
+                "ids": [row_id for _, row_id, *_ in known],
+                "identities": [origin.identity for _, _, origin, _ in known],
+                "sinces": [min(origin.made_at, at) for *_, origin, at in known],
+            },
+        )
+        lane, row_id, *_ = letters[-1]
+
+
+StoredLetter = tuple[int, int, list[tuple[str, str | None]] | None, datetime]
+
+
+class Origin(NamedTuple):
+    """The record that a dead letter was: a name made of its place, and when it was made."""
+
+    identity: UUID
+    made_at: datetime
+
+
+PLACE = (
+    "kafka_dlt-original-topic",
+    "kafka_dlt-original-partition",
+    "kafka_dlt-original-offset",
+    "kafka_dlt-original-timestamp",  # tells two topics of one name apart
+    "kafka_dlt-original-consumer-group",
+)
+
+
+def origin_of(headers: Iterable[tuple[str, str | bytes | None]]) -> Origin | None:
+    """Return what a dead letter was; None if its headers do not say.
+
+    The last header of a name counts: a record that was a dead letter before brings older ones.
+    """
+    last = dict(headers)
+    parts = [part for name in PLACE if isinstance(part := last.get(name), bytes)]
+    if len(parts) < len(PLACE):
+        return None
+    name = b"".join(len(part).to_bytes(4, "big") + part for part in parts)
+    made_at = to_time(int.from_bytes(parts[3], "big", signed=True))
+    return Origin(UUID(bytes=blake2b(name, digest_size=16).digest()), made_at)
+
+
+def identify_order(record: Record) -> UUID | None:
+    """Return the worker of a deploy order; None if the record is none."""
+    return row_of(record)[2]
+
+
+def identify_letter(record: Record) -> UUID | None:
+    """Return the origin of a dead letter; None if the record is a stranger's."""
+    origin = origin_of(headers_of(record))
+    return origin and origin.identity
+
+
+HAS_WAITING = "SELECT 1 FROM waiting WHERE topic = %(topic)s LIMIT 1"
+
+
+def look_up(conn: Connection, settings: Settings, talk: TextIO | None) -> None:
+    """Read the topics up to now and note of each waiting row what they tell.
+
+    Sound only if nothing of the lanes can be published any more, or as a preview.
+    """
+    kinds: Mapping[str, Callable[[Record], UUID | None]] = {
+        settings.output_topic: identify_order,
+        settings.dead_letter_topic: identify_letter,
+    }
+    for topic, identify in kinds.items():
+        if conn.execute(HAS_WAITING, {"topic": topic}).fetchone():
+            _look_up_in(conn, settings, topic, identify, talk)
+
+
+NOTE_PUBLISHED = "UPDATE waiting SET verdict = 'published' WHERE identity = ANY(%(seen)b::uuid[])"
+NOTE_UNDECIDED = """
+    UPDATE waiting
+       SET verdict = 'undecided'
+     WHERE topic = %(topic)s AND verdict = 'unsent' AND since < %(kept_since)s
+"""
+
+
+def _look_up_in(
+    conn: Connection,
+    settings: Settings,
+    topic: str,
+    identify: Callable[[Record], UUID | None],
+    talk: TextIO | None,
+) -> None:
+    admin = AdminClient(dict(settings.kafka), logger=logging.getLogger("librdkafka"))
+    spans = find_spans(admin, topic)
+    progress = Progress(topic, spans, talk)
+    oldest: dict[int, datetime] = {}
+    for chunk in read_spans(settings.kafka, topic, spans, progress.advance):
+        identities = [identity for record in chunk if (identity := identify(record))]
+        conn.execute(NOTE_PUBLISHED, {"seen": identities})
+        for record in chunk:
+            oldest.setdefault(cast("int", record.partition()), time_of(record))
+    progress.finish()
+    kept = kept_since(admin, topic, spans, oldest, datetime.now(UTC))
+    if kept:
+        conn.execute(NOTE_UNDECIDED, {"topic": topic, "kept_since": kept + CLOCKS})
+
+
+COUNT = """
+    SELECT count(*) FILTER (WHERE verdict = 'published') AS published,
+           count(*) FILTER (WHERE verdict = 'unsent') AS unsent,
+           count(*) FILTER (WHERE verdict = 'undecided') AS undecided
+      FROM waiting
+     WHERE lane = %(lane)s
+"""
+
+
+def count(conn: Connection, lane: int) -> Evidence:
+    """Count the lane's rows by what is known of them."""
+    return Evidence(*cast("tuple[int, int, int]", conn.execute(COUNT, {"lane": lane}).fetchone()))
+
+
+DECIDE = "UPDATE waiting SET verdict = %(verdict)s WHERE verdict = 'undecided'"
+
+
+def decide(conn: Connection, verdict: str) -> None:
+    """Take the undecided rows for `published` or `unsent`, as a person says."""
+    conn.execute(DECIDE, {"verdict": verdict})
+
+
+PUBLISHED = """
+    SELECT id
+      FROM waiting
+     WHERE lane = %(lane)s AND verdict = 'published' AND id > %(after)s
+     ORDER BY id
+     LIMIT %(portion)s
+"""
+
+
+def published(conn: Connection, lane: int) -> Iterator[list[int]]:
+    """Yield the ids of the lane's rows that are in their topic, in portions."""
+    after = 0
+    while rows := conn.execute(
+        PUBLISHED, {"lane": lane, "after": after, "portion": PORTION}
+    ).fetchall():
+        ids = [cast("int", row[0]) for row in rows]
+        yield ids
+        after = ids[-1]

@@ -1,0 +1,121 @@
+"""A lane whose histories disagree, taken away from its owner to be repaired.
+
+Invariant: who repairs a lane owns it as any owner does, under its advisory lock, with a new epoch and
+after a fence. So nothing of the lane can be published, nor the lane row written, until the repair's
+session ends; what was published by then is in the topics for good. The count starts again from the
+marker in one Postgres transaction, and from then on both histories say `published`.
+
+Which rows are in the topics already only their writer can know: it finds them between `seize` and
+`restart`, and settles them in the transaction of `restart`.
+"""
+
+from contextlib import suppress
+from typing import NamedTuple, cast
+from uuid import UUID
+
+import psycopg
+
+from outbox import store
+from outbox.errors import OutboxError
+from outbox.lane import Verdict, compare
+from outbox.lanes import lock_class
+from outbox.postgres import Connection
+from outbox.publisher import KafkaConfig, Markers, Publisher
+from outbox.store import LaneState
+
+REFUSED = frozenset({Verdict.MARKER_AHEAD, Verdict.MARKER_BEHIND, Verdict.MARKER_MISSING})
+LOOK_S = 15.0  # for the marker; the brokers wait for a transaction that is still being decided
+
+
+class LaneBusy(OutboxError):
+    """The lane's owner does not let go of it."""
+
+
+class Sight(NamedTuple):
+    """How a lane stands. verdict: None if it moved on meanwhile, as a lane that works does."""
+
+    lane: int
+    state: LaneState
+    marker: int | None
+    verdict: Verdict | None
+
+    @property
+    def refused(self) -> bool:
+        """Say whether the lane waits for a person."""
+        return self.verdict in REFUSED
+
+
+READ_LANE = "SELECT epoch, seq, inflight FROM outbox_lane WHERE lane = %(lane)s"
+
+
+def look(conn: Connection, markers: Markers, lane: int) -> Sight:
+    """Compare marker and lane row without touching either. Raises KafkaException.
+
+    No fence, no lock: good for a first look, and not for a decision.
+    """
+    before = conn.execute(READ_LANE, {"lane": lane}).fetchone()
+    marker = markers.read(lane, LOOK_S)
+    after = conn.execute(READ_LANE, {"lane": lane}).fetchone()
+    _, seq, inflight = cast("tuple[int, int, list[int]]", after)
+    verdict = compare(marker, seq) if before == after else None
+    return Sight(lane, LaneState(seq, inflight), marker, verdict)
+
+
+class SeizedLane(NamedTuple):
+    """A lane that is ours, fenced. marker: the last word of Kafka."""
+
+    lane: int
+    epoch: int
+    marker: int | None
+
+
+# Longer than an owner backs off between two looks; all attempts together, longer than it takes
+# Postgres to end the session of one that froze.
+ATTEMPTS, ATTEMPT = 5, "6s"
+SET_LOCK_TIMEOUT = "SELECT set_config('lock_timeout', %(timeout)s, false)"
+WAIT_FOR_LOCK = "SELECT pg_advisory_lock(%(class)s, %(lane)s::int)"
+
+
+def seize(
+    conn: Connection, kafka: KafkaConfig, identity: UUID, markers: Markers, lane: int
+) -> SeizedLane:
+    """Take the lane from its owner until the session of `conn` ends, and fence its producers.
+
+    Raises LaneBusy or InDoubt.
+    """
+    _wait_for_lock(conn, identity, lane)
+    epoch = store.take_lane(conn, lane)
+    publisher = Publisher(lane, kafka, identity, markers, lambda: None)
+    try:
+        publisher.start()
+        return SeizedLane(lane, epoch, publisher.read_marker())
+    finally:
+        publisher.discard()
+
+
+def _wait_for_lock(conn: Connection, identity: UUID, lane: int) -> None:
+    """Drive the lane's owner out and take its place. Raises LaneBusy."""
+    (usual,) = cast("tuple[str]", conn.execute("SHOW lock_timeout").fetchone())
+    conn.execute(SET_LOCK_TIMEOUT, {"timeout": ATTEMPT})
+    for _ in range(ATTEMPTS):
+        store.take_lane(conn, lane)  # a refused owner finds this at its next look, and leaves
+        with suppress(psycopg.errors.LockNotAvailable):  # or another owner came before us
+            conn.execute(WAIT_FOR_LOCK, {"class": lock_class(identity), "lane": lane})
+            conn.execute(SET_LOCK_TIMEOUT, {"timeout": usual})
+            return
+    raise LaneBusy(f"lane {lane}: its owner does not let go of it, try again")
+
+
+def restart(conn: Connection, seized: SeizedLane) -> tuple[Verdict, LaneState, LaneState]:
+    """Start the lane's count from the marker, unless it is not refused any more.
+
+    Return why it was refused, and its state before and after. Without a marker the lane is as a new
+    one: the next owner commits marker 0 before it claims. Raises OwnershipLost.
+    """
+    before = store.lock_lane(conn, seized.lane, seized.epoch)
+    verdict = compare(seized.marker, before.seq)
+    if verdict not in REFUSED:
+        return verdict, before, before
+    after = LaneState(seized.marker or 0, [])
+    store.begin_batch(conn, seized.lane, seized.epoch, after)
+    return verdict, before, after

@@ -1,0 +1,308 @@
+"""The audit finds every planted fault and gives no false alarm, also while all processes work."""
+
+import json
+import re
+from io import StringIO
+from subprocess import TimeoutExpired
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from confluent_kafka import Message as Record
+from confluent_kafka import Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
+
+from orchestrator import audit
+from orchestrator.embedded.server import free_port
+from orchestrator.messages import DeployOrder, encode_order
+from orchestrator.reading import Progress, Span, find_spans
+from tests.bare import run_command
+from tests.eventually import eventually
+from tests.system import System
+
+SECRET = "user:pw@"
+
+
+def deploy(system: System, commands: int = 3, scenario: UUID | None = None) -> list[UUID]:
+    """Let so many more workers be deployed; return their ids."""
+    ids = system.accept(commands, scenario)
+    relay = system.start("relay")
+    eventually(lambda: system.statuses().keys() == {"deployed"}, 20)
+    relay.stop()
+    return ids
+
+
+def send_again(system: System, *records: Record) -> None:
+    """Write copies of records, behind all others, as a broken relay would."""
+    producer = Producer(dict(system.settings.kafka))
+    for record in records:
+        producer.produce(
+            system.settings.output_topic, record.value(), record.key(), record.partition() or 0
+        )
+    assert producer.flush(20) == 0
+
+
+def run_audit(system: System, *options: str) -> tuple[int, str]:
+    """Run the command; return its exit code and what it printed, which holds no secret."""
+    ran = run_command(system.environ, "audit", *options)
+    assert SECRET not in ran.stdout + ran.stderr
+    return ran.returncode, ran.stdout or ran.stderr
+
+
+def shown(system: System, *options: str) -> tuple[int, dict[str, int], dict[str, list[UUID]]]:
+    """Return the exit code, the faults that were counted, and the workers shown for each."""
+    code, said = run_audit(system, "--json", *options)
+    found = json.loads(said)
+    counts = {kind: found[kind] for kind in found["examples"] if found[kind]}
+    workers = {
+        kind: [UUID(example["worker_id"]) for example in examples]
+        for kind, examples in found["examples"].items()
+        if kind in counts
+    }
+    assert found["clean"] is (not counts)
+    return code, counts, workers
+
+
+def test_what_was_deployed_exactly_once_is_clean(system: System) -> None:
+    deploy(system, 20)
+    code, said = run_audit(system)
+    assert code == 0
+    assert "20 accepted, 20 deployed" in said
+    assert said.splitlines()[-1] == "clean"
+
+
+def test_an_empty_installation_is_clean(system: System) -> None:
+    assert shown(system) == (0, {}, {})
+
+
+def test_a_record_whose_worker_is_gone_is_unknown(system: System) -> None:
+    gone, *_ = deploy(system)
+    system.query("DELETE FROM workers WHERE worker_id = %s", gone)
+    assert shown(system) == (1, {"unknown": 1}, {"unknown": [gone]})
+
+
+def test_a_stranger_and_what_is_no_order_are_unknown_and_shown_by_their_place(system: System) -> None:
+    deploy(system)
+    stranger = DeployOrder(uuid4(), uuid4(), f"rtsp://{SECRET}camera/1")
+    producer = Producer(dict(system.settings.kafka))
+    for value in (encode_order(stranger), b'{"camera_url": "rtsp://user:pw@x"', b"\xff", None):
+        producer.produce(system.settings.output_topic, value, partition=1)
+    producer.flush(10)
+    code, said = run_audit(system)
+    assert code == 1
+    assert re.search(r"unknown +4 ", said)
+    assert re.search(rf"worker {stranger.worker_id}, partition 1, offset \d+", said)
+    assert len(re.findall(r"no deploy order, partition 1, offset \d+", said)) == 3
+
+
+def deploy_by_hand(system: System, age: str = "0s") -> UUID:
+    """Insert a worker as deployed that nobody sent; return its id."""
+    by_hand = uuid4()
+    system.query(
+        "INSERT INTO workers (worker_id, scenario_uuid, camera_url, status, created_at, updated_at)"
+        " SELECT %s, %s, 'rtsp://user:pw@x', 'deployed', at, at"
+        "   FROM (SELECT now() - %s::interval) AS made (at)",
+        by_hand,
+        uuid4(),
+        age,
+    )
+    return by_hand
+
+
+def test_a_worker_deployed_by_hand_without_a_record_is_lost(system: System) -> None:
+    deploy(system)
+    by_hand = deploy_by_hand(system)
+    assert shown(system) == (1, {"lost": 1}, {"lost": [by_hand]})
+
+
+def test_an_order_that_vanished_from_the_outbox_is_lost(system: System) -> None:
+    vanished, _ = system.accept(2)
+    system.query("DELETE FROM outbox WHERE subject = %s", vanished)
+    assert shown(system) == (1, {"lost": 1}, {"lost": [vanished]})
+
+
+def test_an_order_that_kafka_refused_is_counted_and_no_fault(system: System) -> None:
+    system.accept(1)
+    system.query(
+        "WITH moved AS (DELETE FROM outbox RETURNING lane, id, topic, key, value, subject, created_at)"
+        " INSERT INTO outbox_parked (lane, id, topic, key, value, subject, created_at, reason)"
+        " SELECT lane, id, topic, key, value, subject, created_at, 'too large' FROM moved"
+    )
+    code, said = run_audit(system)
+    assert (code, "1 parked" in said) == (0, True)
+
+
+def test_a_record_sent_twice_is_duplicated(system: System) -> None:
+    deploy(system)
+    twice = system.read(system.settings.output_topic)[0]
+    send_again(system, twice, twice)
+    code, said = run_audit(system)
+    assert code == 1
+    assert re.search(r"duplicated +2 ", said)
+    assert f"partition {twice.partition()}, offset" in said
+
+
+def test_records_of_a_key_that_changed_places_are_reordered(system: System) -> None:
+    first, second = system.accept(2, uuid4())
+    system.query(
+        "UPDATE outbox SET value = other.value, subject = other.subject"
+        " FROM outbox AS other WHERE other.id <> outbox.id"
+    )
+    deploy(system, 0)
+    assert [order.worker_id for order in system.orders()] == [second, first]
+    assert shown(system) == (1, {"reordered": 1}, {"reordered": [first]})
+
+
+def test_one_key_in_two_partitions_has_no_order_between_them(system: System) -> None:
+    scenario = uuid4()
+    one, two, other = system.accept(3, scenario)
+    system.query("DELETE FROM outbox")
+    producer = Producer(dict(system.settings.kafka))
+    for partition, worker, of in ((1, other, uuid4()), (0, two, scenario), (1, one, scenario)):
+        order = DeployOrder(worker, of, "rtsp://x")
+        producer.produce(system.settings.output_topic, encode_order(order), partition=partition)
+        producer.flush(10)
+    system.query("UPDATE workers SET status = 'deployed'")
+    assert shown(system) == (0, {}, {})
+
+
+@pytest.mark.parametrize("step", ["published", "settled"])
+def test_a_batch_on_its_way_is_no_fault(one_lane: System, step: str) -> None:
+    one_lane.accept(5)
+    with one_lane.lane() as lane:
+        lane.recover()
+        lane.run_once()
+        if step == "settled":
+            lane.drain()
+        assert shown(one_lane) == (0, {}, {})
+
+
+def test_what_is_deployed_after_the_marks_were_taken_is_no_fault(
+    one_lane: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one_lane.accept(5)
+    with one_lane.lane() as lane:
+        lane.recover()
+        lane.drain()
+
+        def find_and_go_on(*values: Any) -> dict[int, Span]:
+            spans = find_spans(*values)
+            one_lane.accept(5)
+            lane.drain()
+            return spans
+
+        monkeypatch.setattr(audit, "find_spans", find_and_go_on)
+        found = one_lane.audit()
+    assert found.clean, found
+    assert (found.deployed, found.published) == (10, 5)
+
+
+def test_no_false_alarm_while_all_processes_work(system: System) -> None:
+    consumer, relays = system.start("consumer"), [system.start("relay") for _ in range(2)]
+    system.submit(200)
+    audits = 0
+    for _ in range(8):
+        system.submit(2000)
+        found = system.audit()
+        audits += found.published < 16_200
+        assert found.clean, found
+    assert audits > 3  # most of them while there was work
+    system.check_exactly_once(16_200)
+    for process in (consumer, *relays):
+        process.stop()
+
+
+def test_since_leaves_out_older_workers_and_records(system: System) -> None:
+    gone, *_ = deploy(system)
+    system.query("DELETE FROM workers WHERE worker_id = %s", gone)
+    deploy_by_hand(system, "2h")
+    assert shown(system)[1] == {"lost": 1, "unknown": 1}
+    assert shown(system, "--since", "3h")[1] == {"lost": 1, "unknown": 1}
+    assert shown(system, "--since", "1h")[1] == {"unknown": 1}
+    assert shown(system, "--since", "2999-01-01")[1] == {}
+
+
+@pytest.mark.parametrize("kept", [0, 1])
+def test_what_retention_deleted_is_not_missed(system: System, kept: int) -> None:
+    deploy(system, 20)
+    system.query("UPDATE workers SET created_at = created_at - interval '8d'")
+    records = [record for record in system.read(system.settings.output_topic) if not record.partition()]
+    first_kept = (records[-1].offset() or 0) + 1 - kept
+    admin = AdminClient(dict(system.settings.kafka))
+    place = TopicPartition(system.settings.output_topic, 0, first_kept)
+    admin.delete_records([place])[place].result(10)
+    deploy_by_hand(system)
+    code, said = run_audit(system)
+    assert "older ones need no record" in said
+    assert code == kept  # with nothing left of the partition, nobody knows since when it has all
+    assert shown(system, "--since", "1h")[1] == {"lost": 1}
+
+
+def test_a_record_whose_transaction_is_still_being_decided_is_waited_for(system: System) -> None:
+    producer = Producer({**system.settings.kafka, "transactional.id": f"slow-{uuid4()}"})
+    producer.init_transactions(10)
+    producer.begin_transaction()
+    (worker,) = system.accept(1)
+    order = DeployOrder(worker, uuid4(), "rtsp://x")
+    producer.produce(system.settings.output_topic, encode_order(order))
+    producer.flush(10)
+    system.query("DELETE FROM outbox")
+    running = system.start("audit")
+    with pytest.raises(TimeoutExpired):
+        running.process.wait(3)
+    producer.commit_transaction(10)
+    assert running.process.wait(20) == 0
+
+
+@pytest.mark.parametrize("away", ["Kafka", "Postgres"])
+def test_a_server_that_is_away_is_exit_code_3(system: System, away: str) -> None:
+    name, address = {
+        "Kafka": ("KAFKA_BOOTSTRAP_SERVERS", f"127.0.0.1:{free_port()}"),
+        "Postgres": ("DATABASE_URL", f"postgresql://user:pw@127.0.0.1:{free_port()}/x"),
+    }[away]
+    ran = run_command(system.environ | {name: address}, "audit")
+    assert (ran.returncode, ran.stdout) == (3, "")
+    assert "pw" not in ran.stderr.replace("no password", "")
+
+
+def test_a_missing_topic_is_named(system: System) -> None:
+    code, said = run_audit(System(system.environ | {"OUTPUT_TOPIC": "no-such-topic"}, system.directory))
+    assert code == 1
+    assert "topic no-such-topic is missing" in said
+
+
+@pytest.mark.parametrize("since", ["yesterday", "5", "7w", "99999999d", "2026-13-01"])
+def test_a_time_that_is_none_is_exit_code_2(system: System, since: str) -> None:
+    code, said = run_audit(system, "--since", since)
+    assert code == 2
+    assert "--since" in said
+
+
+class Terminal(StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+class Quick(Progress):
+    REDRAW_S = LINE_S = 0.0
+
+
+@pytest.mark.parametrize(
+    ("stream", "wanted"),
+    [
+        (
+            Terminal(),
+            "\rreading x: 1,000 of 3,000 offsets" + 2 * "\rreading x: 2,000 of 3,000 offsets" + "\n",
+        ),
+        (StringIO(), "reading x: 1,000 of 3,000 offsets\nreading x: 2,000 of 3,000 offsets\n"),
+    ],
+    ids=["terminal", "file"],
+)
+def test_progress_is_one_line_on_a_terminal_and_plain_lines_elsewhere(
+    stream: StringIO, wanted: str
+) -> None:
+    progress = Quick("x", {0: Span(0, 1000), 1: Span(500, 2500)}, stream)
+    for _ in range(2):
+        progress.advance(1000)
+    progress.finish()
+    assert stream.getvalue() == wanted

@@ -1,0 +1,400 @@
+"""`orchestrator repair`: what was refused goes on, with nothing sent twice and nothing dropped.
+
+The real processes run before, during and after.
+"""
+
+import os
+import pty
+import subprocess
+import sys
+from contextlib import closing
+from functools import partial
+from uuid import uuid4
+
+import msgspec
+import pytest
+from confluent_kafka import Producer
+
+from orchestrator.messages import DeployOrder, encode_order
+from outbox import InDoubt, Message, enqueue, transaction
+from tests.eventually import eventually
+from tests.repairs import (
+    SECRET,
+    back_up,
+    delete_before,
+    forget_markers,
+    is_refused,
+    repair,
+    restore,
+    set_marker,
+    written_down,
+)
+from tests.system import INHERITED, LANES, Running, System
+
+KEY = b"one partition"
+RECHECKED_S = 25  # a paused partition, a lane that backs off, a dead consumer's session
+
+
+def command() -> bytes:
+    return msgspec.json.encode({"scenario_uuid": str(uuid4()), "camera_url": f"rtsp://{SECRET}c/1"})
+
+
+def wait_refused(relay: Running, reason: str, lane: int = 0) -> None:
+    eventually(partial(is_refused, relay, lane, reason), 20)
+
+
+def states(system: System) -> tuple[object, ...]:
+    """Return all that a repair may change."""
+    return (
+        system.query("SELECT lane, seq, inflight FROM outbox_lane ORDER BY lane"),
+        system.query("SELECT id FROM outbox ORDER BY id"),
+        system.query("SELECT * FROM consumed_offsets ORDER BY partition"),
+        system.statuses(),
+        written_down(system),
+    )
+
+
+def dead_letters(system: System) -> list[bytes | None]:
+    return [record.value() for record in system.read(system.settings.dead_letter_topic)]
+
+
+def publish_one_batch_and_die(one_lane: System, published: int, waiting: int) -> None:
+    """Leave a batch that is in Kafka and not settled, and rows behind it."""
+    one_lane.accept(published)
+    one_lane.start("relay", crash_at="relay.published:2").wait_killed()
+    one_lane.accept(waiting)
+
+
+# ---- lanes ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.fault(10)
+def test_after_a_restore_nothing_is_sent_twice_and_nothing_is_missing(system: System) -> None:
+    """marker_ahead: Postgres went back; the consumer reads again what is long published."""
+    consumer, relay = system.start("consumer"), system.start("relay")
+    system.submit(40)
+    system.check_exactly_once(40)
+    consumer.stop()
+    relay.stop()
+    back_up(system)
+    consumer, relay = system.start("consumer"), system.start("relay")
+    system.submit(60)
+    letters = [b"no command %d" % number for number in range(20)]
+    for letter in letters:
+        system.produce(letter, key=letter)
+    system.check_exactly_once(100)
+    eventually(lambda: len(dead_letters(system)) == 20)
+
+    restore(system)
+    for lane in range(LANES):
+        wait_refused(relay, "marker_ahead", lane)
+    eventually(lambda: system.statuses() == {"deployed": 40, "pending": 60}, RECHECKED_S)
+    system.submit(10)  # not sent yet: these must go out
+    eventually(lambda: system.statuses()["pending"] == 70)
+    assert relay.logged('"repair": "orchestrator repair lane 2"')
+
+    code, said = repair(system, "lane", "all", "--yes")
+    assert code == 0, said
+    assert "rows are in their topic already" in said
+    system.check_exactly_once(110)
+    assert sorted(dead_letters(system), key=str) == sorted(letters)
+    system.submit(20)
+    system.check_exactly_once(130)
+    done = written_down(system)
+    assert [row[:3] for row in done] == [
+        ("repair lane all", f"lane {lane}", "marker_ahead") for lane in range(LANES)
+    ]
+    assert sum(row[3]["published"] for row in done) == 80
+    assert sum(row[3]["unsent"] for row in done) == 10
+    consumer.stop()
+    relay.stop()
+
+
+@pytest.mark.fault(10)
+@pytest.mark.slow
+def test_a_repair_waits_until_the_consumer_has_caught_up(system: System) -> None:
+    consumer, relay = system.start("consumer"), system.start("relay")
+    system.submit(10)
+    system.check_exactly_once(10)
+    consumer.stop()
+    relay.stop()
+    back_up(system)
+    consumer, relay = system.start("consumer"), system.start("relay")
+    system.submit(60)
+    system.check_exactly_once(70)
+    consumer.stop()
+    restore(system)
+    for lane in range(LANES):
+        wait_refused(relay, "marker_ahead", lane)
+
+    before = states(system)
+    code, said = repair(system, "lane", "all", "--yes")
+    assert (code, "wait: up to 60 records" in said) == (1, True), said
+    assert states(system) == before
+    consumer = system.start("consumer")
+    eventually(lambda: system.statuses() == {"deployed": 10, "pending": 60}, RECHECKED_S)
+    assert repair(system, "lane", "all", "--yes")[0] == 0
+    system.check_exactly_once(70)
+    consumer.stop()
+    relay.stop()
+
+
+@pytest.mark.fault(28)
+@pytest.mark.parametrize(
+    ("reason", "marker"), [("marker_missing", None), ("marker_behind", 3), ("marker_ahead", 99)]
+)
+def test_rows_of_the_batch_in_hand_are_sent_once_whatever_the_marker(
+    one_lane: System, reason: str, marker: int | None
+) -> None:
+    publish_one_batch_and_die(one_lane, 7, 5)
+    if marker is None:
+        forget_markers(one_lane)
+    else:
+        one_lane.query("UPDATE outbox_lane SET seq = 20")
+        set_marker(one_lane, marker)
+    relay = one_lane.start("relay")
+    wait_refused(relay, reason)
+    code, said = repair(one_lane, "lane", "0", "--yes")
+    assert code == 0, said
+    assert "7 rows are in their topic already, 5 are to be sent" in said
+    one_lane.check_exactly_once(12)
+    one_lane.accept(3)
+    one_lane.check_exactly_once(15)
+    ((words, subject, why, counts),) = written_down(one_lane)
+    assert (words, subject, why) == ("repair lane 0", "lane 0", reason)
+    assert (counts["published"], counts["unsent"]) == (7, 5)
+    relay.stop()
+
+
+def test_a_worker_that_runs_already_stays_as_it_is(one_lane: System) -> None:
+    publish_one_batch_and_die(one_lane, 3, 0)
+    forget_markers(one_lane)
+    one_lane.query("UPDATE workers SET status = 'running' WHERE id = 1")
+    assert repair(one_lane, "lane", "0", "--yes")[0] == 0
+    assert one_lane.statuses() == {"running": 1, "deployed": 2}
+
+
+def test_a_dead_letter_is_known_again_by_what_it_was(one_lane: System) -> None:
+    consumer = one_lane.start("consumer")
+    one_lane.produce(b"first", b"second", key=KEY)
+    eventually(lambda: one_lane.query("SELECT count(*) FROM outbox") == [(2,)])
+    one_lane.start("relay", crash_at="relay.published:2").wait_killed()
+    first = one_lane.read(one_lane.settings.dead_letter_topic)[0]
+    # The same bytes, and a dead letter that comes in again: both are records of their own.
+    one_lane.produce(b"first", key=KEY)
+    one_lane.produce(first.value(), key=KEY, headers=first.headers())
+    eventually(lambda: one_lane.query("SELECT count(*) FROM outbox") == [(4,)])
+    forget_markers(one_lane)
+    relay = one_lane.start("relay")
+    wait_refused(relay, "marker_missing")
+    code, said = repair(one_lane, "lane", "0", "--yes")
+    assert (code, "2 rows are in their topic already, 2 are to be sent" in said) == (0, True), said
+    eventually(lambda: dead_letters(one_lane) == [b"first", b"second", b"first", b"first"])
+    consumer.stop()
+    relay.stop()
+
+
+@pytest.mark.parametrize("begun", [True, False], ids=["its records are in the log", "nothing is"])
+def test_no_older_producer_can_commit_once_the_topics_are_read(one_lane: System, begun: bool) -> None:
+    one_lane.accept(4)
+    with one_lane.lane(owner=False) as older:
+        older.recover()
+        rows = older.lane._settle_and_claim(limit=10)
+        producer = older.publisher._usable()
+        if begun:
+            producer.begin_transaction()
+            older.publisher._produce(producer, rows)
+            producer.flush(5)
+        one_lane.query("UPDATE outbox_lane SET seq = 9")
+        code, said = repair(one_lane, "lane", "0", "--yes")
+        assert (code, "0 rows are in their topic already, 4 are to be sent" in said) == (0, True), said
+        in_slices, publish = older.publisher._in_slices, older.publisher.publish
+        commit = (
+            partial(in_slices, producer.commit_transaction) if begun else partial(publish, 10, rows)
+        )
+        with pytest.raises(InDoubt):
+            commit()
+    relay = one_lane.start("relay")
+    one_lane.check_exactly_once(4)
+    relay.stop()
+
+
+def test_lanes_that_work_are_left_alone_under_load(system: System) -> None:
+    consumer, relay = system.start("consumer"), system.start("relay", BATCH_SIZE="10")
+    for _ in range(3):
+        system.submit(1000)
+        code, said = repair(system, "lane", "all", "--yes")
+        assert (code, said.count("needs no repair")) == (0, LANES), said
+    system.check_exactly_once(3000)
+    assert relay.log.read_text().count('"lane recovered"') == LANES  # as each began
+    assert written_down(system) == []
+    consumer.stop()
+    relay.stop()
+
+
+def test_one_lane_is_repaired_and_the_others_wait_for_their_turn(system: System) -> None:
+    system.query("UPDATE outbox_lane SET seq = 5")
+    relay = system.start("relay")
+    wait_refused(relay, "marker_missing", 3)
+    assert repair(system, "lane", "1", "--yes")[0] == 0
+    eventually(lambda: "lane 1:" not in relay.get("/readyz"), 20)
+    assert is_refused(relay, 3, "marker_missing")
+    seqs = system.query("SELECT seq FROM outbox_lane ORDER BY lane")
+    assert seqs == [(5,), (0,), (5,), (5,)]
+    relay.stop()
+
+
+def test_rows_of_others_are_named_and_nothing_is_changed(one_lane: System) -> None:
+    one_lane.accept(1)
+    with closing(one_lane.connect()) as conn, transaction(conn):
+        enqueue(conn, [Message("bills", b"k", SECRET.encode())], 1)
+    one_lane.query("UPDATE outbox_lane SET seq = 5")
+    before = states(one_lane)
+    code, said = repair(one_lane, "lane", "all", "--yes")
+    assert (code, "lane 0: 1 for topic bills" in said) == (1, True), said
+    assert states(one_lane) == before
+
+
+def test_a_row_for_the_dead_letter_topic_that_is_none_is_named(one_lane: System) -> None:
+    with closing(one_lane.connect()) as conn, transaction(conn):
+        enqueue(conn, [Message(one_lane.settings.dead_letter_topic, b"k", SECRET.encode())], 1)
+    one_lane.query("UPDATE outbox_lane SET seq = 5")
+    before = states(one_lane)
+    code, said = repair(one_lane, "lane", "0", "--yes")
+    assert (code, "does not say what it was" in said) == (1, True), said
+    assert states(one_lane) == before
+
+
+@pytest.mark.parametrize(("answer", "sent"), [("send", 4), ("settle", 0)])
+def test_rows_older_than_what_the_topic_still_has_are_for_a_person(
+    one_lane: System, answer: str, sent: int
+) -> None:
+    one_lane.accept(4)
+    one_lane.query("UPDATE outbox SET created_at = created_at - interval '8d'")
+    stranger = encode_order(DeployOrder(uuid4(), uuid4(), "rtsp://x"))
+    producer = Producer(dict(one_lane.settings.kafka))
+    for _ in range(2):
+        producer.produce(one_lane.settings.output_topic, stranger, partition=0)
+    producer.flush(10)
+    delete_before(one_lane, one_lane.settings.output_topic, 0, 1)
+    one_lane.query("UPDATE outbox_lane SET seq = 5")
+    relay = one_lane.start("relay")
+    wait_refused(relay, "marker_missing")
+    code, said = repair(one_lane, "lane", "0", "--yes")
+    assert (code, "lane 0: 4" in said, "--undecided" in said) == (1, True, True), said
+    assert written_down(one_lane) == []
+    wait_refused(relay, "marker_missing")
+    assert repair(one_lane, "lane", "0", "--yes", "--undecided", answer)[0] == 0
+    eventually(lambda: one_lane.statuses() == {"deployed": 4}, 20)
+    assert len(one_lane.orders()) == 1 + sent
+    assert written_down(one_lane)[0][0] == f"repair lane 0 --undecided {answer}"
+    relay.stop()
+
+
+# ---- partitions -----------------------------------------------------------------------------------
+
+
+def test_a_partition_that_works_is_moved_only_by_an_offset(system: System) -> None:
+    consumer, relay = system.start("consumer"), system.start("relay")
+    system.produce(*[command() for _ in range(4)], partition=0)
+    system.check_exactly_once(4)
+    assert repair(system, "partition", "all", "--yes")[1].count("needs no repair") == 2
+    assert written_down(system) == []
+    code, said = repair(system, "partition", "0", "--from", "1", "--yes")
+    assert (code, "up to 3 records are read again" in said) == (0, True), said
+    system.produce(command(), partition=0)
+    system.check_exactly_once(5, RECHECKED_S)
+    assert repair(system, "partition", "0", "--from", "beginning", "--yes")[0] == 0
+    eventually(
+        lambda: system.query("SELECT sum(next_offset) FROM consumed_offsets") == [(5,)], RECHECKED_S
+    )
+    system.check_exactly_once(5)
+    assert [(words, reason) for words, _, reason, _ in written_down(system)] == [
+        ("repair partition 0 --from 1", "moved_by_hand"),
+        ("repair partition 0 --from beginning", "moved_by_hand"),
+    ]
+    consumer.stop()
+    relay.stop()
+
+
+# ---- asking ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (("lane", "4"), "there is no lane 4: the lanes are 0 to 3"),
+        (("partition", "2"), "there is no partition 2"),
+        (("partition", "0", "--from", "7"), "offset 7 is not in the log"),
+    ],
+    ids=" ".join,
+)
+def test_what_is_not_there_is_exit_code_1(system: System, words: tuple[str, ...], why: str) -> None:
+    system.query(
+        "INSERT INTO consumed_offsets (consumer_group, topic, partition, topic_id, next_offset)"
+        " VALUES (%s, %s, 0, gen_random_uuid(), 3)",
+        system.settings.consumer_group,
+        system.settings.input_topic,
+    )
+    code, said = repair(system, *words, "--yes")
+    assert (code, why in said) == (1, True), said
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("lane", "0"),
+        ("partition", "all"),
+        ("partition", "all", "--from", "7", "--yes"),
+        ("lane", "-1", "--yes"),
+        ("lane",),
+        (),
+    ],
+    ids=" ".join,
+)
+def test_without_a_terminal_or_sense_it_is_exit_code_2(system: System, words: tuple[str, ...]) -> None:
+    assert repair(system, *words)[0] == 2
+
+
+def refuse_everything(system: System) -> None:
+    system.accept(3)
+    system.submit(3)
+    with system.consumer() as session:
+        eventually(lambda: session.run_once() >= 0 and system.statuses() == {"pending": 6})
+    system.query("UPDATE outbox_lane SET seq = 5")
+    system.query("UPDATE consumed_offsets SET next_offset = 50 WHERE partition = 0")
+
+
+@pytest.mark.parametrize("what", ["lane", "partition"])
+def test_a_dry_run_says_what_it_would_do_and_changes_nothing(system: System, what: str) -> None:
+    refuse_everything(system)
+    if what == "lane":
+        system.query("UPDATE consumed_offsets SET next_offset = 3 WHERE partition = 0")
+    before = states(system)
+    code, said = repair(system, what, "all", "--dry-run")
+    assert code == 0, said
+    assert "nothing was changed" in said
+    assert ("are to be sent" if what == "lane" else "it will go on at offset 0") in said
+    assert states(system) == before
+
+
+@pytest.mark.parametrize(("answer", "code"), [("yes", 0), ("no", 1), ("", 1)])
+def test_on_a_terminal_it_asks(system: System, answer: str, code: int) -> None:
+    refuse_everything(system)
+    before = states(system)
+    terminal, its_end = pty.openpty()
+    os.write(terminal, answer.encode() + b"\n")
+    asked = subprocess.run(
+        [sys.executable, "-m", "orchestrator", "repair", "partition", "0"],
+        env={**INHERITED, **system.environ},
+        stdin=its_end,
+        capture_output=True,
+        text=True,
+        timeout=40,
+        check=False,
+    )
+    os.close(terminal)
+    os.close(its_end)
+    assert asked.returncode == code, asked.stderr
+    assert "Go on?" in asked.stderr
+    assert (states(system) == before) is (code == 1)

@@ -1,0 +1,89 @@
+"""What the tests of `orchestrator repair` do to an installation, and how they run the command."""
+
+from typing import Any
+
+import psycopg
+from confluent_kafka import TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from outbox.publisher import progress_group
+from tests.bare import run_command
+from tests.eventually import eventually
+from tests.system import PARTITIONS, Running, System, has_leaders
+
+SECRET = "user:pw@"
+
+
+def repair(system: System, *words: str) -> tuple[int, str]:
+    """Run the command without a terminal; return its exit code and all it said: no secret."""
+    ran = run_command(system.environ, "repair", *words)
+    said = ran.stdout + ran.stderr
+    assert SECRET not in said
+    assert "Traceback" not in said, said
+    return ran.returncode, said
+
+
+def written_down(system: System) -> list[tuple[Any, ...]]:
+    """Return command, subject, reason and counts of each repair, by subject."""
+    return system.query("SELECT command, subject, reason, counts FROM repairs ORDER BY subject, id")
+
+
+def is_refused(relay: Running, lane: int, reason: str) -> bool:
+    """Say whether the relay refuses a lane and names its repair."""
+    return f"lane {lane}: refused: {reason}: orchestrator repair lane {lane}" in relay.get("/readyz")
+
+
+def set_marker(system: System, marker: int, lane: int = 0) -> None:
+    """Commit another marker for a lane, as another outbox of the same name would."""
+    with system.lane(lane, owner=False) as stranger:
+        stranger.publisher.start()
+        stranger.publisher.publish(marker, ())
+
+
+def forget_markers(system: System) -> None:
+    """Delete the progress group, as its expiry would."""
+    ((identity,),) = system.query("SELECT identity FROM outbox_identity")
+    admin = AdminClient(dict(system.settings.kafka))
+    for future in admin.delete_consumer_groups([progress_group(identity)]).values():
+        future.result(10)
+
+
+def back_up(system: System) -> None:
+    """Keep a copy of the database as it is; no process may run."""
+    name, admin = _database(system)
+    with psycopg.connect(admin, autocommit=True) as conn:
+        conn.execute(f"CREATE DATABASE {name}_backup TEMPLATE {name}".encode())
+
+
+def restore(system: System) -> None:
+    """Put the copy in the database's place, whoever works on it."""
+    name, admin = _database(system)
+    with psycopg.connect(admin, autocommit=True) as conn:
+        conn.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+        conn.execute(f"ALTER DATABASE {name}_backup RENAME TO {name}".encode())
+
+
+def _database(system: System) -> tuple[str, str]:
+    """Return the database's name, and the address of another one on the same server."""
+    url = system.settings.database_url
+    return str(conninfo_to_dict(url)["dbname"]), make_conninfo(url, dbname="postgres")
+
+
+def delete_before(system: System, topic: str, partition: int, offset: int) -> None:
+    """Let the log of a partition begin at `offset`."""
+    admin = AdminClient(dict(system.settings.kafka))
+    place = TopicPartition(topic, partition, offset)
+    admin.delete_records([place])[place].result(10)
+
+
+def make_input_anew(system: System) -> None:
+    """Delete the input topic and make it again."""
+    admin, topic = AdminClient(dict(system.settings.kafka)), system.settings.input_topic
+    admin.delete_topics([topic])[topic].result()
+
+    def made() -> bool:
+        return admin.create_topics([NewTopic(topic, PARTITIONS, 1)])[topic].exception() is None
+
+    eventually(made)
+    eventually(lambda: has_leaders(system))
