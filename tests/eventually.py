@@ -25,5 +25,6 @@ def eventually(check: Callable[[], T], timeout: float = 10) -> T:
         else:
             if result:
                 return result
-            assert not late, f"after {timeout} s still {result!r}: {check.__qualname__}"
+            name = getattr(check, "__qualname__", "check")  # a partial has none
+            assert not late, f"after {timeout} s still {result!r}: {name}"
         time.sleep(POLL_S)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, cast
 from uuid import uuid4
 
 import msgspec
+import pytest
 from confluent_kafka import Message as Record
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
@@ -141,6 +142,7 @@ def check_dead_letters(system: System, bad: int) -> None:
     assert seen == {place for place, sent in source.items() if not is_command(sent.value)}
 
 
+@pytest.mark.fault(30)
 def test_every_record_becomes_a_worker_or_a_dead_letter(one_lane: System) -> None:
     fixed = [Sent(b"fixed", value, []) for value, _ in FIXED_LIST]
     bad = [*generate(), *fixed]
@@ -154,6 +156,7 @@ def test_every_record_becomes_a_worker_or_a_dead_letter(one_lane: System) -> Non
     assert scenarios == {sent.key for sent in neighbours}
 
 
+@pytest.mark.fault(30)
 def test_null_and_empty_stay_apart(one_lane: System) -> None:
     send(one_lane, [Sent(key, value, []) for key in (None, b"") for value in (None, b"")])
     carry(one_lane, 4)
@@ -181,6 +184,7 @@ def allow_huge_records(system: System) -> None:
     eventually(made)
 
 
+@pytest.mark.fault(30)
 def test_a_huge_record_is_a_dead_letter_like_any_other(one_lane: System) -> None:
     huge = Sent(b"k" * 1000, random.Random(2).randbytes(HUGE), [("h", b"x" * 100_000)])
     allow_huge_records(one_lane)

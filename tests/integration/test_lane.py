@@ -126,6 +126,7 @@ def test_headers_keys_and_tombstones_arrive_as_they_were(one_lane: System) -> No
     assert found == {(m.key, m.value, tuple(m.headers)) for m in messages}
 
 
+@pytest.mark.fault(19)
 def test_a_record_too_large_for_its_topic_is_parked_alone(one_lane: System) -> None:
     limit_messages(one_lane, 2000)
     topic = one_lane.settings.output_topic
@@ -144,6 +145,7 @@ def test_a_record_too_large_for_its_topic_is_parked_alone(one_lane: System) -> N
     assert all("too large" in reason for _, reason in parked)
 
 
+@pytest.mark.fault(19)
 def test_a_batch_too_large_for_its_topic_goes_out_row_by_row(one_lane: System) -> None:
     limit_messages(one_lane, 2000)
     one_lane.accept(40)  # each alone is small enough

@@ -23,6 +23,7 @@ def lanes_of(relay: Running) -> int:
     return int(found[0])
 
 
+@pytest.mark.fault(21)
 @pytest.mark.parametrize(("relays", "shares"), [(2, [2, 2]), (3, [1, 1, 2]), (5, [0, 1, 1, 1, 1])])
 def test_relays_share_the_lanes_fairly(system: System, relays: int, shares: list[int]) -> None:
     running = [system.start("relay") for _ in range(relays)]
@@ -34,6 +35,7 @@ def test_relays_share_the_lanes_fairly(system: System, relays: int, shares: list
     assert system.query("SELECT sum(epoch) FROM outbox_lane") == epochs  # nobody fences anybody
 
 
+@pytest.mark.fault(21)
 def test_a_relay_that_joins_gets_its_share_and_one_that_leaves_gives_it_back(system: System) -> None:
     first = system.start("relay")
     eventually(lambda: lanes_of(first) == LANES)
@@ -56,6 +58,7 @@ def test_the_lanes_of_a_killed_relay_are_taken_over_within_two_seconds(system: S
     system.check_exactly_once(40)
 
 
+@pytest.mark.fault(20)
 def test_a_frozen_relay_loses_its_lanes_by_itself(one_lane: System) -> None:
     zombie = one_lane.start("relay", crash_at="relay.published:2:freeze")
     one_lane.accept(3)
@@ -68,6 +71,7 @@ def test_a_frozen_relay_loses_its_lanes_by_itself(one_lane: System) -> None:
     one_lane.check_exactly_once(6)
 
 
+@pytest.mark.fault(20)
 @pytest.mark.parametrize(
     "point",
     [
@@ -120,6 +124,7 @@ def test_relays_started_and_killed_at_random_lose_and_double_nothing(system: Sys
     system.check_exactly_once(900)
 
 
+@pytest.mark.fault(12)
 def test_a_terminated_backend_is_an_unknown_outcome_that_is_found_out(system: System) -> None:
     system.start("relay", BATCH_SIZE="5")
     for _ in range(10):

@@ -1,0 +1,10 @@
+"""The relay that commits its markers again every so many seconds: the first argument."""
+
+import sys
+
+from orchestrator.__main__ import main
+from outbox import lane
+
+if __name__ == "__main__":
+    lane.MARKER_REFRESH_S = float(sys.argv[1])
+    main(["relay"])

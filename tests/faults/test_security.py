@@ -1,0 +1,270 @@
+"""Passwords, rights and certificates that stop working: said clearly, without secrets, waited for."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import pytest
+from confluent_kafka.admin import (  # type: ignore[attr-defined]
+    AclOperation,
+    ResourcePatternType,
+    ResourceType,
+)
+from psycopg.conninfo import make_conninfo
+
+from orchestrator.embedded import EmbeddedPostgres, Servers
+from tests.acceptance.test_secrets import answers, check, secret
+from tests.eventually import eventually
+from tests.faults.kafka_servers import stream
+from tests.faults.postgres_servers import installed, own_postgres, run
+from tests.faults.secured_kafka import SCRAM, Right, SecuredKafka, secured_kafka
+from tests.own_servers import BACK_S, answer, wait_ready
+from tests.system import Running, System, end_sessions
+
+USER = "vap"
+
+
+@dataclass
+class Secured:
+    """An installation whose processes must log in to Kafka."""
+
+    system: System
+    kafka: SecuredKafka
+    password: str = field(default_factory=secret)
+    environ: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.kafka.set_password(USER, self.password)
+        self.kafka.grant(USER, *rights(self.system).values())
+        self.environ = {
+            "KAFKA_BOOTSTRAP_SERVERS": self.kafka.sasl,
+            "KAFKA_CONFIG_SECURITY_PROTOCOL": "SASL_PLAINTEXT",
+            "KAFKA_CONFIG_SASL_MECHANISM": SCRAM,
+            "KAFKA_CONFIG_SASL_USERNAME": USER,
+            "KAFKA_CONFIG_SASL_PASSWORD": self.password,
+        }
+
+    def use_tls(self, trusted: str) -> None:
+        """Let the processes come through TLS and trust these certificates."""
+        authorities = self.kafka.keys / "trusted.pem"
+        authorities.write_text(trusted)
+        self.environ |= {
+            "KAFKA_BOOTSTRAP_SERVERS": self.kafka.tls,
+            "KAFKA_CONFIG_SECURITY_PROTOCOL": "SASL_SSL",
+            "KAFKA_CONFIG_SSL_CA_LOCATION": str(authorities),
+        }
+
+    def start(self) -> dict[str, Running]:
+        """Start both processes."""
+        return {name: self.system.start(name, **self.environ) for name in ("consumer", "relay")}
+
+
+READ, WRITE = AclOperation.READ, AclOperation.WRITE
+TOPIC, GROUP = ResourceType.TOPIC, ResourceType.GROUP
+
+
+def rights(system: System) -> dict[str, Right]:
+    """Return all that the README says the processes need."""
+    settings = system.settings
+    ((identity,),) = system.query("SELECT identity FROM outbox_identity")
+    ids = f"outbox-{identity}-"
+    return {
+        "Read input": Right(READ, TOPIC, settings.input_topic),
+        "Read group": Right(READ, GROUP, settings.consumer_group),
+        "Write output": Right(WRITE, TOPIC, settings.output_topic),
+        "Write dead letters": Right(WRITE, TOPIC, settings.dead_letter_topic),
+        "Read progress": Right(READ, TOPIC, settings.progress_topic),
+        "Read markers": Right(READ, GROUP, f"outbox-{identity}"),
+        "Write ids": Right(WRITE, ResourceType.TRANSACTIONAL_ID, ids, ResourcePatternType.PREFIXED),
+    }
+
+
+@pytest.fixture(scope="module")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecuredKafka]:
+    with secured_kafka(tmp_path_factory.mktemp("keys")) as kafka:
+        yield kafka
+
+
+@pytest.fixture
+def own(broker: SecuredKafka, servers: Servers, tmp_path: Path) -> Iterator[Secured]:
+    on = Servers(servers.database_url, broker.kafka.bootstrap_servers)
+    with installed(on, tmp_path) as system:
+        yield Secured(system, broker)
+
+
+def wait_for_complaint(process: Running, text: str, *, on: str = "/readyz") -> None:
+    """Wait until a process is alive, unready, and says why, on /readyz (or in its log)."""
+    said: Callable[[], str] = process.log.read_text if on == "log" else partial(process.get, on)
+    eventually(lambda: answer(process, "readyz") == 503 and text.lower() in said().lower(), BACK_S)
+    assert answer(process, "livez") == 200
+    assert text.lower() in process.log.read_text().lower()
+
+
+def check_end(processes: dict[str, Running]) -> None:
+    """See that all work, stop them, and look for secrets in all that they said."""
+    wait_ready(*processes.values())
+    said = [answers(process) for process in processes.values()]
+    for process in processes.values():
+        process.stop()
+    check(*said, *(process.log.read_text() for process in processes.values()))
+
+
+# ---- Kafka ----------------------------------------------------------------------------------------
+
+REFUSED = "authentication failed"
+UNVERIFIED = "certificate could not be verified"
+
+
+@pytest.mark.fault(31)
+def test_a_kafka_password_that_is_changed_at_work_is_complained_of_and_waited_for(own: Secured) -> None:
+    processes = own.start()
+    with stream(own.system, rate=50) as commands:
+        commands.wait_for_progress()
+        own.kafka.set_password(USER, "another")
+        wait_for_complaint(processes["relay"], REFUSED)
+        wait_for_complaint(processes["consumer"], REFUSED, on="log")
+        own.kafka.set_password(USER, own.password)
+        commands.wait_for_progress()
+    commands.check()
+    check_end(processes)
+
+
+WHO = {
+    "Read input": ("consumer", "Topic authorization failed"),
+    "Read group": ("consumer", "Group authorization failed"),
+    "Write output": ("relay", "Topic authorization failed"),
+    "Write dead letters": ("relay", "Topic authorization failed"),
+    "Read progress": ("relay", "Topic authorization failed"),
+    "Read markers": ("relay", "Group authorization failed"),
+    "Write ids": ("relay", "Transactional Id authorization failed"),
+}
+QUICK = {"Read input", "Write output"}
+
+
+@pytest.mark.fault(31)
+@pytest.mark.parametrize(
+    "right", [pytest.param(r, marks=[] if r in QUICK else pytest.mark.slow) for r in WHO]
+)
+def test_a_right_that_is_revoked_at_work_is_named_and_waited_for(own: Secured, right: str) -> None:
+    processes, taken = own.start(), rights(own.system)[right]
+    name, complaint = WHO[right]
+    with stream(own.system, rate=50) as commands:
+        commands.wait_for_progress()
+        own.kafka.revoke(USER, taken)
+        wait_for_complaint(processes[name], complaint)
+        own.kafka.grant(USER, taken)
+        commands.wait_for_progress()
+    commands.check()
+    assert own.system.query("SELECT count(*) FROM outbox_parked") == [(0,)]
+    check_end(processes)
+
+
+@pytest.mark.fault(31)
+def test_a_broker_whose_certificate_has_expired_is_waited_for(own: Secured) -> None:
+    both = [(own.kafka.keys / f"{name}.pem").read_text() for name in ("good", "expired")]
+    own.use_tls("".join(both))
+    own.kafka.show_certificate("expired")
+    processes = own.start()
+    own.system.submit(20)
+    wait_for_complaint(processes["relay"], UNVERIFIED)
+    wait_for_complaint(processes["consumer"], UNVERIFIED, on="log")
+    own.kafka.show_certificate("good")
+    own.system.check_exactly_once(20)
+    check_end(processes)
+
+
+@pytest.mark.fault(31)
+def test_a_broker_that_no_authority_of_ours_vouches_for_is_told_nothing(own: Secured) -> None:
+    own.use_tls((own.kafka.keys / "expired.pem").read_text())
+    processes = own.start()
+    own.system.submit(20)
+    wait_for_complaint(processes["relay"], UNVERIFIED)
+    wait_for_complaint(processes["consumer"], UNVERIFIED, on="log")
+    for process in processes.values():
+        process.stop()
+    check(*(process.log.read_text() for process in processes.values()))
+    own.use_tls((own.kafka.keys / "good.pem").read_text())  # it is read at the start only
+    processes = own.start()
+    own.system.check_exactly_once(20)
+    check_end(processes)
+
+
+# ---- Postgres -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[EmbeddedPostgres]:
+    with own_postgres() as running:
+        yield running
+
+
+@pytest.fixture
+def guarded(
+    postgres: EmbeddedPostgres, servers: Servers, tmp_path: Path
+) -> Iterator[tuple[System, dict[str, str], str]]:
+    """An installation whose processes log in to Postgres as `vap`; its environment; the password."""
+    password = secret()
+    with installed(Servers(postgres.url, servers.bootstrap_servers), tmp_path) as system:
+        run(postgres, f"CREATE ROLE {USER} LOGIN PASSWORD '{password}'")
+        for objects in ("TABLES", "SEQUENCES"):
+            system.query(f"GRANT ALL ON ALL {objects} IN SCHEMA public TO {USER}")
+        ask_for_passwords(postgres)
+        url = make_conninfo(system.environ["DATABASE_URL"], user=USER, password=password)
+        yield system, {"DATABASE_URL": url}, password
+    run(postgres, f"DROP ROLE {USER}")
+
+
+def ask_for_passwords(postgres: EmbeddedPostgres) -> None:
+    """Let the server ask this user for one, and trust all others."""
+    access = postgres.data / "pg_hba.conf"
+    rule = f"host all {USER} 127.0.0.1/32 scram-sha-256\n"
+    text = access.read_text()
+    if not text.startswith(rule):
+        access.write_text(rule + text)
+    run(postgres, "SELECT pg_reload_conf()")
+
+
+REVOKED = {
+    "password": (
+        f"ALTER ROLE {USER} PASSWORD 'another'",
+        f"ALTER ROLE {USER} PASSWORD '{{password}}'",
+        {"consumer": "password authentication failed", "relay": "password authentication failed"},
+    ),
+    "login": (
+        f"ALTER ROLE {USER} NOLOGIN",
+        f"ALTER ROLE {USER} LOGIN",
+        {"consumer": "is not permitted to log in", "relay": "is not permitted to log in"},
+    ),
+    "workers": (
+        f"REVOKE INSERT, UPDATE ON workers FROM {USER}",
+        f"GRANT INSERT, UPDATE ON workers TO {USER}",
+        {"consumer": "permission denied for table workers"},
+    ),
+    "lanes": (
+        f"REVOKE UPDATE ON outbox_lane FROM {USER}",
+        f"GRANT UPDATE ON outbox_lane TO {USER}",
+        {"relay": "permission denied for table outbox_lane"},
+    ),
+}
+
+
+@pytest.mark.fault(31)
+@pytest.mark.parametrize("what", REVOKED)
+def test_what_postgres_no_longer_allows_is_named_and_waited_for(
+    guarded: tuple[System, dict[str, str], str], what: str
+) -> None:
+    system, environ, password = guarded
+    revoke, restore, complaints = REVOKED[what]
+    processes = {name: system.start(name, **environ) for name in ("consumer", "relay")}
+    with stream(system, rate=50) as commands:
+        commands.wait_for_progress()
+        system.query(revoke)
+        if what in {"password", "login"}:  # which open sessions never notice
+            end_sessions(system, "o%")
+        for name, complaint in complaints.items():
+            wait_for_complaint(processes[name], complaint)
+        system.query(restore.format(password=password))
+        commands.wait_for_progress()
+    commands.check()
+    check_end(processes)

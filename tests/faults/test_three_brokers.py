@@ -1,0 +1,195 @@
+"""Three brokers, three replicas, two in sync: any one may go, whatever it was to us."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+from confluent_kafka import TopicCollection
+from confluent_kafka.admin import AdminClient
+
+from orchestrator.embedded import EmbeddedKafka, Servers
+from orchestrator.embedded.server import HOST, free_port
+from orchestrator.setup import set_up
+from outbox.publisher import progress_group
+from tests.bare import bare_system
+from tests.containers import TEST_KAFKA_VERSION
+from tests.eventually import eventually
+from tests.faults.kafka_servers import stream
+from tests.own_servers import wait_ready
+from tests.servers import server_directory
+from tests.system import LANES, System, topics_of
+
+NODES = (1, 2, 3)
+RESUME_S = 60  # three Javas on a small machine
+INTERNAL = ("__consumer_offsets", "__transaction_state")
+
+SAFE = {
+    "default.replication.factor": "3",
+    "min.insync.replicas": "2",
+    "offsets.topic.replication.factor": "3",
+    "transaction.state.log.replication.factor": "3",
+    "transaction.state.log.min.isr": "2",
+    # A killed node is noticed after 2 s; as soon, a busy one that lives would be taken for dead.
+    "broker.session.timeout.ms": "4000",
+}
+
+
+class Node(EmbeddedKafka):
+    """One of three nodes, each broker and controller."""
+
+    def __init__(self, directory: Path, node: int, controllers: dict[int, int]) -> None:
+        self.node = node
+        port = free_port()
+        addresses = f"PLAINTEXT://{HOST}:{port},CONTROLLER://{HOST}:{controllers[node]}"
+        voters = [f"{number}@{HOST}:{where}" for number, where in controllers.items()]
+        own = {
+            "node.id": str(node),
+            "listeners": addresses,
+            "controller.quorum.voters": ",".join(voters),
+        }
+        super().__init__(directory, port, TEST_KAFKA_VERSION, SAFE | own)
+
+    def _prepare(self) -> None:
+        """Give all nodes, each formatted by itself, the name of one cluster."""
+        super()._prepare()
+        properties = self.data / "meta.properties"
+        lines = properties.read_text().splitlines()
+        renamed = [CLUSTER if line.startswith("cluster.id=") else line for line in lines]
+        properties.write_text("\n".join(renamed) + "\n")
+
+
+CLUSTER = "cluster.id=T3dnbmVyT2ZUaHJlZU5vZA"
+
+
+@dataclass
+class Cluster:
+    """The three brokers."""
+
+    nodes: dict[int, Node]
+
+    def __post_init__(self) -> None:
+        self.admin = AdminClient({"bootstrap.servers": self.bootstrap_servers, "log_level": 0})
+
+    @property
+    def bootstrap_servers(self) -> str:
+        """All three addresses."""
+        return ",".join(node.bootstrap_servers for node in self.nodes.values())
+
+    def is_whole(self, *topics: str) -> bool:
+        """Say whether every replica of these topics is in sync."""
+        found = self.admin.describe_topics(TopicCollection([*INTERNAL, *topics]), request_timeout=5)
+        partitions = [one for future in found.values() for one in future.result(10).partitions]
+        return all(len(partition.isr) == len(NODES) for partition in partitions)
+
+    def leader(self, topic: str, partition: int) -> int:
+        """Return the node that leads a partition."""
+        found = self.admin.describe_topics(TopicCollection([topic]), request_timeout=5)
+        return int(found[topic].result(10).partitions[partition].leader.id)
+
+    def coordinator(self, topic: str, name: str) -> int:
+        """Return the node that coordinates a group or a transactional id, by its internal topic."""
+        found = self.admin.describe_topics(TopicCollection([topic]), request_timeout=5)
+        partitions = found[topic].result(10).partitions
+        return int(partitions[java_hash(name) % len(partitions)].leader.id)
+
+
+def java_hash(text: str) -> int:
+    """Return String.hashCode() as Kafka uses it, without the sign."""
+    number = 0
+    for character in text:
+        number = (31 * number + ord(character)) & 0xFFFF_FFFF
+    return number & 0x7FFF_FFFF
+
+
+@contextmanager
+def three_brokers() -> Iterator[Cluster]:
+    with server_directory() as directory, ExitStack() as ending:
+        controllers = {node: free_port() for node in NODES}
+        nodes = {node: Node(directory / f"node{node}", node, controllers) for node in NODES}
+        for node in nodes.values():
+            ending.callback(node.kill)
+            node.launch()
+        for node in nodes.values():
+            node.wait_until_ready()
+        yield Cluster(nodes)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with three_brokers() as running:
+        yield running
+
+
+@pytest.fixture
+def own(cluster: Cluster, servers: Servers, tmp_path: Path) -> Iterator[System]:
+    """An installation on three brokers, all of which run."""
+    for node in cluster.nodes.values():
+        node.start()
+    on = Servers(servers.database_url, cluster.bootstrap_servers)
+    with bare_system(on, tmp_path) as system:
+        set_up(system.settings)
+        yield system
+
+
+def identity_of(system: System) -> UUID:
+    ((identity,),) = system.query("SELECT identity FROM outbox_identity")
+    return UUID(str(identity))
+
+
+ROLES: dict[str, Callable[[Cluster, System], int]] = {
+    "transaction coordinator": lambda cluster, system: cluster.coordinator(
+        "__transaction_state", f"outbox-{identity_of(system)}-0"
+    ),
+    "leader of the output": lambda cluster, system: cluster.leader(system.settings.output_topic, 0),
+    "leader of the input": lambda cluster, system: cluster.leader(system.settings.input_topic, 0),
+    "coordinator of the markers": lambda cluster, system: cluster.coordinator(
+        "__consumer_offsets", progress_group(identity_of(system))
+    ),
+    "coordinator of the consumers": lambda cluster, system: cluster.coordinator(
+        "__consumer_offsets", system.settings.consumer_group
+    ),
+}
+
+
+@pytest.mark.fault(36)
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("role", ROLES)
+def test_one_of_three_brokers_is_killed_under_load(own: System, cluster: Cluster, role: str) -> None:
+    processes = own.start("consumer"), own.start("relay")
+    with stream(own) as commands:
+        commands.wait_for_progress(RESUME_S)
+        eventually(lambda: cluster.is_whole(*topics_of(own)), RESUME_S)
+        victim = cluster.nodes[ROLES[role](cluster, own)]
+        victim.kill()
+        commands.wait_for_progress(RESUME_S)  # while it is away
+        victim.start()
+        commands.wait_for_progress(RESUME_S)
+        eventually(lambda: cluster.is_whole(*topics_of(own)), RESUME_S)
+    commands.check(RESUME_S)
+    wait_ready(*processes)
+    for process in processes:
+        process.stop()
+
+
+@pytest.mark.fault(36)
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_rolling_restart_under_load_loses_and_doubles_nothing(own: System, cluster: Cluster) -> None:
+    processes = own.start("consumer"), own.start("relay")
+    with stream(own) as commands:
+        commands.wait_for_progress(RESUME_S)
+        for node in cluster.nodes.values():
+            eventually(lambda: cluster.is_whole(*topics_of(own)), RESUME_S)
+            node.stop()
+            commands.wait_for_progress(RESUME_S)
+            node.start()
+        commands.wait_for_progress(RESUME_S)
+    commands.check(RESUME_S)
+    assert own.query("SELECT count(*) FROM outbox_lane") == [(LANES,)]
+    wait_ready(*processes)
+    for process in processes:
+        process.stop()
