@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SUPPLY := $(VENV)/supply
 .DEFAULT_GOAL := help
-.PHONY: help install run demo image up down test guards faults chaos check format lock sbom audit-deps ci clean
+.PHONY: help install run demo image up down test guards model faults chaos check format lock sbom audit-deps ci clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -44,6 +44,9 @@ test: install ## all tests on real servers (TEST_BACKEND=docker|embedded forces 
 
 guards: install ## take the protocol's guards out one by one and see the tests fail
 	$(BIN)/python -m tests.guards
+
+model: install ## check the formal model of the relay's protocol, and each guard's removal (BOUND=small: under a minute)
+	$(BIN)/python -m tests.model $(BOUND:%=--%)
 
 faults: install ## every row of the fault matrix, slow ones too, then the guards; prints the matrix
 	@$(BIN)/python -m pytest --faults; faults=$$?; $(BIN)/python -m tests.guards && exit $$faults
