@@ -1,8 +1,9 @@
 """Who works which lane: session advisory locks, and each relay's fair share of the lanes.
 
 The lock is for liveness: Postgres frees it at once when its holder dies, so another relay can go on.
-Safety rests on outbox_lane.epoch alone. All keys live under a class of the outbox's identity, so two
-outboxes in one database do not meet.
+Safety does not rest on it: outbox_lane.epoch holds even where a lock is lost while its session lives,
+as behind a pooler. All keys live under a class of the outbox's identity, so two outboxes in one
+database do not meet.
 """
 
 from contextlib import closing
