@@ -17,7 +17,6 @@ from uuid import UUID
 import psycopg
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka import Message as Record
-from confluent_kafka.admin import AdminClient
 
 from orchestrator import offsets, topics, workers
 from orchestrator.messages import CommandParser, DeployOrder, Rejected, dead_letter, deploy_order
@@ -85,7 +84,7 @@ class ConsumerSession:
         self._metrics = metrics
         self._parser = CommandParser(settings.max_message_bytes, settings.camera_url_schemes)
         self._lanes = count_lanes(conn)
-        self._admin = AdminClient(dict(settings.kafka), logger=logging.getLogger("librdkafka"))
+        self._admin = topics.Admin(settings.kafka)
         self._topic = topics.TopicWatch(self._admin, settings.input_topic)
         self._positions: dict[int, Position] = {}
         self.paused: dict[int, str] = {}  # partitions that wait for a person, and why

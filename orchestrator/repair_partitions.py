@@ -171,7 +171,7 @@ def move(repair: Repair, admin: AdminClient, planned: Plan) -> None:
             {"topic_id": found.topic_id, "next_offset": planned.following},
             {"gone": planned.gone, "skipped": planned.skipped, "again": planned.again},
         )
+    when = "with its next record" if planned.reason == BY_HAND else "within 10 s"
     repair.say(
-        f"partition {partition}: goes on at offset {planned.following}; a running consumer sees it"
-        " within 10 s"
+        f"partition {partition}: goes on at {planned.following}; a running consumer sees it {when}"
     )

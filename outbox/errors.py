@@ -64,14 +64,13 @@ TRANSACTION_AGAIN = (
     psycopg.errors.LockNotAvailable,
 )
 
-# Kafka's errors that are about one record. RECORD_LIST_TOO_LARGE is about a batch of the protocol:
-# a record sent alone gets a verdict of its own.
+# Kafka's errors that are about one record. RECORD_LIST_TOO_LARGE is about a batch of the protocol: a
+# record sent alone gets a verdict of its own. Not INVALID_TIMESTAMP: the time is that of our clock.
 RECORD_ERRORS = frozenset(
     {
         KafkaError.MSG_SIZE_TOO_LARGE,
         KafkaError.RECORD_LIST_TOO_LARGE,
         KafkaError.INVALID_MSG_SIZE,
-        KafkaError.INVALID_TIMESTAMP,
         KafkaError.INVALID_RECORD,
         KafkaError.POLICY_VIOLATION,
     }

@@ -160,7 +160,7 @@ class Publisher:
             producer.begin_transaction()
             self._produce(producer, rows)
             self._flush(producer)
-        except (KafkaException, BufferError) as error:
+        except (KafkaException, BufferError, SystemError) as error:
             self._raise_failure(error)
         reached("relay.produced")
         self._mark(producer, seq)
@@ -171,9 +171,15 @@ class Publisher:
         reached("relay.published")
 
     def serve(self) -> None:
-        """Take in what the producer has to say while nothing is published: a lost connection."""
+        """Take in what the producer has to say while nothing is published: a lost connection.
+
+        Raises InDoubt for a fatal error.
+        """
         if self._producer is not None:
-            self._producer.poll(0)
+            try:
+                self._producer.poll(0)
+            except (KafkaException, SystemError) as error:
+                raise InDoubt(str(fault_of(error) or error)) from error
 
     def discard(self) -> None:
         """Throw the producer away without waiting for Kafka; nothing more of it is trusted."""
@@ -225,8 +231,8 @@ class Publisher:
 
     def _raise_failure(self, error: Exception) -> NoReturn:
         """Tell a record's own fault from trouble: the first report that names one decides."""
-        raised = [error.args[0]] if isinstance(error, KafkaException) else []
-        reports = [*self._failures, *raised]
+        fault = fault_of(error)
+        reports = [*self._failures, *([fault] if fault else [])]
         for report in reports:
             if report.code() in RECORD_ERRORS:
                 raise RecordRefused(report.str()) from error
@@ -241,6 +247,8 @@ class Publisher:
             except KafkaException as raised:
                 if not _may_repeat(raised.args[0]) or time.monotonic() > limit:
                     raise InDoubt(raised.args[0].str()) from raised
+            except SystemError as raised:
+                raise InDoubt(str(fault_of(raised) or raised)) from raised
             self._tick()
             time.sleep(RETRY_PAUSE_S)
 
@@ -255,6 +263,12 @@ class Publisher:
         then; a broker that closes idle connections is no trouble.
         """
         self.disturbed |= self._publishing or level >= logging.INFO
+
+
+def fault_of(error: Exception) -> KafkaError | None:
+    """Return what Kafka said; the client wraps a fatal error that meets a call of its logger."""
+    named = error.__cause__ if isinstance(error, SystemError) else error
+    return named.args[0] if isinstance(named, KafkaException) else None
 
 
 def _may_repeat(error: KafkaError) -> bool:

@@ -88,9 +88,9 @@ class Outcomes:
                 verdict = f"holds ({passed})"
             else:
                 verdict = "not run"
-            if row in DOES_NOT_HOLD and not failed:
+            if row in DOES_NOT_HOLD and outcomes and not failed:
                 verdict = "DOES NOT HOLD"
-            reason = DOES_NOT_HOLD.get(row) or (None if passed else NOT_RUN.get(row))
+            reason = None if passed else DOES_NOT_HOLD.get(row) or NOT_RUN.get(row)
             why = f" [{reason}]" if reason else ""
             yield f"{row:>3}  {verdict:<16} {text}{why}"
             yield from (f"     {test}" for test in failed)

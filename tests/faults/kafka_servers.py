@@ -18,7 +18,7 @@ from tests.own_servers import BACK_S, answer, pause, wake
 from tests.servers import server_directory
 from tests.system import Running, System
 
-SCENARIOS = 16  # of a stream: enough for all lanes and partitions
+SCENARIOS = 100  # of a stream: every lane and partition gets some
 FLUSH_S = 120  # the client repeats a request that a frozen broker swallowed after 60 s
 BAD_EVERY = 50  # a record that is no command, after so many that are
 

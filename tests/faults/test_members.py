@@ -114,8 +114,14 @@ def test_a_consumer_frozen_beyond_its_session_writes_nothing_and_joins_again(sys
 
 
 @pytest.mark.fault(23)
-@pytest.mark.parametrize("seconds", [10, pytest.param(60, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("end", [Running.stop, Running.kill], ids=["stopped", "killed"])
+@pytest.mark.parametrize(
+    ("end", "seconds"),
+    [
+        pytest.param(Running.stop, 10, id="stopped"),
+        pytest.param(Running.stop, 60, id="stopped for long", marks=pytest.mark.slow),
+        pytest.param(Running.kill, 60, id="killed", marks=pytest.mark.slow),
+    ],
+)
 def test_in_a_rebalance_storm_work_goes_on(
     system: System, seconds: int, end: Callable[[Running], None]
 ) -> None:

@@ -115,6 +115,17 @@ def test_a_database_restored_to_a_moment_of_full_work_is_repaired(
 # ---- row 28: Kafka loses the marker ---------------------------------------------------------------
 
 
+def die_in_full_work(system: System) -> None:
+    """Send 1000 commands; let a relay die with a batch published, when each lane has had some."""
+    relay = system.start("relay", BATCH_SIZE="20")
+    system.submit(500)
+    eventually(lambda: system.query("SELECT min(seq) > 2 FROM outbox_lane") == [(True,)], RESUME_S)
+    relay.stop()
+    dying = system.start("relay", crash_at="relay.published:5", BATCH_SIZE="20")
+    system.submit(500)
+    dying.wait_killed()
+
+
 def lose_the_markers_by(system: System, how: str) -> str:
     """Delete the markers or write others in their place; return what the relay must say."""
     if how == "deleted":
@@ -129,9 +140,7 @@ def lose_the_markers_by(system: System, how: str) -> str:
 @pytest.mark.parametrize("how", ["deleted", "foreign, ahead", "foreign, behind"])
 def test_lanes_whose_markers_are_lost_in_full_work_are_repaired(system: System, how: str) -> None:
     consumer = system.start("consumer")
-    dying = system.start("relay", crash_at="relay.published:15", BATCH_SIZE="20")
-    system.submit(1000)
-    dying.wait_killed()
+    die_in_full_work(system)
     reason = lose_the_markers_by(system, how)
     relay = system.start("relay")
     wait_refused(relay, reason)
@@ -167,9 +176,7 @@ def test_lanes_whose_markers_expired_while_no_relay_ran_are_repaired(
         installed(Servers(servers.database_url, kafka.bootstrap_servers), tmp_path) as system,
     ):
         consumer = system.start("consumer")
-        dying = system.start("relay", crash_at="relay.published:15", BATCH_SIZE="20")
-        system.submit(1000)
-        dying.wait_killed()
+        die_in_full_work(system)
         with system.lane(0) as lane:
             eventually(lambda: lane.markers.read(0, 5) is None, 120)
         relay = system.start("relay")
