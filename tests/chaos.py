@@ -4,9 +4,9 @@
     python -m tests.chaos --seed 7            the same choices again (the machine's timing is its own)
     python -m tests.chaos --scenarios 5000 --kills 20
 
-Two consumers and three relays are killed, frozen, stopped, cut off; the broker and Postgres are killed,
-frozen and restarted. When the faults end, everything must be deployed within 30 s. Exit code 1, and a
-report in build/, if a record was lost, doubled or out of order.
+Two consumers and three relays are killed, frozen, stopped, cut off at a message; the broker and
+Postgres are killed, frozen and restarted. When the faults end, everything must be deployed within 30 s.
+Exit code 1, and a report in build/, if a record was lost, doubled or out of order.
 """
 
 import argparse
@@ -33,11 +33,15 @@ from confluent_kafka import Message as Record
 from confluent_kafka import Producer
 
 from orchestrator.demo import count_swapped
+from orchestrator.embedded.server import HOST
 from orchestrator.messages import Command, DeployOrder
 from orchestrator.reading import open_reader
 from tests.eventually import eventually
+from tests.faults.wired import postgres_proxied
 from tests.own_servers import Work, own_servers, pause, wake
+from tests.proxy import Rule, cut_after, cut_before, delay, proxy
 from tests.system import Running, System, end_sessions
+from tests.wire import KafkaConversation
 
 REPORTS = Path("build")
 PROCESSES = 5  # two consumers, three relays
@@ -102,11 +106,25 @@ class Chaos:
     sent: int = 0
     _processes: list[Running] = field(default_factory=list)
     _frozen: list[tuple[float, Running]] = field(default_factory=list)
+    _rules: list[Rule] = field(default_factory=list)  # of both proxies
+    _through: dict[str, str] = field(default_factory=dict)  # the addresses that lead through them
 
     # ---- the course of it -----------------------------------------------------------------------
 
     def run(self) -> float:
         """Do it all; return the seconds from the last fault until everything was deployed."""
+        wired = self.work.wired
+        with (
+            proxy(KafkaConversation, wired.behind_proxy, self._rules, wired.proxy_port) as port,
+            postgres_proxied(self.work.system, self._rules) as database,
+        ):
+            self._through = {
+                "KAFKA_BOOTSTRAP_SERVERS": f"{HOST}:{port}",
+                "DATABASE_URL": database,
+            }
+            return self._run()
+
+    def _run(self) -> float:
         self._processes = [self._start(number) for number in range(PROCESSES)]
         with self._sending() as all_sent, self._watching():
             self._say()
@@ -123,6 +141,7 @@ class Chaos:
                     said = time.monotonic()
                     self._say()
             self._thaw(everything=True)
+            self._rules.clear()
             took_s = self._drain()
             eventually(lambda: self.watcher.read >= self.sent, DRAIN_S)
         return took_s
@@ -214,7 +233,7 @@ class Chaos:
 
     def _start(self, number: int) -> Running:
         """Start process `number`: 0 and 1 are consumers, the others relays."""
-        settings = {"BATCH_SIZE": str(self.random.choice([7, 50, 300]))}
+        settings = self._through | {"BATCH_SIZE": str(self.random.choice([7, 50, 300]))}
         if number > 1:
             return self.work.system.start("relay", **settings)
         if self.random.random() < 0.7:
@@ -254,6 +273,12 @@ class Chaos:
         """Terminate the sessions of the consumers or of the relays on Postgres."""
         end_sessions(self.work.system, "% consumer" if number < 2 else "outbox %")
 
+    def disturb(self, _number: int) -> None:
+        """Cut or delay a connection at the next message of some name."""
+        self._rules[:] = [rule for rule in self._rules if not rule.done.is_set()]
+        act = self.random.choice([cut_before, cut_after, delay(0.5)])
+        self._rules.append(Rule(self.random.choice(MESSAGES), act))
+
     def kill_broker(self) -> None:
         """SIGKILL the broker and start it again after a while."""
         self.work.kafka.kill()
@@ -278,7 +303,17 @@ class Chaos:
         self.work.postgres.start()
 
 
-FAULTS = {Chaos.kill: 8, Chaos.freeze: 2, Chaos.stop: 2, Chaos.end_sessions: 2}  # by weight
+MESSAGES = [
+    *("COMMIT", "Produce", "Fetch", "OffsetCommit", "Heartbeat", "InitProducerId"),
+    *("AddPartitionsToTxn", "AddOffsetsToTxn", "TxnOffsetCommit", "EndTxn"),
+]
+FAULTS = {  # by weight
+    Chaos.kill: 8,
+    Chaos.freeze: 2,
+    Chaos.stop: 2,
+    Chaos.end_sessions: 2,
+    Chaos.disturb: 6,
+}
 SERVER_FAULTS = [
     Chaos.kill_broker,
     Chaos.freeze_broker,

@@ -90,6 +90,20 @@ GUARDS = [
         f"{GUARDS_TEST}::test_a_commit_answered_with_rollback_is_an_error",
     ),
     Guard(
+        "a new producer after a repeated request",
+        "outbox/publisher.py",
+        "        self.disturbed |= self._publishing or level >= logging.INFO",
+        "        del level",
+        "tests/faults/test_late_end_txn.py -k meets_a_new_producer_epoch",
+    ),
+    Guard(
+        "ownership after the fence of strict fencing",
+        "outbox/lane.py",
+        "        self._publisher.start()\n        store.check_owner(self._conn, self.lane, self._epoch)\n",
+        "        self._publisher.start()\n",
+        "tests/faults/test_late_end_txn.py -k zombie_that_fences",
+    ),
+    Guard(
         "compare-and-set of consumed offsets",
         "orchestrator/offsets.py",
         "       AND position.next_offset = move.expected\n",

@@ -13,8 +13,9 @@ import psycopg
 from orchestrator.embedded import EmbeddedKafka, EmbeddedPostgres, Servers
 from orchestrator.setup import set_up
 from tests.bare import end_all
-from tests.containers import POSTGRES_SETTINGS, TEST_KAFKA_VERSION
+from tests.containers import POSTGRES_SETTINGS
 from tests.eventually import eventually
+from tests.faults.wired import WiredKafka, wired_broker
 from tests.servers import server_directory
 from tests.system import Running, System, environ_of
 
@@ -29,6 +30,7 @@ class Work:
     kafka: EmbeddedKafka
     postgres: EmbeddedPostgres
     system: System
+    wired: WiredKafka
     sent: int = 0
 
     def send(self) -> None:
@@ -54,7 +56,7 @@ class Work:
 def own_servers(name: str) -> Iterator[Work]:
     """Run both servers while the block runs; give an installation called `name` on them."""
     with server_directory() as directory, ExitStack() as ending:
-        kafka = EmbeddedKafka(directory / "kafka", version=TEST_KAFKA_VERSION)
+        kafka, wired = wired_broker(directory / "kafka")
         postgres = EmbeddedPostgres(directory / "postgres", settings=POSTGRES_SETTINGS)
         for server in (kafka, postgres):
             ending.callback(server.kill)
@@ -68,7 +70,7 @@ def own_servers(name: str) -> Iterator[Work]:
         with psycopg.connect(postgres.url, autocommit=True) as admin:
             admin.execute(f"CREATE DATABASE test_{name}".encode())
         set_up(system.settings)
-        yield Work(kafka, postgres, system)
+        yield Work(kafka, postgres, system, wired)
 
 
 def pause(pid: int) -> None:

@@ -106,7 +106,12 @@ def proxy(
         with suppress(OSError):  # the listener is closed
             while True:
                 client, _ = listener.accept()
-                connection = Connection(client, socket.create_connection(server), protocol(), rules)
+                try:
+                    upstream = socket.create_connection(server)
+                except OSError:  # the server is away
+                    client.close()
+                    continue
+                connection = Connection(client, upstream, protocol(), rules)
                 connections.append(connection)
                 connection.start()
 

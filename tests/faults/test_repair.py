@@ -178,7 +178,8 @@ def test_lanes_whose_markers_expired_while_no_relay_ran_are_repaired(
         consumer = system.start("consumer")
         die_in_full_work(system)
         with system.lane(0) as lane:
-            eventually(lambda: lane.markers.read(0, 5) is None, 120)
+            markers = lane.markers
+            eventually(lambda: all(markers.read(n, 5) is None for n in range(LANES)), 120)
         relay = system.start("relay")
         wait_refused(relay, "marker_missing")
         assert repair(system, "lane", "all", "--yes")[0] == 0

@@ -32,9 +32,8 @@ class WiredKafka:
             yield f"{HOST}:{port}"
 
 
-@contextmanager
-def wired_kafka() -> Iterator[WiredKafka]:
-    """Run such a broker, an embedded one whatever the others are."""
+def wired_broker(directory: Path) -> tuple[EmbeddedKafka, WiredKafka]:
+    """Return such a broker, not started: an embedded one whatever the others are."""
     port, behind, front, controller = (free_port() for _ in range(4))
     listeners = {"PLAINTEXT": port, "BEHIND": behind, "CONTROLLER": controller}
     protocols = KAFKA_PROPERTIES["listener.security.protocol.map"]
@@ -44,11 +43,18 @@ def wired_kafka() -> Iterator[WiredKafka]:
         "listener.security.protocol.map": f"{protocols},BEHIND:PLAINTEXT",
         "controller.quorum.voters": f"1@{HOST}:{controller}",
     }
+    kafka = EmbeddedKafka(directory, port, TEST_KAFKA_VERSION, properties)
+    return kafka, WiredKafka(f"{HOST}:{port}", (HOST, behind), front)
+
+
+@contextmanager
+def wired_kafka() -> Iterator[WiredKafka]:
+    """Run such a broker."""
     with server_directory() as directory:
-        kafka = EmbeddedKafka(Path(directory), port, TEST_KAFKA_VERSION, properties)
+        kafka, wired = wired_broker(directory)
         kafka.start()
         try:
-            yield WiredKafka(kafka.bootstrap_servers, (HOST, behind), front)
+            yield wired
         finally:
             kafka.kill()  # quicker than an orderly stop, and nobody wants the data
 
