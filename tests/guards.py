@@ -99,8 +99,8 @@ GUARDS = [
     Guard(
         "ownership after the fence of strict fencing",
         "outbox/lane.py",
-        "        self._publisher.start()\n        store.check_owner(self._conn, self.lane, self._epoch)\n",
-        "        self._publisher.start()\n",
+        "start()\n        store.check_owner(self._conn, self.lane, self._epoch)\n",
+        "start()\n",
         "tests/faults/test_late_end_txn.py -k zombie_that_fences",
     ),
     Guard(
