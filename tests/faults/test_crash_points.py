@@ -66,18 +66,14 @@ def cases() -> Iterator[Case]:
 
 
 CASES = list(cases())
-QUICK = {
-    ("relay", Recovery.RESTARTED),
-    ("relay", Recovery.FROZEN),
-    ("consumer", Recovery.RESTARTED),
-}
+QUICK = Recovery.RESTARTED  # test_relays.py and test_ingest.py have quick zombies
 
 
 def every_case(role: str) -> Iterator[object]:
     """Yield the cases of a role with every seed; all but the quick ones with the first are slow."""
     for case in CASES:
         for seed in SEEDS if case.role == role else ():
-            quick = seed == SEEDS[0] and (role, case.recovery) in QUICK
+            quick = seed == SEEDS[0] and case.recovery is QUICK
             marks = [pytest.mark.fault(*case.rows), *([] if quick else [pytest.mark.slow])]
             name = f"{case.point}, {case.recovery}, seed {seed}"
             yield pytest.param(case, Random(seed), marks=marks, id=name)
