@@ -13,6 +13,7 @@ from psycopg.conninfo import make_conninfo
 
 from orchestrator.embedded import Servers
 from orchestrator.embedded.server import free_port
+from orchestrator.migrations import read_migrations
 from orchestrator.setup import set_up
 from tests.bare import bare_system, run_command
 from tests.eventually import eventually
@@ -75,7 +76,7 @@ def test_a_second_run_says_nothing(bare: System, caplog: pytest.LogCaptureFixtur
     caplog.set_level(logging.INFO, "orchestrator")
     set_up(bare.settings)
     said = [record.message for record in caplog.records]
-    assert said == 3 * ["migrated"] + 4 * ["topic created"]
+    assert said == len(read_migrations()) * ["migrated"] + 4 * ["topic created"]
     caplog.clear()
     set_up(bare.settings)
     assert caplog.records == []
