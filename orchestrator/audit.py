@@ -9,7 +9,6 @@ holds the topic's records in a temporary table and does the comparison, so memor
 transaction stays open while Kafka is read, so vacuum is not held up.
 """
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
@@ -18,8 +17,8 @@ from uuid import UUID
 
 import msgspec
 from confluent_kafka import Message as Record
-from confluent_kafka.admin import AdminClient
 
+from orchestrator import topics
 from orchestrator.messages import DeployOrder
 from orchestrator.reading import Progress, Span, find_spans, kept_since, read_spans, time_of
 from outbox import Connection
@@ -88,7 +87,7 @@ def audit(
     Raises SchemaMismatch, TopicMissing, KafkaException or psycopg.Error.
     """
     check_session(conn)  # temporary tables, too, are a session's
-    admin = AdminClient(dict(kafka), logger=logging.getLogger("librdkafka"))
+    admin = topics.Admin(kafka)
     (started,) = cast("tuple[datetime]", conn.execute(NOW).fetchone())  # before the marks
     earliest = None if since is None else int((since - CLOCKS).timestamp() * 1000)
     spans = find_spans(admin, topic, earliest)

@@ -5,7 +5,6 @@ its worker, a dead letter by the place and time of the record that it was. Rows 
 not ours to judge: they are named, and nothing is repaired.
 """
 
-import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -14,8 +13,8 @@ from typing import NamedTuple, TextIO, cast
 from uuid import UUID
 
 from confluent_kafka import Message as Record
-from confluent_kafka.admin import AdminClient
 
+from orchestrator import topics
 from orchestrator.audit import row_of
 from orchestrator.errors import NotRepaired
 from orchestrator.messages import headers_of
@@ -224,7 +223,7 @@ def _look_up_in(
     identify: Callable[[Record], UUID | None],
     talk: TextIO | None,
 ) -> None:
-    admin = AdminClient(dict(settings.kafka), logger=logging.getLogger("librdkafka"))
+    admin = topics.Admin(settings.kafka)
     spans = find_spans(admin, topic)
     progress = Progress(topic, spans, talk)
     oldest: dict[int, datetime] = {}

@@ -12,7 +12,6 @@ from threading import Event, Thread
 
 import psycopg
 from confluent_kafka import KafkaException
-from confluent_kafka.admin import AdminClient
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from orchestrator import topics
@@ -108,7 +107,7 @@ def lag_gauges(
     metrics: ConsumerMetrics,
 ) -> Iterator[None]:
     """Keep orchestrator_consumer_lag_messages and orchestrator_partitions_paused."""
-    admin = AdminClient(dict(settings.kafka), logger=logging.getLogger("librdkafka"))
+    admin = topics.Admin(settings.kafka)
 
     def look() -> None:
         metrics.paused.set(len(paused()))

@@ -46,7 +46,7 @@ Advance = Callable[[int], None]  # told how many offsets were passed
 
 def read_to_end(kafka: Mapping[str, str], topic: str) -> Iterator[Message]:
     """Yield every committed record of a topic, from its beginning to its end of now."""
-    admin = AdminClient(dict(kafka), logger=logging.getLogger("librdkafka"))
+    admin = topics.Admin(kafka)
     for chunk in read_spans(kafka, topic, find_spans(admin, topic)):
         yield from chunk
 

@@ -12,7 +12,6 @@ saw. In this order, therefore:
 """
 
 import json
-import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -115,7 +114,7 @@ def describe_marker(marker: int | None) -> str:
 
 def check_caught_up(settings: Settings, conn: Connection) -> None:
     """Raise NotRepaired unless all records of the input up to now are consumed."""
-    admin = AdminClient(dict(settings.kafka), logger=logging.getLogger("librdkafka"))
+    admin = topics.Admin(settings.kafka)
     partitions = [part.id for part in topics.describe(admin, settings.input_topic).partitions]
     ends = topics.read_ends(admin, settings.input_topic, partitions)
     deadline = time.monotonic() + CATCH_UP_S

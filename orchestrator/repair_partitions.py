@@ -4,7 +4,6 @@ The offset in Postgres is the only one that counts, and is moved by compare-and-
 that still works on the old one rolls back and reads on from the new one.
 """
 
-import logging
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -48,7 +47,7 @@ def repair_partitions(repair: Repair, wanted: int | None, start: int | None) -> 
     One that needs no repair is moved only if it is named and `start` is given.
     Raises NotRepaired, TopicMissing, KafkaException or psycopg.Error.
     """
-    admin = AdminClient(dict(repair.settings.kafka), logger=logging.getLogger("librdkafka"))
+    admin = topics.Admin(repair.settings.kafka)
     findings = list(find(repair, admin, wanted))
     chosen = [found for found in findings if found.fault or (wanted is not None and start is not None)]
     for found in findings:

@@ -3,8 +3,6 @@
 import logging
 from contextlib import closing
 
-from confluent_kafka.admin import AdminClient
-
 from orchestrator import topics
 from orchestrator.migrations import migrate
 from orchestrator.settings import Settings
@@ -30,7 +28,7 @@ def migrate_database(settings: Settings) -> int:
 def set_up(settings: Settings) -> None:
     """Migrate and create the missing topics. Raises psycopg.Error, KafkaException, SchemaRefused."""
     lanes = migrate_database(settings)
-    admin = AdminClient(dict(settings.kafka), logger=logging.getLogger("librdkafka"))
+    admin = topics.Admin(settings.kafka)
     others = [settings.input_topic, settings.output_topic, settings.dead_letter_topic]
     for topic in topics.create_missing(admin, settings.progress_topic, lanes, others):
         log.info("topic created", extra={"topic": topic})
