@@ -1,34 +1,19 @@
 """PgBouncer in front of Postgres: what works through it works, what cannot is refused by name."""
 
 import re
-from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
-from pathlib import Path
 
 import pytest
 
-from orchestrator.embedded import EmbeddedPostgres, Servers
+from orchestrator.embedded import EmbeddedPostgres
 from outbox.lanes import SessionShared, join, survey
 from outbox.store import read_identity
 from tests.eventually import eventually
-from tests.faults.postgres_servers import installed, own_postgres, pooler
+from tests.faults.postgres_servers import pooler
 from tests.system import Running, System
 
 pytestmark = pytest.mark.fault(33)
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[EmbeddedPostgres]:
-    with own_postgres() as running:
-        yield running
-
-
-@pytest.fixture
-def own(postgres: EmbeddedPostgres, servers: Servers, tmp_path: Path) -> Iterator[System]:
-    """An installation on a Postgres of this module's own."""
-    with installed(Servers(postgres.url, servers.bootstrap_servers), tmp_path) as system:
-        yield system
 
 
 def counted(consumer: Running, result: str) -> float:

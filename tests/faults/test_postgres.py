@@ -32,12 +32,6 @@ RESUME_S = 30  # back-off, a dead member's session
 CONSUMER, LANE = "orchestrator consumer", "outbox lane 0"
 
 
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[EmbeddedPostgres]:
-    with own_postgres() as running:
-        yield running
-
-
 @pytest.fixture
 def own(postgres: EmbeddedPostgres, servers: Servers, tmp_path: Path) -> Iterator[System]:
     """An installation with one lane, on a Postgres of this module's own."""

@@ -58,13 +58,6 @@ def postgres() -> Iterator[EmbeddedPostgres]:
         yield running
 
 
-@pytest.fixture
-def own(postgres: EmbeddedPostgres, servers: Servers, tmp_path: Path) -> Iterator[System]:
-    """An installation on a Postgres of its own."""
-    with installed(Servers(postgres.url, servers.bootstrap_servers), tmp_path) as system:
-        yield system
-
-
 def copy(data: Path, to: Path) -> None:
     """Copy a data directory; cp keeps the owner, without whom Postgres does not start."""
     subprocess.run([str(shutil.which("cp")), "-a", str(data), str(to)], check=True)

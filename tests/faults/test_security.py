@@ -16,7 +16,7 @@ from orchestrator.embedded import EmbeddedPostgres, Servers
 from tests.acceptance.test_secrets import answers, check, secret
 from tests.eventually import eventually
 from tests.faults.kafka_servers import stream
-from tests.faults.postgres_servers import installed, own_postgres, run
+from tests.faults.postgres_servers import installed, run
 from tests.faults.secured_kafka import SCRAM, Right, SecuredKafka, secured_kafka
 from tests.own_servers import BACK_S, answer, wait_ready
 from tests.system import Running, System, end_sessions
@@ -192,12 +192,6 @@ def test_a_broker_that_no_authority_of_ours_vouches_for_is_told_nothing(own: Sec
 
 
 # ---- Postgres -------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[EmbeddedPostgres]:
-    with own_postgres() as running:
-        yield running
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ from orchestrator.offsets import Fenced
 from orchestrator.workers import worker_id
 from outbox import Headers
 from tests.eventually import eventually
-from tests.system import PARTITIONS, Running, System, has_leaders, take
+from tests.system import PARTITIONS, Running, System, end_sessions, has_leaders, take
 
 KEY = b"one partition"
 
@@ -91,14 +91,6 @@ def make_anew(system: System) -> None:
 
     eventually(made)
     eventually(lambda: has_leaders(system))
-
-
-def end_sessions_of_consumers(system: System) -> None:
-    """Terminate the consumers' sessions on the database."""
-    system.query(
-        "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
-        " WHERE datname = current_database() AND application_name LIKE '%% consumer'"
-    )
 
 
 # ---- offsets --------------------------------------------------------------------------------------
@@ -242,7 +234,7 @@ def test_a_zombie_consumer_harms_nobody_and_works_again(system: System, point: s
     system.produce(*[command() for _ in range(10)], b"no command", key=KEY)
     zombie.wait_frozen()
     if point.startswith("inserted"):  # as Postgres does after 10 s of silence in a transaction
-        end_sessions_of_consumers(system)
+        end_sessions(system, "% consumer")
     successor = system.start("consumer")
     eventually(lambda: accepted(system) == 11, 20)
     system.submit(5)
@@ -454,7 +446,7 @@ def test_a_backend_terminated_in_the_middle_is_an_unknown_outcome_that_is_found_
     consumer = system.start("consumer", crash_at="consumer.enqueued:1:freeze")
     system.submit(5)
     consumer.wait_frozen()
-    end_sessions_of_consumers(system)
+    end_sessions(system, "% consumer")
     consumer.thaw()
     eventually(lambda: accepted(system) == 5)
     consumer.stop()
@@ -464,7 +456,7 @@ def test_a_backend_terminated_in_the_middle_is_an_unknown_outcome_that_is_found_
 def test_a_session_that_has_nothing_to_do_notices_that_postgres_has_gone(system: System) -> None:
     with system.consumer() as session:
         eventually(lambda: session.run_once() == 0 and session.positions())
-        end_sessions_of_consumers(system)
+        end_sessions(system, "% consumer")
         with pytest.raises(psycopg.OperationalError):
             eventually(lambda: session.run_once() > 0)
 
@@ -474,7 +466,7 @@ def test_backends_terminated_again_and_again_lose_and_double_nothing(system: Sys
     consumer = system.start("consumer", BATCH_SIZE="5")
     for _ in range(10):
         system.submit(30)
-        end_sessions_of_consumers(system)
+        end_sessions(system, "% consumer")
     eventually(lambda: accepted(system) == 300, 30)
     consumer.stop()
 

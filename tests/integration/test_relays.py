@@ -12,7 +12,7 @@ import pytest
 
 from orchestrator.relay import new_relay
 from tests.eventually import eventually
-from tests.system import LANES, Running, System
+from tests.system import LANES, Running, System, end_sessions
 
 TAKE_OVER_S = 2.0  # from the kill of an owner to work by another
 
@@ -91,8 +91,8 @@ def test_a_zombie_that_wakes_up_harms_nobody(one_lane: System, point: str) -> No
     one_lane.accept(4)
     zombie = one_lane.start("relay", crash_at=f"relay.{name}:{hit or 1}:freeze", BATCH_SIZE="2")
     zombie.wait_frozen()
-    end_sessions_of(one_lane)  # as Postgres does after 10 s of silence
-    eventually(lambda: one_lane.query(SESSIONS.format("count(*)")) == [(0,)])
+    end_sessions(one_lane, "outbox %")  # as Postgres does after 10 s of silence
+    eventually(lambda: one_lane.query(SESSIONS) == [(0,)])
     successor = one_lane.start("relay", BATCH_SIZE="2")
     one_lane.check_exactly_once(4)
     one_lane.accept(4)
@@ -105,14 +105,9 @@ def test_a_zombie_that_wakes_up_harms_nobody(one_lane: System, point: str) -> No
 
 
 SESSIONS = """
-    SELECT {} FROM pg_stat_activity
+    SELECT count(*) FROM pg_stat_activity
      WHERE datname = current_database() AND application_name LIKE 'outbox %%'
 """
-
-
-def end_sessions_of(system: System) -> None:
-    """Terminate all sessions of relays on the database."""
-    system.query(SESSIONS.format("pg_terminate_backend(pid)"))
 
 
 def test_relays_started_and_killed_at_random_lose_and_double_nothing(system: System) -> None:
@@ -129,7 +124,7 @@ def test_a_terminated_backend_is_an_unknown_outcome_that_is_found_out(system: Sy
     system.start("relay", BATCH_SIZE="5")
     for _ in range(10):
         system.accept(30)
-        end_sessions_of(system)
+        end_sessions(system, "outbox %")
     system.check_exactly_once(300)
 
 
