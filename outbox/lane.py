@@ -17,6 +17,7 @@ from uuid import UUID
 from outbox import store
 from outbox.crashpoints import reached
 from outbox.errors import HistoriesDisagree, InDoubt, RecordRefused
+from outbox.low_water import LowWater
 from outbox.message import OutboxRow
 from outbox.observer import Observer
 from outbox.patience import persist
@@ -95,6 +96,7 @@ class Lane:
         self._refused: RecordRefused | None = None  # why Kafka refused the batch in hand
         self._alone_until = 0  # up to this id rows go out one by one
         self._marked_at = -math.inf  # when the marker was last committed, monotonic
+        self._low_water = LowWater()
         self.idle = False  # waits for the bell
 
     def work(self, good: Callable[[], None]) -> None:
@@ -123,16 +125,27 @@ class Lane:
         if self._unsettled:
             self._settle_and_claim(limit=0)
 
+    def waits_above(self) -> int | None:
+        """Return the id above which an idle lane waits for rows; None if it does not wait."""
+        return self._low_water.id if self.idle else None
+
     # ---- the way of a batch ---------------------------------------------------------------------
 
     def run_once(self) -> int:
         """Settle the batch before and publish the next one; return the rows published."""
-        if not self._unsettled and not store.any_waiting(self._conn, self.lane):
+        self._low_water.ask(self._conn)
+        if not self._unsettled and not self._any_waiting():
             return 0
         rows = self._settle_and_claim(1 if self._alone_until else self._batch_size)
         if rows:
             self._publish(rows)
         return len(rows)
+
+    def _any_waiting(self) -> bool:
+        found = store.any_waiting(self._conn, self.lane, self._low_water.above())
+        if not found:
+            self._low_water.saw(())
+        return found
 
     @transaction_again
     def _settle_and_claim(self, limit: int) -> list[OutboxRow]:
@@ -145,7 +158,7 @@ class Lane:
             if subjects:
                 self._on_settled(self._conn, subjects)
             reached("relay.settled")
-            rows = store.claim(self._conn, self.lane, limit) if limit else []
+            rows = self._claim(limit) if limit else []
             following = LaneState(state.seq + bool(rows), [row.id for row in rows])
             if following != state:
                 store.begin_batch(self._conn, self.lane, self._epoch, following)
@@ -153,6 +166,11 @@ class Lane:
         reached("relay.begun")
         self._seq, self._unsettled = following.seq, bool(rows)
         self._observer.phase("postgres", time.perf_counter() - started)
+        return rows
+
+    def _claim(self, limit: int) -> list[OutboxRow]:
+        rows = store.claim(self._conn, self.lane, limit, self._low_water.above())
+        self._low_water.saw([row.id for row in rows])
         return rows
 
     def _publish(self, rows: Sequence[OutboxRow]) -> None:
@@ -214,6 +232,7 @@ class Lane:
             self._observer.parked(self.lane)
         if verdict is not Verdict.PUBLISHED:
             self._publish(rows)
+        self._low_water = LowWater()
         self._unsettled = True
 
     @transaction_again

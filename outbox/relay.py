@@ -49,9 +49,9 @@ class Tenure:
         """Say `working`, or what the lane waits for."""
         return self.lane.state if self.lane else self.trouble
 
-    def is_idle(self) -> bool:
-        """Say whether the lane waits for its bell."""
-        return self.lane is not None and self.lane.idle
+    def waits_above(self) -> int | None:
+        """Return the id above which the lane waits for rows; None if it does not wait."""
+        return self.lane.waits_above() if self.lane else None
 
     def give_up(self) -> None:
         """End the work between two batches, or sooner if it waits for a server."""
@@ -147,8 +147,12 @@ class Relay:
         """Until the next survey, wake idle lanes that have rows: one look for all of them."""
         until = time.monotonic() + SURVEY_S
         while time.monotonic() < until and not stop.is_set():
-            idle = [tenure for tenure in self._tenures.values() if tenure.is_idle()]
-            waiting = store.waiting_lanes(conn, [tenure.number for tenure in idle]) if idle else []
+            idle = {
+                tenure.number: above
+                for tenure in self._tenures.values()
+                if (above := tenure.waits_above()) is not None
+            }
+            waiting = store.waiting_lanes(conn, idle) if idle else []
             for number in waiting:
                 self._tenures[number].bell.set()
             self._pause_s = RING_FIRST_S if waiting else min(2 * self._pause_s, RING_LAST_S)

@@ -8,7 +8,7 @@ rows a batch number stands for.
 Every function takes the connection first; those that write never commit.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import count
 from typing import NamedTuple, cast
 from uuid import UUID
@@ -142,21 +142,23 @@ CLAIM = """
            extract(epoch FROM clock_timestamp() - created_at)::float8 AS age_s,
            coalesce(octet_length(value), 0) AS octets
       FROM outbox
-     WHERE lane = %(lane)s
+     WHERE lane = %(lane)s AND id > %(above)s
      ORDER BY id
      LIMIT %(limit)s
        FOR UPDATE SKIP LOCKED
 """
 
 
-def claim(conn: Connection, lane: int, limit: int) -> list[OutboxRow]:
+def claim(conn: Connection, lane: int, limit: int, above: int = 0) -> list[OutboxRow]:
     """Lock up to `limit` rows of `lane` in id order. The caller's transaction holds the locks.
+
+    above: an id below which the lane has no rows (LowWater).
 
     The lane row's lock already keeps other relays away: SKIP LOCKED passes over a row that some
     other session holds, instead of waiting for it with the lane locked. Large values stay where they
     are until it is known which of them the batch takes: a thousand could be a gigabyte.
     """
-    values = {"lane": lane, "limit": limit, "small": MAX_BATCH_BYTES // limit}
+    values = {"lane": lane, "above": above, "limit": limit, "small": MAX_BATCH_BYTES // limit}
     cursor = conn.execute(CLAIM, values, prepare=True, binary=True)
     rows = _first_bytes([OutboxRow._make(cast("tuple[int]", row)) for row in cursor.fetchall()])
     if large := [row.id for row in rows if row.value is None and row.octets]:
@@ -222,25 +224,50 @@ def park(conn: Connection, lane: int, row_id: int, reason: str) -> None:
     conn.execute(PARK, {"lane": lane, "id": row_id, "reason": reason})
 
 
-ANY_WAITING = "SELECT 1 FROM outbox WHERE lane = %(lane)s LIMIT 1"
+ANY_WAITING = "SELECT 1 FROM outbox WHERE lane = %(lane)s AND id > %(above)s LIMIT 1"
 
 
-def any_waiting(conn: Connection, lane: int) -> bool:
+def any_waiting(conn: Connection, lane: int, above: int) -> bool:
     """Say whether the lane has a row at all: the idle poll, without a transaction."""
-    return conn.execute(ANY_WAITING, {"lane": lane}, prepare=True).fetchone() is not None
+    found = conn.execute(ANY_WAITING, {"lane": lane, "above": above}, prepare=True)
+    return found.fetchone() is not None
 
 
 WAITING_LANES = """
     SELECT lane
-      FROM unnest(%(lanes)b::smallint[]) AS idle (lane)
-     WHERE EXISTS (SELECT FROM outbox WHERE outbox.lane = idle.lane)
+      FROM unnest(%(lanes)b::smallint[], %(above)b::bigint[]) AS idle (lane, above)
+     WHERE EXISTS (SELECT FROM outbox WHERE outbox.lane = idle.lane AND id > idle.above)
 """
 
 
-def waiting_lanes(conn: Connection, lanes: Sequence[int]) -> list[int]:
-    """Return those of `lanes` that have a row: one question for all idle lanes of a relay."""
-    found = conn.execute(WAITING_LANES, {"lanes": lanes}, prepare=True)
+def waiting_lanes(conn: Connection, idle: Mapping[int, int]) -> list[int]:
+    """Return the lanes that have a row: one question for all idle lanes of a relay.
+
+    idle: for each of them the id above which its rows are.
+    """
+    values = {"lanes": list(idle), "above": list(idle.values())}
+    found = conn.execute(WAITING_LANES, values, prepare=True)
     return [lane for (lane,) in cast("list[tuple[int]]", found.fetchall())]
+
+
+PREPARED = "prepared"  # stands for all prepared transactions: PREPARE gives one another name
+
+WRITERS = """
+    SELECT CASE WHEN pid IS NULL THEN %(prepared)s ELSE virtualtransaction END
+      FROM pg_locks
+     WHERE locktype = 'relation' AND relation = 'outbox'::regclass AND granted
+       AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+       AND mode IN ('RowExclusiveLock', 'RowShareLock')
+"""
+
+
+def writers(conn: Connection) -> frozenset[str]:
+    """Return the transactions that write to the outbox, or lock rows of it, and have not ended.
+
+    What one of them wrote is visible before its name is gone from here.
+    """
+    found = conn.execute(WRITERS, {"prepared": PREPARED}, prepare=True)
+    return frozenset(name for (name,) in cast("list[tuple[str]]", found.fetchall()))
 
 
 BACKLOG = """

@@ -8,7 +8,7 @@ import pytest
 
 from orchestrator.embedded import Servers
 from tests import report
-from tests.matrix import Outcomes, rows_of
+from tests.matrix import Outcomes, reason_of, rows_of
 from tests.servers import START_ERRORS, Backend, choose_backend
 from tests.system import LANES, System, new_system, template_database
 
@@ -70,8 +70,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for line in report.lines:
         terminalreporter.write_line(line, yellow=True)
     for skipped in terminalreporter.getreports("skipped"):
-        reason = skipped.longrepr[2].removeprefix("Skipped: ")
-        terminalreporter.write_line(f"not run: {skipped.nodeid}: {reason}", yellow=True)
+        terminalreporter.write_line(f"not run: {skipped.nodeid}: {reason_of(skipped)}", yellow=True)
     if outcomes := terminalreporter.config.stash.get(OUTCOMES, None):
         for line in outcomes.table():
             terminalreporter.write_line(line)

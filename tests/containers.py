@@ -28,7 +28,7 @@ KAFKA_IMAGE = f"apache/kafka:{TEST_KAFKA_VERSION}"
 POSTGRES_IMAGE = f"postgres:{TEST_POSTGRES_VERSION}"
 
 # Tests kill servers, not machines: what a process has written outlives it without fsync.
-POSTGRES_SETTINGS = {"fsync": "off", "max_connections": "200"}
+POSTGRES_SETTINGS = {"fsync": "off", "max_connections": "200", "max_prepared_transactions": "10"}
 PASSWORD = "planted-in-tests"
 
 DOCKER_TIMEOUT_S = 10  # for an answer of the daemon, which may have to ask a registry

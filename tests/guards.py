@@ -104,6 +104,13 @@ GUARDS = [
         "tests/faults/test_late_end_txn.py -k zombie_that_fences",
     ),
     Guard(
+        "writers ended below the low-water mark",
+        "outbox/low_water.py",
+        "            self._next, self._writers = self._seen, writing\n",
+        "            self._next, self._writers = self._seen, frozenset()\n",
+        "tests/integration/test_low_water.py -k commits_late",
+    ),
+    Guard(
         "compare-and-set of consumed offsets",
         "orchestrator/offsets.py",
         "       AND position.next_offset = move.expected\n",

@@ -1,7 +1,7 @@
 """The fault matrix: what is done to the system, and what must happen. `make faults` prints it.
 
-A test says with `@pytest.mark.fault(ROW)` which row it injects. A row without a test has its reason in
-NOT_RUN, one that does not hold in DOES_NOT_HOLD. Tests marked `slow` too are left to `make faults`.
+A test says with `@pytest.mark.fault(ROW)` which row it injects. Tests marked `slow` too are left to
+`make faults`.
 """
 
 from collections import defaultdict
@@ -49,13 +49,6 @@ ROWS = {
     37: "Postgres primary killed, synchronous standby promoted: resumes, all acknowledged rows there",
 }
 
-NOT_RUN: dict[int, str] = {}
-
-# Known not to hold: the test fails as expected, and says so if it ever passes.
-DOES_NOT_HOLD = {
-    34: "every claim reads through the dead rows; the rate falls to less than a half",
-}
-
 
 def rows_of(item: pytest.Item) -> Iterator[int]:
     """Yield the rows that a test injects."""
@@ -68,29 +61,32 @@ class Outcomes:
 
     def __init__(self, items: Iterable[pytest.Item]) -> None:
         self._rows = {item.nodeid: list(rows_of(item)) for item in items}
-        self._results: defaultdict[int, list[tuple[str, str]]] = defaultdict(list)
+        self._reports: defaultdict[int, list[pytest.TestReport]] = defaultdict(list)
 
     def note(self, report: pytest.TestReport) -> None:
         """Take one report; a test has one that counts: its call, or the phase that stopped it."""
         if report.when == "call" or not report.passed:
             for row in self._rows.get(report.nodeid, ()):
-                self._results[row].append((report.outcome, report.nodeid))
+                self._reports[row].append(report)
 
     def table(self) -> Iterator[str]:
         """Yield the matrix, a line a row, and the names of the tests that failed."""
         for row, text in ROWS.items():
-            outcomes = [outcome for outcome, _ in self._results[row]]
-            failed = [test for outcome, test in self._results[row] if outcome == "failed"]
-            passed = outcomes.count("passed")
+            reports = self._reports[row]
+            passed = sum(report.passed for report in reports)
+            failed = [report.nodeid for report in reports if report.failed]
+            why = ""
             if failed:
-                verdict = f"BROKEN ({len(failed)} of {len(outcomes)})"
+                verdict = f"BROKEN ({len(failed)} of {len(reports)})"
             elif passed:
                 verdict = f"holds ({passed})"
             else:
                 verdict = "not run"
-            if row in DOES_NOT_HOLD and outcomes and not failed:
-                verdict = "DOES NOT HOLD"
-            reason = None if passed else DOES_NOT_HOLD.get(row) or NOT_RUN.get(row)
-            why = f" [{reason}]" if reason else ""
+                why = "".join(f" [{reason}]" for reason in dict.fromkeys(map(reason_of, reports)))
             yield f"{row:>3}  {verdict:<16} {text}{why}"
             yield from (f"     {test}" for test in failed)
+
+
+def reason_of(skipped: pytest.TestReport) -> str:
+    """Return why a test did not run."""
+    return str(skipped.longrepr[2]).removeprefix("Skipped: ")  # type: ignore[index]  # (file, line, reason)

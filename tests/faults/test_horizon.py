@@ -11,7 +11,6 @@ import pytest
 
 from orchestrator.embedded import Servers
 from tests.faults.postgres_servers import installed, own_postgres
-from tests.matrix import DOES_NOT_HOLD
 from tests.system import OwnedLane, System
 
 ROWS = 10_000  # a measurement
@@ -69,7 +68,6 @@ def cost(system: System, lane: OwnedLane) -> float:
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 @pytest.mark.fault(34)
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason=DOES_NOT_HOLD[34])
 def test_a_long_transaction_does_not_slow_the_relay(two: tuple[System, System]) -> None:
     hindered, free = two
     with long_transaction(hindered):

@@ -1,0 +1,68 @@
+"""Below which id a lane holds no rows any more, so that a claim need not read through them.
+
+Invariant: no row up to `id` is in the lane or can still come into it. A settled row stays in the index
+until vacuum may remove it, and a long transaction anywhere in the database forbids that; without the
+low-water mark every claim would read through all that was settled since.
+
+The highest id that was seen is not the mark: ids commit out of order. But they are given in ascending
+order, to transactions that hold a lock on the table from before until after. So once a row was seen,
+and all that held the lock then have ended, what a look does not find below it is not there for good.
+
+It is never the truth. Whoever writes ids of his own, or locks a row that a claim skips, is found by
+looks at the whole lane, every few seconds.
+"""
+
+import math
+import time
+from collections.abc import Sequence
+
+from outbox import store
+from outbox.postgres import Connection
+
+ENDED_S = 0.2  # how often to ask who is writing
+WHOLE_S = 5.0  # how often to look at the whole lane
+SHARE = 0.01  # of the time, at most, goes into either
+
+
+class LowWater:
+    """The low-water mark of one lane, for one owner: 0 at first, then it follows what is settled."""
+
+    def __init__(self) -> None:
+        self.id = 0
+        self._seen = 0  # the highest id that was claimed
+        self._next = 0  # the mark to be, once its writers have ended
+        self._writers: frozenset[str] = frozenset()
+        self._ask_at = self._whole_at = self._began = -math.inf
+
+    def ask(self, conn: Connection) -> None:
+        """Find out who of those that may hold lower ids is still writing. Outside a transaction."""
+        began = time.monotonic()
+        if began < self._ask_at or self._seen == self.id:
+            return
+        writing = store.writers(conn)
+        if self._next <= self.id:
+            self._next, self._writers = self._seen, writing
+        else:
+            self._writers = (self._writers | {store.PREPARED}) & writing
+        self._ask_at = pause_after(began, ENDED_S)
+
+    def above(self) -> int:
+        """Return the id above which the next look at the lane begins: now and then 0."""
+        self._began = time.monotonic()
+        return self.id if self._began < self._whole_at else 0
+
+    def saw(self, ids: Sequence[int]) -> None:
+        """Take in what a look found, in its order, that began at `above` and after `ask`."""
+        if self._began >= self._whole_at:
+            self._whole_at = pause_after(self._began, WHOLE_S)
+        if not self._writers:
+            self.id = max(self.id, self._next)
+        if ids:
+            self.id = min(self.id, ids[0] - 1)
+            self._seen = max(self._seen, ids[-1])
+
+
+def pause_after(began: float, pause_s: float) -> float:
+    """Return when to do again what began then and ends now."""
+    now = time.monotonic()
+    return now + max(pause_s, (now - began) / SHARE)

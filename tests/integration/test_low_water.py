@@ -1,0 +1,134 @@
+"""The low-water mark: a claim passes over what was settled, and over nothing else."""
+
+from collections.abc import Iterator
+from contextlib import closing
+
+import pytest
+
+from outbox import Message, enqueue, low_water, transaction
+from outbox.postgres import Connection
+from tests.eventually import eventually
+from tests.system import OwnedLane, System
+
+
+@pytest.fixture
+def lane(one_lane: System, monkeypatch: pytest.MonkeyPatch) -> Iterator[OwnedLane]:
+    """A lane that asks who is writing before each batch, and never looks at all of itself again."""
+    monkeypatch.setattr(low_water, "ENDED_S", 0)
+    monkeypatch.setattr(low_water, "SHARE", 1e9)
+    monkeypatch.setattr(low_water, "WHOLE_S", 3600)
+    with one_lane.lane(batch_size=2) as owned:
+        owned.recover()
+        yield owned
+
+
+def put(conn: Connection, system: System, key: str, *values: bytes) -> None:
+    """Write rows into the outbox, inside the caller's transaction."""
+    topic = system.settings.output_topic
+    enqueue(conn, [Message(topic, key.encode(), value) for value in values], 1)
+
+
+def work(system: System, lane: OwnedLane, batches: int = 8) -> int:
+    """Send one row after another, each in a batch of its own; return the mark afterwards."""
+    for number in range(batches):
+        with closing(system.connect()) as conn, transaction(conn):
+            put(conn, system, "other", b"other %d" % number)
+        lane.drain()
+    return lane.lane._low_water.id
+
+
+def values(system: System) -> list[bytes | None]:
+    """Return what is in the topic and is not of the key `other`."""
+    records = system.read(system.settings.output_topic)
+    return [record.value() for record in records if record.key() != b"other"]
+
+
+def last_id(system: System) -> int:
+    """Return the last id that the outbox gave away."""
+    ((last,),) = system.query(
+        "SELECT last_value FROM pg_sequences WHERE sequencename = 'outbox_id_seq'"
+    )
+    return int(last)
+
+
+def test_the_mark_follows_what_was_settled(one_lane: System, lane: OwnedLane) -> None:
+    assert work(one_lane, lane) >= last_id(one_lane) - 2
+    lane.drain()
+    lane.drain()
+    assert lane.lane._low_water.id == last_id(one_lane)
+
+
+def test_a_row_that_commits_late_goes_before_the_next_of_its_key(
+    one_lane: System, lane: OwnedLane
+) -> None:
+    """Guard 9: the mark waits for all that could still bring a lower id."""
+    with closing(one_lane.connect()) as slow:
+        with transaction(slow):
+            put(slow, one_lane, "camera", b"1")
+            lowest = last_id(one_lane)
+            assert work(one_lane, lane) < lowest
+        with closing(one_lane.connect()) as conn, transaction(conn):
+            put(conn, one_lane, "camera", b"2")
+        lane.drain()
+    assert values(one_lane) == [b"1", b"2"]
+    assert work(one_lane, lane) > lowest
+
+
+def test_a_prepared_transaction_counts_as_one_that_goes_on(one_lane: System, lane: OwnedLane) -> None:
+    with closing(one_lane.connect()) as slow:
+        slow.execute("BEGIN")
+        put(slow, one_lane, "camera", b"1")
+        lowest = last_id(one_lane)
+        work(one_lane, lane)
+        slow.execute("PREPARE TRANSACTION 'later'")
+        try:
+            assert work(one_lane, lane) < lowest
+        finally:
+            slow.execute("COMMIT PREPARED 'later'")
+    lane.drain()
+    assert values(one_lane) == [b"1"]
+
+
+def test_a_row_that_was_locked_goes_out_when_it_is_free(one_lane: System, lane: OwnedLane) -> None:
+    with closing(one_lane.connect()) as other:
+        with transaction(other):
+            put(other, one_lane, "camera", b"1")
+        with transaction(other):
+            other.execute("SELECT FROM outbox FOR UPDATE")
+            work(one_lane, lane)
+        lane.drain()
+    assert values(one_lane) == [b"1"]
+
+
+def test_a_row_with_an_id_from_elsewhere_is_found_by_the_look_at_the_whole_lane(
+    one_lane: System, lane: OwnedLane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert work(one_lane, lane) > 1
+    one_lane.query(
+        """
+        INSERT INTO outbox (lane, id, topic, key, value) OVERRIDING SYSTEM VALUE
+        SELECT 0, 1, %s, 'camera', 'from elsewhere'
+    """,
+        one_lane.settings.output_topic,
+    )
+    assert lane.drain() == 0
+    monkeypatch.setattr(low_water, "WHOLE_S", 0)
+    lane.recover()
+    lane.drain()
+    assert values(one_lane) == [b"from elsewhere"]
+
+
+def test_an_idle_relay_sends_a_row_that_it_had_passed_over(system: System) -> None:
+    """The same with the process: its bell does not ring for such a row."""
+    relay = system.start("relay")
+    system.accept(100)
+    system.check_exactly_once(100)
+    system.query(
+        """
+        INSERT INTO outbox (lane, id, topic, key, value) OVERRIDING SYSTEM VALUE
+        SELECT 0, 1, %s, 'camera', 'from elsewhere'
+    """,
+        system.settings.output_topic,
+    )
+    eventually(lambda: system.query("SELECT count(*) FROM outbox") == [(0,)], low_water.WHOLE_S + 5)
+    relay.stop()
