@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SUPPLY := $(VENV)/supply
 .DEFAULT_GOAL := help
-.PHONY: help install run demo image up down test guards model faults chaos check format lock sbom audit-deps ci clean
+.PHONY: help install run demo image up down test guards model faults chaos bench bench-quick bench-peers check format lock sbom audit-deps ci clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -54,6 +54,15 @@ faults: install ## every row of the fault matrix, slow ones too, then the guards
 chaos: install ## 100,000 scenarios under 200 SIGKILLs and all else at random (SEED=7 repeats one, SCENARIOS= KILLS= shorten it)
 	@$(BIN)/python -m tests.chaos $(SEED:%=--seed %) $(SCENARIOS:%=--scenarios %) $(KILLS:%=--kills %)
 
+bench: install ## measure everything against the machine's limits and judge it (15 minutes; report in bench/results)
+	@$(BIN)/python -m bench $(ROUNDS:%=--rounds %) $(ONLY:%=--only %)
+
+bench-quick: install ## the same with fewer rows, in 3 minutes (report in build/bench)
+	@$(BIN)/python -m bench --quick --output build/bench
+
+bench-peers: install ## the same with the naive service, the usual polling outbox and Debezium beside it
+	@$(BIN)/python -m bench --peers
+
 check: install ## format, lint and types; the Dockerfile too
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -70,7 +79,7 @@ $(SUPPLY)/installed: requirements-supply.txt
 	@touch $@
 
 lock: $(SUPPLY)/installed ## renew requirements*.txt from pyproject.toml (UPGRADE= keeps the versions that still fit)
-	$(COMPILE) --extra embedded --extra test --extra dev --output-file requirements-dev.txt pyproject.toml
+	$(COMPILE) --extra embedded --extra test --extra bench --extra dev --output-file requirements-dev.txt pyproject.toml
 	$(COMPILE_AS_DEV) --output-file requirements.txt pyproject.toml
 	$(COMPILE_AS_DEV) --extra embedded --output-file requirements-embedded.txt pyproject.toml
 	$(COMPILE_AS_DEV) --extra supply --output-file requirements-supply.txt pyproject.toml

@@ -224,7 +224,12 @@ class System:
 
     @contextmanager
     def lane(
-        self, number: int = 0, *, owner: bool = True, batch_size: int = 1000
+        self,
+        number: int = 0,
+        *,
+        owner: bool = True,
+        batch_size: int = 1000,
+        publisher: type[Publisher] = Publisher,
     ) -> Iterator["OwnedLane"]:
         """Give one lane, to be moved by recover and run_once.
 
@@ -239,20 +244,20 @@ class System:
                 assert try_lock(conn, identity, number)
             kafka, topic = self.settings.kafka, self.settings.progress_topic
             markers = stack.enter_context(closing(Markers(kafka, identity, topic)))
-            publisher = Publisher(number, kafka, identity, markers, lambda: None)
-            stack.callback(publisher.discard)
+            made = publisher(number, kafka, identity, markers, lambda: None)
+            stack.callback(made.discard)
             lane = Lane(
                 number,
                 take_lane(conn, number),
                 conn,
-                publisher,
+                made,
                 cast("Callable[[Connection, Sequence[UUID]], None]", set_deployed),
                 batch_size,
                 Event(),
                 Event(),
                 Observer(),
             )
-            yield OwnedLane(lane, publisher, markers, conn)
+            yield OwnedLane(lane, made, markers, conn)
 
     # ---- the real processes ---------------------------------------------------------------------
 

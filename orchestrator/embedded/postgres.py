@@ -61,7 +61,7 @@ class EmbeddedPostgres(EmbeddedServer):
         self._end(signal.SIGINT if mode == "fast" else signal.SIGQUIT)
 
     def _program(self) -> Path:
-        return _postgres_binaries() / "postgres"
+        return postgres_binaries() / "postgres"
 
     def _working_directory(self) -> Path:
         return self.data
@@ -101,7 +101,7 @@ class EmbeddedPostgres(EmbeddedServer):
 
     def _fill(self, new: Path) -> list[str]:
         """Return the command that makes a data directory of an empty one."""
-        return [str(_postgres_binaries() / "initdb"), "-D", str(new), *INITDB_OPTIONS]
+        return [str(postgres_binaries() / "initdb"), "-D", str(new), *INITDB_OPTIONS]
 
     def _command(self) -> list[str]:
         settings = {
@@ -147,7 +147,7 @@ def _system_user() -> tuple[int, int]:
     return entry.pw_uid, entry.pw_gid
 
 
-def _postgres_binaries() -> Path:
+def postgres_binaries() -> Path:
     """Return where initdb and postgres are; copied, if root's own place is closed to their user."""
     if os.geteuid() != 0 or _passable(BINARIES) == BINARIES:
         return BINARIES

@@ -1,0 +1,70 @@
+"""The Kafka half alone: what the brokers and the client can do with records like ours."""
+
+import time
+from contextlib import closing
+from uuid import uuid4
+
+from confluent_kafka import OFFSET_BEGINNING, Consumer, Producer, TopicPartition
+
+from bench.site import Site
+from orchestrator.messages import DeployOrder, encode_order
+from outbox.publisher import PRODUCER, Markers
+from tests.system import PARTITIONS, System
+
+BATCH = 1000
+
+
+def kafka_floor(site: Site, rows: int) -> dict[str, float]:
+    """Measure bare transactions of one batch each, with a marker; bare produce; bare consume."""
+    scenario = uuid4()
+    order = DeployOrder(uuid4(), scenario, "rtsp://bench:secret@camera.example/123456")
+    record = (str(scenario).encode(), encode_order(order))
+    with site.system(lanes=1) as system:
+        return {
+            "transactions_rate": transactions(system, record, rows),
+            "produce_rate": produce(system, record, rows),
+            "consume_rate": consume(system, 2 * rows),
+        }
+
+
+def transactions(system: System, record: tuple[bytes, bytes], rows: int) -> float:
+    """Return records a second in transactions of BATCH, the marker last."""
+    kafka, topic = system.settings.kafka, system.settings.output_topic
+    producer = Producer({**PRODUCER, **kafka, "transactional.id": f"bench-{uuid4()}"})
+    producer.init_transactions(30)
+    key, value = record
+    with closing(Markers(kafka, uuid4(), system.settings.progress_topic)) as markers:
+        began = time.perf_counter()
+        for seq in range(rows // BATCH):
+            producer.begin_transaction()
+            for _ in range(BATCH):
+                producer.produce(topic, value, key)
+            marker = [TopicPartition(markers.topic, 0, seq)]
+            producer.send_offsets_to_transaction(marker, markers.group_metadata, 30)
+            producer.commit_transaction(30)
+        return rows / (time.perf_counter() - began)
+
+
+def produce(system: System, record: tuple[bytes, bytes], rows: int) -> float:
+    """Return records a second of an idempotent producer without transactions."""
+    producer = Producer({**PRODUCER, **system.settings.kafka, "enable.idempotence": True})
+    key, value = record
+    began = time.perf_counter()
+    for _ in range(rows):
+        producer.produce(system.settings.output_topic, value, key)
+    if producer.flush(60):
+        raise TimeoutError("records were not acknowledged")
+    return rows / (time.perf_counter() - began)
+
+
+def consume(system: System, rows: int) -> float:
+    """Return records a second of a bare read_committed consumer."""
+    topic = system.settings.output_topic
+    settings = {"group.id": "bench", "isolation.level": "read_committed", "enable.auto.commit": False}
+    with closing(Consumer({**system.settings.kafka, **settings})) as consumer:
+        consumer.assign([TopicPartition(topic, p, OFFSET_BEGINNING) for p in range(PARTITIONS)])
+        seen = len(consumer.consume(1, 30))
+        began = time.perf_counter()
+        while seen < rows:
+            seen += len(consumer.consume(10_000, 0.05))
+        return rows / (time.perf_counter() - began)

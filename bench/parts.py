@@ -1,0 +1,206 @@
+"""One part of the product at a time, in this process: a lane, or a consumer's session."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from statistics import median
+
+from bench.load import fill_input, fill_outbox
+from bench.publishers import PlainPublisher
+from bench.site import Site, read_wal
+from outbox import store
+from outbox.message import OutboxRow
+from outbox.postgres import Connection
+from tests.system import OwnedLane, System
+
+SMALL, USUAL = 1, 500  # batch sizes of the comparison
+
+
+def relay_price(site: Site, rows: int) -> dict[str, float]:
+    """Measure a lane with and without Kafka's transactions, in turn."""
+    with (
+        site.system(lanes=1) as system,
+        site.system(lanes=1) as other,
+        system.lane(batch_size=USUAL) as exact,
+        other.lane(batch_size=USUAL, publisher=PlainPublisher) as plain,
+    ):
+        for lane in (exact, plain):
+            lane.recover()
+        rates = [(drain(system, exact, rows // 4), drain(other, plain, rows // 4)) for _ in range(4)]
+    return {
+        "exactly_once_rate": median(rate for rate, _ in rates),
+        "idempotent_rate": median(rate for _, rate in rates),
+        "price": median(exact / plain for exact, plain in rates),
+    }
+
+
+def relay_batches(site: Site, rows: int) -> dict[str, float]:
+    """Measure a lane with small and with usual batches."""
+    with site.system(lanes=1) as system:
+        with system.lane(batch_size=USUAL) as lane:
+            lane.recover()
+            usual = drain(system, lane, rows)
+        with system.lane(batch_size=SMALL) as lane:
+            lane.recover()
+            small = drain(system, lane, max(rows // 200, 100))
+    return {"usual_rate": usual, "small_rate": small, "gain": usual / small}
+
+
+def consumer_batches(site: Site, rows: int) -> dict[str, float]:
+    """Measure a consumer's session with small and with usual batches."""
+    usual = consume(site, rows, USUAL)
+    small = consume(site, max(rows // 200, 100), SMALL)
+    return {"usual_rate": usual, "small_rate": small, "gain": usual / small}
+
+
+def consume(site: Site, commands: int, batch_size: int) -> float:
+    """Return commands a second of a session that finds them all waiting."""
+    with site.system(BATCH_SIZE=str(batch_size)) as system:
+        fill_input(system, commands)
+        with system.consumer() as session:
+            taken = 0
+            while not taken:
+                taken = session.run_once()
+            began, first = time.perf_counter(), taken
+            while taken < commands:
+                taken += session.run_once()
+            return (commands - first) / (time.perf_counter() - began)
+
+
+def drain(system: System, lane: OwnedLane, rows: int) -> float:
+    """Return rows a second of a lane that finds them all waiting."""
+    fill_outbox(system, rows)
+    began = time.perf_counter()
+    published = lane.drain()
+    took = time.perf_counter() - began
+    if published != rows:
+        raise RuntimeError(f"{published} of {rows} rows were published")
+    return rows / took
+
+
+# ---- what may slow a claim ------------------------------------------------------------------------
+
+
+def backlog(site: Site, waiting: int, few: int = 10_000) -> dict[str, float]:
+    """Measure the same number of batches before a long backlog and before a short one, in turn."""
+    claims = ClaimTimes()
+    with site.system(lanes=1) as long, site.system(lanes=1) as short, claims.measured():
+        fill_outbox(long, waiting)
+        with long.lane() as far, short.lane() as near:
+            for lane in (far, near):
+                lane.recover()
+            rounds = []
+            for _ in range(5):
+                far_rate, far_claim = claims.around(lambda: some_batches(far, few))
+                near_rate, near_claim = claims.around(lambda: drain(short, near, few))
+                rounds.append((far_rate / near_rate, far_claim / near_claim, far_rate, near_rate))
+    rate, claim, far_rates, near_rates = (median(column) for column in zip(*rounds, strict=True))
+    return {"rate": rate, "claim_p50": claim, "long_rate": far_rates, "short_rate": near_rates}
+
+
+def some_batches(lane: OwnedLane, rows: int) -> float:
+    """Return rows a second of a lane that has more than these."""
+    began = time.perf_counter()
+    done = 0
+    while done < rows:
+        done += lane.run_once()
+    return done / (time.perf_counter() - began)
+
+
+class ClaimTimes:
+    """How long the claim's statement takes."""
+
+    def __init__(self) -> None:
+        self._times: list[float] = []
+
+    @contextmanager
+    def measured(self) -> Iterator[None]:
+        """Measure every claim of this process while the block runs."""
+        claim = store.claim
+
+        def timed(conn: Connection, lane: int, limit: int, above: int = 0) -> list[OutboxRow]:
+            began = time.perf_counter()
+            rows = claim(conn, lane, limit, above)
+            self._times.append(time.perf_counter() - began)
+            return rows
+
+        store.claim = timed
+        try:
+            yield
+        finally:
+            store.claim = claim
+
+    def around(self, work: Callable[[], float]) -> tuple[float, float]:
+        """Return what the work returns, and the median seconds of its claims."""
+        self._times.clear()
+        result = work()
+        return result, median(self._times)
+
+
+DEAD = """
+    INSERT INTO outbox (lane, topic, key, value)
+    SELECT 0, 'nowhere', 'key', convert_to(repeat('x', 150), 'UTF8') FROM generate_series(1, %s)
+"""
+
+
+def pinned_horizon(site: Site, rows: int, dead: int = 400_000) -> dict[str, float]:
+    """Measure a lane whose dead rows cannot be removed, and one without any, in turn."""
+    with (
+        site.system(lanes=1) as hindered,
+        site.system(lanes=1) as free,
+        closing(hindered.connect("a long report")) as report,
+        hindered.lane() as slow,
+        free.lane() as fast,
+    ):
+        report.execute("SET idle_in_transaction_session_timeout = 0")
+        report.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+        report.execute("SELECT count(*) FROM workers")
+        hindered.query(DEAD, dead)
+        hindered.query("DELETE FROM outbox WHERE topic = 'nowhere'")
+        for lane in (slow, fast):
+            lane.recover()
+        rates = [(drain(hindered, slow, rows // 5), drain(free, fast, rows // 5)) for _ in range(5)]
+    return {
+        "hindered_rate": median(rate for rate, _ in rates),
+        "free_rate": median(rate for _, rate in rates),
+        "rate": median(slow / fast for slow, fast in rates),
+    }
+
+
+BARE_INSERT = """
+    WITH fresh AS MATERIALIZED (
+        SELECT number, gen_random_uuid() AS worker_id, gen_random_uuid() AS scenario,
+               'rtsp://bench:secret@camera.example/' || number AS url
+          FROM generate_series(1, 1000) AS number
+    ), accepted AS (
+        INSERT INTO workers (worker_id, scenario_uuid, camera_url)
+        SELECT worker_id, scenario, url FROM fresh
+    )
+    INSERT INTO outbox (lane, topic, key, value, subject)
+    SELECT 0, %s, convert_to(scenario::text, 'UTF8'),
+           convert_to(concat('{"worker_id":"', worker_id, '","scenario_uuid":"', scenario,
+                             '","camera_url":"', url, '"}'), 'UTF8'),
+           worker_id
+      FROM fresh
+"""
+
+
+def wal(site: Site, rows: int) -> dict[str, float]:
+    """Measure the WAL of a message's whole way, and of the bare insert into the two tables."""
+    with site.system(lanes=1) as system, site.system(lanes=1, BATCH_SIZE="1000") as whole:
+        site.query("CHECKPOINT")
+        before = read_wal(system)
+        for _ in range(rows // 1000):
+            system.query(BARE_INSERT, system.settings.output_topic)
+        bare = (read_wal(system) - before) / rows
+        fill_input(whole, rows)
+        with whole.consumer() as session, whole.lane() as lane:
+            lane.recover()
+            site.query("CHECKPOINT")
+            before = read_wal(whole)
+            taken = 0
+            while taken < rows:
+                taken += session.run_once()
+            lane.drain()
+            ours = (read_wal(whole) - before) / rows
+    return {"bytes": ours, "bare_bytes": bare, "ratio": ours / bare}

@@ -1,0 +1,39 @@
+"""Publishers that leave something out, to see what it costs."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from confluent_kafka import Producer
+
+from outbox.message import OutboxRow
+from outbox.publisher import Publisher
+
+
+class NoPublisher(Publisher):
+    """Leaves Kafka out."""
+
+    def start(self) -> None:
+        """Need no producer."""
+
+    def read_marker(self) -> int | None:
+        """Know of no batch: good for a lane that is new."""
+        return None
+
+    def publish(self, seq: int, rows: Sequence[OutboxRow]) -> None:
+        """Take the rows, and be done."""
+
+
+class PlainPublisher(NoPublisher):
+    """Leaves transaction and marker out: idempotent, at least once. For a lane that is new."""
+
+    def start(self) -> None:
+        """Make a producer as the relay's, without a transactional id."""
+        config = {k: v for k, v in self._config.items() if not k.startswith("transaction")}
+        self._producer = Producer(config, logger=self._log)
+        self._caller = ThreadPoolExecutor(1)
+
+    def publish(self, seq: int, rows: Sequence[OutboxRow]) -> None:
+        """Send the rows and wait for all delivery reports."""
+        producer = self._usable()
+        self._produce(producer, rows)
+        self._flush(producer)

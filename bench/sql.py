@@ -1,0 +1,339 @@
+"""The SQL half alone: the product's two sides at once, against the least that its statements cost.
+
+Three ways to the same rows, each side in a process of its own. `product`: the consumer's and the lane's
+functions, fed with what they get from a parsed batch. `replay`: the same statements with parameters
+encoded beforehand, by libpq's plain calls. `pgbench`: equivalent statements that make their rows in
+the server.
+"""
+
+import shutil
+import struct
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
+from multiprocessing import get_context
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
+from typing import NamedTuple, cast
+from uuid import UUID, uuid4
+
+from psycopg import pq
+from psycopg._queries import PostgresQuery
+from psycopg.adapt import Transformer
+
+from bench.load import fill_outbox
+from bench.publishers import NoPublisher
+from bench.site import Site
+from orchestrator import offsets, workers
+from orchestrator.embedded.postgres import postgres_binaries
+from orchestrator.messages import DeployOrder, encode_order
+from orchestrator.offsets import Move
+from outbox import Connection, Message, connect, enqueue, store, transaction
+from tests.system import System
+
+BATCH = 1000
+TOPIC_ID = UUID(int=1)
+GROUP = "bench"
+AN_ID = 1 << 40  # a long one: psycopg sends short ones as smallint
+
+Side = Callable[[dict[str, str], int], tuple[float, float]]  # environ, rows: from when to when
+
+
+def sql_product(site: Site, rows: int) -> dict[str, float]:
+    """Measure the product's own two sides at once."""
+    return both_sides(site, rows, insert_product, relay_product)
+
+
+def sql_replay(site: Site, rows: int) -> dict[str, float]:
+    """Measure the bare statements, both sides at once: the SQL floor."""
+    return both_sides(site, rows, insert_replay, relay_replay)
+
+
+def both_sides(site: Site, rows: int, insert: Side, relay: Side) -> dict[str, float]:
+    """Insert so many rows while as many others are claimed and settled; rate of the slower side."""
+    context = get_context("spawn")
+    with site.system(lanes=1) as system:
+        fill_outbox(system, rows)
+        workers_of = ProcessPoolExecutor(2, context, take_barrier, (context.Barrier(2),))
+        with workers_of as pool:
+            sides = [pool.submit(side, system.environ, rows) for side in (insert, relay)]
+            spans = [side.result() for side in sides]
+    took = max(end for _, end in spans) - min(begin for begin, _ in spans)
+    insert_s, relay_s = (end - begin for begin, end in spans)
+    return {"rate": rows / took, "insert_rate": rows / insert_s, "relay_rate": rows / relay_s}
+
+
+_together: Barrier
+
+
+def take_barrier(barrier: Barrier) -> None:
+    """Keep what both sides wait for before they start."""
+    global _together  # the one way to hand it to a worker process
+    _together = barrier
+
+
+# ---- the consumer's side --------------------------------------------------------------------------
+
+
+class Input(NamedTuple):
+    """What the consumer has of a batch when it goes to Postgres."""
+
+    moves: list[Move]
+    orders: list[DeployOrder]
+    messages: list[Message]
+
+
+def inputs(topic: str, rows: int) -> Iterator[Input]:
+    """Yield batches, ten orders to a scenario."""
+    scenarios = [uuid4() for _ in range(rows // 10)]
+    for first in range(0, rows, BATCH):
+        orders = [
+            DeployOrder(
+                workers.worker_id(TOPIC_ID, 0, number, time.time_ns() // 1_000_000),
+                scenarios[number // 10],
+                f"rtsp://bench:secret@camera.example/{number}",
+            )
+            for number in range(first, first + BATCH)
+        ]
+        messages = [
+            Message(topic, str(o.scenario_uuid).encode(), encode_order(o), subject=o.worker_id)
+            for o in orders
+        ]
+        yield Input([Move(0, first, first + BATCH, 0)], orders, messages)
+
+
+def insert_product(environ: dict[str, str], rows: int) -> tuple[float, float]:
+    """Write as the consumer does."""
+    settings = System(environ, Path()).settings
+    batches = list(inputs(settings.output_topic, rows))
+    with closing(connect(settings.database_url, "bench")) as conn:
+        offsets.start(conn, GROUP, "in", 0, TOPIC_ID, 0)
+        _together.wait()
+        began = time.time()
+        for batch in batches:
+            with transaction(conn):
+                offsets.advance(conn, GROUP, "in", TOPIC_ID, batch.moves)
+                workers.insert_all(conn, batch.orders)
+                enqueue(conn, batch.messages, 1)
+        return began, time.time()
+
+
+def insert_replay(environ: dict[str, str], rows: int) -> tuple[float, float]:
+    """Write the same with parameters that are encoded already."""
+    settings = System(environ, Path()).settings
+    with closing(connect(settings.database_url, "bench")) as conn:
+        offsets.start(conn, GROUP, "in", 0, TOPIC_ID, 0)
+        recorder = Recorder(conn)
+        recorded = []
+        for batch in inputs(settings.output_topic, rows):
+            recorder.calls.clear()
+            offsets.advance(recorder.session, GROUP, "in", TOPIC_ID, batch.moves)
+            workers.insert_all(recorder.session, batch.orders)
+            enqueue(recorder.session, batch.messages, 1)
+            recorded.append(list(recorder.calls))
+        plain = Plain(conn)
+        _together.wait()
+        began = time.time()
+        for calls in recorded:
+            plain.run(b"BEGIN")
+            for call in calls:
+                plain.call(call)
+            plain.run(b"COMMIT")
+        return began, time.time()
+
+
+# ---- the relay's side -----------------------------------------------------------------------------
+
+
+def relay_product(environ: dict[str, str], rows: int) -> tuple[float, float]:
+    """Claim and settle as a lane does, and publish nothing."""
+    system = System(environ, Path())
+    with system.lane(batch_size=BATCH, publisher=NoPublisher) as lane:
+        lane.recover()
+        _together.wait()
+        began = time.time()
+        done = 0
+        while done < rows:
+            done += lane.run_once()
+        lane.lane._settle_and_claim(limit=0)
+        return began, time.time()
+
+
+def relay_replay(environ: dict[str, str], rows: int) -> tuple[float, float]:
+    """Run a lane's statements, and look at nothing but the ids."""
+    settings = System(environ, Path()).settings
+    with closing(connect(settings.database_url, "bench")) as conn:
+        values = {
+            "lane": 0,
+            "epoch": store.take_lane(conn, 0),
+            "seq": 1,
+            "above": 0,
+            "limit": BATCH,
+            "small": 1 << 20,
+        }
+        lock, settle, deploy, claim, begin = (
+            encode(conn, sql, values | {"ids": ids})
+            for sql, ids in (
+                (store.LOCK_LANE, [AN_ID]),
+                (store.SETTLE, [AN_ID]),
+                (workers.SET_DEPLOYED, [UUID(int=0)]),
+                (store.CLAIM, [AN_ID]),
+                (store.BEGIN_BATCH, [AN_ID]),
+            )
+        )
+        plain = Plain(conn)
+        ids, claimed, done = array_of(20, []), 0, 0
+        _together.wait()
+        began = time.time()
+        while done < rows or claimed:
+            plain.run(b"BEGIN")
+            plain.call(lock)
+            if claimed:
+                settled = plain.call(settle.with_array(ids))
+                plain.call(deploy.with_array(array_of(2950, first_column(settled))))
+            found = first_column(plain.call(claim)) if done < rows else []
+            ids, claimed = array_of(20, found), len(found)
+            done += claimed
+            plain.call(begin.with_array(ids))
+            plain.run(b"COMMIT")
+        return began, time.time()
+
+
+# ---- libpq's plain calls --------------------------------------------------------------------------
+
+
+class Call(NamedTuple):
+    """A statement with its parameters in the wire's form."""
+
+    query: bytes
+    params: Sequence[pq.abc.Buffer]
+    types: tuple[int, ...]
+    formats: Sequence[pq.Format]
+    array: int  # the place of the one array among the parameters, or -1
+
+    def with_array(self, array: bytes) -> "Call":
+        """Return the call with another array."""
+        params = list(self.params)
+        params[self.array] = array
+        return self._replace(params=params)
+
+
+def encode(conn: Connection, sql: str, values: Sequence[object] | Mapping[str, object]) -> Call:
+    """Encode a statement's parameters as psycopg does."""
+    query = PostgresQuery(Transformer(conn))
+    query.convert(sql, values)
+    params = cast("Sequence[pq.abc.Buffer]", query.params or [])
+    given = [values[name] for name in query._order] if query._order else list(values)  # type: ignore[call-overload]
+    arrays = [place for place, value in enumerate(given) if isinstance(value, list)]
+    return Call(query.query, params, query.types, query.formats or [], arrays[0] if arrays else -1)
+
+
+class Recorder:
+    """Stands before a session and keeps the statements that the product would run."""
+
+    def __init__(self, conn: Connection) -> None:
+        self._conn = conn
+        self.calls: list[Call] = []
+        self.session = cast("Connection", self)
+
+    def execute(
+        self, sql: str, values: Sequence[object] | Mapping[str, object], **_: bool
+    ) -> "Recorder":
+        """Keep one statement."""
+        self.calls.append(encode(self._conn, sql, values))
+        return self
+
+    rowcount = 1
+
+
+class Plain:
+    """Runs prepared statements without psycopg's own work."""
+
+    def __init__(self, conn: Connection) -> None:
+        self._conn = conn.pgconn
+        self._names: dict[bytes, bytes] = {}
+
+    def run(self, sql: bytes) -> None:
+        """Run a statement without parameters."""
+        check(self._conn.exec_(sql))
+
+    def call(self, call: Call) -> pq.abc.PGresult:
+        """Run a statement, prepared at its first time; the result is binary."""
+        if (name := self._names.get(call.query)) is None:
+            name = self._names[call.query] = b"bench_%d" % len(self._names)
+            check(self._conn.prepare(name, call.query, call.types))
+        return check(self._conn.exec_prepared(name, call.params, call.formats, pq.Format.BINARY))
+
+
+def check(result: pq.abc.PGresult) -> pq.abc.PGresult:
+    """Return the result of a statement that went well."""
+    if result.status not in (pq.ExecStatus.COMMAND_OK, pq.ExecStatus.TUPLES_OK):
+        raise RuntimeError(result.get_error_message())
+    return result
+
+
+def first_column(result: pq.abc.PGresult) -> list[bytes]:
+    """Return the first value of each row, in the wire's form."""
+    return [cast("bytes", result.get_value(row, 0)) for row in range(result.ntuples)]
+
+
+def array_of(oid: int, values: Sequence[bytes]) -> bytes:
+    """Return an array of values in the wire's form."""
+    head = struct.pack(">iiIii", 1, 0, oid, len(values), 1)
+    length = struct.pack(">i", len(values[0])) if values else b""
+    return head + b"".join(length + value for value in values)
+
+
+# ---- pgbench --------------------------------------------------------------------------------------
+
+
+def find_pgbench() -> str | None:
+    """Return the program, of the embedded PostgreSQL or of this system; None if there is none."""
+    embedded = postgres_binaries() / "pgbench"
+    return str(embedded) if embedded.exists() else shutil.which("pgbench")
+
+
+def sql_pgbench(site: Site, rows: int) -> dict[str, float]:
+    """Measure equivalent statements made by pgbench, both sides at once."""
+    program = find_pgbench()
+    if program is None:
+        raise FileNotFoundError("pgbench is not installed")
+    with site.system(lanes=1) as system:
+        fill_outbox(system, rows)
+        with closing(system.connect()) as conn:
+            offsets.start(conn, GROUP, "in", 0, TOPIC_ID, 0)
+        began = time.time()
+        sides = [
+            start_pgbench(program, system, script, rows // BATCH)
+            for script in ("pgbench_insert.sql", "pgbench_relay.sql")
+        ]
+        for side in sides:
+            output, _ = side.communicate()
+            if side.returncode:
+                raise RuntimeError(output)
+        return {"rate": rows / (time.time() - began)}
+
+
+def start_pgbench(
+    program: str, system: System, script: str, transactions: int
+) -> subprocess.Popen[str]:
+    """Start one side, one client."""
+    file = str(Path(__file__).with_name(script))
+    return subprocess.Popen(
+        [
+            program,
+            "-n",
+            "-M",
+            "prepared",
+            "-t",
+            str(transactions),
+            "-f",
+            file,
+            system.settings.database_url,
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )

@@ -1,0 +1,161 @@
+"""What the figures should be. A figure is worked out for each round; the median counts."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+Round = Mapping[str, Mapping[str, float]]  # phase -> figure -> value
+
+
+@dataclass(frozen=True)
+class Target:
+    """A figure with what it should reach and what it must reach; `most`: it must not be more."""
+
+    number: str
+    text: str
+    value: Callable[[Round], float]
+    good: float
+    bound: float
+    most: bool = False
+
+    def judge(self, rounds: Sequence[Round]) -> "Verdict | None":
+        """Return how the figure came out; None if it was not measured."""
+        values = [self.value(one) for one in rounds if self._is_in(one)]
+        return Verdict(self, values) if values else None
+
+    def _is_in(self, one: Round) -> bool:
+        try:
+            self.value(one)
+        except KeyError:
+            return False
+        return True
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A target and its values, one a round."""
+
+    target: Target
+    values: Sequence[float]
+
+    @property
+    def median(self) -> float:
+        """The value that counts."""
+        return median(self.values)
+
+    @property
+    def failed(self) -> bool:
+        """Say whether the bound is missed."""
+        return not self._reaches(self.target.bound)
+
+    @property
+    def word(self) -> str:
+        """Say it in a word."""
+        return "FAILED" if self.failed else "met" if self._reaches(self.target.good) else "passed"
+
+    def _reaches(self, wanted: float) -> bool:
+        return self.median <= wanted if self.target.most else self.median >= wanted
+
+
+def sql_floor(one: Round) -> float:
+    """Return the best rate of the bare statements, both sides at once."""
+    rates = [one[phase]["rate"] for phase in ("sql_replay", "sql_pgbench") if phase in one]
+    if not rates:
+        raise KeyError("sql_replay")
+    return max(rates)
+
+
+TARGETS = [
+    Target(
+        "1",
+        "whole way / min(SQL floor, Kafka floor)",
+        lambda r: r["whole"]["rate"] / min(r["sql_replay"]["rate"], r["kafka"]["transactions_rate"]),
+        0.60,
+        0.45,
+    ),
+    Target(
+        "2",
+        "SQL path of consumer + relay / best of pgbench and prebuilt replay",
+        lambda r: r["sql_product"]["rate"] / sql_floor(r),
+        0.85,
+        0.75,
+    ),
+    Target(
+        "3",
+        "relay / idempotent without transactions, batch 500",
+        lambda r: r["price"]["price"],
+        0.90,
+        0.80,
+    ),
+    Target("4a", "relay: batch 500 / batch 1", lambda r: r["relay_batches"]["gain"], 50, 30),
+    Target("4b", "consumer: batch 500 / batch 1", lambda r: r["consumer_batches"]["gain"], 50, 30),
+    Target(
+        "5a",
+        "drain rate with 1,000,000 waiting / with 10,000",
+        lambda r: r["backlog"]["rate"],
+        0.95,
+        0.85,
+    ),
+    Target("5b", "claim p50, same", lambda r: r["backlog"]["claim_p50"], 1.2, 1.5, most=True),
+    Target(
+        "6",
+        "rate with a transaction held elsewhere and 400,000 dead rows / without",
+        lambda r: r["horizon"]["rate"],
+        0.90,
+        0.75,
+    ),
+    Target(
+        "7",
+        "WAL a message / of the bare two-table insert",
+        lambda r: r["wal"]["ratio"],
+        1.40,
+        1.55,
+        most=True,
+    ),
+    Target("8a", "latency at 200/s, p50, ms", lambda r: r["latency"]["p50_ms"], 8, 15, most=True),
+    Target("8b", "latency at 200/s, p99, ms", lambda r: r["latency"]["p99_ms"], 25, 50, most=True),
+    Target(
+        "8c",
+        "latency p99 / Debezium's, exactly once",
+        lambda r: r["latency"]["p99_ms"] / r["debezium"]["p99_ms"],
+        1,
+        1,
+        most=True,
+    ),
+    Target(
+        "8d",
+        "p99 with both cores kept busy, ms",
+        lambda r: r["latency_busy"]["p99_ms"],
+        100,
+        200,
+        most=True,
+    ),
+    Target("9a", "whole way, batch 1000, rows/s", lambda r: r["whole"]["rate"], 50_000, 30_000),
+    Target("9b", "relay alone, rows/s", lambda r: r["relay"]["rate"], 70_000, 45_000),
+    Target("10", "idle, percent of a core", lambda r: r["idle"]["cpu_percent"], 2, 4, most=True),
+    Target("11a", "consumer, RSS in MB", lambda r: r["memory"]["consumer_mb"], 150, 150, most=True),
+    Target("11b", "relay, RSS in MB", lambda r: r["memory"]["relay_mb"], 150, 150, most=True),
+    Target("12a", "2 relays / 1", lambda r: r["scaling"]["relays"], 1.8, 1.8),
+    Target("12b", "2 consumers / 1", lambda r: r["scaling"]["consumers"], 1.8, 1.8),
+    Target(
+        "13a",
+        "relay / Debezium exactly once: rate",
+        lambda r: r["relay"]["rate"] / r["debezium"]["rate"],
+        2.5,
+        2.0,
+    ),
+    Target(
+        "13b",
+        "relay / Debezium exactly once: latency p50",
+        lambda r: r["latency"]["p50_ms"] / r["debezium"]["p50_ms"],
+        1,
+        1,
+        most=True,
+    ),
+]
+
+
+def judge(rounds: Sequence[Round]) -> list[Verdict]:
+    """Return a verdict for each target that was measured."""
+    verdicts = (target.judge(rounds) for target in TARGETS)
+    return [verdict for verdict in verdicts if verdict]

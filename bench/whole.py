@@ -1,0 +1,138 @@
+"""The product's own processes, as they run in production."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from statistics import quantiles
+
+from bench.load import Arrivals, fill_input, fill_outbox, reading, send_at
+from bench.site import Meters, Site, read_commits, resident_mb
+from tests.own_servers import wait_ready
+from tests.system import Running, System
+
+WARM_S = 2.0  # of a measurement of latency, not counted
+BURN = "while True: pass"
+
+
+def whole_way(site: Site, commands: int) -> dict[str, float]:
+    """Measure consumer and relay together, with all commands waiting in the input topic."""
+    with site.system() as system:
+        fill_input(system, commands)
+        commits = read_commits(system)
+        with reading(system) as arrivals:
+            processes = [system.start("consumer"), system.start("relay")]
+            meters = Meters(system, pids_of(site, processes))
+            arrivals.wait_for(commands)
+            figures = meters.per_message(commands)
+        for process in processes:
+            process.stop()
+        commits = read_commits(system) - commits
+    began = arrivals.curve[0][0]
+    site.series["still to be delivered"] = [(at - began, commands - n) for at, n in arrivals.curve]
+    return {"rate": arrivals.rate(commands), "commits": commits / commands} | figures
+
+
+def relay_alone(site: Site, rows: int) -> dict[str, float]:
+    """Measure the relay with all rows waiting in the outbox, ten to a key, in four lanes."""
+    with site.system() as system:
+        fill_outbox(system, rows)
+        with reading(system) as arrivals:
+            relay = system.start("relay")
+            meters = Meters(system, pids_of(site, [relay]))
+            arrivals.wait_for(rows)
+            figures = meters.per_message(rows)
+    return {"rate": arrivals.rate(rows)} | figures
+
+
+def latency(site: Site, rate: int, seconds: float) -> dict[str, float]:
+    """Measure from producing a command to reading its order, at a steady rate."""
+    with site.system() as system, reading(system, keep=True) as arrivals, both_processes(system):
+        figures = measure_latency(system, arrivals, rate, seconds)
+        site.series["latency"] = share_below(arrivals.latencies_ms[int(rate * WARM_S) :])
+        return figures
+
+
+def latency_when_busy(site: Site, rate: int, seconds: float) -> dict[str, float]:
+    """Measure the same while another program keeps both cores busy."""
+    with site.system() as system, reading(system, keep=True) as arrivals, both_processes(system):
+        burners = [subprocess.Popen([sys.executable, "-c", BURN]) for _ in range(2)]
+        try:
+            return measure_latency(system, arrivals, rate, seconds)
+        finally:
+            for burner in burners:
+                burner.kill()
+                burner.wait()
+
+
+def measure_latency(system: System, arrivals: Arrivals, rate: int, seconds: float) -> dict[str, float]:
+    """Send at a steady rate and return percentiles in ms."""
+    send_at(system, rate, WARM_S + seconds)
+    arrivals.wait_for(int(rate * (WARM_S + seconds)))
+    counted = arrivals.latencies_ms[int(rate * WARM_S) :]
+    cuts = quantiles(counted, n=100)
+    return {"p50_ms": cuts[49], "p90_ms": cuts[89], "p99_ms": cuts[98], "max_ms": max(counted)}
+
+
+def share_below(values: Sequence[float]) -> list[tuple[float, float]]:
+    """Return the distribution: each value with the percentage that is not above it."""
+    return [(value, 100 * (place + 1) / len(values)) for place, value in enumerate(sorted(values))]
+
+
+def idle(site: Site, seconds: float) -> dict[str, float]:
+    """Measure the CPU of both processes and their sessions with nothing to do."""
+    with site.system() as system, both_processes(system) as processes:
+        time.sleep(3)
+        sessions = [pid for (pid,) in system.query(SESSIONS)]
+        pids = dict(pids_of(site, processes, servers=False))
+        pids |= {f"session_{pid}": pid for pid in sessions} if site.pids else {}
+        meters = Meters(system, pids)
+        time.sleep(seconds)
+        shares = meters.share()
+    postgres = sum(share for name, share in shares.items() if "session" in name)
+    ours = {name: share for name, share in shares.items() if "session" not in name}
+    return ours | {"cpu_percent_postgres": postgres, "cpu_percent": sum(shares.values())}
+
+
+SESSIONS = """
+    SELECT pid FROM pg_stat_activity
+     WHERE datname = current_database() AND pid <> pg_backend_pid()
+"""
+
+
+def memory(site: Site, backlog: int) -> dict[str, float]:
+    """Measure the memory of both processes while they work off a long backlog on both sides."""
+    with site.system() as system:
+        fill_outbox(system, backlog)
+        fill_input(system, backlog)
+        with reading(system) as arrivals:
+            processes = [system.start("consumer"), system.start("relay")]
+            curves: list[list[float]] = [[] for _ in processes]
+            while arrivals.count < 2 * backlog:
+                for curve, process in zip(curves, processes, strict=True):
+                    curve.append(resident_mb(process.process.pid))
+                time.sleep(0.25)
+    figures: dict[str, float] = {}
+    for name, curve in zip(("consumer", "relay"), curves, strict=True):
+        early = max(curve[: len(curve) // 4])
+        figures |= {f"{name}_mb": max(curve), f"{name}_growth": max(curve) / early}
+    return figures
+
+
+@contextmanager
+def both_processes(system: System) -> Iterator[list[Running]]:
+    """Run consumer and relay until both are ready, and while the block runs."""
+    processes = [system.start("consumer"), system.start("relay")]
+    wait_ready(*processes)
+    yield processes
+    for process in processes:
+        process.stop()
+
+
+def pids_of(site: Site, processes: Sequence[Running], *, servers: bool = True) -> Mapping[str, int]:
+    """Return the processes' ids by name, the servers' too where they run here."""
+    ours: dict[str, int] = {
+        running.log.stem.partition("-")[2]: running.process.pid for running in processes
+    }
+    return {**ours, **(site.pids if servers else {})}
