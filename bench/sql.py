@@ -253,7 +253,7 @@ class Plain:
 
     def __init__(self, conn: Connection) -> None:
         self._conn = conn.pgconn
-        self._names: dict[bytes, bytes] = {}
+        self._names: dict[tuple[bytes, tuple[int, ...]], bytes] = {}
 
     def run(self, sql: bytes) -> None:
         """Run a statement without parameters."""
@@ -261,8 +261,9 @@ class Plain:
 
     def call(self, call: Call) -> pq.abc.PGresult:
         """Run a statement, prepared at its first time; the result is binary."""
-        if (name := self._names.get(call.query)) is None:
-            name = self._names[call.query] = b"bench_%d" % len(self._names)
+        kind = (call.query, call.types)
+        if (name := self._names.get(kind)) is None:
+            name = self._names[kind] = b"bench_%d" % len(self._names)
             check(self._conn.prepare(name, call.query, call.types))
         return check(self._conn.exec_prepared(name, call.params, call.formats, pq.Format.BINARY))
 

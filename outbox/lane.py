@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 OnSettled = Callable[[Connection, Sequence[UUID]], None]
 
-IDLE_S = 0.25  # an idle lane looks by itself this often; the relay's bell wakes it much sooner
+IDLE_S = 1.0  # an idle lane looks by itself this often; the relay's bell wakes it much sooner
 MARKER_REFRESH_S = 6 * 3600.0  # the offsets of a group without members expire after 7 days
 
 

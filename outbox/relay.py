@@ -27,9 +27,11 @@ from outbox.publisher import KafkaConfig, Markers, Publisher
 
 log = logging.getLogger(__name__)
 
-SURVEY_S = 0.25  # how soon a lane without an owner is seen
-RING_FIRST_S = 0.002  # idle lanes are looked at again after 2 ms,
-RING_LAST_S = 0.016  # doubling to 16 ms: latency of the first row against load on Postgres
+SURVEY_S = 0.5  # how soon a lane without an owner is seen
+# Idle lanes are looked at again after a quarter of the time since the last row, within these: the
+# latency of a row against the load on Postgres.
+RING_FIRST_S, RING_LAST_S = 0.002, 0.05
+RING_SHARE = 4
 MAX_LANES = 32_768  # a lane is a smallint from 0
 FINISH_S = 3.0  # how long the lanes may finish what they have in hand when asked to stop
 
@@ -90,7 +92,7 @@ class Relay:
         self._check = check
         self._strict_fencing = strict_fencing
         self._tenures: dict[int, Tenure] = {}
-        self._pause_s = RING_LAST_S
+        self._rang_at = 0.0  # when an idle lane last had a row, monotonic
         self._threads = ThreadPoolExecutor(MAX_LANES, thread_name_prefix="lane")  # grows as needed
         self.trouble: str | None = "not started"  # why the lanes cannot be surveyed, for people
 
@@ -155,8 +157,10 @@ class Relay:
             waiting = store.waiting_lanes(conn, idle) if idle else []
             for number in waiting:
                 self._tenures[number].bell.set()
-            self._pause_s = RING_FIRST_S if waiting else min(2 * self._pause_s, RING_LAST_S)
-            stop.wait(self._pause_s)
+            now = time.monotonic()
+            if waiting:
+                self._rang_at = now
+            stop.wait(min(max((now - self._rang_at) / RING_SHARE, RING_FIRST_S), RING_LAST_S))
 
     def _hold(self, tenure: Tenure) -> None:
         """The thread of a lane: one session after another, until the lane is given up or lost."""

@@ -51,7 +51,7 @@ def check_settles(system: System, relays: Sequence[Running]) -> None:
 
 @pytest.mark.fault(21)
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("starts", [5, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("starts", [2, pytest.param(100, marks=pytest.mark.slow)])
 def test_relays_that_start_together_join_and_leave_settle_in_time_and_fence_nobody(
     system: System, starts: int
 ) -> None:
@@ -117,7 +117,7 @@ def test_a_consumer_frozen_beyond_its_session_writes_nothing_and_joins_again(sys
 @pytest.mark.parametrize(
     ("end", "seconds"),
     [
-        pytest.param(Running.stop, 10, id="stopped"),
+        pytest.param(Running.stop, 5, id="stopped"),
         pytest.param(Running.stop, 60, id="stopped for long", marks=pytest.mark.slow),
         pytest.param(Running.kill, 60, id="killed", marks=pytest.mark.slow),
     ],
@@ -204,6 +204,7 @@ def test_a_clock_so_far_ahead_that_brokers_refuse_its_records_parks_none(
 
 
 @pytest.mark.fault(29)
+@pytest.mark.slow
 def test_a_clock_set_back_an_hour_may_stop_a_process_but_not_the_work(
     system: System, clock: JumpingClock
 ) -> None:

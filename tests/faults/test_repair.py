@@ -130,7 +130,14 @@ def lose_the_markers_by(system: System, how: str) -> str:
 
 
 @pytest.mark.fault(28)
-@pytest.mark.parametrize("how", ["deleted", "foreign, ahead", "foreign, behind"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        "deleted",
+        pytest.param("foreign, ahead", marks=pytest.mark.slow),
+        pytest.param("foreign, behind", marks=pytest.mark.slow),
+    ],
+)
 def test_lanes_whose_markers_are_lost_in_full_work_are_repaired(system: System, how: str) -> None:
     consumer = system.start("consumer")
     die_in_full_work(system)

@@ -56,6 +56,7 @@ def test_data_and_addresses_survive_a_restart(directory: Path) -> None:
         assert has_topic(second.bootstrap_servers)
 
 
+@pytest.mark.slow
 def test_killed_servers_start_again_with_what_they_had(
     postgres: EmbeddedPostgres, kafka: EmbeddedKafka
 ) -> None:
@@ -70,6 +71,7 @@ def test_killed_servers_start_again_with_what_they_had(
     assert has_topic(kafka.bootstrap_servers)
 
 
+@pytest.mark.slow
 def test_another_port_is_taken_when_a_stranger_has_ours(
     postgres: EmbeddedPostgres, kafka: EmbeddedKafka
 ) -> None:
@@ -114,6 +116,7 @@ def test_servers_end_when_their_owner_is_killed(directory: Path) -> None:
     eventually(lambda: not processes_in(directory))
 
 
+@pytest.mark.slow
 def test_servers_left_over_by_a_killed_owner_are_replaced(
     directory: Path, postgres: EmbeddedPostgres, kafka: EmbeddedKafka
 ) -> None:

@@ -226,7 +226,7 @@ def test_two_consumers_share_the_partitions_and_double_nothing(system: System) -
 
 
 @pytest.mark.fault(22)
-@pytest.mark.parametrize("point", ["polled:2", "inserted:2"])
+@pytest.mark.parametrize("point", [pytest.param("polled:2", marks=pytest.mark.slow), "inserted:2"])
 def test_a_zombie_consumer_harms_nobody_and_works_again(system: System, point: str) -> None:
     system.submit(1)
     zombie = system.start("consumer", crash_at=f"consumer.{point}:freeze")

@@ -75,14 +75,14 @@ def test_a_frozen_relay_loses_its_lanes_by_itself(one_lane: System) -> None:
 @pytest.mark.parametrize(
     "point",
     [
-        "owner_checked",
-        "fenced",
-        "marker_read",
+        pytest.param("owner_checked", marks=pytest.mark.slow),
+        pytest.param("fenced", marks=pytest.mark.slow),
+        pytest.param("marker_read", marks=pytest.mark.slow),
         "decided",
         "claimed:2",
-        "begun:2",
-        "produced:3",
-        "marked:3",
+        pytest.param("begun:2", marks=pytest.mark.slow),
+        pytest.param("produced:3", marks=pytest.mark.slow),
+        pytest.param("marked:3", marks=pytest.mark.slow),
         "published:3",
     ],
 )

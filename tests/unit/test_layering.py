@@ -38,6 +38,7 @@ LEVELS = [
     ["outbox"],
     ["outbox.relay", "outbox.repair"],
     ["outbox.lane", "outbox.lanes"],
+    ["outbox.low_water"],
     ["outbox.store", "outbox.publisher"],
     ["outbox.message", "outbox.postgres", "outbox.patience", "outbox.observer"],
     ["outbox.errors", "outbox.crashpoints"],
