@@ -64,13 +64,20 @@ Insert = Callable[[Connection, Sequence[DeployOrder]], Sequence[UUID]]
 
 @dataclass(slots=True)
 class Batch:
-    """What the records of one poll become. messages: by the worker that they are about."""
+    """What the records of one poll become. messages: one for each order, in the same sequence."""
 
     moves: list[Move]
     orders: list[DeployOrder] = field(default_factory=list)
-    messages: dict[UUID, Message] = field(default_factory=dict)
+    messages: list[Message] = field(default_factory=list)
     dead: list[Message] = field(default_factory=list)
     reasons: Counter[str] = field(default_factory=Counter)
+
+    def messages_about(self, accepted: Sequence[UUID]) -> list[Message]:
+        """Return the messages about these workers: as a rule all of them."""
+        if len(accepted) == len(self.orders):
+            return self.messages
+        chosen = set(accepted)
+        return [message for message in self.messages if message.subject in chosen]
 
 
 class ConsumerSession:
@@ -168,7 +175,7 @@ class ConsumerSession:
 
     def _read(self, records: Sequence[Record]) -> Batch:
         """Turn records into workers, orders and dead letters."""
-        settings = self._settings
+        settings, topic_id = self._settings, self._topic.id
         last = {record.partition(): record for record in records}
         batch = Batch([self._move(record) for record in last.values()])
         for record in records:
@@ -181,10 +188,10 @@ class ConsumerSession:
                 batch.dead.append(letter)
                 batch.reasons[rejected.reason.value] += 1
                 continue
-            worker_id = workers.worker_id(self._topic.id, *place_of(record), record.timestamp()[1])
+            worker_id = workers.worker_id(topic_id, *place_of(record), record.timestamp()[1])
             order = DeployOrder(worker_id, command.scenario_uuid, command.camera_url)
             batch.orders.append(order)
-            batch.messages[worker_id] = deploy_order(settings.output_topic, order, record)
+            batch.messages.append(deploy_order(settings.output_topic, order, record))
         return batch
 
     def _move(self, last: Record) -> Move:
@@ -229,8 +236,7 @@ class ConsumerSession:
             reached("consumer.advanced")
             accepted = insert(self._conn, batch.orders) if batch.orders else ()
             reached("consumer.inserted")
-            messages = [batch.messages[worker_id] for worker_id in accepted]
-            enqueue(self._conn, messages + batch.dead, self._lanes)
+            enqueue(self._conn, batch.messages_about(accepted) + batch.dead, self._lanes)
             reached("consumer.enqueued")
             self._topic.confirm()  # or records of a topic made anew would be taken for the old one's
         return len(accepted)

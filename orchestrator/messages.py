@@ -7,7 +7,7 @@ itself: a camera URL carries a password.
 import enum
 import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from operator import methodcaller
 from typing import cast
 from uuid import UUID
@@ -97,16 +97,18 @@ class CommandParser:
 # Postgres's text has none), and surrogates, which UTF-8 lacks.
 HAS_FORBIDDEN = re.compile("[\\s\x00-\x1f\x7f-\x9f\ud800-\udfff]").search
 
-encode_order = msgspec.json.Encoder().encode
+encode = msgspec.json.Encoder().encode
+encode_order: Callable[[DeployOrder], bytes] = encode
 
 
 def deploy_order(topic: str, order: DeployOrder, record: Record) -> Message:
     """Return the outbox message of an order: keyed by scenario, about the worker."""
+    headers = headers_of(record)
     return Message(
         topic,
-        str(order.scenario_uuid).encode(),
+        encode(order.scenario_uuid)[1:-1],  # without the quotes: three times as fast as str()
         encode_order(order),
-        [header for header in headers_of(record) if header[0] in TRACE_HEADERS],
+        [header for header in headers if header[0] in TRACE_HEADERS] if headers else (),
         order.worker_id,
     )
 

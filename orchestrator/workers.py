@@ -12,9 +12,10 @@ from typing import cast
 from uuid import UUID
 
 from orchestrator.messages import DeployOrder
-from outbox import Connection
+from outbox import Connection, arrays
+from outbox.arrays import Array
 
-PLACE = struct.Struct(">iq")  # partition, offset
+PLACE = struct.Struct(">16siq")  # topic id, partition, offset
 MS_BITS, HASH_BITS, LOW_BITS = 48, 74, 62
 
 
@@ -24,7 +25,7 @@ def worker_id(topic_id: UUID, partition: int, offset: int, timestamp_ms: int) ->
     Ordered by time, so that the unique index grows at its end. A record without a timestamp counts
     as time 0.
     """
-    place = topic_id.bytes + PLACE.pack(partition, offset)
+    place = PLACE.pack(topic_id.bytes, partition, offset)
     digest = int.from_bytes(blake2b(place, digest_size=10).digest(), "big") >> (80 - HASH_BITS)
     time_ms = max(timestamp_ms, 0) & ((1 << MS_BITS) - 1)
     high, low = digest >> LOW_BITS, digest & ((1 << LOW_BITS) - 1)
@@ -40,9 +41,8 @@ INSERT_ALL = """
 
 def insert_all(conn: Connection, orders: Sequence[DeployOrder]) -> list[UUID]:
     """Insert one pending worker an order; return their ids. A worker that is there is an error."""
-    columns = _columns(orders)
-    conn.execute(INSERT_ALL, columns, prepare=True)
-    return columns[0]
+    conn.execute(INSERT_ALL, _columns(orders), prepare=True)
+    return [order.worker_id for order in orders]
 
 
 INSERT_NEW = """
@@ -59,11 +59,11 @@ def insert_new(conn: Connection, orders: Sequence[DeployOrder]) -> list[UUID]:
     return [cast("UUID", row[0]) for row in conn.execute(INSERT_NEW, _columns(orders))]
 
 
-def _columns(orders: Sequence[DeployOrder]) -> tuple[list[UUID], list[UUID], list[str]]:
+def _columns(orders: Sequence[DeployOrder]) -> tuple[Array, Array, Array]:
     return (
-        [order.worker_id for order in orders],
-        [order.scenario_uuid for order in orders],
-        [order.camera_url for order in orders],
+        arrays.uuids(order.worker_id for order in orders),
+        arrays.uuids(order.scenario_uuid for order in orders),
+        arrays.texts(order.camera_url for order in orders),
     )
 
 
@@ -76,4 +76,4 @@ SET_DEPLOYED = """
 
 def set_deployed(conn: Connection, worker_ids: Sequence[UUID]) -> None:
     """Mark pending workers deployed; one that the Runner already moved on stays as it is."""
-    conn.execute(SET_DEPLOYED, {"ids": worker_ids}, prepare=True)
+    conn.execute(SET_DEPLOYED, {"ids": arrays.uuids(worker_ids)}, prepare=True)

@@ -98,6 +98,7 @@ class Lane:
         self._marked_at = -math.inf  # when the marker was last committed, monotonic
         self._low_water = LowWater()
         self.idle = False  # waits for the bell
+        self.batch_s = 0.0  # how long the last batch took
 
     def work(self, good: Callable[[], None]) -> None:
         """Work until `stop` is set; call good() whenever a recovery went through.
@@ -125,9 +126,10 @@ class Lane:
         if self._unsettled:
             self._settle_and_claim(limit=0)
 
-    def waits_above(self) -> int | None:
-        """Return the id above which an idle lane waits for rows; None if it does not wait."""
-        return self._low_water.id if self.idle else None
+    @property
+    def waits_above(self) -> int:
+        """The id above which the lane waits for rows."""
+        return self._low_water.id
 
     # ---- the way of a batch ---------------------------------------------------------------------
 
@@ -136,9 +138,11 @@ class Lane:
         self._low_water.ask(self._conn)
         if not self._unsettled and not self._any_waiting():
             return 0
+        started = time.monotonic()
         rows = self._settle_and_claim(1 if self._alone_until else self._batch_size)
         if rows:
             self._publish(rows)
+            self.batch_s = time.monotonic() - started
         return len(rows)
 
     def _any_waiting(self) -> bool:

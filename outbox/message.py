@@ -3,7 +3,6 @@
 import json
 from base64 import b64decode, b64encode
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 from uuid import UUID
 from zlib import crc32
@@ -11,8 +10,7 @@ from zlib import crc32
 Headers = Sequence[tuple[str, bytes | None]]
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(NamedTuple):
     """One record to be: published once the transaction that enqueued it has committed.
 
     topic: Kafka topic. key: decides the lane and the partition; rows of one key keep their order;

@@ -119,6 +119,7 @@ def connect(conninfo: str, name: str) -> Connection:
         autocommit=True,
         application_name=name,
         target_session_attrs="read-write",
+        client_encoding="UTF8",  # outbox.arrays
         **KEEPALIVES,
     )
     conn.confirmation = Confirmation(name)

@@ -28,8 +28,8 @@ from outbox.publisher import KafkaConfig, Markers, Publisher
 log = logging.getLogger(__name__)
 
 SURVEY_S = 0.5  # how soon a lane without an owner is seen
-# Idle lanes are looked at again after a quarter of the time since the last row, within these: the
-# latency of a row against the load on Postgres.
+# Idle lanes are looked at again after a quarter of the time that their last batch took, or of the time
+# since the last row came, within these: the latency of a row against the load on Postgres.
 RING_FIRST_S, RING_LAST_S = 0.002, 0.05
 RING_SHARE = 4
 MAX_LANES = 32_768  # a lane is a smallint from 0
@@ -50,10 +50,6 @@ class Tenure:
     def state(self) -> str:
         """Say `working`, or what the lane waits for."""
         return self.lane.state if self.lane else self.trouble
-
-    def waits_above(self) -> int | None:
-        """Return the id above which the lane waits for rows; None if it does not wait."""
-        return self.lane.waits_above() if self.lane else None
 
     def give_up(self) -> None:
         """End the work between two batches, or sooner if it waits for a server."""
@@ -149,18 +145,17 @@ class Relay:
         """Until the next survey, wake idle lanes that have rows: one look for all of them."""
         until = time.monotonic() + SURVEY_S
         while time.monotonic() < until and not stop.is_set():
-            idle = {
-                tenure.number: above
-                for tenure in self._tenures.values()
-                if (above := tenure.waits_above()) is not None
-            }
+            mine = [tenure.lane for tenure in self._tenures.values() if tenure.lane]
+            idle = {lane.lane: lane.waits_above for lane in mine if lane.idle}
             waiting = store.waiting_lanes(conn, idle) if idle else []
             for number in waiting:
                 self._tenures[number].bell.set()
             now = time.monotonic()
             if waiting:
                 self._rang_at = now
-            stop.wait(min(max((now - self._rang_at) / RING_SHARE, RING_FIRST_S), RING_LAST_S))
+            longest = max((lane.batch_s for lane in mine), default=0.0)
+            pause = max(now - self._rang_at, longest) / RING_SHARE
+            stop.wait(min(max(pause, RING_FIRST_S), RING_LAST_S))
 
     def _hold(self, tenure: Tenure) -> None:
         """The thread of a lane: one session after another, until the lane is given up or lost."""

@@ -15,6 +15,7 @@ from uuid import UUID
 
 import psycopg
 
+from outbox import arrays
 from outbox.errors import OwnershipLost, SchemaMismatch
 from outbox.message import Message, OutboxRow, encode_headers, lane_of
 from outbox.postgres import Connection
@@ -42,12 +43,14 @@ def enqueue(conn: Connection, messages: Sequence[Message], lanes: int) -> None:
     conn.execute(
         ENQUEUE,
         (
-            [next(_turn) % lanes if m.key is None else lane_of(m.key, lanes) for m in messages],
-            [m.topic for m in messages],
-            [m.key for m in messages],
-            [m.value for m in messages],
-            [encode_headers(m.headers) for m in messages],
-            [m.subject for m in messages],
+            arrays.smallints(
+                next(_turn) % lanes if m.key is None else lane_of(m.key, lanes) for m in messages
+            ),
+            arrays.texts(m.topic for m in messages),
+            arrays.byteas(m.key for m in messages),
+            arrays.byteas(m.value for m in messages),
+            arrays.texts(encode_headers(m.headers) for m in messages),
+            arrays.uuids(m.subject for m in messages),
         ),
         prepare=True,
     )
@@ -131,7 +134,7 @@ def settle(conn: Connection, lane: int, ids: Sequence[int]) -> list[UUID]:
     """Delete rows that are in Kafka; return their subjects. An id array, never a range."""
     if not ids:
         return []
-    rows = conn.execute(SETTLE, {"lane": lane, "ids": ids}, prepare=True, binary=True)
+    rows = conn.execute(SETTLE, {"lane": lane, "ids": arrays.bigints(ids)}, prepare=True, binary=True)
     return [cast("UUID", subject) for (subject,) in rows if subject is not None]
 
 
@@ -189,7 +192,7 @@ LOAD = """
 
 def load(conn: Connection, lane: int, ids: Sequence[int]) -> list[OutboxRow]:
     """Return the rows of a batch that was begun before, in id order."""
-    cursor = conn.execute(LOAD, {"lane": lane, "ids": ids}, binary=True)
+    cursor = conn.execute(LOAD, {"lane": lane, "ids": arrays.bigints(ids)}, binary=True)
     return [OutboxRow._make(cast("tuple[int]", row)) for row in cursor.fetchall()]
 
 
@@ -202,7 +205,7 @@ BEGIN_BATCH = """
 
 def begin_batch(conn: Connection, lane: int, epoch: int, state: LaneState) -> None:
     """Write which rows batch `seq` stands for. Raises OwnershipLost."""
-    values = {"lane": lane, "epoch": epoch, "seq": state.seq, "ids": state.inflight}
+    values = {"lane": lane, "epoch": epoch, "seq": state.seq, "ids": arrays.bigints(state.inflight)}
     if conn.execute(BEGIN_BATCH, values, prepare=True).rowcount != 1:
         raise OwnershipLost(lane, epoch)
 

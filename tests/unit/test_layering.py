@@ -40,7 +40,7 @@ LEVELS = [
     ["outbox.lane", "outbox.lanes"],
     ["outbox.low_water"],
     ["outbox.store", "outbox.publisher"],
-    ["outbox.message", "outbox.postgres", "outbox.patience", "outbox.observer"],
+    ["outbox.message", "outbox.arrays", "outbox.postgres", "outbox.patience", "outbox.observer"],
     ["outbox.errors", "outbox.crashpoints"],
 ]
 LEVEL = {module: number for number, level in enumerate(LEVELS) for module in level}

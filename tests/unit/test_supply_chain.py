@@ -23,7 +23,7 @@ WITH_SERVERS = RUNTIME + EXTRAS["embedded"]
 WANTED = {  # what pyproject.toml asks for, by the file that must hold it
     "requirements.txt": RUNTIME,
     "requirements-embedded.txt": WITH_SERVERS,
-    "requirements-dev.txt": WITH_SERVERS + EXTRAS["test"] + EXTRAS["dev"],
+    "requirements-dev.txt": WITH_SERVERS + EXTRAS["test"] + EXTRAS["bench"] + EXTRAS["dev"],
     "requirements-supply.txt": EXTRAS["supply"],
     "requirements-build.txt": PYPROJECT["build-system"]["requires"],
 }
