@@ -10,7 +10,7 @@ from contextlib import closing
 from bench.load import fill_input, fill_outbox, reading
 from bench.site import Site
 from orchestrator.embedded import Servers
-from tests.faults.wired import led_through, wired_kafka
+from tests.wired import led_through, wired_kafka
 from tests.proxy import ANY, Rule, delay
 from tests.system import System, new_system
 

@@ -37,11 +37,11 @@ from orchestrator.embedded.server import HOST
 from orchestrator.messages import Command, DeployOrder
 from orchestrator.reading import open_reader
 from tests.eventually import eventually
-from tests.faults.wired import postgres_proxied
 from tests.own_servers import Work, own_servers, pause, wake
 from tests.proxy import Rule, cut_after, cut_before, delay, proxy
 from tests.system import Running, System, end_sessions
 from tests.wire import KafkaConversation
+from tests.wired import postgres_proxied
 
 REPORTS = Path("build")
 PROCESSES = 5  # two consumers, three relays

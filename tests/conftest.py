@@ -11,6 +11,7 @@ from tests import report
 from tests.matrix import Outcomes, reason_of, rows_of
 from tests.servers import START_ERRORS, Backend, choose_backend
 from tests.system import LANES, System, new_system, template_database
+from tests.wired import WiredKafka, wired_kafka
 
 BACKEND = pytest.StashKey[Backend]()
 OUTCOMES = pytest.StashKey[Outcomes]()
@@ -109,4 +110,19 @@ def system(servers: Servers, template: str, tmp_path: Path) -> Iterator[System]:
 def one_lane(servers: Servers, template: str, tmp_path: Path) -> Iterator[System]:
     """An installation of its own for one test, with one lane: everything is in order."""
     with new_system(servers, template, tmp_path, lanes=1) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def wired() -> Iterator[WiredKafka]:
+    """A broker that can be reached through a proxy, too."""
+    with wired_kafka() as kafka:
+        yield kafka
+
+
+@pytest.fixture
+def wired_lane(servers: Servers, template: str, wired: WiredKafka, tmp_path: Path) -> Iterator[System]:
+    """An installation on that broker, with one lane."""
+    behind = Servers(servers.database_url, wired.bootstrap_servers)
+    with new_system(behind, template, tmp_path, lanes=1) as made:
         yield made

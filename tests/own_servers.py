@@ -15,9 +15,9 @@ from orchestrator.setup import set_up
 from tests.bare import end_all
 from tests.containers import POSTGRES_SETTINGS
 from tests.eventually import eventually
-from tests.faults.wired import WiredKafka, wired_broker
 from tests.servers import server_directory
 from tests.system import Running, System, environ_of
+from tests.wired import WiredKafka, wired_broker
 
 BATCH = 50
 BACK_S = 30  # until all works again: a dead member's session, a lane's silence, back-off

@@ -16,10 +16,10 @@ from confluent_kafka import KafkaError
 from outbox import InDoubt
 from outbox.message import OutboxRow
 from tests.eventually import eventually
-from tests.faults.wired import Epochs, WiredKafka, led_through
 from tests.proxy import ANY, Action, Address, Connection, Rule, cut_before, replay, swallow
 from tests.system import OwnedLane, System, end_sessions
 from tests.wire import Frame, end_txn_error, flipped
+from tests.wired import Epochs, WiredKafka, led_through
 
 ROWS = 6  # of a batch, which then takes three requests, one after the other
 SMALL_REQUESTS = {

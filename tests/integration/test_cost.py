@@ -1,0 +1,102 @@
+"""What a batch costs, counted on the wire: statements and commits in Postgres, requests to Kafka."""
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from outbox import low_water
+from tests.eventually import eventually
+from tests.proxy import ANY, Connection, Rule
+from tests.system import System, take
+from tests.wire import Frame
+from tests.wired import WiredKafka, led_through, postgres_proxied
+
+WARM = 7  # batches: psycopg prepares BEGIN and COMMIT at their sixth time
+BATCHES = 5
+ROWS = 10  # a batch, of one key: so of one partition
+
+
+class Counting:
+    """A rule that lets everything through and counts it by its first words."""
+
+    def __init__(self, words: int) -> None:
+        self.counts: Counter[str] = Counter()
+        self.rule = Rule(ANY, self._count, hit=0)
+        self._words = words
+
+    def _count(self, connection: Connection, frame: Frame) -> None:
+        self.counts[" ".join(frame.name.split()[: self._words])] += 1
+        connection.forward(frame)
+
+
+@pytest.fixture
+def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No look at who is writing: that is for every 0.2 s, and not for every batch."""
+    monkeypatch.setattr(low_water, "ENDED_S", 3600)
+
+
+@contextmanager
+def counted(system: System, kafka: WiredKafka) -> Iterator[tuple[System, Counter[str], Counter[str]]]:
+    """Give the installation behind both proxies, with what was said to Postgres and to Kafka."""
+    statements, requests = Counting(words=2), Counting(words=1)
+    with (
+        kafka.proxied(requests.rule) as bootstrap_servers,
+        postgres_proxied(system, [statements.rule]) as url,
+    ):
+        led = led_through(system, bootstrap_servers, DATABASE_URL=url, BATCH_SIZE=str(ROWS))
+        yield led, statements.counts, requests.counts
+
+
+@pytest.mark.usefixtures("quiet")
+def test_a_batch_of_the_relay(wired_lane: System, wired: WiredKafka) -> None:
+    (scenario,) = wired_lane.submit(1)
+    with (
+        counted(wired_lane, wired) as (led, statements, requests),
+        led.lane(batch_size=ROWS) as lane,
+    ):
+        wired_lane.accept((WARM + BATCHES) * ROWS, scenario)
+        lane.recover()
+        for _ in range(WARM):
+            lane.run_once()
+        for counts in (statements, requests):
+            counts.clear()
+        for _ in range(BATCHES):
+            assert lane.run_once() == ROWS
+        assert statements == {
+            "BEGIN": BATCHES,
+            "SELECT seq,": BATCHES,  # the lane row and its lock
+            "DELETE FROM": BATCHES,
+            "UPDATE workers": BATCHES,
+            "SELECT id,": BATCHES,  # the claim
+            "UPDATE outbox_lane": BATCHES,
+            "COMMIT": BATCHES,
+        }
+        for request in ("Produce", "AddOffsetsToTxn", "TxnOffsetCommit", "EndTxn"):
+            assert requests[request] == BATCHES, request
+        lane.drain()
+    wired_lane.check_exactly_once((WARM + BATCHES) * ROWS)
+
+
+def test_a_batch_of_the_consumer(wired_lane: System, wired: WiredKafka) -> None:
+    (scenario,) = wired_lane.submit(1)
+    with counted(wired_lane, wired) as (led, statements, requests), led.consumer() as session:
+        take(session, 1)
+        for number in range(WARM + BATCHES):
+            if number == WARM:
+                eventually(lambda: requests["OffsetCommit"] == 1 + WARM)  # sent in the background
+                for counts in (statements, requests):
+                    counts.clear()
+            wired_lane.submit(1, scenario)
+            take(session, 1)
+        del statements["SELECT"]  # an idle session's ping
+        assert statements == {
+            "BEGIN": BATCHES,
+            "UPDATE consumed_offsets": BATCHES,
+            "INSERT INTO": 2 * BATCHES,
+            "COMMIT": BATCHES,
+        }
+        assert BATCHES <= requests["Metadata"] <= BATCHES + 1  # one may be the client's own, every 10 s
+        eventually(lambda: requests["OffsetCommit"] == BATCHES)
+    assert wired_lane.statuses() == {"pending": 1 + WARM + BATCHES}
