@@ -32,6 +32,7 @@ from outbox.postgres import transaction_again
 log = logging.getLogger(__name__)
 
 POLL_S = 0.5  # how long the loop waits for a first record before it looks at `stop`
+SHOW_S = 0.5  # how old the offsets may be that lag tools see
 PING_S = 2.0  # how soon an idle session finds out that Postgres has gone
 RECHECK_S = 10.0  # how soon a paused partition that was repaired goes on by itself
 
@@ -95,6 +96,8 @@ class ConsumerSession:
         self._topic = topics.TopicWatch(self._admin, settings.input_topic)
         self._positions: dict[int, Position] = {}
         self.paused: dict[int, str] = {}  # partitions that wait for a person, and why
+        self._unshown: dict[int, int] = {}  # next offsets that Kafka has not been shown
+        self._show_at = 0.0
         self._recheck_at = 0.0
         self._ping_at = 0.0
         self._cut_off: KafkaError | None = None  # no broker can be reached
@@ -120,6 +123,7 @@ class ConsumerSession:
 
     def close(self) -> None:
         """Leave the group."""
+        self._show_offsets()
         self._consumer.close()
 
     def positions(self) -> dict[int, int]:
@@ -142,6 +146,8 @@ class ConsumerSession:
         elif time.monotonic() > self._ping_at:  # before a command has to wait for a new session
             self._conn.execute("SELECT")
             self._ping_at = time.monotonic() + PING_S
+        if time.monotonic() > self._show_at:
+            self._show_offsets()
         return len(records)
 
     def _poll(self) -> list[Record]:
@@ -205,7 +211,7 @@ class ConsumerSession:
         )
 
     def _accept(self, batch: Batch) -> None:
-        """Commit the batch; then show its offsets to lag tools."""
+        """Commit the batch."""
         started = time.perf_counter()
         try:
             accepted = self._write(batch, workers.insert_all)
@@ -217,8 +223,7 @@ class ConsumerSession:
             self._positions[move.partition] = Position(
                 self._topic.id, move.following, move.leader_epoch
             )
-        self._show_offsets(batch.moves)
-        reached("consumer.shown")
+            self._unshown[move.partition] = move.following
         self._metrics.consumed(accepted, len(batch.orders) - accepted, batch.reasons, took_s)
 
     @transaction_again
@@ -241,12 +246,16 @@ class ConsumerSession:
             self._topic.confirm()  # or records of a topic made anew would be taken for the old one's
         return len(accepted)
 
-    def _show_offsets(self, moves: Sequence[Move]) -> None:
-        """Commit the same offsets to Kafka: a copy for lag tools, never read back."""
-        topic = self._settings.input_topic
-        shown = [TopicPartition(topic, move.partition, move.following) for move in moves]
+    def _show_offsets(self) -> None:
+        """Commit the offsets to Kafka: a copy for lag tools, never read back."""
+        if not self._unshown:
+            return
+        topic, self._show_at = self._settings.input_topic, time.monotonic() + SHOW_S
+        shown = [TopicPartition(topic, *place) for place in self._unshown.items()]
+        self._unshown = {}
         with suppress(KafkaException):
             self._consumer.commit(offsets=shown, asynchronous=True)
+        reached("consumer.shown")
 
     def _on_error(self, error: KafkaError) -> None:
         if error.code() == KafkaError._ALL_BROKERS_DOWN:
@@ -259,6 +268,7 @@ class ConsumerSession:
 
     def _on_revoke(self, _consumer: Consumer, _revoked: Sequence[TopicPartition]) -> None:
         """Nothing is in hand between two polls, so nothing needs to be finished."""
+        self._show_offsets()
         self._positions = {}
         self.paused = {}
 

@@ -136,12 +136,13 @@ def test_kafka_shows_a_copy_of_the_offsets(system: System) -> None:
     ):
         take(session, 20)
         places = [TopicPartition(topic, partition) for partition in range(PARTITIONS)]
-        eventually(
-            lambda: (
-                {place.partition: place.offset for place in looker.committed(places, timeout=5)}
-                == stored(system)
-            )
-        )
+
+        def is_shown() -> bool:
+            session.run_once()
+            shown = looker.committed(places, timeout=5)
+            return {place.partition: place.offset for place in shown} == stored(system)
+
+        eventually(is_shown)
 
 
 @pytest.mark.parametrize("first", [0, 3])
