@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SUPPLY := $(VENV)/supply
 .DEFAULT_GOAL := help
-.PHONY: help install run demo image up down test guards model faults chaos bench bench-quick bench-peers check format lock sbom audit-deps ci clean
+.PHONY: help install run demo image up down test guards model faults chaos bench bench-quick bench-check bench-peers check format lock sbom audit-deps ci clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -59,6 +59,9 @@ bench: install ## measure everything against the machine's limits and judge it (
 
 bench-quick: install ## the same with fewer rows, in 3 minutes (report in build/bench)
 	@$(BIN)/python -m bench --quick --output build/bench
+
+bench-check: install ## only the ratios that a change could spoil, in 3 minutes: CI runs it
+	@$(BIN)/python -m bench --check --output build/bench
 
 bench-peers: install ## the same with the naive service, the usual polling outbox and Debezium beside it
 	@$(BIN)/python -m bench --peers

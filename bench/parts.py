@@ -1,8 +1,9 @@
 """One part of the product at a time, in this process: a lane, or a consumer's session."""
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
 from statistics import median
 
 from bench.load import fill_input, fill_outbox
@@ -11,27 +12,53 @@ from bench.site import Site, read_wal
 from outbox import store
 from outbox.message import OutboxRow
 from outbox.postgres import Connection
-from tests.system import OwnedLane, System
+from outbox.publisher import Publisher
+from tests.system import LANES, OwnedLane, System
 
 SMALL, USUAL = 1, 500  # batch sizes of the comparison
 
 
 def relay_price(site: Site, rows: int) -> dict[str, float]:
-    """Measure a lane with and without Kafka's transactions, in turn."""
+    """Measure the lanes of a relay with and without Kafka's transactions, in turn."""
     with (
-        site.system(lanes=1) as system,
-        site.system(lanes=1) as other,
-        system.lane(batch_size=USUAL) as exact,
-        other.lane(batch_size=USUAL, publisher=PlainPublisher) as plain,
+        site.system() as system,
+        site.system() as other,
+        all_lanes(system, Publisher) as exact,
+        all_lanes(other, PlainPublisher) as plain,
     ):
-        for lane in (exact, plain):
-            lane.recover()
-        rates = [(drain(system, exact, rows // 4), drain(other, plain, rows // 4)) for _ in range(4)]
+        rates = [
+            (drain_all(system, exact, rows // 4), drain_all(other, plain, rows // 4)) for _ in range(4)
+        ]
     return {
         "exactly_once_rate": median(rate for rate, _ in rates),
         "idempotent_rate": median(rate for _, rate in rates),
         "price": median(exact / plain for exact, plain in rates),
     }
+
+
+@contextmanager
+def all_lanes(system: System, publisher: type[Publisher]) -> Iterator[list[OwnedLane]]:
+    """Give the lanes of an installation, recovered, as one relay would work them."""
+    with ExitStack() as stack:
+        lanes = [
+            stack.enter_context(system.lane(number, batch_size=USUAL, publisher=publisher))
+            for number in range(LANES)
+        ]
+        for lane in lanes:
+            lane.recover()
+        yield lanes
+
+
+def drain_all(system: System, lanes: Sequence[OwnedLane], rows: int) -> float:
+    """Return rows a second of the lanes, in a thread each, that find them all waiting."""
+    fill_outbox(system, rows)
+    began = time.perf_counter()
+    with ThreadPoolExecutor(len(lanes)) as threads:
+        published = sum(threads.map(OwnedLane.drain, lanes))
+    took = time.perf_counter() - began
+    if published != rows:
+        raise RuntimeError(f"{published} of {rows} rows were published")
+    return rows / took
 
 
 def relay_batches(site: Site, rows: int) -> dict[str, float]:
@@ -68,14 +95,8 @@ def consume(site: Site, commands: int, batch_size: int) -> float:
 
 
 def drain(system: System, lane: OwnedLane, rows: int) -> float:
-    """Return rows a second of a lane that finds them all waiting."""
-    fill_outbox(system, rows)
-    began = time.perf_counter()
-    published = lane.drain()
-    took = time.perf_counter() - began
-    if published != rows:
-        raise RuntimeError(f"{published} of {rows} rows were published")
-    return rows / took
+    """Return rows a second of the only lane, that finds them all waiting."""
+    return drain_all(system, [lane], rows)
 
 
 # ---- what may slow a claim ------------------------------------------------------------------------

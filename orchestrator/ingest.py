@@ -106,6 +106,7 @@ class ConsumerSession:
                 "session.timeout.ms": 6000,  # the brokers' minimum: how long a dead member is missed
                 "heartbeat.interval.ms": 1500,
                 "topic.metadata.refresh.interval.ms": 10_000,  # new partitions are seen this soon
+                "queued.max.messages.kbytes": 24_576,  # what waits in memory, and so a batch, ends here
                 "error_cb": self._on_error,
                 **settings.kafka,
                 "group.id": settings.consumer_group,

@@ -3,14 +3,12 @@
 from typing import Any
 
 import psycopg
-from confluent_kafka import TopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
+from confluent_kafka.admin import AdminClient
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from outbox.publisher import progress_group
 from tests.bare import run_command
-from tests.eventually import eventually
-from tests.system import PARTITIONS, Running, System, has_leaders
+from tests.system import Running, System
 
 SECRET = "user:pw@"
 
@@ -68,22 +66,3 @@ def _database(system: System) -> tuple[str, str]:
     """Return the database's name, and the address of another one on the same server."""
     url = system.settings.database_url
     return str(conninfo_to_dict(url)["dbname"]), make_conninfo(url, dbname="postgres")
-
-
-def delete_before(system: System, topic: str, partition: int, offset: int) -> None:
-    """Let the log of a partition begin at `offset`."""
-    admin = AdminClient(dict(system.settings.kafka))
-    place = TopicPartition(topic, partition, offset)
-    admin.delete_records([place])[place].result(10)
-
-
-def make_input_anew(system: System) -> None:
-    """Delete the input topic and make it again."""
-    admin, topic = AdminClient(dict(system.settings.kafka)), system.settings.input_topic
-    admin.delete_topics([topic])[topic].result()
-
-    def made() -> bool:
-        return admin.create_topics([NewTopic(topic, PARTITIONS, 1)])[topic].exception() is None
-
-    eventually(made)
-    eventually(lambda: has_leaders(system))

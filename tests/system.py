@@ -19,7 +19,7 @@ from uuid import UUID, uuid4
 
 import msgspec
 import psycopg
-from confluent_kafka import KafkaException, Producer
+from confluent_kafka import KafkaException, Producer, TopicPartition
 from confluent_kafka import Message as Record
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
     AdminClient,
@@ -340,6 +340,25 @@ def limit_messages(system: System, size: int) -> None:
     admin = AdminClient(dict(system.settings.kafka))
     for future in admin.incremental_alter_configs([resource]).values():
         future.result(10)
+
+
+def delete_before(system: System, topic: str, partition: int, offset: int) -> None:
+    """Let the log of a partition begin at `offset`."""
+    admin = AdminClient(dict(system.settings.kafka))
+    place = TopicPartition(topic, partition, offset)
+    admin.delete_records([place])[place].result(10)
+
+
+def make_input_anew(system: System) -> None:
+    """Delete the input topic and make it again."""
+    admin, topic = AdminClient(dict(system.settings.kafka)), system.settings.input_topic
+    admin.delete_topics([topic])[topic].result()
+
+    def made() -> bool:
+        return admin.create_topics([NewTopic(topic, PARTITIONS, 1)])[topic].exception() is None
+
+    eventually(made)
+    eventually(lambda: has_leaders(system))
 
 
 # ---- making one -----------------------------------------------------------------------------------

@@ -21,7 +21,6 @@ from tests.eventually import eventually
 from tests.repairs import (
     SECRET,
     back_up,
-    delete_before,
     forget_markers,
     is_refused,
     repair,
@@ -29,7 +28,7 @@ from tests.repairs import (
     set_marker,
     written_down,
 )
-from tests.system import INHERITED, LANES, Running, System
+from tests.system import INHERITED, LANES, Running, System, delete_before
 
 KEY = b"one partition"
 RECHECKED_S = 25  # a paused partition, a lane that backs off, a dead consumer's session

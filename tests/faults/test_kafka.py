@@ -32,9 +32,8 @@ from tests.faults.kafka_servers import (
     stream,
 )
 from tests.faults.postgres_servers import installed
-from tests.integration.test_ingest import make_anew
 from tests.own_servers import wait_ready
-from tests.system import LANES, PARTITIONS, Running, System
+from tests.system import LANES, PARTITIONS, Running, System, make_input_anew
 
 # Logs are cut by age within a second, not within minutes.
 RETENTION = {"log.retention.check.interval.ms": "500", "log.initial.task.delay.ms": "500"}
@@ -142,7 +141,7 @@ def test_a_topic_made_anew_under_load_is_read_only_once_a_person_has_said_so(own
         return True
 
     eventually(lambda: send() and own.statuses().get("deployed", 0) > 50, 20)
-    make_anew(own)
+    make_input_anew(own)
     eventually(lambda: send() and "deleted and made again" in consumer.get("/readyz"), 30)
     producer.flush(10)
     eventually(lambda: set(own.statuses()) == {"deployed"})

@@ -21,16 +21,14 @@ from tests.eventually import eventually
 from tests.faults.postgres_servers import installed, own_postgres
 from tests.repairs import (
     SECRET,
-    delete_before,
     forget_markers,
     is_refused,
-    make_input_anew,
     repair,
     set_marker,
     written_down,
 )
 from tests.servers import server_directory
-from tests.system import LANES, Running, System
+from tests.system import LANES, Running, System, delete_before, make_input_anew
 
 RESUME_S = 30  # a paused partition, a lane that backs off, a dead consumer's session
 

@@ -31,7 +31,15 @@ from orchestrator.offsets import Fenced
 from orchestrator.workers import worker_id
 from outbox import Headers
 from tests.eventually import eventually
-from tests.system import PARTITIONS, Running, System, end_sessions, has_leaders, take
+from tests.system import (
+    PARTITIONS,
+    Running,
+    System,
+    delete_before,
+    end_sessions,
+    make_input_anew,
+    take,
+)
 
 KEY = b"one partition"
 
@@ -72,25 +80,6 @@ def set_offset(system: System, partition: int, offset: int) -> None:
         offset,
         partition,
     )
-
-
-def delete_before(system: System, partition: int, offset: int) -> None:
-    """Let the log of an input partition begin at `offset`."""
-    admin = AdminClient(dict(system.settings.kafka))
-    place = TopicPartition(system.settings.input_topic, partition, offset)
-    admin.delete_records([place])[place].result(10)
-
-
-def make_anew(system: System) -> None:
-    """Delete the input topic and make it again."""
-    admin, topic = AdminClient(dict(system.settings.kafka)), system.settings.input_topic
-    admin.delete_topics([topic])[topic].result()
-
-    def made() -> bool:
-        return admin.create_topics([NewTopic(topic, PARTITIONS, 1)])[topic].exception() is None
-
-    eventually(made)
-    eventually(lambda: has_leaders(system))
 
 
 # ---- offsets --------------------------------------------------------------------------------------
@@ -148,7 +137,7 @@ def test_kafka_shows_a_copy_of_the_offsets(system: System) -> None:
 @pytest.mark.parametrize("first", [0, 3])
 def test_a_partition_never_seen_starts_where_its_log_begins(system: System, first: int) -> None:
     system.produce(*[command() for _ in range(5)], partition=0)
-    delete_before(system, 0, first)
+    delete_before(system, system.settings.input_topic, 0, first)
     with system.consumer() as session:
         take(session, 5 - first)
         assert session.paused == {}
@@ -260,7 +249,7 @@ def test_a_partition_whose_next_offset_is_gone_waits_alone(system: System) -> No
     eventually(lambda: stored(system).get(0) == 3)
     consumer.stop()
     system.produce(*[command() for _ in range(5)], partition=0)
-    delete_before(system, 0, 6)
+    delete_before(system, system.settings.input_topic, 0, 6)
     consumer = system.start("consumer")
     eventually(lambda: "partition 0: its next offset is not in the log" in consumer.get("/readyz"), 20)
     assert '"ready": false' in consumer.get("/readyz")
@@ -280,7 +269,7 @@ def test_a_paused_partition_goes_on_once_its_offset_is_repaired(
     with system.consumer() as session:
         take(session, 3)
     system.produce(*[command() for _ in range(5)], partition=0)
-    delete_before(system, 0, 6)
+    delete_before(system, system.settings.input_topic, 0, 6)
     with system.consumer() as session:
         eventually(lambda: session.run_once() == 0 and session.paused.keys() == {0})
         assert session.run_once() == 0
@@ -299,7 +288,7 @@ def test_a_topic_made_anew_before_the_start_waits_for_a_person(
     system.produce(*[command() for _ in range(3)], partition=0)
     with system.consumer() as session:
         take(session, 3)
-    make_anew(system)
+    make_input_anew(system)
     system.produce(*[command() for _ in range(5)], partition=0)
     with system.consumer() as session:
         eventually(lambda: session.run_once() == 0 and session.paused.keys() == {0, 1})
@@ -318,7 +307,7 @@ def test_a_topic_made_anew_under_a_running_consumer_waits_for_a_person(
     consumer = system.start("consumer")
     system.produce(*[command() for _ in range(3)], partition=0)
     eventually(lambda: accepted(system) == 3)
-    make_anew(system)
+    make_input_anew(system)
     system.produce(*[command() for _ in range(records)], partition=0)
     eventually(lambda: "deleted and made again" in consumer.get("/readyz"), 30)
     assert accepted(system) == 3
