@@ -1,28 +1,30 @@
-"""The naive service: for each message a transaction, a flush and another transaction, all in turn.
+"""The naive service: for each message a transaction, a flush and another transaction, in turn.
 
 At least once. Between any two of its steps it may die; the message is then worked again from the
 start, which makes a second worker and a second order.
 
-Tuned: no linger, statements prepared from the start, offsets committed in the background and only
-for messages that are done.
+Tuned: no linger, no delivery report for what goes well, statements prepared from the start, offsets
+committed in the background and only for messages that are done.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import cast
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import msgspec
 import psycopg
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer
+from confluent_kafka import Consumer, Message, Producer
 
-from bench.peers import MeasuredPeer, Order, child, new_database
+from bench.peers import MeasuredPeer
+from bench.peers.orders import Order
+from bench.peers.places import child, new_database, new_producer
 from orchestrator.embedded import Servers
 from orchestrator.messages import Command, DeployOrder, encode_order
 
-INPUT = ".in"  # the ending of the input topic's name
+INPUT = ".in"  # what the input topic's name has at its end
+PRODUCER = {"linger.ms": 0}
 
-WORKERS = """
+WORKERS = b"""
     CREATE TABLE workers (
         id            serial PRIMARY KEY,
         worker_id     uuid UNIQUE NOT NULL,
@@ -35,50 +37,48 @@ WORKERS = """
 
 @contextmanager
 def naive(servers: Servers) -> Iterator["NaivePeer"]:
-    """Give the naive service, for the block."""
+    """Give the naive service, with a table of its own, for the block."""
     with new_database(servers, WORKERS) as url:
         yield NaivePeer(servers, url)
 
 
 class NaivePeer(MeasuredPeer):
-    """From the input topic to the output topic."""
+    """From an input topic to the output topic."""
 
     name = "naive service"
     more_topics = (INPUT,)
 
-    def __init__(self, servers: Servers, url: str) -> None:
+    def __init__(self, servers: Servers, database_url: str) -> None:
         super().__init__(servers)
-        self._url = url
+        self._database_url = database_url
 
     def _fill(self, topic: str, orders: Sequence[Order]) -> None:
-        with self._producing(topic) as produce:
+        with self._sending(topic) as send:
             for order in orders:
-                produce(order)
+                send(order)
 
     def _running(self, topic: str) -> AbstractContextManager[None]:
-        return child(serve, self._url, self.servers.bootstrap_servers, topic)
+        return child(serve, self._database_url, self.servers.bootstrap_servers, topic)
 
     @contextmanager
-    def _producing(self, topic: str) -> Iterator[Callable[[Order], None]]:
-        """Stand in for the API; its orders are commands with a field too many."""
-        producer = new_producer(self.servers.bootstrap_servers)
+    def _sending(self, topic: str) -> Iterator[Callable[[Order], None]]:
+        """Stand in for the API: an order is a command with a field too many."""
+        producer = new_producer(self.servers.bootstrap_servers, PRODUCER)
 
-        def produce(order: Order) -> None:
+        def send(order: Order) -> None:
             producer.produce(topic + INPUT, order.value, order.key)
             producer.poll(0)
 
-        yield produce
+        yield send
         producer.flush()
-
-    _sending = _producing
 
 
 # ---- the service ----------------------------------------------------------------------------------
 
 
-def serve(url: str, bootstrap_servers: str, topic: str) -> None:
+def serve(database_url: str, bootstrap_servers: str, topic: str) -> None:
     """Work message after message, for ever."""
-    producer = new_producer(bootstrap_servers)
+    producer = new_producer(bootstrap_servers, PRODUCER)
     consumer = Consumer(
         {
             "bootstrap.servers": bootstrap_servers,
@@ -88,7 +88,7 @@ def serve(url: str, bootstrap_servers: str, topic: str) -> None:
         }
     )
     consumer.subscribe([topic + INPUT])
-    with psycopg.connect(url, prepare_threshold=0) as conn:
+    with psycopg.connect(database_url, prepare_threshold=0) as conn:
         while True:
             message = consumer.poll(1.0)
             if message is not None and message.error() is None:
@@ -115,21 +115,3 @@ def deploy(
     producer.flush()
     conn.execute(SET_DEPLOYED, (worker_id,))
     conn.commit()
-
-
-def new_producer(bootstrap_servers: str) -> Producer:
-    """Return a producer that raises KafkaException for what is not delivered."""
-
-    def check(error: KafkaError | None, _message: Message) -> None:
-        if error is not None:
-            raise KafkaException(error)
-
-    return Producer(
-        {
-            "bootstrap.servers": bootstrap_servers,
-            "linger.ms": 0,
-            "queue.buffering.max.messages": 1_000_000,
-            "on_delivery": check,
-            "delivery.report.only.error": True,
-        }
-    )

@@ -1,26 +1,32 @@
 """The usual polling relay: lock some rows, produce them, wait for the brokers, delete them, commit.
 
 At least once. When it dies between the brokers' word and its commit, the whole batch is sent again.
-One process, as order asks for. The producer is idempotent, without transactions.
+One process, since a second one would break the order of the rows. Idempotent, without transactions.
 
-Tuned: rows deleted by an array of ids, statements prepared from the start, an eager autovacuum and a
-pause of 2 ms when nothing waits.
+Tuned: no delivery report for what goes well, rows deleted by an array of their ids, statements
+prepared from the start, an eager autovacuum, and a pause of only 2 ms when nothing waits.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import cast
 
 import psycopg
-from confluent_kafka import KafkaError, KafkaException, Message, Producer
+from confluent_kafka import Producer
 
-from bench.peers import MeasuredPeer, Order, child, insert_waiting, new_database
+from bench.peers import OutboxPeer
+from bench.peers.places import child, new_database, new_producer
 from orchestrator.embedded import Servers
+from tests.eventually import eventually
 
 IDLE_S = 0.002
+PRODUCER = {
+    "enable.idempotence": True,
+    "linger.ms": 5,  # fills requests while a batch is produced; flush() does not wait for it
+}
 
-OUTBOX = """
+OUTBOX = b"""
     CREATE TABLE outbox (
         id    bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
         topic text NOT NULL,
@@ -32,57 +38,43 @@ OUTBOX = """
         autovacuum_vacuum_cost_delay = 0
     )
 """
-INSERT = "INSERT INTO outbox (topic, key, value) VALUES (%s, %s, %s)"
 
 
 @contextmanager
 def polling(servers: Servers, batch_size: int) -> Iterator["PollingPeer"]:
-    """Give the polling relay with an outbox of its own, for the block."""
+    """Give the polling relay, with an outbox of its own, for the block."""
     with new_database(servers, OUTBOX) as url:
         yield PollingPeer(servers, url, batch_size)
 
 
-class PollingPeer(MeasuredPeer):
-    """From an outbox to the output topic."""
+class PollingPeer(OutboxPeer):
+    """From an outbox to the output topic, by asking for rows."""
 
-    def __init__(self, servers: Servers, url: str, batch_size: int) -> None:
-        super().__init__(servers)
+    insert = b"INSERT INTO outbox (topic, key, value) VALUES (%s, %s, %s)"
+
+    def __init__(self, servers: Servers, database_url: str, batch_size: int) -> None:
+        super().__init__(servers, database_url)
         self.name = f"polling relay, batches of {batch_size}"
-        self._url = url
         self._batch_size = batch_size
 
-    def _fill(self, topic: str, orders: Sequence[Order]) -> None:
-        insert_waiting(self._url, INSERT, [(topic, *order) for order in orders])
-
-    def _running(self, topic: str) -> AbstractContextManager[None]:
-        return child(serve, self._url, self.servers.bootstrap_servers, self._batch_size)
-
     @contextmanager
-    def _sending(self, topic: str) -> Iterator[Callable[[Order], None]]:
-        with psycopg.connect(self._url, autocommit=True, prepare_threshold=0) as conn:
-            yield lambda order: conn.execute(INSERT, (topic, *order)) and None
+    def _running(self, topic: str) -> Iterator[None]:
+        with child(serve, self.database_url, self.servers.bootstrap_servers, self._batch_size):
+            yield
+            eventually(self._is_empty)  # or the next run would send the last batch again
+
+    def _is_empty(self) -> bool:
+        with psycopg.connect(self.database_url) as conn:
+            return conn.execute("SELECT count(*) FROM outbox").fetchone() == (0,)
 
 
 # ---- the relay ------------------------------------------------------------------------------------
 
 
-def serve(url: str, bootstrap_servers: str, batch_size: int) -> None:
+def serve(database_url: str, bootstrap_servers: str, batch_size: int) -> None:
     """Publish batch after batch, for ever."""
-
-    def check(error: KafkaError | None, _message: Message) -> None:
-        if error is not None:
-            raise KafkaException(error)
-
-    producer = Producer(
-        {
-            "bootstrap.servers": bootstrap_servers,
-            "enable.idempotence": True,
-            "linger.ms": 5,  # fills requests while a batch is produced; flush() does not wait for it
-            "on_delivery": check,
-            "delivery.report.only.error": True,
-        }
-    )
-    with psycopg.connect(url, prepare_threshold=0) as conn:
+    producer = new_producer(bootstrap_servers, PRODUCER)
+    with psycopg.connect(database_url, autocommit=True, prepare_threshold=0) as conn:
         while True:
             if not publish(conn, producer, batch_size):
                 time.sleep(IDLE_S)

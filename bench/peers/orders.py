@@ -1,0 +1,120 @@
+"""Orders: made, sent at a steady rate, and read."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from threading import Event, Thread
+from typing import NamedTuple, cast
+from uuid import uuid4
+
+import msgspec
+
+from orchestrator.embedded import Servers
+from orchestrator.messages import DeployOrder, encode_order
+from orchestrator.reading import open_reader
+
+PATIENCE_S = 60.0  # without a new order; then something is broken
+LOOK_S = 0.02
+
+
+class NotDelivered(Exception):
+    """Orders were lost or came twice: a figure would mean nothing."""
+
+
+class Order(NamedTuple):
+    """A record of the output topic."""
+
+    key: str
+    value: str
+
+
+def new_order(due_ns: int | None = None) -> Order:
+    """Make an order, of a scenario of its own, that is due at that time, Unix ns, else now.
+
+    The time is in the camera's URL, so that the reader can tell how long the order took.
+    """
+    scenario = uuid4()
+    url = f"rtsp://bench:secret@camera.example/{due_ns or time.time_ns()}"
+    return Order(str(scenario), encode_order(DeployOrder(uuid4(), scenario, url)).decode())
+
+
+def pace(rate: int, rows: int, send: Callable[[Order], None]) -> None:
+    """Send so many orders, `rate` a second, each due at its own time. `send` must not block."""
+    began_ns = time.time_ns()
+    for number in range(rows):
+        due_ns = began_ns + number * 1_000_000_000 // rate
+        time.sleep(max(due_ns - time.time_ns(), 0) / 1e9)
+        send(new_order(due_ns))
+
+
+class Arrivals:
+    """What has been read, and when."""
+
+    def __init__(self) -> None:
+        self._values: list[bytes] = []
+        self._looks: list[tuple[int, int]] = []  # when, Unix ns, and how many had come by then
+
+    def note(self, values: Sequence[bytes]) -> None:
+        """Take what has come with one look."""
+        self._looks.append((time.time_ns(), len(self._values) + len(values)))
+        self._values.extend(values)
+
+    def wait_for(self, rows: int) -> None:
+        """Wait until so many have come. Raises NotDelivered."""
+        have, since = len(self._values), time.monotonic()
+        while have < rows:
+            time.sleep(LOOK_S)
+            if len(self._values) > have:
+                have, since = len(self._values), time.monotonic()
+            elif time.monotonic() - since > PATIENCE_S:
+                raise NotDelivered(f"{have} of {rows} orders came")
+
+    def check(self, rows: int) -> None:
+        """See that so many came, and none twice. Raises NotDelivered."""
+        different = len({ORDER.decode(value).scenario_uuid for value in self._values})
+        if not different == len(self._values) == rows:
+            raise NotDelivered(f"{different} of {rows} orders came, in {len(self._values)} records")
+
+    def rate(self, rows: int) -> float:
+        """Return orders a second from the first tenth of them to the last. Raises NotDelivered."""
+        began_ns, before = next(look for look in self._looks if look[1] >= rows / 10)
+        ended_ns, after = self._looks[-1]
+        if after == before:
+            raise NotDelivered(f"{rows} orders came at once: too few for a rate")
+        return (after - before) / (ended_ns - began_ns) * 1e9
+
+    def latencies_ms(self) -> list[float]:
+        """Return how long each order took, ms, in the order in which they were due."""
+        timed, before = [], 0
+        for at_ns, after in self._looks:
+            for value in self._values[before:after]:
+                due_ns = int(ORDER.decode(value).camera_url.rpartition("/")[2])
+                timed.append((due_ns, (at_ns - due_ns) / 1e6))
+            before = after
+        return [latency for _, latency in sorted(timed)]
+
+
+ORDER = msgspec.json.Decoder(DeployOrder)
+
+
+@contextmanager
+def reading(servers: Servers, topic: str) -> Iterator[Arrivals]:
+    """Read a topic as the Runner would, while the block runs."""
+    kafka = {"bootstrap.servers": servers.bootstrap_servers}
+    arrivals, done = Arrivals(), Event()
+
+    def read() -> None:
+        with closing(open_reader(kafka, topic)) as consumer:
+            while not done.is_set():
+                first = consumer.poll(LOOK_S)
+                if first is not None:
+                    records = [first, *consumer.consume(10_000, 0)]
+                    arrivals.note([cast("bytes", r.value()) for r in records if r.error() is None])
+
+    thread = Thread(target=read, daemon=True)
+    thread.start()
+    try:
+        yield arrivals
+    finally:
+        done.set()
+        thread.join()

@@ -1,0 +1,53 @@
+"""Our relay, measured as its peers are: from the two tables to the output topic."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from bench.peers import OutboxPeer
+from bench.site import Site
+from tests.eventually import eventually
+from tests.own_servers import wait_ready
+from tests.system import System
+
+SETTLE_S = 10.0
+
+
+@contextmanager
+def ours(site: Site) -> Iterator["RelayPeer"]:
+    """Give the relay, with an installation of its own, for the block."""
+    with site.system() as system:
+        yield RelayPeer(site, system)
+
+
+class RelayPeer(OutboxPeer):
+    """The relay's process, as in production."""
+
+    name = "our relay"
+    insert = b"""
+        WITH new AS (
+            SELECT topic, key, value, (value::json ->> 'worker_id')::uuid AS worker_id
+              FROM (VALUES (%s::text, %s::text, %s::text)) AS new (topic, key, value)
+        ), accepted AS (
+            INSERT INTO workers (worker_id, scenario_uuid, camera_url)
+            SELECT worker_id, key::uuid, value::json ->> 'camera_url' FROM new
+        )
+        INSERT INTO outbox (lane, topic, key, value, subject)
+        SELECT abs(hashtext(key) %% 4), topic, convert_to(key, 'UTF8'), convert_to(value, 'UTF8'),
+               worker_id
+          FROM new
+    """
+
+    def __init__(self, site: Site, system: System) -> None:
+        super().__init__(site.servers, system.settings.database_url)
+        self._system = system
+
+    @contextmanager
+    def _running(self, topic: str) -> Iterator[None]:
+        relay = self._system.start("relay")
+        wait_ready(relay)
+        yield
+        eventually(self._is_settled, SETTLE_S)
+        relay.stop()
+
+    def _is_settled(self) -> bool:
+        return self._system.query("SELECT count(*) FROM outbox") == [(0,)]
