@@ -32,7 +32,7 @@ from bench.peers.polling import polling
 from bench.report import read_facts, show, spread, write_report
 from bench.site import Site, open_site
 from bench.targets import Round, Verdict, judge
-from orchestrator.process import collect_garbage_seldom
+from orchestrator.process import collect_garbage_by_the_clock
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -112,7 +112,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parse(arguments)
     scale = CHECK if options.check else QUICK if options.quick else FULL
     console = Console(stderr=True)
-    collect_garbage_seldom()  # as the processes do
+    collect_garbage_by_the_clock()  # as the processes do
     with open_site() as site:
         facts = read_facts(site)
         every = [*EACH_ROUND, *ONCE, *(PEERS if options.peers else ())]

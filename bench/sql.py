@@ -30,7 +30,7 @@ from orchestrator import offsets, workers
 from orchestrator.embedded.postgres import postgres_binaries
 from orchestrator.messages import DeployOrder, encode_order
 from orchestrator.offsets import Move
-from orchestrator.process import collect_garbage_seldom
+from orchestrator.process import collect_garbage_by_the_clock
 from outbox import Connection, Message, connect, enqueue, store, transaction
 from tests.system import System
 
@@ -73,7 +73,7 @@ def take_barrier(barrier: Barrier) -> None:
     """Keep what both sides wait for before they start."""
     global _together  # the one way to hand it to a worker process
     _together = barrier
-    collect_garbage_seldom()
+    collect_garbage_by_the_clock()
 
 
 # ---- the consumer's side --------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """The consumer process: one session after another, each ended by the first doubt."""
 
+import gc
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import closing
@@ -60,6 +61,7 @@ class InputConsumer:
     def _consume(self, stop: Event, good: Callable[[], None]) -> None:
         """One session: its end, whatever the reason, leaves the group."""
         self._metrics.tick()
+        gc.collect()  # the session before: the client's threads, what was in hand
         with closing(connect(self._settings.database_url, "orchestrator consumer")) as conn:
             self._session = ConsumerSession(self._settings, conn, self._metrics)
             with closing(self._session):

@@ -106,7 +106,7 @@ class ConsumerSession:
                 "session.timeout.ms": 6000,  # the brokers' minimum: how long a dead member is missed
                 "heartbeat.interval.ms": 1500,
                 "topic.metadata.refresh.interval.ms": 10_000,  # new partitions are seen this soon
-                "queued.max.messages.kbytes": 24_576,  # what waits in memory, and so a batch, ends here
+                "queued.max.messages.kbytes": 24_576,  # about what waits in memory, and so a batch
                 "error_cb": self._on_error,
                 **settings.kafka,
                 "group.id": settings.consumer_group,
@@ -216,7 +216,8 @@ class ConsumerSession:
         started = time.perf_counter()
         try:
             accepted = self._write(batch, workers.insert_all)
-        except psycopg.errors.UniqueViolation:  # records read again: the rare case pays
+        except psycopg.errors.UniqueViolation as error:  # records read again: the rare case pays
+            error.__traceback__ = None  # it would keep the batch in memory until the next collection
             accepted = self._write(batch, workers.insert_new)
         took_s = time.perf_counter() - started
         reached("consumer.committed")
@@ -249,8 +250,8 @@ class ConsumerSession:
 
     def _show_offsets(self) -> None:
         """Commit the offsets to Kafka: a copy for lag tools, never read back."""
-        if not self._unshown:
-            return
+        if self._cut_off or not self._unshown:
+            return  # without brokers, closing would wait for the answer
         topic, self._show_at = self._settings.input_topic, time.monotonic() + SHOW_S
         shown = [TopicPartition(topic, *place) for place in self._unshown.items()]
         self._unshown = {}
@@ -268,7 +269,7 @@ class ConsumerSession:
         self._assign([place.partition for place in assigned])
 
     def _on_revoke(self, _consumer: Consumer, _revoked: Sequence[TopicPartition]) -> None:
-        """Nothing is in hand between two polls, so nothing needs to be finished."""
+        """Nothing is in hand between two polls; only lag tools wait for the last offsets."""
         self._show_offsets()
         self._positions = {}
         self.paused = {}
@@ -297,6 +298,11 @@ class ConsumerSession:
                 if partition not in self.paused
             ]
         )
+        self._unshown = {  # a predecessor may have had no time to show them
+            partition: position.next_offset
+            for partition, position in self._positions.items()
+            if partition not in self.paused
+        }
         log.info("partitions assigned", extra={"offsets": self.positions()})
 
     def _load(self, partitions: Sequence[int]) -> Mapping[int, Position]:

@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from threading import Event
@@ -27,6 +28,7 @@ log = logging.getLogger(__name__)
 
 FINISH_S = 4.0  # of the 5 s that a stop may take
 LOOK_S = 0.1  # how soon a signal is seen
+COLLECT_S = 10.0  # how long what failed may stay in memory
 
 
 def run_process(
@@ -37,7 +39,7 @@ def run_process(
 ) -> int:
     """Be a container process: do `work(stop)` and answer on METRICS_PORT; return the exit code."""
     host, port = settings.metrics_host, settings.metrics_port
-    collect_garbage_seldom()
+    collect_garbage_by_the_clock()
     try:
         with serve_http(host, port, registry, health) as bound:
             log.info("process started", extra={"pid": os.getpid(), "port": bound})
@@ -46,15 +48,16 @@ def run_process(
         raise cannot_listen(host, port, error) from error
 
 
-def collect_garbage_seldom() -> None:
-    """Look for cycles once in some 50 batches instead of several times in each.
+def collect_garbage_by_the_clock() -> None:
+    """Leave the search for cycles to `run_until_stopped`, instead of several searches in each batch.
 
-    What a batch is made of is freed by reference counts; looking through all of it, again and again,
-    took a tenth of the consumer's time. What the imports left is never looked through again.
+    What becomes of a batch that goes well is freed by reference counts; looking through all of it,
+    again and again, took a quarter of a relay's time. What fails leaves cycles: an exception and the
+    frames that it passed. What the imports left is never looked through again.
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(100_000, 10, 10)
+    gc.set_threshold(100_000, 10, 10)  # for a flood of garbage only
 
 
 def check_port(host: str, port: int) -> None:
@@ -83,8 +86,12 @@ def run_until_stopped(
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _frame: asked.append(number))
     done = ThreadPoolExecutor(1, thread_name_prefix="work").submit(work, stop)
+    collect_at = time.monotonic() + COLLECT_S
     while not (done.done() or asked):
         wait([done], timeout=LOOK_S)
+        if time.monotonic() > collect_at:
+            gc.collect()
+            collect_at = time.monotonic() + COLLECT_S
     stop.set()
     on_stop()
     return _finish(done, finish_s)

@@ -207,8 +207,10 @@ class Lane:
             self._publish(())
         self._observer.idle(self.lane)
         self.idle = True
-        self._bell.wait(IDLE_S)
+        if not self._bell.wait(IDLE_S):
+            self.batch_s = 0.0  # what it was by then says nothing of the next one
         self.idle = False
+        self._publisher.serve()  # what was told meanwhile is no trouble of the next batch
         self._bell.clear()  # before the look that follows: a row that comes after it rings again
 
     # ---- recovery -------------------------------------------------------------------------------

@@ -1,15 +1,17 @@
-"""Below which id a lane holds no rows any more, so that a claim need not read through them.
+"""Up to which id a lane holds no rows any more, so that a claim need not read through them.
 
-Invariant: no row up to `id` is in the lane or can still come into it. A settled row stays in the index
-until vacuum may remove it, and a long transaction anywhere in the database forbids that; without the
-low-water mark every claim would read through all that was settled since.
+A settled row stays in the index until vacuum may remove it, and a long transaction anywhere in the
+database forbids that; without the low-water mark every claim would read through all that was settled
+since. Invariant: no row up to `id` is in the lane or can still come into it, if the sequence gave its
+id and nobody else locks rows.
 
 The highest id that was seen is not the mark: ids commit out of order. But they are given in ascending
 order, to transactions that hold a lock on the table from before until after. So once a row was seen,
 and all that held the lock then have ended, what a look does not find below it is not there for good.
 
-It is never the truth. Whoever writes ids of his own, or locks a row that a claim skips, is found by
-looks at the whole lane, every few seconds.
+So the mark is never the truth. A row with an id from elsewhere, or that somebody had locked when it was
+claimed, is found by looks at the whole lane: after WHOLE_S as a rule, after LONGEST_S at the latest. It
+goes out after what came in between, also of its key.
 """
 
 import math
@@ -21,7 +23,7 @@ from outbox.postgres import Connection
 
 ENDED_S = 0.2  # how often to ask who is writing
 WHOLE_S = 5.0  # how often to look at the whole lane
-SHARE = 0.01  # of the time, at most, goes into either
+SHARE, LONGEST_S = 0.01, 30.0  # of the time, at most, goes into either; but not more seldom than that
 
 
 class LowWater:
@@ -58,6 +60,8 @@ class LowWater:
         if not self._writers:
             self.id = max(self.id, self._next)
         if ids:
+            if ids[0] <= self.id:  # ids were not given in ascending order: what they proved is void
+                self._seen = self._next = 0
             self.id = min(self.id, ids[0] - 1)
             self._seen = max(self._seen, ids[-1])
 
@@ -65,4 +69,4 @@ class LowWater:
 def pause_after(began: float, pause_s: float) -> float:
     """Return when to do again what began then and ends now."""
     now = time.monotonic()
-    return now + max(pause_s, (now - began) / SHARE)
+    return now + min(max(pause_s, (now - began) / SHARE), LONGEST_S)

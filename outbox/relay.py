@@ -145,7 +145,7 @@ class Relay:
         """Until the next survey, wake idle lanes that have rows: one look for all of them."""
         until = time.monotonic() + SURVEY_S
         while time.monotonic() < until and not stop.is_set():
-            mine = [tenure.lane for tenure in self._tenures.values() if tenure.lane]
+            mine = [lane for tenure in self._tenures.values() if (lane := tenure.lane)]
             idle = {lane.lane: lane.waits_above for lane in mine if lane.idle}
             waiting = store.waiting_lanes(conn, idle) if idle else []
             for number in waiting:

@@ -155,7 +155,7 @@ CLAIM = """
 def claim(conn: Connection, lane: int, limit: int, above: int = 0) -> list[OutboxRow]:
     """Lock up to `limit` rows of `lane` in id order. The caller's transaction holds the locks.
 
-    above: an id below which the lane has no rows (LowWater).
+    above: an id up to which the lane has no rows (LowWater).
 
     The lane row's lock already keeps other relays away: SKIP LOCKED passes over a row that some
     other session holds, instead of waiting for it with the lane locked. Large values stay where they
@@ -231,7 +231,7 @@ ANY_WAITING = "SELECT 1 FROM outbox WHERE lane = %(lane)s AND id > %(above)s LIM
 
 
 def any_waiting(conn: Connection, lane: int, above: int) -> bool:
-    """Say whether the lane has a row at all: the idle poll, without a transaction."""
+    """Say whether the lane has a row above an id: the idle poll, without a transaction."""
     found = conn.execute(ANY_WAITING, {"lane": lane, "above": above}, prepare=True)
     return found.fetchone() is not None
 
@@ -248,7 +248,7 @@ def waiting_lanes(conn: Connection, idle: Mapping[int, int]) -> list[int]:
 
     idle: for each of them the id above which its rows are.
     """
-    values = {"lanes": list(idle), "above": list(idle.values())}
+    values = {"lanes": arrays.smallints(idle), "above": arrays.bigints(idle.values())}
     found = conn.execute(WAITING_LANES, values, prepare=True)
     return [lane for (lane,) in cast("list[tuple[int]]", found.fetchall())]
 

@@ -111,6 +111,13 @@ GUARDS = [
         "tests/integration/test_low_water.py -k commits_late",
     ),
     Guard(
+        "looks at the whole lane",
+        "outbox/low_water.py",
+        "        return self.id if self._began < self._whole_at else 0\n",
+        "        return self.id\n",
+        "tests/integration/test_low_water.py -k low_id_from_elsewhere",
+    ),
+    Guard(
         "compare-and-set of consumed offsets",
         "orchestrator/offsets.py",
         "       AND position.next_offset = move.expected\n",

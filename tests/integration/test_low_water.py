@@ -7,7 +7,6 @@ import pytest
 
 from outbox import Message, enqueue, low_water, transaction
 from outbox.postgres import Connection
-from tests.eventually import eventually
 from tests.system import OwnedLane, System
 
 
@@ -61,7 +60,7 @@ def test_the_mark_follows_what_was_settled(one_lane: System, lane: OwnedLane) ->
 def test_a_row_that_commits_late_goes_before_the_next_of_its_key(
     one_lane: System, lane: OwnedLane
 ) -> None:
-    """Guard 9: the mark waits for all that could still bring a lower id."""
+    """Guard: the mark waits for all that could still bring a lower id."""
     with closing(one_lane.connect()) as slow:
         with transaction(slow):
             put(slow, one_lane, "camera", b"1")
@@ -100,35 +99,37 @@ def test_a_row_that_was_locked_goes_out_when_it_is_free(one_lane: System, lane: 
     assert values(one_lane) == [b"1"]
 
 
-def test_a_row_with_an_id_from_elsewhere_is_found_by_the_look_at_the_whole_lane(
-    one_lane: System, lane: OwnedLane, monkeypatch: pytest.MonkeyPatch
+FOREIGN = """
+    INSERT INTO outbox (lane, id, topic, key, value) OVERRIDING SYSTEM VALUE
+    SELECT 0, %s, %s, 'camera', 'from elsewhere'
+"""
+
+
+def look_at_the_whole_lane(lane: OwnedLane) -> None:
+    """Do it now."""
+    lane.lane._low_water._whole_at = 0
+    lane.drain()
+
+
+def test_a_low_id_from_elsewhere_is_found_by_a_look_at_the_whole_lane(
+    one_lane: System, lane: OwnedLane
 ) -> None:
     assert work(one_lane, lane) > 1
-    one_lane.query(
-        """
-        INSERT INTO outbox (lane, id, topic, key, value) OVERRIDING SYSTEM VALUE
-        SELECT 0, 1, %s, 'camera', 'from elsewhere'
-    """,
-        one_lane.settings.output_topic,
-    )
+    one_lane.query(FOREIGN, 1, one_lane.settings.output_topic)
     assert lane.drain() == 0
-    monkeypatch.setattr(low_water, "WHOLE_S", 0)
-    lane.recover()
-    lane.drain()
+    look_at_the_whole_lane(lane)
     assert values(one_lane) == [b"from elsewhere"]
 
 
-def test_an_idle_relay_sends_a_row_that_it_had_passed_over(system: System) -> None:
-    """The same with the process: its bell does not ring for such a row."""
-    relay = system.start("relay")
-    system.accept(100)
-    system.check_exactly_once(100)
-    system.query(
-        """
-        INSERT INTO outbox (lane, id, topic, key, value) OVERRIDING SYSTEM VALUE
-        SELECT 0, 1, %s, 'camera', 'from elsewhere'
-    """,
-        system.settings.output_topic,
-    )
-    eventually(lambda: system.query("SELECT count(*) FROM outbox") == [(0,)], low_water.WHOLE_S + 5)
-    relay.stop()
+def test_a_high_id_from_elsewhere_holds_up_nothing_for_long(one_lane: System, lane: OwnedLane) -> None:
+    """It seems to say that the sequence has come so far, and so that all below it was given."""
+    one_lane.query(FOREIGN, 10**12, one_lane.settings.output_topic)
+    lane.drain()
+    lane.drain()
+    lane.drain()
+    assert lane.lane._low_water.id == 10**12
+    assert work(one_lane, lane) == 10**12
+    look_at_the_whole_lane(lane)
+    work(one_lane, lane)
+    lane.drain()
+    assert one_lane.query("SELECT count(*) FROM outbox") == [(0,)]
