@@ -60,7 +60,7 @@ bench: install ## measure everything against the machine's limits and judge it (
 bench-quick: install ## the same with fewer rows, in 3 minutes (report in build/bench)
 	@$(BIN)/python -m bench --quick --output build/bench
 
-bench-check: install ## only the ratios that a change could spoil, in 3 minutes: CI runs it
+bench-check: install ## only the ratios that a change could spoil, in 3 minutes (report in build/bench)
 	@$(BIN)/python -m bench --check --output build/bench
 
 bench-peers: install ## the same with the naive service, the usual polling outbox and Debezium beside it

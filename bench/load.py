@@ -2,16 +2,14 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
-from threading import Event, Thread
-from typing import cast
+from contextlib import contextmanager
 from uuid import uuid4
 
 import msgspec
-from confluent_kafka import Producer
+from confluent_kafka import Message, Producer
 
 from orchestrator.messages import DeployOrder
-from orchestrator.reading import open_reader
+from orchestrator.reading import following
 from tests.system import System
 
 COMMANDS_PER_SCENARIO = 10
@@ -102,13 +100,13 @@ class Arrivals:
         """How many have arrived."""
         return self.curve[-1][1] if self.curve else 0
 
-    def note(self, values: Sequence[bytes | None]) -> None:
+    def note(self, records: Sequence[Message]) -> None:
         """Take what has come with one look."""
         now = time.time_ns()
-        self.curve.append((now / 1e9, self.count + len(values)))
+        self.curve.append((now / 1e9, self.count + len(records)))
         if self._keep:
-            for value in values:
-                url = ORDER.decode(value or b"").camera_url
+            for record in records:
+                url = ORDER.decode(record.value() or b"").camera_url
                 self.latencies_ms.append((now - int(url.rpartition("/")[2])) / 1e6)
 
     def wait_for(self, records: int) -> None:
@@ -135,20 +133,5 @@ ORDER = msgspec.json.Decoder(DeployOrder)
 def reading(system: System, keep: bool = False) -> Iterator[Arrivals]:
     """Read the output topic as the Runner would, while the block runs."""
     arrivals = Arrivals(keep)
-    done = Event()
-
-    def read() -> None:
-        with closing(open_reader(system.settings.kafka, system.settings.output_topic)) as consumer:
-            while not done.is_set():
-                first = consumer.poll(0.02)
-                if first is not None:
-                    records = [first, *consumer.consume(10_000, 0)]
-                    arrivals.note([cast("bytes", r.value()) for r in records if r.error() is None])
-
-    thread = Thread(target=read, daemon=True)
-    thread.start()
-    try:
+    with following(system.settings.kafka, system.settings.output_topic, arrivals.note):
         yield arrivals
-    finally:
-        done.set()
-        thread.join()

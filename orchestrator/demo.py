@@ -19,7 +19,7 @@ from typing import NamedTuple, cast
 from uuid import uuid4
 
 import msgspec
-from confluent_kafka import Producer
+from confluent_kafka import Message, Producer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -27,7 +27,7 @@ from rich.table import Table
 from orchestrator.audit import audit
 from orchestrator.embedded import embedded_servers
 from orchestrator.messages import Command, DeployOrder
-from orchestrator.reading import open_reader
+from orchestrator.reading import following
 from orchestrator.settings import Settings, read_settings
 from orchestrator.setup import set_up
 from orchestrator.supervisor import CHILDREN_S, Child
@@ -184,28 +184,17 @@ class Arrival(NamedTuple):
 def reading(settings: Settings) -> Iterator[list[Arrival]]:
     """Read deploy orders as the Runner would, while the block runs; give the growing list."""
     arrivals: list[Arrival] = []
-    done = Event()
     decode = msgspec.json.Decoder(DeployOrder).decode
 
-    def read() -> None:
-        with closing(open_reader(settings.kafka, settings.output_topic)) as consumer:
-            while not done.is_set():
-                first = consumer.poll(LOOK_S)
-                records = [first, *consumer.consume(1000, 0)] if first else []
-                now = time.time()
-                arrivals.extend(
-                    Arrival((decode(record.value() or b"").worker_id.int >> 80) / 1000, now)
-                    for record in records
-                    if record.error() is None
-                )
+    def take(records: Sequence[Message]) -> None:
+        now = time.time()
+        arrivals.extend(
+            Arrival((decode(record.value() or b"").worker_id.int >> 80) / 1000, now)
+            for record in records
+        )
 
-    reader = Thread(target=read, daemon=True)
-    reader.start()
-    try:
+    with following(settings.kafka, settings.output_topic, take):
         yield arrivals
-    finally:
-        done.set()
-        reader.join()
 
 
 def wait_for(arrivals: Sequence[Arrival], wanted: int) -> None:

@@ -8,8 +8,9 @@ partitions (KIP-98), and until then the record lies behind the last stable offse
 import logging
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
+from threading import Event, Thread
 from typing import NamedTuple, TextIO, cast
 from uuid import uuid4
 
@@ -27,6 +28,7 @@ from orchestrator import topics
 
 SILENCE_S = 30.0  # the brokers must show the next record or the end within this time
 CHUNK = 10_000  # records handed on at once
+LOOK_S = 0.02  # how soon a follower sees that it is to end
 
 
 class Span(NamedTuple):
@@ -133,6 +135,30 @@ def open_reader(kafka: Mapping[str, str], topic: str) -> Consumer:
     partitions = consumer.list_topics(topic, timeout=SILENCE_S).topics[topic].partitions
     consumer.assign([TopicPartition(topic, number, OFFSET_BEGINNING) for number in partitions])
     return consumer
+
+
+@contextmanager
+def following(
+    kafka: Mapping[str, str], topic: str, take: Callable[[Sequence[Message]], None]
+) -> Iterator[None]:
+    """Hand the records of a topic to `take` as they come, in a thread, while the block runs."""
+    done = Event()
+
+    def read() -> None:
+        with closing(open_reader(kafka, topic)) as consumer:
+            while not done.is_set():
+                first = consumer.poll(LOOK_S)
+                if first is not None:
+                    found = [first, *consumer.consume(CHUNK, 0)]
+                    take([record for record in found if record.error() is None])
+
+    thread = Thread(target=read, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def _new_reader(kafka: Mapping[str, str]) -> Consumer:

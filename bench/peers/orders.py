@@ -2,16 +2,16 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
-from threading import Event, Thread
-from typing import NamedTuple, cast
+from contextlib import contextmanager
+from typing import NamedTuple
 from uuid import uuid4
 
 import msgspec
+from confluent_kafka import Message
 
 from orchestrator.embedded import Servers
 from orchestrator.messages import DeployOrder, encode_order
-from orchestrator.reading import open_reader
+from orchestrator.reading import following
 
 PATIENCE_S = 60.0  # without a new order; then something is broken
 LOOK_S = 0.02
@@ -54,10 +54,10 @@ class Arrivals:
         self._values: list[bytes] = []
         self._looks: list[tuple[int, int]] = []  # when, Unix ns, and how many had come by then
 
-    def note(self, values: Sequence[bytes]) -> None:
+    def note(self, records: Sequence[Message]) -> None:
         """Take what has come with one look."""
-        self._looks.append((time.time_ns(), len(self._values) + len(values)))
-        self._values.extend(values)
+        self._looks.append((time.time_ns(), len(self._values) + len(records)))
+        self._values.extend(record.value() or b"" for record in records)
 
     def wait_for(self, rows: int) -> None:
         """Wait until so many have come. Raises NotDelivered."""
@@ -100,21 +100,6 @@ ORDER = msgspec.json.Decoder(DeployOrder)
 @contextmanager
 def reading(servers: Servers, topic: str) -> Iterator[Arrivals]:
     """Read a topic as the Runner would, while the block runs."""
-    kafka = {"bootstrap.servers": servers.bootstrap_servers}
-    arrivals, done = Arrivals(), Event()
-
-    def read() -> None:
-        with closing(open_reader(kafka, topic)) as consumer:
-            while not done.is_set():
-                first = consumer.poll(LOOK_S)
-                if first is not None:
-                    records = [first, *consumer.consume(10_000, 0)]
-                    arrivals.note([cast("bytes", r.value()) for r in records if r.error() is None])
-
-    thread = Thread(target=read, daemon=True)
-    thread.start()
-    try:
+    arrivals = Arrivals()
+    with following({"bootstrap.servers": servers.bootstrap_servers}, topic, arrivals.note):
         yield arrivals
-    finally:
-        done.set()
-        thread.join()
