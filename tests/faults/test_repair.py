@@ -31,6 +31,7 @@ from tests.servers import server_directory
 from tests.system import LANES, Running, System, delete_before, make_input_anew
 
 RESUME_S = 30  # a paused partition, a lane that backs off, a dead consumer's session
+UNDECIDED_S = 20  # how long the brokers may hold back a marker of a transaction whose relay died
 
 
 def command() -> bytes:
@@ -177,7 +178,7 @@ def test_lanes_whose_markers_expired_while_no_relay_ran_are_repaired(
         die_in_full_work(system)
         with system.lane(0) as lane:
             markers = lane.markers
-            eventually(lambda: all(markers.read(n, 5) is None for n in range(LANES)), 120)
+            eventually(lambda: all(markers.read(n, UNDECIDED_S) is None for n in range(LANES)), 120)
         relay = system.start("relay")
         wait_refused(relay, "marker_missing")
         assert repair(system, "lane", "all", "--yes")[0] == 0
