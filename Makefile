@@ -82,7 +82,7 @@ $(SUPPLY)/installed: requirements-supply.txt
 	@touch $@
 
 lock: $(SUPPLY)/installed ## renew requirements*.txt from pyproject.toml (UPGRADE= keeps the versions that still fit)
-	$(COMPILE) --extra embedded --extra test --extra bench --extra dev --output-file requirements-dev.txt pyproject.toml
+	$(COMPILE) --extra embedded --extra test --extra bench --extra otel --extra dev --output-file requirements-dev.txt pyproject.toml
 	$(COMPILE_AS_DEV) --output-file requirements.txt pyproject.toml
 	$(COMPILE_AS_DEV) --extra embedded --output-file requirements-embedded.txt pyproject.toml
 	$(COMPILE_AS_DEV) --extra supply --output-file requirements-supply.txt pyproject.toml

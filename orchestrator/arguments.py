@@ -31,6 +31,14 @@ def at_least_zero(text: str) -> int:
     return number
 
 
+def a_place(text: str) -> tuple[int, int]:
+    """Accept two whole numbers: PARTITION:OFFSET or LANE:ID."""
+    first, colon, second = text.partition(":")
+    if not colon:
+        raise argparse.ArgumentTypeError("must be two numbers with a colon between them")
+    return at_least_zero(first), at_least_zero(second)
+
+
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 DURATION = re.compile(r"(\d{1,9})([smhd])")
 

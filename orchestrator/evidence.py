@@ -1,8 +1,8 @@
 """Which rows of the outbox are in their topic already, found out from the records alone.
 
 A row is known again by what it is about, whatever became of the databases in between: a deploy order by
-its worker, a dead letter by the place and time of the record that it was. Rows that are neither are
-not ours to judge: they are named, and nothing is repaired.
+its worker, a dead letter by the place and time of the record that it was, a command sent again by the
+dead letter that it was. Other rows are not ours to judge: they are named, and nothing is repaired.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,9 +16,18 @@ from confluent_kafka import Message as Record
 
 from orchestrator import topics
 from orchestrator.audit import row_of
+from orchestrator.dead_letters import RETRY_OF
 from orchestrator.errors import NotRepaired
 from orchestrator.messages import headers_of
-from orchestrator.reading import Progress, find_spans, kept_since, read_spans, time_of, to_time
+from orchestrator.reading import (
+    LATEST_MS,
+    Progress,
+    find_spans,
+    kept_since,
+    read_spans,
+    time_of,
+    to_time,
+)
 from orchestrator.settings import Settings
 from outbox import Connection
 from outbox.message import decode_headers
@@ -63,7 +72,8 @@ def waiting_rows(conn: Connection, settings: Settings, lanes: Sequence[int]) -> 
     conn.execute(CREATE_WAITING)
     try:
         conn.execute(LIST_ORDERS, {"lanes": lanes, "topic": settings.output_topic})
-        list_dead_letters(conn, settings.dead_letter_topic, lanes)
+        list_named(conn, settings.dead_letter_topic, lanes, origin_of)
+        list_named(conn, settings.input_topic, lanes, retried_of)
         conn.execute("ANALYZE waiting")
         yield
     finally:
@@ -74,7 +84,7 @@ FOREIGN = """
     SELECT lane, topic, count(*)
       FROM outbox
      WHERE lane = ANY(%(lanes)s)
-       AND topic <> %(dead_letters)s
+       AND topic NOT IN (%(dead_letters)s, %(commands)s)
        AND NOT (topic = %(orders)s AND subject IS NOT NULL)
      GROUP BY lane, topic
      ORDER BY lane, topic
@@ -82,11 +92,12 @@ FOREIGN = """
 
 
 def refuse_foreign(conn: Connection, settings: Settings, lanes: Sequence[int]) -> None:
-    """Raise ForeignRows if the lanes hold rows that are neither deploy orders nor dead letters."""
+    """Raise ForeignRows if the lanes hold rows that are not ours."""
     values = {
         "lanes": list(lanes),
         "orders": settings.output_topic,
         "dead_letters": settings.dead_letter_topic,
+        "commands": settings.input_topic,
     }
     if found := conn.execute(FOREIGN, values).fetchall():
         rows = "; ".join(f"lane {lane}: {count} for topic {topic}" for lane, topic, count in found)
@@ -106,14 +117,14 @@ LIST_ORDERS = """
       FROM outbox
      WHERE lane = ANY(%(lanes)s) AND topic = %(topic)s
 """
-READ_DEAD_LETTERS = """
+READ_NAMED = """
     SELECT lane, id, headers, created_at
       FROM outbox
      WHERE lane = ANY(%(lanes)s) AND topic = %(topic)s AND (lane, id) > (%(lane)s, %(id)s)
      ORDER BY lane, id
      LIMIT %(portion)s
 """
-LIST_DEAD_LETTERS = """
+LIST_NAMED = """
     INSERT INTO waiting (lane, id, topic, identity, since)
     SELECT lane, id, %(topic)s, identity, since
       FROM unnest(%(lanes)s::smallint[], %(ids)s::bigint[], %(identities)s::uuid[],
@@ -122,20 +133,28 @@ LIST_DEAD_LETTERS = """
 """
 
 
-def list_dead_letters(conn: Connection, topic: str, lanes: Sequence[int]) -> None:
-    """List the rows for the dead-letter topic, a portion at a time. Raises ForeignRows."""
+Header = tuple[str, str | bytes | None]
+
+
+def list_named(
+    conn: Connection,
+    topic: str,
+    lanes: Sequence[int],
+    name: Callable[[Iterable[Header]], "Origin | None"],
+) -> None:
+    """List the rows of a topic whose headers tell what they are. Raises ForeignRows."""
     values: dict[str, object] = {"lanes": lanes, "topic": topic, "portion": PORTION}
     lane, row_id = -1, 0
-    while rows := conn.execute(READ_DEAD_LETTERS, values | {"lane": lane, "id": row_id}).fetchall():
+    while rows := conn.execute(READ_NAMED, values | {"lane": lane, "id": row_id}).fetchall():
         letters = [
-            (lane, row_id, origin_of(decode_headers(stored or ())), created_at)
-            for lane, row_id, stored, created_at in cast("list[StoredLetter]", rows)
+            (lane, row_id, name(decode_headers(stored or ())), created_at)
+            for lane, row_id, stored, created_at in cast("list[StoredRow]", rows)
         ]
         if strange := [row_id for _, row_id, origin, _ in letters if origin is None]:
             raise ForeignRows(f"outbox row {strange[0]} for topic {topic} does not say what it was")
         known = [(lane, row_id, origin, at) for lane, row_id, origin, at in letters if origin]
         conn.execute(
-            LIST_DEAD_LETTERS,
+            LIST_NAMED,
             {
                 "topic": topic,
                 "lanes": [lane for lane, *_ in known],
@@ -147,11 +166,11 @@ def list_dead_letters(conn: Connection, topic: str, lanes: Sequence[int]) -> Non
         lane, row_id, *_ = letters[-1]
 
 
-StoredLetter = tuple[int, int, list[tuple[str, str | None]] | None, datetime]
+StoredRow = tuple[int, int, list[tuple[str, str | None]] | None, datetime]
 
 
 class Origin(NamedTuple):
-    """The record that a dead letter was: a name made of its place, and when it was made."""
+    """The record that a row comes from: a name made of its place, and when it was made."""
 
     identity: UUID
     made_at: datetime
@@ -166,7 +185,7 @@ PLACE = (
 )
 
 
-def origin_of(headers: Iterable[tuple[str, str | bytes | None]]) -> Origin | None:
+def origin_of(headers: Iterable[Header]) -> Origin | None:
     """Return what a dead letter was; None if its headers do not say.
 
     The last header of a name counts: a record that was a dead letter before brings older ones.
@@ -175,9 +194,20 @@ def origin_of(headers: Iterable[tuple[str, str | bytes | None]]) -> Origin | Non
     parts = [part for name in PLACE if isinstance(part := last.get(name), bytes)]
     if len(parts) < len(PLACE):
         return None
-    name = b"".join(len(part).to_bytes(4, "big") + part for part in parts)
     made_at = to_time(int.from_bytes(parts[3], "big", signed=True))
-    return Origin(UUID(bytes=blake2b(name, digest_size=16).digest()), made_at)
+    return Origin(name_made_of(parts), made_at)
+
+
+def retried_of(headers: Iterable[Header]) -> Origin | None:
+    """Return the dead letter that a command sent again was; None if its headers do not say."""
+    letter = dict(headers).get(RETRY_OF)
+    return Origin(name_made_of([letter]), to_time(LATEST_MS)) if isinstance(letter, bytes) else None
+
+
+def name_made_of(parts: Sequence[bytes]) -> UUID:
+    """Return a hash of the parts, each with its length before it."""
+    text = b"".join(len(part).to_bytes(4, "big") + part for part in parts)
+    return UUID(bytes=blake2b(text, digest_size=16).digest())
 
 
 def identify_order(record: Record) -> UUID | None:
@@ -188,6 +218,12 @@ def identify_order(record: Record) -> UUID | None:
 def identify_letter(record: Record) -> UUID | None:
     """Return the origin of a dead letter; None if the record is a stranger's."""
     origin = origin_of(headers_of(record))
+    return origin and origin.identity
+
+
+def identify_command(record: Record) -> UUID | None:
+    """Return the dead letter that a command sent again was; None if the API sent it."""
+    origin = retried_of(headers_of(record))
     return origin and origin.identity
 
 
@@ -202,6 +238,7 @@ def look_up(conn: Connection, settings: Settings, talk: TextIO | None) -> None:
     kinds: Mapping[str, Callable[[Record], UUID | None]] = {
         settings.output_topic: identify_order,
         settings.dead_letter_topic: identify_letter,
+        settings.input_topic: identify_command,
     }
     for topic, identify in kinds.items():
         if conn.execute(HAS_WAITING, {"topic": topic}).fetchone():

@@ -17,6 +17,7 @@ from psycopg_pool import ConnectionPool, PoolTimeout
 from orchestrator import topics
 from orchestrator.metrics import ConsumerMetrics, RelayMetrics
 from orchestrator.settings import Settings
+from orchestrator.workers import ids_used
 from outbox import Connection
 from outbox.errors import describe
 from outbox.postgres import KEEPALIVES
@@ -67,7 +68,7 @@ class KafkaLook:
 
 @contextmanager
 def backlog_gauges(settings: Settings, metrics: RelayMetrics) -> Iterator[None]:
-    """Keep outbox_pending_rows and outbox_oldest_pending_age_seconds."""
+    """Keep outbox_pending_rows, outbox_oldest_pending_age_seconds and the share of ids used."""
     logging.getLogger("psycopg.pool").setLevel(logging.CRITICAL)  # the relay says what is away
     pool: ConnectionPool[Connection] = ConnectionPool(
         settings.database_url,
@@ -83,6 +84,7 @@ def backlog_gauges(settings: Settings, metrics: RelayMetrics) -> Iterator[None]:
         try:
             with pool.connection() as conn:
                 backlog = read_backlog(conn, sorted(metrics.owned))
+                metrics.ids_used.set(ids_used(conn) or 0)
         except (psycopg.Error, PoolTimeout):
             backlog = {}
         metrics.pending.clear()

@@ -226,7 +226,8 @@ class ConsumerSession:
                 self._topic.id, move.following, move.leader_epoch
             )
             self._unshown[move.partition] = move.following
-        self._metrics.consumed(accepted, len(batch.orders) - accepted, batch.reasons, took_s)
+        duplicates = len(batch.orders) - accepted
+        self._metrics.consumed(accepted, duplicates, batch.reasons, took_s, batch.messages)
 
     @transaction_again
     def _write(self, batch: Batch, insert: Insert) -> int:

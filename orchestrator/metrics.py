@@ -1,7 +1,7 @@
 """The metrics, and the observers that feed them: once a batch, never once a message."""
 
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
@@ -9,7 +9,9 @@ from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
 from orchestrator.health import Health
-from outbox import Observer
+from orchestrator.tracing import new_tracing
+from outbox import Message, Observer
+from outbox.message import OutboxRow
 from outbox.postgres import Confirmation
 
 TRANSACTION_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
@@ -57,6 +59,7 @@ class ConsumerMetrics:
 
     def __init__(self, registry: CollectorRegistry, health: Health) -> None:
         self._health = health
+        self._tracing = new_tracing()
         self._messages = Counter(
             "orchestrator_messages_total",
             "Input records committed: accepted, duplicate (read again, no effect) or dead_letter.",
@@ -93,8 +96,17 @@ class ConsumerMetrics:
         """Note that the loop is alive."""
         self._health.tick("consumer")
 
-    def consumed(self, accepted: int, duplicates: int, dead: Mapping[str, int], seconds: float) -> None:
-        """Count a committed batch."""
+    def consumed(
+        self,
+        accepted: int,
+        duplicates: int,
+        dead: Mapping[str, int],
+        seconds: float,
+        messages: Sequence[Message] = (),
+    ) -> None:
+        """Count a committed batch, and trace its messages."""
+        if self._tracing:
+            self._tracing.accepted(messages, seconds)
         self._messages.labels("accepted").inc(accepted)
         if duplicates:
             self._messages.labels("duplicate").inc(duplicates)
@@ -109,6 +121,7 @@ class RelayMetrics(Observer):
 
     def __init__(self, registry: CollectorRegistry, health: Health) -> None:
         self._health = health
+        self._tracing = new_tracing()
         self.owned: frozenset[int] = frozenset()
         self._published = Counter(
             "outbox_published_total", "Rows published to Kafka.", registry=registry
@@ -139,6 +152,16 @@ class RelayMetrics(Observer):
             "outbox_parked_total", "Rows that Kafka refused and that were set aside.", registry=registry
         )
         self._lanes = Gauge("outbox_lanes_owned", "Lanes worked by this relay.", registry=registry)
+        self.refused = Gauge(
+            "outbox_lanes_refused",
+            "Lanes of this relay that wait for a person: marker ahead, behind or missing.",
+            registry=registry,
+        )
+        self.ids_used = Gauge(
+            "orchestrator_worker_ids_used_ratio",
+            "Share of the ids of workers that is given out: SERIAL ends at 2^31.",
+            registry=registry,
+        )
         self._success = Gauge(
             "outbox_last_success_timestamp_seconds",
             "Unix time of the last batch published, or of the last look at an empty lane.",
@@ -176,6 +199,11 @@ class RelayMetrics(Observer):
         self._rows.observe(rows)
         self._delivery.observe(oldest_s)
         self._success.set_to_current_time()
+
+    def sent(self, rows: Sequence[OutboxRow], took_s: float) -> None:
+        """Trace a batch that is in Kafka."""
+        if self._tracing:
+            self._tracing.published(rows, took_s)
 
     def recovered(self, verdict: str) -> None:
         """Count a recovery."""

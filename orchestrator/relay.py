@@ -12,6 +12,8 @@ from orchestrator.settings import Settings
 from orchestrator.workers import set_deployed
 from outbox import Relay
 
+REFUSED = "refused: "  # how the state of a lane begins that waits for a person
+
 
 def new_relay(settings: Settings, metrics: RelayMetrics | None = None) -> Relay:
     """Return a relay that marks workers deployed once their order is in Kafka."""
@@ -32,6 +34,9 @@ def run_relay(settings: Settings) -> int:
     health, registry = Health(), new_registry("relay")
     metrics = RelayMetrics(registry, health)
     relay = new_relay(settings, metrics)
+    metrics.refused.set_function(
+        lambda: sum(state.startswith(REFUSED) for state in relay.states().values())
+    )
     kafka = KafkaLook(
         settings, [settings.output_topic, settings.dead_letter_topic, settings.progress_topic]
     )
@@ -66,4 +71,4 @@ def name_repair(record: logging.LogRecord) -> bool:
 
 def repair_of(lane: int, state: str) -> str:
     """Return the command that repairs a lane in this state, as the end of a sentence; or nothing."""
-    return f": orchestrator repair lane {lane}" if state.startswith("refused: ") else ""
+    return f": orchestrator repair lane {lane}" if state.startswith(REFUSED) else ""

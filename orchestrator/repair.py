@@ -11,7 +11,6 @@ saw. In this order, therefore:
    and writes down what was done. The other rows are claimed anew, in their order.
 """
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -24,6 +23,7 @@ from orchestrator import evidence, offsets, topics
 from orchestrator.errors import NotRepaired
 from orchestrator.evidence import Evidence
 from orchestrator.reading import Span, read_spans
+from orchestrator.repairs import write_down
 from orchestrator.settings import Settings
 from orchestrator.workers import set_deployed
 from outbox import Connection, count_lanes, transaction
@@ -201,7 +201,8 @@ def finish(repair: Repair, seized: SeizedLane, found: Evidence) -> None:
             for ids in evidence.published(conn, lane):
                 set_deployed(conn, settle(conn, lane, ids))
             write_down(
-                repair,
+                conn,
+                repair.command,
                 f"lane {lane}",
                 verdict.value,
                 before._asdict() | {"marker": seized.marker},
@@ -215,29 +216,3 @@ def finish(repair: Repair, seized: SeizedLane, found: Evidence) -> None:
         )
     else:
         repair.say(f"lane {lane}: needs no repair any more")
-
-
-WRITE_DOWN = """
-    INSERT INTO repairs (command, subject, reason, before, after, counts)
-    VALUES (%(command)s, %(subject)s, %(reason)s,
-            %(before)s::jsonb, %(after)s::jsonb, %(counts)s::jsonb)
-"""
-
-State = Mapping[str, object]
-
-
-def write_down(
-    repair: Repair, subject: str, reason: str, before: State, after: State, counts: State
-) -> None:
-    """Leave a trace of what was done, in the transaction that does it."""
-    repair.conn.execute(
-        WRITE_DOWN,
-        {
-            "command": repair.command,
-            "subject": subject,
-            "reason": reason,
-            "before": json.dumps(before, default=str),
-            "after": json.dumps(after, default=str),
-            "counts": json.dumps(counts, default=str),
-        },
-    )

@@ -14,7 +14,8 @@ from orchestrator import offsets, topics
 from orchestrator.errors import NotRepaired
 from orchestrator.offsets import Position
 from orchestrator.reading import Span
-from orchestrator.repair import Repair, write_down
+from orchestrator.repair import Repair
+from orchestrator.repairs import write_down
 from outbox import transaction
 
 RECREATED, OUT_OF_RANGE, BY_HAND = "topic_recreated", "offset_out_of_range", "moved_by_hand"
@@ -163,7 +164,8 @@ def move(repair: Repair, admin: AdminClient, planned: Plan) -> None:
             },
         )
         write_down(
-            repair,
+            conn,
+            repair.command,
             f"partition {partition} of {topic}",
             planned.reason,
             found.position._asdict(),

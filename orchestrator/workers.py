@@ -77,3 +77,25 @@ SET_DEPLOYED = """
 def set_deployed(conn: Connection, worker_ids: Sequence[UUID]) -> None:
     """Mark pending workers deployed; one that the Runner already moved on stays as it is."""
     conn.execute(SET_DEPLOYED, {"ids": arrays.uuids(worker_ids)}, prepare=True)
+
+
+IDS_USED = """
+    SELECT coalesce(numbers.last_value, 0)::float8
+           / least(numbers.max_value, CASE id.atttypid WHEN 'int4'::regtype THEN 2147483647
+                                                       ELSE 9223372036854775807 END)
+      FROM pg_attribute AS id
+      JOIN pg_sequences AS numbers
+        ON format('%%I.%%I', numbers.schemaname, numbers.sequencename)::regclass
+           = pg_get_serial_sequence('workers', 'id')::regclass
+     WHERE id.attrelid = 'workers'::regclass AND id.attname = 'id'
+       AND has_sequence_privilege(pg_get_serial_sequence('workers', 'id'), 'SELECT, USAGE')
+"""
+
+
+def ids_used(conn: Connection) -> float | None:
+    """Return the share of workers.id that is given out, 0 to 1; SERIAL ends at 2^31.
+
+    None: the table was adopted without a sequence, or the role may not see it.
+    """
+    row = conn.execute(IDS_USED, {}).fetchone()
+    return None if row is None else cast("float", row[0])

@@ -94,6 +94,7 @@ class Lane:
         self._seq = 0  # the batch known to be in Kafka
         self._unsettled = True  # rows of batch _seq may still be in flight
         self._refused: RecordRefused | None = None  # why Kafka refused the batch in hand
+        self._parked: dict[str, object] = {}  # the row that was parked last, for the log
         self._alone_until = 0  # up to this id rows go out one by one
         self._marked_at = -math.inf  # when the marker was last committed, monotonic
         self._low_water = LowWater()
@@ -188,6 +189,7 @@ class Lane:
         self._observer.phase("kafka", took_s)
         if rows:
             self._observer.published(self.lane, len(rows), rows[0].age_s + took_s)
+            self._observer.sent(rows, took_s)
             if rows[-1].id >= self._alone_until:
                 self._alone_until = 0
 
@@ -234,7 +236,7 @@ class Lane:
         place = {"lane": self.lane, "epoch": self._epoch, "seq": self._seq}
         log.info("lane recovered", extra=place | {"verdict": verdict.value})
         if refused and not rows:
-            log.error("row parked", extra=place | {"reason": str(refused)})
+            log.error("row parked", extra=place | self._parked | {"reason": str(refused)})
             self._observer.parked(self.lane)
         if verdict is not Verdict.PUBLISHED:
             self._publish(rows)
@@ -268,7 +270,9 @@ class Lane:
         if self._refused is None or not state.inflight:
             return state.inflight
         if len(state.inflight) == 1:
-            store.park(self._conn, self.lane, state.inflight[0], str(self._refused))
+            (row,) = state.inflight
+            subject = store.park(self._conn, self.lane, row, str(self._refused))
+            self._parked = {"row": row, "subject": subject}
             inflight = []
         else:
             self._alone_until = max(state.inflight)

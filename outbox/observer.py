@@ -1,5 +1,9 @@
 """What a relay tells the outside: override what you want to count."""
 
+from collections.abc import Sequence
+
+from outbox.message import OutboxRow
+
 
 class Observer:
     """Called by the relay's threads, once a batch or rarer. Methods must be quick and never raise."""
@@ -15,6 +19,9 @@ class Observer:
 
     def published(self, lane: int, rows: int, oldest_s: float) -> None:
         """A batch is in Kafka; oldest_s: from the enqueueing transaction to now, of its first row."""
+
+    def sent(self, rows: Sequence[OutboxRow], took_s: float) -> None:
+        """The same batch, row by row, for tracing; took_s: of the Kafka transaction that just ended."""
 
     def recovered(self, verdict: str) -> None:
         """A recovery came to a verdict; see `Verdict`."""

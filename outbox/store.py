@@ -215,16 +215,19 @@ PARK = """
         DELETE FROM outbox
          WHERE lane = %(lane)s AND id = %(id)s
      RETURNING lane, id, topic, key, value, headers, subject, created_at
+    ), parked AS (
+        INSERT INTO outbox_parked (lane, id, topic, key, value, headers, subject, created_at, reason)
+        SELECT lane, id, topic, key, value, headers, subject, created_at, %(reason)s
+          FROM refused
     )
-    INSERT INTO outbox_parked (lane, id, topic, key, value, headers, subject, created_at, reason)
-    SELECT lane, id, topic, key, value, headers, subject, created_at, %(reason)s
-      FROM refused
+    SELECT subject FROM refused
 """
 
 
-def park(conn: Connection, lane: int, row_id: int, reason: str) -> None:
-    """Move one row out of the way, to be looked at by a person."""
-    conn.execute(PARK, {"lane": lane, "id": row_id, "reason": reason})
+def park(conn: Connection, lane: int, row_id: int, reason: str) -> UUID | None:
+    """Move one row out of the way, to be looked at by a person; return its subject."""
+    row = conn.execute(PARK, {"lane": lane, "id": row_id, "reason": reason}).fetchone()
+    return cast("UUID | None", row and row[0])
 
 
 ANY_WAITING = "SELECT 1 FROM outbox WHERE lane = %(lane)s AND id > %(above)s LIMIT 1"

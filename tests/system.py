@@ -230,6 +230,7 @@ class System:
         owner: bool = True,
         batch_size: int = 1000,
         publisher: type[Publisher] = Publisher,
+        observer: Observer | None = None,
     ) -> Iterator["OwnedLane"]:
         """Give one lane, to be moved by recover and run_once.
 
@@ -255,7 +256,7 @@ class System:
                 batch_size,
                 Event(),
                 Event(),
-                Observer(),
+                observer or Observer(),
             )
             yield OwnedLane(lane, made, markers, conn)
 

@@ -1,5 +1,6 @@
 """The commands as people and containers run them: what they do, print, and exit with."""
 
+import re
 import signal
 import socket
 import subprocess
@@ -33,8 +34,14 @@ COMMANDS = (
     "migrate",
     "healthcheck",
     "submit",
+    "status",
+    "doctor",
+    "explain",
     "audit",
     "repair",
+    "dlq",
+    "parked",
+    "completion",
     "demo",
 )
 URL = "rtsp://user:pw@camera/1"
@@ -288,10 +295,15 @@ def test_every_command_says_what_it_does(command: str, capsys: pytest.CaptureFix
     assert ended.value.code == 0
     said = capsys.readouterr().out
     assert said.startswith(f"usage: orchestrator {command}")
-    assert (getattr(cli, FUNCTIONS.get(command, command)).__doc__ or "?") in said
+    assert re.search(r"\n\n[A-Z][^\n]+", said), "what it does"
+    assert f"orchestrator {command}" in said.partition("\nexample: ")[2]
 
 
-FUNCTIONS = {"run": "run_both", "submit": "submit_commands", "audit": "audit_topic"}
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_the_completion_knows_every_command(shell: str) -> None:
+    script = run_command({}, "completion", shell)
+    assert (script.returncode, script.stderr) == (0, "")
+    assert [command for command in COMMANDS if command not in script.stdout] == []
 
 
 def test_the_help_lists_every_command_and_the_exit_codes() -> None:

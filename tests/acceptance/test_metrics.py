@@ -26,9 +26,11 @@ CONSUMERS = {
 RELAYS = {
     "orchestrator_build_info",
     "orchestrator_unconfirmed_commits",
+    "orchestrator_worker_ids_used_ratio",
     "outbox_batch_rows",
     "outbox_delivery_seconds",
     "outbox_lanes_owned",
+    "outbox_lanes_refused",
     "outbox_last_success_timestamp_seconds",
     "outbox_oldest_pending_age_seconds",
     "outbox_parked",
@@ -105,6 +107,9 @@ def test_work_is_counted_by_the_process_that_did_it(worked: tuple[Running, Runni
     assert samples(relay, "outbox_recoveries_total") == {"new_lane": 4}
     assert samples(relay, "outbox_parked_total") == {"": 0}
     assert samples(relay, "outbox_lanes_owned") == {"": 4}
+    assert samples(relay, "outbox_lanes_refused") == {"": 0}
+    used = eventually(lambda: total(relay, "orchestrator_worker_ids_used_ratio"))
+    assert COMMANDS / 2**31 <= used < 2 * COMMANDS / 2**31
     assert abs(time.time() - total(relay, "outbox_last_success_timestamp_seconds")) < 5
 
     for process, name in ((consumer, "consumer"), (relay, "relay")):

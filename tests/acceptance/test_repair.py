@@ -17,6 +17,7 @@ from confluent_kafka import Producer
 
 from orchestrator.messages import DeployOrder, encode_order
 from outbox import InDoubt, Message, enqueue, transaction
+from tests.bare import run_command
 from tests.eventually import eventually
 from tests.repairs import (
     SECRET,
@@ -189,6 +190,27 @@ def test_a_dead_letter_is_known_again_by_what_it_was(one_lane: System) -> None:
     code, said = repair(one_lane, "lane", "0", "--yes")
     assert (code, "2 rows are in their topic already, 2 are to be sent" in said) == (0, True), said
     eventually(lambda: dead_letters(one_lane) == [b"first", b"second", b"first", b"first"])
+    consumer.stop()
+    relay.stop()
+
+
+def test_a_command_sent_again_is_known_by_the_dead_letter_that_it_was(one_lane: System) -> None:
+    """Published by `dlq retry` and not settled; the histories disagree before anybody could."""
+    consumer, relay = one_lane.start("consumer"), one_lane.start("relay")
+    one_lane.produce(b"first", b"second", key=KEY)
+    eventually(lambda: dead_letters(one_lane) == [b"first", b"second"], 20)
+    relay.stop()
+    assert run_command(one_lane.environ, "dlq", "retry", "--all", "--yes").returncode == 0
+    one_lane.start("relay", crash_at="relay.published").wait_killed()
+    eventually(lambda: one_lane.query("SELECT count(*) FROM outbox") == [(4,)])  # dead letters again
+    forget_markers(one_lane)
+    relay = one_lane.start("relay")
+    wait_refused(relay, "marker_missing")
+    code, said = repair(one_lane, "lane", "0", "--yes")
+    assert (code, "2 rows are in their topic already, 2 are to be sent" in said) == (0, True), said
+    eventually(lambda: dead_letters(one_lane) == [b"first", b"second"] * 2)
+    commands = [record.value() for record in one_lane.read(one_lane.settings.input_topic)]
+    assert commands == [b"first", b"second"] * 2
     consumer.stop()
     relay.stop()
 

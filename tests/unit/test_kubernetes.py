@@ -17,6 +17,7 @@ from orchestrator import cli
 from orchestrator.health import Health
 from orchestrator.process import FINISH_S
 from orchestrator.settings import Settings, read_settings
+from orchestrator.terminal import USAGE
 from tests.unit.test_health import served
 
 Manifest = dict[str, Any]
@@ -340,7 +341,7 @@ def test_a_pod_gets_more_time_to_stop_than_the_process_takes(workload: Manifest)
 def test_a_setup_with_wrong_settings_is_not_tried_again() -> None:
     (rule,) = WORKLOADS["orchestrator-setup"]["spec"]["podFailurePolicy"]["rules"]
     assert rule["action"] == "FailJob"
-    assert rule["onExitCodes"]["values"] == [cli.USAGE]
+    assert rule["onExitCodes"]["values"] == [USAGE]
 
 
 # ---- the autoscaler -------------------------------------------------------------------------------

@@ -18,29 +18,36 @@ def record(event: str, *values: object, **fields: object) -> logging.LogRecord:
     return made
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "camera rtsp://user:S3CRET@host/path?token=S3CRET is down",
-        "RTSPS://S3CRET@host",
-        "rtsp://user:a@S3CRET/b@host",
-        "rtsp://user:it's'S3CRET@host",
-        'rtsp://user:"S3CRET"@host',
-        "rtsp://user:<S3CRET>@host",
-        '{"camera_url": "https://host/?key=S3CRET"}',
-        "postgresql://user:S3CRET@host/db",
-        "host=db password=S3CRET dbname=x",
-        "host=db password = 'very S3CRET' dbname=x",
-        r"host=db password='it\'s S3CRET' dbname=x",
-        "PASSWORD: S3CRET",
-        "sasl.password=S3CRET",
-        "KAFKA_CONFIG_SASL_PASSWORD=S3CRET",
-        "{'password': 'S3CRET', 'host': 'db'}",
-        '{"sasl.password": "S3CRET"}',
-        "?user=u&token=S3CRET&x=1",
-        "api_key=S3CRET",
-    ],
-)
+SECRETS = [
+    "camera rtsp://user:S3CRET@host/path?token=S3CRET is down",
+    "RTSPS://S3CRET@host",
+    "rtsp://user:a@S3CRET/b@host",
+    "rtsp://user:it's'S3CRET@host",
+    'rtsp://user:"S3CRET"@host',
+    "rtsp://user:<S3CRET>@host",
+    '{"camera_url": "https://host/?key=S3CRET"}',
+    "postgresql://user:S3CRET@host/db",
+    "host=db password=S3CRET dbname=x",
+    "host=db password = 'very S3CRET' dbname=x",
+    r"host=db password='it\'s S3CRET' dbname=x",
+    "PASSWORD: S3CRET",
+    "sasl.password=S3CRET",
+    "KAFKA_CONFIG_SASL_PASSWORD=S3CRET",
+    "{'password': 'S3CRET', 'host': 'db'}",
+    '{"sasl.password": "S3CRET"}',
+    "?user=u&token=S3CRET&x=1",
+    "api_key=S3CRET",
+    "rtsp://user:S3CRET@[::1]:554/live?auth=S3CRET#S3CRET",
+    "failed: http://camera/snapshot.jpg?user=u&pwd=S3CRET",
+    'sasl.jaas.config=org.apache.kafka...ScramLoginModule required password="S3CRET";',
+    "ssl.key.password: S3CRET",
+    "client_secret = S3CRET",
+    "Authorization token=S3CRET",
+    "passwd=S3CRET;database=x",
+]
+
+
+@pytest.mark.parametrize("text", SECRETS)
 def test_a_secret_in_any_text_is_masked(text: str) -> None:
     assert "S3CRET" not in mask(text)
     assert "***" in mask(text)
@@ -61,6 +68,22 @@ def test_a_text_without_secrets_stays_as_it_is(text: str) -> None:
 def test_text_around_a_secret_stays() -> None:
     masked_text = mask("lane 3: rtsp://u:p@h gone, host=db password=x dbname=y")
     assert masked_text == "lane 3: rtsp://*** gone, host=db password=*** dbname=y"
+
+
+def test_a_hundred_thousand_lines_hold_none_of_25_secrets() -> None:
+    """Each secret is another one, in every place that a line has."""
+    formatters, lines = (JsonFormatter(), TextFormatter()), 0
+    for number in range(500):
+        for form, template in enumerate(SECRETS):
+            secret = f"hush{form}x{number}hush"
+            text = template.replace("S3CRET", secret)
+            failed = record("failed")
+            failed.exc_info = (ValueError, ValueError(text), None)
+            for line in (record(text), record("said %s", text), record("x", error=text), failed):
+                for formatter in formatters:
+                    assert secret not in formatter.format(line)
+                    lines += 1
+    assert (len(SECRETS), lines) == (25, 100_000)
 
 
 @FORMATTERS

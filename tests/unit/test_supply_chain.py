@@ -19,11 +19,12 @@ EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
 MAKEFILE = (ROOT / "Makefile").read_text()
 
 RUNTIME: list[str] = PROJECT["dependencies"]
+FOR_DEVELOPERS = ("test", "bench", "otel", "dev")
 WITH_SERVERS = RUNTIME + EXTRAS["embedded"]
 WANTED = {  # what pyproject.toml asks for, by the file that must hold it
     "requirements.txt": RUNTIME,
     "requirements-embedded.txt": WITH_SERVERS,
-    "requirements-dev.txt": WITH_SERVERS + EXTRAS["test"] + EXTRAS["bench"] + EXTRAS["dev"],
+    "requirements-dev.txt": list(chain(WITH_SERVERS, *(EXTRAS[extra] for extra in FOR_DEVELOPERS))),
     "requirements-supply.txt": EXTRAS["supply"],
     "requirements-build.txt": PYPROJECT["build-system"]["requires"],
 }

@@ -1,0 +1,93 @@
+"""`dlq`: the dead letters, as commands."""
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+
+from orchestrator import set_aside
+from orchestrator.dead_letters import Letter, find_letters, handle, read_letters
+from orchestrator.operators import Add, on_duty, print_json, print_lines
+from orchestrator.selection import Selection
+from orchestrator.set_aside import headers_as_fields, payload_of
+from orchestrator.terminal import OK, USAGE, readable, table
+
+WHAT = "dead letters"
+
+
+def dlq(options: argparse.Namespace) -> int:
+    """List, show, retry or discard dead letters."""
+    selection = set_aside.selection_of(options)
+    if options.action in {"retry", "discard"}:
+        return change(options, selection) if set_aside.may_change(options, selection) else USAGE
+    with on_duty("dlq") as (settings, conn):
+        chunks = read_letters(conn, find_letters(settings, selection), selection, sys.stderr)
+        found = (one for chunk in chunks for one in chunk if options.handled or one.action is None)
+        if options.action == "show":
+            return set_aside.show(as_fields(one, options.payload) for one in found)
+        listed, counts = set_aside.first_of(found, options.limit)
+    if options.json:
+        fields = [as_fields(one) for one in listed]
+        print_json({"letters": fields, "by_reason": counts, "total": sum(counts.values())})
+    else:
+        print_lines(as_text(listed, counts))
+    return OK
+
+
+def as_text(listed: Sequence[Letter], counts: Counter[str]) -> Iterator[str]:
+    """Yield the list for a person."""
+    rows = [
+        (
+            f"{one.partition}:{one.offset}",
+            f"{one.at:%Y-%m-%d %H:%M:%S}",
+            one.reason,
+            one.origin,
+            readable(one.key),
+            len(one.value or b""),
+            one.action or "waits",
+        )
+        for one in listed
+    ]
+    yield from table(("place", "time (UTC)", "reason", "origin", "key", "bytes", "state"), rows)
+    yield set_aside.last_line(WHAT, counts, len(listed))
+
+
+def as_fields(letter: Letter, payload: bool = False) -> dict[str, object]:
+    """Return a letter for a script; payload: with its content."""
+    fields: dict[str, object] = {
+        "place": f"{letter.partition}:{letter.offset}",
+        "at": letter.at,
+        "reason": letter.reason,
+        "origin": letter.origin,
+        "key": readable(letter.key),
+        "bytes": len(letter.value or b""),
+        "action": letter.action,
+        "headers": headers_as_fields(letter.headers, payload),
+    }
+    return fields | ({"payload": payload_of(letter.value)} if payload else {})
+
+
+def change(options: argparse.Namespace, selection: Selection) -> int:
+    """Count, ask, then retry or discard, each chunk in a transaction of its own."""
+    with on_duty("dlq") as (settings, conn):
+        letters = find_letters(settings, selection)  # what comes later is not meant
+
+        def waiting() -> Iterable[list[Letter]]:
+            for chunk in read_letters(conn, letters, selection, sys.stderr):
+                yield [letter for letter in chunk if letter.action is None]
+
+        counts = Counter(letter.reason for chunk in waiting() for letter in chunk)
+        if not set_aside.agreed(options, WHAT, counts):
+            return OK
+        command = " ".join(["dlq", options.action, *selection.words()])
+        chunks = filter(None, waiting())
+        done = sum(handle(conn, letters, chunk, options.action, command) for chunk in chunks)
+    result = "in the outbox now, a relay sends them" if options.action == "retry" else "done with"
+    print_lines([f"{done:,} {WHAT} are {result}"])
+    return OK
+
+
+def add_dlq(add: Add) -> None:
+    """Add the command."""
+    parser = add("dlq", dlq, "orchestrator dlq list")
+    set_aside.add_actions(parser, "PARTITION:OFFSET", "not_json", "dlq")

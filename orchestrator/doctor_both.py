@@ -1,0 +1,179 @@
+"""The checks of `doctor` that need both servers: can lanes work, and do both tell one history?"""
+
+import time
+from concurrent.futures import Future
+from contextlib import closing
+from typing import cast
+from uuid import UUID
+
+from confluent_kafka import (
+    ConsumerGroupTopicPartitions,
+    KafkaError,
+    KafkaException,
+    Producer,
+    TopicPartition,
+)
+from confluent_kafka.admin import ResourceType  # type: ignore[attr-defined]  # public
+
+from orchestrator import topics
+from orchestrator.doctor_check import Answer, Site, all_of
+from orchestrator.doctor_kafka import NOT_ALLOWED, ask_configs, count, partitions, values_of
+from orchestrator.doctor_rights import WRITE, topic_operations
+from orchestrator.ingest import repair_of
+from orchestrator.offsets import Position
+from orchestrator.reading import Span
+from orchestrator.repair import describe_marker
+from orchestrator.repair_partitions import fault_of
+from orchestrator.terminal import duration
+from orchestrator.topics import REQUEST_S
+from outbox import count_lanes
+from outbox.errors import describe
+from outbox.lane import MARKER_REFRESH_S
+from outbox.publisher import PRODUCER, SLICE_S, Markers
+from outbox.repair import look
+from outbox.store import read_identity
+
+NOT_OURS = KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED
+TRANSACTIONS_S = 10.0  # more than the brokers need to end a transaction
+
+
+def progress_partitions(site: Site) -> Answer:
+    """Compare the progress topic with the lanes: each has its marker on a partition of its own."""
+    lanes, topic = count_lanes(site.conn), site.settings.progress_topic
+    found = len(site.topic(topic).partitions)
+    text = f"{count(found, 'partition')} of {topic} for {count(lanes, 'lane')}"
+    if found < lanes:
+        return "failed", f"{text}: run `orchestrator setup`, which adds partitions"
+    return "ok", text
+
+
+def transactions(site: Site) -> Answer:
+    """Take a transactional id as every lane does, but of no lane: a working one would be fenced."""
+    name, output = f"outbox-{read_identity(site.conn)}-doctor", site.settings.output_topic
+    config = {**PRODUCER, **site.kafka, "transactional.id": name, "log_level": 0}
+    producer, started = Producer(config), time.monotonic()
+    while True:
+        try:
+            producer.init_transactions(SLICE_S)
+        except KafkaException as error:
+            fault = error.args[0]
+            waits = fault.retriable() or fault.code() == KafkaError._TIMED_OUT
+            if fault.code() == NOT_OURS and WRITE not in (topic_operations(site, output) or ()):
+                return "skipped", "this user is not the relay's: it may take no transactional id"
+            if not waits or time.monotonic() - started > TRANSACTIONS_S:
+                return "failed", f"{name}: {describe(error)}: {advice_on(fault, name)}"
+        else:
+            return "ok", f"{name} was taken in {duration(time.monotonic() - started)}"
+
+
+def advice_on(fault: KafkaError, name: str) -> str:
+    """Say what to do about a transactional id that cannot be had."""
+    if fault.code() == NOT_OURS:
+        prefix = name.removesuffix("doctor")
+        return f"grant Write on the transactional ids that begin with {prefix} (prefixed)"
+    if fault.code() == KafkaError.INVALID_TRANSACTION_TIMEOUT:
+        return "let transaction.max.timeout.ms of the brokers be 10 s or more"
+    return "see that __transaction_state has all its leaders and enough replicas in sync"
+
+
+# Not offsets.load: that one locks, and would wait for a consumer.
+POSITIONS = """
+    SELECT partition, topic_id, next_offset, leader_epoch
+      FROM consumed_offsets
+     WHERE consumer_group = %(group)s AND topic = %(topic)s
+     ORDER BY partition
+"""
+
+
+def input_positions(site: Site) -> Answer:
+    """Compare the offsets in Postgres with the log, and with the copy that Kafka shows.
+
+    In this order: the copy is older than the offsets in Postgres, and these are older than the ends.
+    """
+    group, topic = site.settings.consumer_group, site.settings.input_topic
+    found = site.topic(topic)
+    topic_id, ids = topics.id_of(found), [partition.id for partition in found.partitions]
+    shown = read_shown(site, group, topic)
+    beginnings = topics.read_beginnings(site.admin, topic, ids)
+    stored = read_positions(site, group, topic)
+    ends = topics.read_ends(site.admin, topic, ids)
+    remarks: list[Answer] = []
+    for partition, position in stored.items():
+        if partition not in ids:
+            text = f"partition {partition} is not in {topic} any more: was it made again with fewer?"
+            remarks.append(("warning", text))
+        elif fault := fault_of(position, topic_id, Span(beginnings[partition], ends[partition])):
+            remarks.append(("failed", f"partition {partition}: {fault}: {repair_of(partition)}"))
+        elif shown.get(partition, 0) > position.next_offset:
+            remarks.append(("warning", ahead(partition, shown[partition], position.next_offset)))
+    lag = sum(max(ends[p] - stored[p].next_offset, 0) for p in ids if p in stored)
+    new = [p for p in ids if p not in stored]
+    text = f"{count(lag, 'offset')} behind the end" + (f", {partitions(new)} not yet read" * bool(new))
+    return all_of(remarks, text)
+
+
+def ahead(partition: int, shown: int, stored: int) -> str:
+    """Say what a copy means that is ahead of its original."""
+    return (
+        f"partition {partition}: Kafka shows offset {shown} for our group, Postgres has {stored}: if it"
+        " was restored, let a consumer catch up and see `markers`; else find who commits in our group"
+    )
+
+
+def read_shown(site: Site, group: str, topic: str) -> dict[int, int]:
+    """Return the offsets that Kafka has for the group: a copy for lag tools."""
+    wanted = ConsumerGroupTopicPartitions(
+        group, [TopicPartition(topic, part.id) for part in site.topic(topic).partitions]
+    )
+    asked = site.admin.list_consumer_group_offsets([wanted], request_timeout=REQUEST_S)
+    places = cast("Future[ConsumerGroupTopicPartitions]", asked[group]).result().topic_partitions
+    return {place.partition: place.offset for place in places or () if place.error is None}
+
+
+def read_positions(site: Site, group: str, topic: str) -> dict[int, Position]:
+    """Return the offsets in Postgres."""
+    rows = site.conn.execute(POSITIONS, {"group": group, "topic": topic}).fetchall()
+    return {row[0]: Position(*row[1:]) for row in cast("list[tuple[int, UUID, int, int]]", rows)}
+
+
+RETENTION_MIN_S = 2 * MARKER_REFRESH_S
+RETENTION_GOOD_S = 7 * 86_400.0  # the brokers' default
+RETENTION = "offsets.retention.minutes"
+
+
+def retention(site: Site) -> Answer:
+    """Look how long brokers keep the markers: an idle lane refreshes its own, if a relay runs."""
+    client = site.admin
+    asked = [ask_configs(client, ResourceType.BROKER, [str(node.id)]) for node in site.brokers]
+    try:
+        told = [values_of(future).get(RETENTION) for one in asked for future in one.values()]
+    except KafkaException as error:
+        if error.args[0].code() not in NOT_ALLOWED:
+            raise
+        return "skipped", "the brokers show it only with the right DescribeConfigs on the cluster"
+    known = [int(minutes) * 60.0 for minutes in told if minutes is not None]
+    if not known:
+        return "skipped", f"the brokers do not show {RETENTION}"
+    text = f"{duration(min(known))} ({RETENTION})"
+    if min(known) >= RETENTION_GOOD_S:
+        return "ok", text
+    danger = f"{text}: if no relay runs for so long, lanes end as marker_missing: set it to 7 days"
+    return "failed" if min(known) < RETENTION_MIN_S else "warning", danger
+
+
+LANES = "SELECT lane FROM outbox_lane ORDER BY lane"
+
+
+def markers(site: Site) -> Answer:
+    """Compare each lane's marker in Kafka with its batch in Postgres, as the relay does."""
+    identity, remarks = read_identity(site.conn), list[Answer]()
+    lanes = [lane for (lane,) in cast("list[tuple[int]]", site.conn.execute(LANES).fetchall())]
+    topic = site.topic(site.settings.progress_topic).name
+    with closing(Markers(site.kafka, identity, topic)) as reader:
+        for lane in lanes:
+            sight = look(site.conn, reader, lane)
+            if sight.refused and sight.verdict:
+                text = f"lane {lane}: {sight.verdict.value}: the marker in Kafka is"
+                text += f" {describe_marker(sight.marker)}, the batch in Postgres {sight.state.seq}"
+                remarks.append(("failed", f"{text}: orchestrator repair lane {lane}"))
+    return all_of(remarks, f"those of {count(len(lanes), 'lane')} agree with Postgres")

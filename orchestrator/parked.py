@@ -1,0 +1,113 @@
+"""`parked`: the rows that Kafka refused for themselves, as commands."""
+
+import argparse
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from orchestrator import set_aside
+from orchestrator.operators import Add, on_duty, print_json, print_lines
+from orchestrator.repairs import write_down
+from orchestrator.selection import Selection
+from orchestrator.set_aside import headers_as_fields, payload_of
+from orchestrator.terminal import OK, USAGE, readable, table
+from outbox import Connection, transaction
+from outbox.parked import ParkedRow, discard, read_parked, read_value, unpark
+
+WHAT = "parked rows"
+
+
+def parked(options: argparse.Namespace) -> int:
+    """List, show, retry or discard rows that Kafka refused and that were set aside."""
+    selection = set_aside.selection_of(options)
+    if options.action in {"retry", "discard"} and not set_aside.may_change(options, selection):
+        return USAGE
+    with on_duty("parked") as (_, conn):
+        found = (row for row in read_parked(conn) if is_meant(row, options, selection))
+        if options.action == "show":
+            return set_aside.show(in_full(conn, row, options.payload) for row in found)
+        if options.action != "list":
+            return change(options, selection, conn, list(found))
+        listed, counts = set_aside.first_of(found, options.limit)
+    if options.json:
+        fields = [as_fields(row) for row in listed]
+        print_json({"rows": fields, "by_reason": counts, "total": sum(counts.values())})
+    else:
+        print_lines(as_text(listed, counts))
+    return OK
+
+
+def is_meant(row: ParkedRow, options: argparse.Namespace, selection: Selection) -> bool:
+    """Say whether a row is one of those that the person spoke of."""
+    chosen = selection.takes((row.lane, row.id), row.reason, row.parked_at, row.key)
+    return chosen and (options.handled or row.discarded_at is None)
+
+
+def as_text(listed: Sequence[ParkedRow], counts: Counter[str]) -> Iterator[str]:
+    """Yield the list for a person."""
+    rows = [
+        (
+            f"{row.lane}:{row.id}",
+            f"{row.parked_at:%Y-%m-%d %H:%M:%S}",
+            row.topic,
+            readable(row.key),
+            row.subject,
+            row.octets,
+            "waits" if row.discarded_at is None else "discard",
+            row.reason,
+        )
+        for row in listed
+    ]
+    head = ("place", "parked (UTC)", "topic", "key", "subject", "bytes", "state", "reason")
+    yield from table(head, rows)
+    yield set_aside.last_line(WHAT, counts, len(listed))
+
+
+def as_fields(row: ParkedRow, payload: bool = False) -> dict[str, object]:
+    """Return a row for a script; payload: with the record's own headers."""
+    return {
+        "place": f"{row.lane}:{row.id}",
+        "topic": row.topic,
+        "key": readable(row.key),
+        "subject": row.subject,
+        "bytes": row.octets,
+        "created_at": row.created_at,
+        "parked_at": row.parked_at,
+        "discarded_at": row.discarded_at,
+        "reason": row.reason,
+        "headers": headers_as_fields(row.headers, payload),
+    }
+
+
+def in_full(conn: Connection, row: ParkedRow, payload: bool) -> dict[str, object]:
+    """Return a row with its content, if that was asked for."""
+    fields = as_fields(row, payload)
+    return fields | ({"payload": payload_of(read_value(conn, row.lane, row.id))} if payload else {})
+
+
+def change(
+    options: argparse.Namespace, selection: Selection, conn: Connection, rows: Sequence[ParkedRow]
+) -> int:
+    """Ask, then retry or discard in one Postgres transaction, with its line in `repairs`."""
+    if not set_aside.agreed(options, WHAT, Counter(row.reason for row in rows)):
+        return OK
+    places = [(row.lane, row.id) for row in rows]
+    with transaction(conn):
+        done = (unpark if options.action == "retry" else discard)(conn, places)
+        write_down(
+            conn,
+            " ".join(["parked", options.action, *selection.words()]),
+            WHAT,
+            options.action,
+            {"places": places},
+            {},
+            {"rows": done},
+        )
+    result = "in the outbox now, a relay sends them" if options.action == "retry" else "given up"
+    print_lines([f"{done:,} {WHAT} are {result}"])
+    return OK
+
+
+def add_parked(add: Add) -> None:
+    """Add the command."""
+    parser = add("parked", parked, "orchestrator parked list")
+    set_aside.add_actions(parser, "LANE:ID", "MSG_SIZE_TOO_LARGE", "parked")

@@ -1,0 +1,292 @@
+"""`status`: how everything stands at one moment, from Postgres and Kafka alone.
+
+Nothing is asked of the processes: they may be down, and their sessions in Postgres show who works what.
+Reads only; locks nothing. What cannot be read within TIMEOUT_MS is left out rather than waited for.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from datetime import UTC, datetime
+from typing import NamedTuple, cast
+from uuid import UUID
+
+import psycopg
+from confluent_kafka import libversion
+
+from orchestrator import topics
+from orchestrator.metrics import release
+from orchestrator.offsets import Position
+from orchestrator.reading import Span, find_spans
+from orchestrator.repair_partitions import fault_of
+from orchestrator.settings import Settings
+from outbox import Connection
+from outbox.lanes import lock_class
+from outbox.publisher import Markers
+from outbox.repair import look
+from outbox.store import read_identity
+
+RATE_S = 60  # the rates are of this time
+TIMEOUT_MS = 5000  # of one statement
+
+
+class LaneStatus(NamedTuple):
+    """owner: application name and address of the session that holds the lane; None: nobody does.
+
+    state: working, no owner, or the verdict of a refusal. pending: rows in the outbox; inflight: those
+    of batch `seq`, begun and not settled. repair: the command that a refusal waits for.
+    """
+
+    lane: int
+    owner: str | None
+    epoch: int
+    seq: int
+    inflight: int
+    state: str
+    pending: int | None
+    oldest_s: float | None
+    repair: str | None
+
+
+class PartitionStatus(NamedTuple):
+    """A partition of the input. offset: the next one, in Postgres; lag: records up to the log's end.
+
+    None: never consumed. fault: why the consumer pauses it; repair: the command for that.
+    """
+
+    partition: int
+    offset: int | None
+    log_end: int
+    lag: int
+    fault: str | None
+    repair: str | None
+
+
+class Rates(NamedTuple):
+    """Commands a second over RATE_S, by the time of their records; None: could not be counted."""
+
+    accepted: float | None
+    deployed: float | None
+
+
+class Status(NamedTuple):
+    """What `status` shows. dead_letters: in the topic and not dealt with, at most."""
+
+    at: datetime
+    versions: Mapping[str, str]
+    relays: int
+    consumers: int
+    lanes: Sequence[LaneStatus]
+    partitions: Sequence[PartitionStatus]
+    rates: Rates
+    dead_letters: int
+    parked: Mapping[str, int]
+
+    @property
+    def refusals(self) -> dict[str, str]:
+        """Return what waits for a person, with its command."""
+        lanes = {f"lane {one.lane}: {one.state}": one.repair for one in self.lanes}
+        partitions = {f"partition {one.partition}: {one.fault}": one.repair for one in self.partitions}
+        return {what: command for what, command in (lanes | partitions).items() if command}
+
+
+def read_status(settings: Settings, conn: Connection) -> Status:
+    """Look at both sides. Raises psycopg.Error, KafkaException, TopicMissing or SchemaMismatch."""
+    admin = topics.Admin(settings.kafka)
+    conn.execute("SELECT set_config('statement_timeout', %s, false)", (str(TIMEOUT_MS),))
+    identity = read_identity(conn)
+    sessions = read_sessions(conn, identity)
+    return Status(
+        datetime.now(UTC),
+        read_versions(conn),
+        sessions.relays,
+        sessions.consumers,
+        read_lanes(settings, conn, identity, sessions.owners),
+        read_partitions(settings, conn, admin),
+        read_rates(conn),
+        count_dead_letters(settings, conn, admin),
+        count_parked(conn),
+    )
+
+
+def read_versions(conn: Connection) -> dict[str, str]:
+    """Return the versions of what takes part; brokers do not tell theirs."""
+    return {
+        "orchestrator": release(),
+        "postgres": ".".join(map(str, divmod(conn.info.server_version, 10_000))),
+        "librdkafka": libversion()[0],
+        "psycopg": psycopg.__version__,
+    }
+
+
+class Sessions(NamedTuple):
+    """Who is connected. owners: of the lanes."""
+
+    relays: int
+    consumers: int
+    owners: Mapping[int, str]
+
+
+OWNERS = """
+    SELECT held.objid::int AS lane,
+           concat_ws(' ', session.application_name, host(session.client_addr)) AS owner
+      FROM pg_locks AS held
+      JOIN pg_stat_activity AS session USING (pid)
+      JOIN outbox_lane ON outbox_lane.lane = held.objid::bigint
+     WHERE held.locktype = 'advisory' AND held.granted AND held.objsubid = 2
+       AND held.classid::bigint = %(class)s
+       AND held.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+"""
+MEMBERS = """
+    SELECT count(*) FILTER (WHERE application_name = 'outbox relay') AS relays,
+           count(*) FILTER (WHERE application_name = 'orchestrator consumer') AS consumers
+      FROM pg_stat_activity
+     WHERE datname = current_database()
+"""
+
+
+def read_sessions(conn: Connection, identity: UUID) -> Sessions:
+    """Find the owners by their advisory locks, and the processes by their sessions' names."""
+    held = conn.execute(OWNERS, {"class": lock_class(identity)}).fetchall()
+    relays, consumers = cast("tuple[int, int]", conn.execute(MEMBERS).fetchone())
+    return Sessions(relays, consumers, dict(cast("list[tuple[int, str]]", held)))
+
+
+LANES = "SELECT lane, epoch, seq, cardinality(inflight) FROM outbox_lane ORDER BY lane"
+PENDING = """
+    SELECT lane, count(*),
+           extract(epoch FROM clock_timestamp() - min(created_at))::float8 AS oldest_s
+      FROM outbox
+     GROUP BY lane
+"""
+
+
+def read_lanes(
+    settings: Settings, conn: Connection, identity: UUID, owners: Mapping[int, str]
+) -> list[LaneStatus]:
+    """Compare every lane's batch with its marker, and count what waits in it."""
+    waiting = {lane: (rows, age) for lane, rows, age in in_time(conn, PENDING) or ()}
+    found = []
+    with closing(Markers(settings.kafka, identity, settings.progress_topic)) as markers:
+        for lane, epoch, seq, inflight in cast(
+            "list[tuple[int, int, int, int]]", conn.execute(LANES).fetchall()
+        ):
+            sight = look(conn, markers, lane)
+            refused = sight.verdict.value if sight.refused and sight.verdict else None
+            state = refused or ("working" if lane in owners else "no owner")
+            rows, age = waiting.get(lane, (0, None))
+            found.append(
+                LaneStatus(
+                    lane,
+                    owners.get(lane),
+                    epoch,
+                    seq,
+                    inflight,
+                    state,
+                    rows,
+                    age,
+                    f"orchestrator repair lane {lane}" if refused else None,
+                )
+            )
+    return found
+
+
+POSITIONS = """
+    SELECT partition, topic_id, next_offset, leader_epoch
+      FROM consumed_offsets
+     WHERE consumer_group = %(group)s AND topic = %(topic)s
+"""
+
+
+def read_partitions(settings: Settings, conn: Connection, admin: topics.Admin) -> list[PartitionStatus]:
+    """Compare every partition's offset in Postgres with its log."""
+    topic = settings.input_topic
+    topic_id, logs = topics.topic_id(admin, topic), find_spans(admin, topic)
+    rows = conn.execute(POSITIONS, {"group": settings.consumer_group, "topic": topic}).fetchall()
+    positions = {row[0]: Position(*row[1:]) for row in cast("list[tuple[int, UUID, int, int]]", rows)}
+    return [
+        _judge(number, positions.get(number), topic_id, log) for number, log in sorted(logs.items())
+    ]
+
+
+def _judge(number: int, position: Position | None, topic_id: UUID, log: Span) -> PartitionStatus:
+    if position is None:
+        return PartitionStatus(number, None, log.end, log.length, None, None)
+    fault = fault_of(position, topic_id, log)
+    return PartitionStatus(
+        number,
+        position.next_offset,
+        log.end,
+        log.length if fault else max(log.end - position.next_offset, 0),
+        fault,
+        f"orchestrator repair partition {number}" if fault else None,
+    )
+
+
+# A worker's id begins with the time of its command's record, in ms: the unique index finds the latest.
+COUNT_LATEST = """
+    SELECT count(*), count(*) FILTER (WHERE status <> 'pending')
+      FROM workers
+     WHERE worker_id >= %(since)s AND worker_id < %(until)s
+"""
+
+
+def read_rates(conn: Connection) -> Rates:
+    """Count the commands of the last RATE_S, and those of them that are deployed."""
+    now_ms = int(time.time() * 1000)
+    limits = {
+        "since": UUID(int=(now_ms - RATE_S * 1000) << 80),
+        "until": UUID(int=now_ms << 80),
+    }
+    rows = in_time(conn, COUNT_LATEST, limits)
+    if rows is None:
+        return Rates(None, None)
+    ((accepted, deployed),) = rows
+    return Rates(accepted / RATE_S, deployed / RATE_S)
+
+
+HANDLED = "SELECT count(*) FROM dead_letters_handled WHERE topic_id = %(topic_id)s"
+
+
+def count_dead_letters(settings: Settings, conn: Connection, admin: topics.Admin) -> int:
+    """Return how many letters wait at most: the ends of transactions take up offsets, too."""
+    topic = settings.dead_letter_topic
+    letters = sum(log.length for log in find_spans(admin, topic).values())
+    values = {"topic_id": topics.topic_id(admin, topic)}
+    (handled,) = cast("tuple[int]", conn.execute(HANDLED, values).fetchone())
+    return max(letters - handled, 0)
+
+
+PARKED = """
+    SELECT reason, count(*)
+      FROM outbox_parked
+     WHERE discarded_at IS NULL
+     GROUP BY reason
+     ORDER BY reason
+"""
+
+
+def count_parked(conn: Connection) -> dict[str, int]:
+    """Count the rows that are set aside and wait, by Kafka's word for it."""
+    return dict(cast("list[tuple[str, int]]", conn.execute(PARKED).fetchall()))
+
+
+def in_time(
+    conn: Connection, statement: str, values: Mapping[str, object] | None = None
+) -> list[tuple[int, ...]] | None:
+    """Return the rows of a statement that may be long; None: it took longer than TIMEOUT_MS."""
+    try:
+        return cast("list[tuple[int, ...]]", conn.execute(statement, values).fetchall())
+    except psycopg.errors.QueryCanceled:
+        return None
+
+
+def as_fields(status: Status) -> dict[str, object]:
+    """Return the status for a script: all of it, with the refusals by themselves."""
+    return {
+        **status._asdict(),
+        "lanes": [lane._asdict() for lane in status.lanes],
+        "partitions": [partition._asdict() for partition in status.partitions],
+        "rates": status.rates._asdict(),
+        "refusals": status.refusals,
+    }

@@ -1,0 +1,106 @@
+"""Rows that were set aside: to look at, to send after all, to give up.
+
+Invariant: a row is in the outbox or set aside, never both: each step is one statement of the caller's
+transaction. A row that is sent after all gets a new id, so it goes out after what came in meanwhile,
+also of its key. One that is given up stays where it is, marked, as the trace of what became of it.
+"""
+
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from typing import NamedTuple, cast
+from uuid import UUID
+
+from outbox.message import Headers, decode_headers
+from outbox.postgres import Connection
+
+PORTION = 1000  # rows read at once
+
+
+class ParkedRow(NamedTuple):
+    """A row that Kafka refused for itself. octets: of its value, which `read_value` returns.
+
+    (lane, id) names it, and is what it had in the outbox.
+    """
+
+    lane: int
+    id: int
+    topic: str
+    key: bytes | None
+    octets: int
+    headers: Headers
+    subject: UUID | None
+    created_at: datetime
+    reason: str
+    parked_at: datetime
+    discarded_at: datetime | None
+
+
+LIST = """
+    SELECT lane, id, topic, key, coalesce(octet_length(value), 0) AS octets, headers, subject,
+           created_at, reason, parked_at, discarded_at
+      FROM outbox_parked
+     WHERE (lane, id) > (%(lane)s::smallint, %(id)s)
+     ORDER BY lane, id
+     LIMIT %(portion)s
+"""
+
+
+def read_parked(conn: Connection) -> Iterator[ParkedRow]:
+    """Yield all rows set aside, by lane and id, without their values."""
+    after = {"lane": -1, "id": 0}
+    while rows := conn.execute(LIST, after | {"portion": PORTION}).fetchall():
+        for row in rows:
+            parked = ParkedRow._make(cast("tuple[int]", row))
+            stored = cast("list[tuple[str, str | None]]", parked.headers or ())
+            yield parked._replace(headers=cast("Headers", decode_headers(stored)))
+        after = {"lane": cast("int", rows[-1][0]), "id": cast("int", rows[-1][1])}
+
+
+READ_VALUE = "SELECT value FROM outbox_parked WHERE lane = %(lane)s AND id = %(id)s"
+
+
+def read_value(conn: Connection, lane: int, row_id: int) -> bytes | None:
+    """Return the value of a row that is set aside; None: it has none, or is gone."""
+    row = conn.execute(READ_VALUE, {"lane": lane, "id": row_id}).fetchone()
+    return cast("bytes | None", row and row[0])
+
+
+Places = Sequence[tuple[int, int]]  # (lane, id)
+
+UNPARK = """
+    WITH wanted AS (
+        SELECT lane, id
+          FROM unnest(%(lanes)s::smallint[], %(ids)s::bigint[]) AS place (lane, id)
+    ), taken AS (
+        DELETE FROM outbox_parked
+         WHERE (lane, id) IN (SELECT lane, id FROM wanted) AND discarded_at IS NULL
+     RETURNING lane, id, topic, key, value, headers, subject
+    )
+    INSERT INTO outbox (lane, topic, key, value, headers, subject)
+    SELECT lane, topic, key, value, headers, subject
+      FROM taken
+     ORDER BY id
+"""
+
+
+def unpark(conn: Connection, places: Places) -> int:
+    """Put rows back into the outbox, to be sent; return how many still waited."""
+    return conn.execute(UNPARK, _columns(places)).rowcount
+
+
+DISCARD = """
+    UPDATE outbox_parked
+       SET discarded_at = NOW()
+     WHERE discarded_at IS NULL AND (lane, id) IN (
+        SELECT lane, id
+          FROM unnest(%(lanes)s::smallint[], %(ids)s::bigint[]) AS place (lane, id))
+"""
+
+
+def discard(conn: Connection, places: Places) -> int:
+    """Give rows up: they are never sent; return how many still waited."""
+    return conn.execute(DISCARD, _columns(places)).rowcount
+
+
+def _columns(places: Places) -> dict[str, list[int]]:
+    return {"lanes": [lane for lane, _ in places], "ids": [row_id for _, row_id in places]}
