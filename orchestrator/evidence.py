@@ -18,9 +18,8 @@ from orchestrator import topics
 from orchestrator.audit import row_of
 from orchestrator.dead_letters import RETRY_OF
 from orchestrator.errors import NotRepaired
-from orchestrator.messages import headers_of
+from orchestrator.messages import LATEST_MS, headers_of
 from orchestrator.reading import (
-    LATEST_MS,
     Progress,
     find_spans,
     kept_since,

@@ -91,6 +91,7 @@ class ConsumerSession:
         self._conn = conn
         self._metrics = metrics
         self._parser = CommandParser(settings.max_message_bytes, settings.camera_url_schemes)
+        self._event_source = f"/orchestrator/{settings.input_topic}" if settings.cloudevents else None
         self._lanes = count_lanes(conn)
         self._admin = topics.Admin(settings.kafka)
         self._topic = topics.TopicWatch(self._admin, settings.input_topic)
@@ -198,7 +199,9 @@ class ConsumerSession:
             worker_id = workers.worker_id(topic_id, *place_of(record), record.timestamp()[1])
             order = DeployOrder(worker_id, command.scenario_uuid, command.camera_url)
             batch.orders.append(order)
-            batch.messages.append(deploy_order(settings.output_topic, order, record))
+            batch.messages.append(
+                deploy_order(settings.output_topic, order, record, self._event_source)
+            )
         return batch
 
     def _move(self, last: Record) -> Move:

@@ -8,6 +8,7 @@ import enum
 import re
 import struct
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from operator import methodcaller
 from typing import cast
 from uuid import UUID
@@ -101,16 +102,41 @@ encode = msgspec.json.Encoder().encode
 encode_order: Callable[[DeployOrder], bytes] = encode
 
 
-def deploy_order(topic: str, order: DeployOrder, record: Record) -> Message:
-    """Return the outbox message of an order: keyed by scenario, about the worker."""
-    headers = headers_of(record)
+def deploy_order(
+    topic: str, order: DeployOrder, record: Record, event_source: str | None = None
+) -> Message:
+    """Return the outbox message of an order: keyed by scenario, about the worker.
+
+    event_source: makes it a CloudEvent from there.
+    """
+    own = headers_of(record)
+    headers = [header for header in own if header[0] in TRACE_HEADERS] if own else []
+    if event_source:
+        headers += cloud_event(order, record, event_source)
     return Message(
         topic,
         encode(order.scenario_uuid)[1:-1],  # without the quotes: three times as fast as str()
         encode_order(order),
-        [header for header in headers if header[0] in TRACE_HEADERS] if headers else (),
+        headers,
         order.worker_id,
     )
+
+
+def cloud_event(order: DeployOrder, record: Record, source: str) -> list[tuple[str, bytes]]:
+    """Return the headers of a CloudEvent 1.0 in Kafka's binary content mode."""
+    headers = {
+        "content-type": "application/json",
+        "ce_specversion": "1.0",
+        "ce_id": str(order.worker_id),
+        "ce_source": source,
+        "ce_type": "vap.worker.deploy",
+        "ce_subject": str(order.scenario_uuid),
+    }
+    kind, time_ms = record.timestamp()
+    if kind in TIMESTAMP_TYPES and 0 <= time_ms <= LATEST_MS:
+        at = datetime.fromtimestamp(time_ms / 1000, UTC)
+        headers["ce_time"] = at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return [(name, value.encode()) for name, value in headers.items()]
 
 
 # Called by way of C, which always sees the error that the client leaves behind. A plain call may not
@@ -129,6 +155,7 @@ def headers_of(record: Record) -> Headers:
         return ()
 
 
+LATEST_MS = 253_402_300_799_000  # 9999-12-31: timestamps come from strangers, datetime ends there
 TIMESTAMP_TYPES = {TIMESTAMP_CREATE_TIME: b"CREATE_TIME", TIMESTAMP_LOG_APPEND_TIME: b"LOG_APPEND_TIME"}
 
 

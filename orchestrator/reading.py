@@ -25,6 +25,7 @@ from confluent_kafka import (
 from confluent_kafka.admin import AdminClient
 
 from orchestrator import topics
+from orchestrator.messages import LATEST_MS
 
 SILENCE_S = 30.0  # the brokers must show the next record or the end within this time
 CHUNK = 10_000  # records handed on at once
@@ -86,9 +87,6 @@ def kept_since(
 def time_of(record: Message) -> datetime:
     """Return when the record was made, as its producer or broker says."""
     return to_time(record.timestamp()[1])
-
-
-LATEST_MS = 253_402_300_799_000  # 9999-12-31: timestamps come from strangers, datetime ends there
 
 
 def to_time(time_ms: int) -> datetime:

@@ -75,6 +75,7 @@ class Settings:
     metrics_host: str
     metrics_port: int
     strict_fencing: bool
+    cloudevents: bool
 
     def __repr__(self) -> str:
         """Show nothing that may hold a password."""
@@ -102,6 +103,7 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         metrics_host=metrics_host,
         metrics_port=metrics_port,
         strict_fencing=env.read("STRICT_FENCING", one_of("true", "false"), "false") == "true",
+        cloudevents=env.read("CLOUDEVENTS", one_of("true", "false"), "false") == "true",
     )
     env.faults += same_topics(settings)
     if env.faults:

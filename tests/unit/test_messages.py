@@ -327,6 +327,25 @@ def test_only_the_trace_headers_travel_along_in_their_order() -> None:
     assert message.headers == trace
 
 
+def test_an_order_is_a_cloud_event_if_that_is_wanted() -> None:
+    order = DeployOrder(WORKER, SCENARIO, "rtsp://c")
+    message = deploy_order("t", order, consumed(("traceparent", b"00")), "/orchestrator/in")
+    event = [
+        ("traceparent", b"00"),
+        ("content-type", b"application/json"),
+        ("ce_specversion", b"1.0"),
+        ("ce_id", str(WORKER).encode()),
+        ("ce_source", b"/orchestrator/in"),
+        ("ce_type", b"vap.worker.deploy"),
+        ("ce_subject", str(SCENARIO).encode()),
+    ]
+    assert message.headers == [*event, ("ce_time", b"2023-11-14T22:13:20.123Z")]
+    for no_time in ((TIMESTAMP_NOT_AVAILABLE, -1), (TIMESTAMP_CREATE_TIME, 2**60)):
+        assert deploy_order("t", order, consumed(timestamp=no_time), "/s").headers == [
+            (name, b"/s" if name == "ce_source" else value) for name, value in event[1:]
+        ]
+
+
 def test_a_dead_letter_is_the_record_with_springs_headers_behind_its_own() -> None:
     own = [("kafka_dlt-original-topic", b"older"), ("b", None), ("", b""), ("b", b"\xff\0")]
     letter = dead_letter("dlq", "group", consumed(*own), Rejected(Reason.NOT_JSON))

@@ -39,6 +39,7 @@ def test_two_settings_are_required_and_all_others_have_these_defaults() -> None:
         "metrics_host": "0.0.0.0",
         "metrics_port": 9464,
         "strict_fencing": False,
+        "cloudevents": False,
     }
 
 
@@ -59,6 +60,7 @@ def test_two_settings_are_required_and_all_others_have_these_defaults() -> None:
         ("METRICS_PORT", "  ", 9464),
         ("STRICT_FENCING", "True", True),
         ("STRICT_FENCING", "", False),
+        ("CLOUDEVENTS", "true", True),
     ],
 )
 def test_a_setting_is_read_as_its_type_and_blank_counts_as_not_set(
@@ -94,6 +96,7 @@ WRONG = {
     "CAMERA_URL_SCHEMES": "rtsp://",
     "METRICS_PORT": "tcp://10.0.0.1:9464",
     "STRICT_FENCING": "yes",
+    "CLOUDEVENTS": "binary",
 }
 
 
