@@ -65,7 +65,9 @@ class Site:
     @property
     def kafka(self) -> Mapping[str, str]:
         """Return what opens another client for a Kafka that was reached. Raises Away."""
-        return self.settings.kafka if self.admin else {}
+        if self.client is None:
+            raise Away(KAFKA_AWAY)
+        return self.settings.kafka
 
     def close(self) -> None:
         """End the session on Postgres, if there is one."""

@@ -22,7 +22,7 @@ from outbox.lanes import MEMBER, SessionShared, check_session, lock_class, serve
 from outbox.store import read_identity
 
 OLDEST, NEWEST = 14, 18  # as in the README's table of supported versions
-SILENCE_S = 20.0  # longer than a look at the markers may wait for Kafka
+SILENCE_S = 25.0  # longer than the look at the markers may wait for Kafka
 CLOCK_WARNING_S, CLOCK_FAILED_S = 1.0, 60.0
 
 

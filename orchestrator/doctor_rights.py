@@ -7,16 +7,19 @@ one of the rights that only this process needs.
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import NamedTuple, cast
 
+import psycopg
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import (  # type: ignore[attr-defined]  # public, not in its __all__
     AclOperation,
     ConsumerGroupDescription,
 )
 
-from orchestrator.doctor_check import Answer, Site
+from orchestrator.doctor_check import Answer, Away, Site
 from orchestrator.topics import REQUEST_S
+from outbox import SchemaMismatch
 from outbox.publisher import progress_group
 from outbox.store import read_identity
 
@@ -38,6 +41,8 @@ class Right(NamedTuple):
 
 def judge(who: str, rights: Sequence[Right], grants: Callable[[Sequence[Right]], str]) -> Answer:
     """Say which processes' work a login may do, and what it lacks for one that it may do in part."""
+    if all(right.held is None for right in rights):
+        return "skipped", "there is nothing yet that rights could be given to"
     lacks = {p: [r for r in rights if r.process == p and r.held is False] for p in PROCESSES}
     able = [p for p in PROCESSES if not lacks[p]]
     begun = {r.process for r in rights if r.telling and r.held}
@@ -46,8 +51,10 @@ def judge(who: str, rights: Sequence[Right], grants: Callable[[Sequence[Right]],
         return "failed", f"{who} lacks rights for the {' and '.join(halves)}: {grants(missing)}"
     if not able:
         return "skipped", f"{who} may look and change nothing: for a process's rights use its login"
-    alone = "" if len(able) == len(PROCESSES) else ", and not that of the other process"
-    return "ok", f"{who} may do the work of the {' and '.join(able)}{alone}"
+    text = f"{who} may do the work of the {' and '.join(able)}"
+    text += ", not that of the other process" * (len(able) < len(PROCESSES))
+    unknown = dict.fromkeys(right.thing for right in rights if right.held is None)
+    return "ok", text + (f"; not known yet for {', '.join(unknown)}" if unknown else "")
 
 
 # As in schema/roles.sql. To lock a row Postgres asks for UPDATE on some column.
@@ -83,11 +90,12 @@ RIGHTS = """
       FROM needed, to_regclass(name) AS relation
      WHERE relation IS NOT NULL
  UNION ALL
-    SELECT 'consumer', 'SEQUENCE ' || sequence, 'USAGE', true,
-           has_sequence_privilege(sequence, 'USAGE, UPDATE')
-      FROM pg_attribute, pg_get_serial_sequence(attrelid::regclass::text, attname) AS sequence
-     WHERE attrelid = to_regclass('workers') AND attname = 'id' AND attidentity = ''
-       AND sequence IS NOT NULL
+    SELECT 'consumer', 'SEQUENCE ' || pg_class.oid::regclass::text, 'USAGE', true,
+           has_sequence_privilege(pg_class.oid, 'USAGE, UPDATE')
+      FROM pg_attrdef
+      JOIN pg_depend ON classid = 'pg_attrdef'::regclass AND objid = pg_attrdef.oid
+      JOIN pg_class ON pg_class.oid = refobjid AND relkind = 'S'
+     WHERE adrelid = to_regclass('workers')
 """
 ROLE = "SELECT current_user, quote_ident(current_user), current_schema() IS NOT NULL"
 
@@ -120,14 +128,14 @@ def acls(site: Site) -> Answer:
     Of transactional ids they tell nothing: one is tried, see `kafka transactions`.
     """
     rights = list(kafka_rights(site))
-    answer = judge("this user", rights, lambda missing: "grant " + in_words(missing))
-    relay_works = answer[0] == "ok" and any(r.process == "relay" and r.held for r in rights)
+    state, text = judge("this user", rights, lambda missing: "grant " + in_words(missing))
+    relay_works = state == "ok" and any(r.process == "relay" and r.telling and r.held for r in rights)
     topic = site.settings.input_topic
-    if relay_works and WRITE not in (topic_operations(site, topic) or [WRITE]):
-        return "warning", (
-            f"{answer[1]}, but not send commands again: before `dlq retry` grant Write on topic {topic}"
-        )
-    return answer
+    allowed = topic_operations(site, topic)
+    if relay_works and allowed is not None and WRITE not in allowed:
+        advice = f"but not send commands again: before `dlq retry` grant Write on topic {topic}"
+        return "warning", f"{text}, {advice}"
+    return state, text
 
 
 def in_words(missing: Sequence[Right]) -> str:
@@ -137,25 +145,31 @@ def in_words(missing: Sequence[Right]) -> str:
 
 def kafka_rights(site: Site) -> Iterator[Right]:
     """Yield what the processes need, and whether we have it."""
-    s, markers = site.settings, progress_group(read_identity(site.conn))
+    s, markers = site.settings, markers_group(site)
     operations = {
         f"topic {name}": topic_operations(site, name)
         for name in (s.input_topic, s.output_topic, s.dead_letter_topic, s.progress_topic)
     }
-    operations |= {
-        f"group {name}": held for name, held in group_operations(site, s.consumer_group, markers)
-    }
+    groups = [s.consumer_group, *markers]
+    operations |= {f"group {name}": held for name, held in group_operations(site, groups)}
     for process, thing, needed, telling in (
         ("consumer", f"topic {s.input_topic}", READ, False),
         ("consumer", f"group {s.consumer_group}", READ, True),
         ("relay", f"topic {s.output_topic}", WRITE, True),
         ("relay", f"topic {s.dead_letter_topic}", WRITE, True),
         ("relay", f"topic {s.progress_topic}", READ, False),
-        ("relay", f"group {markers}", READ, True),
+        *(("relay", f"group {name}", READ, True) for name in markers),
     ):
         allowed = operations[thing]
         held = None if allowed is None else needed in allowed
         yield Right(process, thing, needed.name.title(), telling, held)
+
+
+def markers_group(site: Site) -> list[str]:
+    """Return the group of the markers, if its name can be had: the consumer's role may not see it."""
+    with suppress(Away, SchemaMismatch, psycopg.errors.InsufficientPrivilege):
+        return [progress_group(read_identity(site.conn))]
+    return []
 
 
 def topic_operations(site: Site, name: str) -> Operations:
@@ -175,7 +189,7 @@ NOBODY_KNOWS = frozenset(
 )
 
 
-def group_operations(site: Site, *groups: str) -> Iterator[tuple[str, Operations]]:
+def group_operations(site: Site, groups: Sequence[str]) -> Iterator[tuple[str, Operations]]:
     """Yield each group with what we may do with it."""
     asked = site.admin.describe_consumer_groups(
         list(groups), include_authorized_operations=True, request_timeout=REQUEST_S

@@ -90,14 +90,16 @@ def autovacuum(site: Site) -> Answer:
 # The column may be SERIAL, an identity, or have another sequence or none as its default.
 WORKERS_ID = """
     WITH id AS (
-        SELECT attrelid, atttypid, coalesce(
-                   pg_get_serial_sequence(attrelid::regclass::text, attname)::regclass::oid,
-                   (SELECT refobjid
-                      FROM pg_attrdef
-                      JOIN pg_depend ON classid = 'pg_attrdef'::regclass AND objid = pg_attrdef.oid
-                      JOIN pg_class ON pg_class.oid = refobjid AND relkind = 'S'
-                     WHERE adrelid = attrelid AND adnum = attnum
-                     LIMIT 1)) AS sequence
+        SELECT atttypid,
+               CASE WHEN attidentity <> ''
+                    THEN pg_get_serial_sequence(attrelid::regclass::text, attname)::regclass::oid
+                    ELSE (SELECT refobjid
+                            FROM pg_attrdef
+                            JOIN pg_depend ON classid = 'pg_attrdef'::regclass
+                                          AND objid = pg_attrdef.oid
+                            JOIN pg_class ON pg_class.oid = refobjid AND relkind = 'S'
+                           WHERE adrelid = attrelid AND adnum = attnum
+                           LIMIT 1) END AS sequence
           FROM pg_attribute
          WHERE attrelid = to_regclass('workers') AND attname = 'id' AND NOT attisdropped
     )
@@ -121,7 +123,7 @@ def workers_sequence(site: Site) -> Answer:
         return "skipped", "there is no column workers.id"
     kind, sequence, last, limit = cast("tuple[str, str | None, int | None, int]", row)
     if sequence is None:
-        return "ok", f"workers.id ({kind}) has no sequence: who made the table gives the ids"
+        return "ok", f"workers.id ({kind}) has no sequence as its default"
     if last is None:
         return "skipped", f"the role may not look at {sequence}: see `postgres rights`"
     used = last / limit

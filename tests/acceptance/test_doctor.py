@@ -1,0 +1,483 @@
+"""`orchestrator doctor`: each fault is found, named, and said with what to do; nothing is changed."""
+
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from uuid import uuid4
+
+import pytest
+from confluent_kafka import Node, TopicPartitionInfo, Uuid
+from confluent_kafka.admin import (  # type: ignore[attr-defined]
+    AclOperation,
+    AdminClient,
+    TopicDescription,
+)
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from orchestrator import doctor_postgres, doctor_tables
+from orchestrator.doctor import CHECKS, as_text, examine, exit_code
+from orchestrator.doctor_check import Finding
+from orchestrator.doctor_kafka import remarks_on
+from orchestrator.embedded import Servers
+from orchestrator.embedded.server import HOST, free_port
+from orchestrator.ingest import SERVER_ENCODING
+from orchestrator.settings import read_settings
+from tests.acceptance.test_roles import Logins
+from tests.bare import bare_system
+from tests.eventually import eventually
+from tests.faults.kafka_servers import own_kafka
+from tests.faults.postgres_servers import installed, own_postgres, pooler
+from tests.faults.secured_kafka import Right, secured_kafka
+from tests.faults.test_security import GROUP, READ, TOPIC, USER, Secured, rights
+from tests.proxy import Rule, swallow
+from tests.repairs import set_marker
+from tests.system import PARTITIONS, System, delete_before, make_input_anew, take, topics_of
+from tests.wired import postgres_proxied
+
+PASSWORD = "planted-in-the-doctor"
+DESCRIBE = AclOperation.DESCRIBE
+AWAY_S = 30.0  # with both servers away
+
+
+def look(system: System, **environ: str) -> dict[str, Finding]:
+    """Return all findings by check: a line each, and no secret in it."""
+    found = list(examine(read_settings(system.environ | environ)))
+    assert [finding.check for finding in found] == list(CHECKS)
+    for finding in found:
+        assert len(as_text(finding).splitlines()) == 1
+        assert PASSWORD not in finding.text
+    return {finding.check: finding for finding in found}
+
+
+def bad(findings: dict[str, Finding]) -> dict[str, str]:
+    """Return the state of each check that is not ok."""
+    return {name: finding.state for name, finding in findings.items() if finding.state != "ok"}
+
+
+# One broker cannot hold two replicas: the only thing that is to be said of the servers of the tests.
+ONE_BROKER = {"kafka replication": "warning"}
+
+
+def check_fault(system: System, check: str, state: str, *words: str, **environ: str) -> bool:
+    """See that a check finds what was planted and says what to do, and what the exit code is."""
+    found = look(system, **environ)
+    assert found[check].state == state, found[check]
+    for word in words:
+        assert word in found[check].text
+    assert exit_code(found.values()) == {"warning": 0, "failed": 1, "unreachable": 3}[state]
+    return True
+
+
+# ---- nothing is wrong -----------------------------------------------------------------------------
+
+
+def test_a_system_at_work_is_well_and_is_not_disturbed(system: System) -> None:
+    consumer, relay = system.start("consumer"), system.start("relay")
+    system.submit(20)
+    system.check_exactly_once(20)
+    owned = system.query("SELECT lane, epoch, seq FROM outbox_lane ORDER BY lane")
+    started = time.monotonic()
+    found = look(system)
+    assert time.monotonic() - started < 10
+    assert bad(found) == ONE_BROKER, found
+    assert exit_code(found.values()) == 0
+    assert "one broker lost loses acknowledged records" in found["kafka replication"].text
+    assert system.query("SELECT lane, epoch, seq FROM outbox_lane ORDER BY lane") == owned
+    system.submit(20)
+    system.check_exactly_once(40)
+    assert not relay.logged("in doubt")
+    for process in (consumer, relay):
+        process.stop()
+
+
+def test_before_the_setup_it_says_to_run_it(servers: Servers, tmp_path: Path) -> None:
+    with bare_system(servers, tmp_path) as bare:
+        found = look(bare)
+    assert exit_code(found.values()) == 1
+    assert found["postgres schema"].state == found["kafka topics"].state == "failed"
+    assert "lacks 001_workers.sql, 002_outbox.sql" in found["postgres schema"].text
+    assert found["kafka topics"].text.count("run `orchestrator setup`") == 4
+    others = {name for name, state in bad(found).items() if state == "skipped"}
+    assert {"postgres rights", "input positions", "markers"} <= others
+
+
+# ---- Postgres -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("planted", "check", "state", "words"),
+    [
+        (
+            "DELETE FROM schema_migrations WHERE version = 4",
+            "postgres schema",
+            "failed",
+            "lacks 004_repairs.sql: run `orchestrator setup`",
+        ),
+        (
+            "UPDATE schema_migrations SET version = 999 WHERE version = 4",
+            "postgres schema",
+            "failed",
+            "run the newer release",
+        ),
+        (
+            "INSERT INTO outbox_lane (lane) VALUES (4)",
+            "progress topic partitions",
+            "failed",
+            "for 5 lanes: run `orchestrator setup`",
+        ),
+        ("DELETE FROM outbox_lane WHERE lane > 1", "lanes", "warning", "set LANES=2"),
+        ("DELETE FROM outbox_identity", "postgres schema", "failed", "outbox_identity is empty"),
+        (
+            "SELECT setval('workers_id_seq', 1200000000)",
+            "workers id sequence",
+            "warning",
+            "55.9% of 2,147,483,647 ids of workers.id (integer) are used: when workers_id_seq ends",
+        ),
+        ("SELECT setval('workers_id_seq', 2100000000)", "workers id sequence", "failed", "bigint"),
+        (
+            "ALTER TABLE outbox SET (autovacuum_enabled = false)",
+            "postgres autovacuum",
+            "failed",
+            "off for table outbox, which only grows: set its autovacuum_enabled to true",
+        ),
+    ],
+)
+def test_a_fault_of_the_database_is_said_with_what_to_do(
+    system: System, planted: str, check: str, state: str, words: str
+) -> None:
+    system.query(planted)
+    check_fault(system, check, state, words)
+
+
+@pytest.mark.parametrize(
+    ("adopted", "words"),
+    [
+        ("ALTER id DROP DEFAULT", "(integer) has no sequence"),
+        ("ALTER id TYPE bigint", "of 2,147,483,647 ids of workers.id (bigint)"),
+        (
+            "ALTER id TYPE bigint, ALTER id DROP DEFAULT, ALTER id ADD GENERATED ALWAYS AS IDENTITY",
+            "0.0% of 9,223,372,036,854,775,807 ids",
+        ),
+    ],
+)
+def test_the_ids_of_an_adopted_table_may_come_from_elsewhere(
+    system: System, adopted: str, words: str
+) -> None:
+    if "IDENTITY" in adopted:
+        system.query("ALTER TABLE workers ALTER id DROP DEFAULT")
+        system.query("DROP SEQUENCE workers_id_seq")
+    system.query(f"ALTER TABLE workers {adopted}")
+    found = look(system)["workers id sequence"]
+    assert (found.state, words in found.text) == ("ok", True), found
+
+
+@pytest.mark.parametrize("whose", ["DATABASE {database}", "ROLE {role}"])
+def test_commits_that_a_crash_may_lose_are_found_whoever_asked_for_them(
+    system: System, whose: str
+) -> None:
+    with a_role(system) as (role, environ):
+        database = conninfo_to_dict(system.settings.database_url)["dbname"]
+        named = whose.format(database=database, role=role)
+        system.query(f"ALTER {named} SET synchronous_commit = off")
+        check = "postgres synchronous_commit"
+        check_fault(system, check, "warning", "off for this", "set it to on", **environ)
+
+
+def test_a_transaction_that_was_left_open_is_named(
+    system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor_tables, "OLD_S", 0.0)
+    secret = f"SELECT 'rtsp://user:{PASSWORD}@camera'"
+    gid = uuid4().hex
+    with closing(system.connect("monthly report")) as conn:
+        conn.execute("BEGIN")
+        conn.execute(f"INSERT INTO outbox_parked SELECT FROM ({secret}) AS s WHERE false".encode())
+        pid = conn.info.backend_pid
+        check = "postgres long transactions"
+        end = f"session {pid} of monthly report has been open for"
+        check_fault(system, check, "warning", end, f"pg_terminate_backend({pid})")
+        conn.execute(f"PREPARE TRANSACTION '{gid}'".encode())
+    try:
+        check_fault(system, check, "warning", f"prepared transaction '{gid}' has been open for")
+    finally:
+        system.query(f"ROLLBACK PREPARED '{gid}'")
+    assert bad(look(system)) == ONE_BROKER
+
+
+def test_dead_rows_that_nothing_removes_are_counted(
+    system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor_tables, "DEAD_ROWS", 900)
+    monkeypatch.setattr(doctor_tables, "VACUUM_LATE_S", 0.0)
+    system.accept(1000)
+    system.query("DELETE FROM outbox")
+    dead = "SELECT n_dead_tup >= 1000 FROM pg_stat_user_tables WHERE relname = 'outbox'"
+    eventually(lambda: system.query(dead) == [(True,)])
+    check_fault(system, "postgres autovacuum", "warning", "dead rows", "run VACUUM outbox")
+
+
+@contextmanager
+def a_role(system: System) -> Iterator[tuple[str, dict[str, str]]]:
+    """Make a role that may do what consumer and relay do; give its name and its environment."""
+    role = f"doctor_{uuid4().hex[:12]}"
+    system.query(f"CREATE ROLE {role} LOGIN PASSWORD '{PASSWORD}'")
+    try:
+        for objects in ("TABLES", "SEQUENCES"):
+            system.query(f"GRANT ALL ON ALL {objects} IN SCHEMA public TO {role}")
+        url = make_conninfo(system.settings.database_url, user=role, password=PASSWORD)
+        yield role, {"DATABASE_URL": url}
+    finally:
+        system.query(f"DROP OWNED BY {role}")
+        system.query(f"DROP ROLE {role}")
+
+
+def test_rights_that_a_role_lacks_are_said_as_the_grants_that_give_them(system: System) -> None:
+    with a_role(system) as (role, environ):
+        assert bad(look(system, **environ)) == ONE_BROKER
+        system.query(f"REVOKE INSERT, UPDATE ON workers FROM {role}")
+        system.query(f"REVOKE ALL ON SEQUENCE workers_id_seq FROM {role}")
+        system.query(f"REVOKE DELETE ON outbox FROM {role}")
+        system.query(f"REVOKE INSERT ON outbox FROM {role}")
+        grant = f"GRANT DELETE ON TABLE outbox TO {role}"
+        check_fault(system, "postgres rights", "failed", "lacks rights for the relay", grant, **environ)
+        system.query(f"GRANT INSERT ON workers TO {role}")
+        found = look(system, **environ)["postgres rights"]
+        assert "lacks rights for the consumer and relay" in found.text
+        grants = found.text.partition("run as the owner: ")[2].split("; ")
+        assert f"GRANT USAGE ON SEQUENCE workers_id_seq TO {role}" in grants
+        for grant in grants:
+            system.query(grant)
+        assert bad(look(system, **environ)) == ONE_BROKER
+
+
+@pytest.mark.parametrize(
+    ("role", "rights"),
+    [("consumer", "ok"), ("relay", "ok"), ("operator", "skipped"), ("owner", "ok")],
+)
+def test_nobody_is_blamed_for_rights_that_he_has_no_use_for(
+    system: System, role: str, rights: str
+) -> None:
+    logins = Logins(system, uuid4().hex[:12])
+    try:
+        assert logins.make_roles(system.settings.database_url) == ""
+        logins.make_logins()
+        found = look(system, **logins.environ(role))
+    finally:
+        logins.remove()
+    assert exit_code(found.values()) == 0, found
+    assert found["postgres rights"].state == rights
+    assert found["postgres schema"].state == found["workers id sequence"].state == "ok"
+    hidden = {"consumer": 3, "relay": 1, "operator": 1, "owner": 0}[role]
+    assert sum(finding.state == "skipped" for finding in found.values()) == hidden, found
+
+
+def test_a_pooler_that_lends_processes_by_the_transaction_is_found(
+    servers: Servers, tmp_path: Path
+) -> None:
+    with own_postgres() as postgres, pooler(postgres, "transaction") as pgbouncer:
+        on = Servers(postgres.url, servers.bootstrap_servers)
+        with installed(on, tmp_path) as own:
+            url = pgbouncer.url(own)
+            words = "through a pool in session mode"
+            check_fault(own, "postgres sessions", "failed", words, DATABASE_URL=url)
+            assert bad(look(own)) == ONE_BROKER
+
+
+@pytest.mark.parametrize(("skew", "state"), [(5.5, "warning"), (-90.5, "failed")])
+def test_a_clock_that_goes_wrong_is_told(
+    system: System, monkeypatch: pytest.MonkeyPatch, skew: float, state: str
+) -> None:
+    ours = SimpleNamespace(time=lambda: time.time() + skew)
+    monkeypatch.setattr(doctor_postgres, "time", ours)
+    check_fault(system, "postgres clock", state, f"{int(abs(skew))}.", "one time server (NTP)")
+
+
+# ---- Kafka ----------------------------------------------------------------------------------------
+
+
+def test_a_topic_that_is_missing_is_named_and_the_others_are_looked_at(system: System) -> None:
+    admin, topic = AdminClient(dict(system.settings.kafka)), system.settings.output_topic
+    admin.delete_topics([topic])[topic].result()
+    eventually(lambda: topic not in admin.list_topics(timeout=10).topics)
+    check_fault(system, "kafka topics", "failed", f"topic {topic} is missing: create it or run")
+    assert look(system)["input positions"].state == "ok"
+
+
+@pytest.mark.parametrize(
+    ("replicas", "in_sync", "minimum", "leader", "said"),
+    [
+        (3, 3, 2, True, []),
+        (3, 2, 2, True, ["warning partition 7 with replicas out of sync: see to the brokers"]),
+        (3, 1, 2, True, ["failed partition 7 with too few replicas in sync: bring the brokers back"]),
+        (3, 3, 2, False, ["failed partition 7 without a leader: bring the brokers back"]),
+        (3, 3, 1, True, ["warning one broker alone may acknowledge records: set min.insync.repl"]),
+        (3, 3, 3, True, ["warning all 3 replicas must be in sync, one broker away stops work: use"]),
+        (1, 1, 1, True, ["warning one replica, one broker lost loses acknowledged records: use 3"]),
+    ],
+)
+def test_what_is_said_of_replicas(
+    replicas: int, in_sync: int, minimum: int, leader: bool, said: list[str]
+) -> None:
+    """One broker cannot show most of this; three take minutes."""
+    nodes = [Node(number, HOST, 9092) for number in range(replicas)]
+    partition = TopicPartitionInfo(7, nodes[0] if leader else None, nodes, nodes[:in_sync])
+    topic = TopicDescription("topic", Uuid(0, 1), False, [partition])
+    remarks = list(remarks_on(topic, {"min.insync.replicas": str(minimum)}))
+    assert len(remarks) == len(said), remarks
+    assert [
+        f"{state} {text}"[: len(words)] for words, (state, text) in zip(said, remarks, strict=True)
+    ] == said
+
+
+def test_rights_that_the_brokers_refuse_are_named(servers: Servers, tmp_path: Path) -> None:
+    with secured_kafka(tmp_path) as broker:
+        on = Servers(servers.database_url, broker.kafka.bootstrap_servers)
+        with installed(on, tmp_path) as system:
+            own = Secured(system, broker, password=PASSWORD)
+            every = rights(system)
+            found = look(system, **own.environ)
+            assert exit_code(found.values()) == 0, found
+            assert found["kafka acls"].state == "warning"
+            dlq = f"before `dlq retry` grant Write on topic {system.settings.input_topic}"
+            assert dlq in found["kafka acls"].text
+            assert found["kafka retention of offsets"].state == "skipped"
+            for right, check, words in (
+                ("Write output", "kafka acls", f"grant Write on topic {system.settings.output_topic}"),
+                ("Read input", "kafka acls", f"grant Read on topic {system.settings.input_topic}"),
+                ("Read markers", "kafka acls", "grant Read on group outbox-"),
+                ("Write ids", "kafka transactions", "grant Write on the transactional ids"),
+            ):
+                broker.revoke(USER, every[right])
+                eventually(partial(check_fault, system, check, "failed", words, **own.environ), 40)
+                broker.grant(USER, every[right])
+            check_others(own, every)
+            broker.set_password(USER, "another")
+            words = "Authentication failed"
+            check_fault(system, "kafka reachable", "unreachable", words, **own.environ)
+
+
+def check_others(own: Secured, every: dict[str, Right]) -> None:
+    """See that users of one process, or of people, are blamed for nothing."""
+    system, settings = own.system, own.system.settings
+    describe = [Right(DESCRIBE, TOPIC, settings.progress_topic)]
+    describe += [Right(DESCRIBE, GROUP, every[name].name) for name in ("Read group", "Read markers")]
+    describe += [Right(READ, TOPIC, topic) for topic in topics_of(system)[:3]]
+    users = {
+        "consumer": ([every["Read input"], every["Read group"]], "ok"),
+        "relay": (
+            [r for name, r in every.items() if name not in {"Read input", "Read group"}],
+            "warning",
+        ),
+        "operator": (describe, "skipped"),
+    }
+    for user, (granted, state) in users.items():
+        own.kafka.set_password(user, PASSWORD)
+        own.kafka.grant(user, *granted)
+        environ = own.environ | {"KAFKA_CONFIG_SASL_USERNAME": user}
+
+        def is_right(environ: dict[str, str] = environ, state: str = state) -> bool:
+            found = look(system, **environ)
+            return found["kafka acls"].state == state and exit_code(found.values()) == 0
+
+        eventually(is_right)
+
+
+# ---- both -----------------------------------------------------------------------------------------
+
+
+def consume(system: System, records: int) -> None:
+    """Let a consumer take so many commands and show its offsets."""
+    system.submit(records)
+    with system.consumer() as session:
+        take(session, records)
+
+
+def test_a_marker_that_is_ahead_of_postgres_is_found_with_its_repair(system: System) -> None:
+    set_marker(system, 99, lane=2)
+    words = "lane 2: marker_ahead: the marker in Kafka is 99, the batch in Postgres 0: "
+    check_fault(system, "markers", "failed", words + "orchestrator repair lane 2")
+
+
+def test_an_input_topic_made_anew_is_found_with_its_repair(system: System) -> None:
+    consume(system, 20)
+    make_input_anew(system)
+    for partition in range(PARTITIONS):
+        words = f"partition {partition}: topic_recreated: orchestrator repair partition {partition}"
+        check_fault(system, "input positions", "failed", words)
+
+
+def test_records_that_are_gone_are_found_with_the_repair(system: System) -> None:
+    consume(system, 20)
+    system.query("UPDATE consumed_offsets SET next_offset = 0 WHERE partition = 1")
+    delete_before(system, system.settings.input_topic, 1, 1)
+    words = "partition 1: offset_out_of_range: orchestrator repair partition 1"
+    check_fault(system, "input positions", "failed", words)
+
+
+def test_offsets_in_kafka_that_are_ahead_of_those_that_count_are_told(system: System) -> None:
+    consume(system, 20)
+    eventually(lambda: look(system)["input positions"].state == "ok")
+    system.query("UPDATE consumed_offsets SET next_offset = next_offset - 1 WHERE partition = 0")
+    words = "partition 0: Kafka shows offset"
+    eventually(partial(check_fault, system, "input positions", "warning", words))
+
+
+# ---- servers away ---------------------------------------------------------------------------------
+
+
+def nowhere() -> str:
+    """Return an address where nobody listens, with a password in it."""
+    return f"postgresql://vap:{PASSWORD}@{HOST}:{free_port()}/x?options=-csecret%3D{PASSWORD}"
+
+
+def test_a_server_that_is_away_leaves_the_other_ones_checks(system: System) -> None:
+    found = look(system, DATABASE_URL=nowhere())
+    assert exit_code(found.values()) == 3
+    assert found["postgres reachable"].state == "unreachable"
+    assert "Connection refused" in found["postgres reachable"].text
+    assert found["kafka topics"].state == found["kafka version"].state == "ok"
+    assert found["markers"] == Finding("markers", "skipped", "not looked at: Postgres is unreachable")
+
+    found = look(system, KAFKA_BOOTSTRAP_SERVERS=f"{HOST}:{free_port()}")
+    assert exit_code(found.values()) == 3
+    assert found["kafka reachable"].state == "unreachable"
+    assert "Connection refused" in found["kafka reachable"].text
+    assert found["postgres schema"].state == found["workers id sequence"].state == "ok"
+    assert found["markers"] == Finding("markers", "skipped", "not looked at: Kafka is unreachable")
+
+
+def test_with_both_servers_away_it_ends_soon(system: System) -> None:
+    started = time.monotonic()
+    kafka = f"{HOST}:{free_port()}"
+    states = bad(look(system, DATABASE_URL=nowhere(), KAFKA_BOOTSTRAP_SERVERS=kafka))
+    assert time.monotonic() - started < AWAY_S
+    others = dict.fromkeys([name for name in CHECKS if name != "settings"], "skipped")
+    away = {"postgres reachable": "unreachable", "kafka reachable": "unreachable"}
+    assert states == others | away
+
+
+def test_a_postgres_that_falls_silent_is_hung_up_on(
+    system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor_postgres, "SILENCE_S", 1.0)
+    with postgres_proxied(system, [Rule(SERVER_ENCODING, swallow)]) as url:
+        started = time.monotonic()
+        found = look(system, DATABASE_URL=url)
+        assert time.monotonic() - started < AWAY_S
+    states = bad(found)
+    lost = [name for name, state in states.items() if state == "unreachable"]
+    assert len(lost) == 1, states
+    assert "the connection was lost" in found[lost[0]].text
+    assert found["postgres autovacuum"].state == "skipped"
+    assert found["kafka topics"].state == "ok"
+
+
+def test_markers_that_brokers_forget_too_soon_are_told(servers: Servers, tmp_path: Path) -> None:
+    with own_kafka({"offsets.retention.minutes": "300"}) as kafka:
+        on = Servers(servers.database_url, kafka.bootstrap_servers)
+        with installed(on, tmp_path) as own:
+            words = "5.0 h (offsets.retention.minutes): if no relay runs for so long"
+            check_fault(own, "kafka retention of offsets", "failed", words, "set it to 7 days")
