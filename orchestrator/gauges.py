@@ -83,8 +83,8 @@ def backlog_gauges(settings: Settings, metrics: RelayMetrics) -> Iterator[None]:
     def look() -> None:
         try:
             with pool.connection() as conn:
-                backlog = read_backlog(conn, sorted(metrics.owned))
                 metrics.ids_used.set(ids_used(conn) or 0)
+                backlog = read_backlog(conn, sorted(metrics.owned))
         except (psycopg.Error, PoolTimeout):
             backlog = {}
         metrics.pending.clear()

@@ -101,7 +101,7 @@ def custom(kind: str, version: str, spec: Manifest) -> Manifest:
     return exactly(apiVersion={"const": version}, kind={"const": kind}, metadata=metadata, spec=spec)
 
 
-# kubernetes-validate knows the built-in kinds alone. Of these two, the part that we use, written from
+# kubernetes-validate knows the built-in kinds alone. Of these three, the part that we use, written from
 # the CRDs of the Prometheus operator 0.93 and of KEDA 2.20; the triggers' metadata, which the CRD
 # leaves open, from KEDA's kafka scaler.
 CUSTOM = {
@@ -114,6 +114,24 @@ CUSTOM = {
             podMetricsEndpoints=each(
                 exactly(port=TEXT, path=TEXT, interval=TEXT | {"pattern": "^[0-9]+(ms|s|m|h)$"})
             ),
+        ),
+    ),
+    "PrometheusRule": custom(
+        "PrometheusRule",
+        "monitoring.coreos.com/v1",
+        exactly(
+            groups=each(
+                exactly(
+                    name=TEXT,
+                    rules=each(
+                        exactly(
+                            **{"alert": TEXT, "expr": TEXT, "for": TEXT},
+                            labels=LABELS,
+                            annotations=LABELS,
+                        )
+                    ),
+                )
+            )
         ),
     ),
     "ScaledObject": custom(
@@ -328,6 +346,11 @@ def test_prometheus_scrapes_the_processes_and_nothing_else() -> None:
     for workload in PROCESSES.values():
         labels = workload["spec"]["template"]["metadata"]["labels"]
         assert labels[monitor["spec"]["jobLabel"]] == container_of(workload)["name"]
+
+
+def test_prometheus_is_given_the_same_rules_as_without_kubernetes() -> None:
+    (rules,) = of_kind("PrometheusRule").values()
+    assert [rules["spec"]] == read_yaml((ROOT / "deploy" / "prometheus" / "alerts.yml").read_text())
 
 
 STOP_S = 5.0  # what README promises; the process gives its work FINISH_S of it

@@ -1,0 +1,240 @@
+"""A real Prometheus scrapes the real processes: alerts fire on what they are for, and clear after it.
+
+The rules are our own but for their times: a minute is MINUTE_S long, or the tests would take an hour.
+What promtool can tell from made-up series is in tests/unit/test_monitoring.py.
+"""
+
+import json
+import re
+import shutil
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+from urllib.parse import urlencode
+from urllib.request import urlopen
+
+import psycopg
+import pytest
+import yaml
+
+from orchestrator.embedded.server import HOST, EmbeddedServer, free_port
+from tests.eventually import eventually
+from tests.repairs import repair, set_marker
+from tests.servers import server_directory
+from tests.system import Running, System, make_input_anew
+from tests.unit.test_monitoring import ALERTS, QUERIES, RULES
+
+MINUTE_S = 3  # scrapes come every second, and a busy machine may be late with two of them
+FIRES_S = (
+    60  # the longest wait: the gauges' own 5 s, a window and `for`; a paused partition's look 10 s
+)
+CLEARS_S = 60  # the longest window, ten minutes; a repaired lane's back-off
+
+
+def hurried(text: str) -> str:
+    """Return an expression or a time of the rules with every minute MINUTE_S long."""
+    seconds = {"m": MINUTE_S, "h": 60 * MINUTE_S}
+    text = re.sub(r"\b(\d+)([mh])\b", lambda it: f"{int(it[1]) * seconds[it[2]]}s", text)
+    return text.replace("> 60", f"> {MINUTE_S}")
+
+
+class Prometheus(EmbeddedServer):
+    """Debian's Prometheus with our rules in a hurry. ports: where it scrapes which process."""
+
+    name = "Prometheus"
+    death_signal = signal.SIGKILL
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory, None)
+        self.ports = {"consumer": free_port(), "relay": free_port()}
+
+    def _program(self) -> Path:
+        return Path(shutil.which("prometheus") or "prometheus")
+
+    def _working_directory(self) -> Path:
+        return self.directory
+
+    def _prepare(self) -> None:
+        rules = yaml.safe_load(RULES.read_text())
+        for rule in (rule for group in rules["groups"] for rule in group["rules"]):
+            rule["expr"], rule["for"] = hurried(rule["expr"]), hurried(rule["for"])
+        settings = {
+            "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"},
+            "rule_files": [RULES.name],
+            "scrape_configs": [
+                {"job_name": name, "static_configs": [{"targets": [f"{HOST}:{port}"]}]}
+                for name, port in self.ports.items()
+            ],
+        }
+        for name, content in (("prometheus.yml", settings), (RULES.name, rules)):
+            (self.directory / name).write_text(yaml.safe_dump(content))
+
+    def _command(self) -> list[str]:
+        address = f"--web.listen-address={HOST}:{self.port}"
+        return [
+            str(self._program()),
+            "--config.file=prometheus.yml",
+            "--storage.tsdb.path=data",
+            address,
+        ]
+
+    def _answers(self) -> bool:
+        try:
+            with urlopen(f"http://{HOST}:{self.port}/-/ready", timeout=5) as answer:
+                return bool(answer.status == 200)
+        except (URLError, OSError):
+            return False
+
+    def ask(self, path: str, **parameters: str) -> Any:
+        """Return what its API answers."""
+        url = f"http://{HOST}:{self.port}/api/v1/{path}?{urlencode(parameters)}"
+        with urlopen(url, timeout=10) as answer:
+            return json.load(answer)["data"]
+
+    def query(self, expression: str) -> list[dict[str, Any]]:
+        """Return the series of an expression, as they are now."""
+        found: list[dict[str, Any]] = self.ask("query", query=expression)["result"]
+        return found
+
+    def firing(self) -> list[dict[str, str]]:
+        """Return the labels of the alerts that fire."""
+        alerts = self.ask("alerts")["alerts"]
+        return [alert["labels"] for alert in alerts if alert["state"] == "firing"]
+
+    def fires(self, name: str) -> bool:
+        """Say whether an alert fires."""
+        return name in {labels["alertname"] for labels in self.firing()}
+
+    def wait_firing(self, *names: str) -> None:
+        """Wait until all of them have fired."""
+        for name in names:
+            eventually(partial(self.fires, name), FIRES_S)
+
+    def wait_silent(self) -> None:
+        """Wait until no alert fires."""
+
+        def silent() -> bool:
+            assert not (firing := self.firing()), firing
+            return True
+
+        eventually(silent, CLEARS_S)
+
+
+@pytest.fixture
+def prometheus() -> Iterator[Prometheus]:
+    if not shutil.which("prometheus"):
+        pytest.skip("prometheus is not installed (apt install prometheus)")
+    with server_directory() as directory:
+        running = Prometheus(directory / "prometheus")
+        try:
+            running.start()
+            yield running
+        finally:
+            running.kill()
+
+
+def start(system: System, prometheus: Prometheus, role: str) -> Running:
+    """Start a process where it is scraped."""
+    return system.start(role, METRICS_PORT=str(prometheus.ports[role]))
+
+
+@pytest.fixture
+def watched(system: System, prometheus: Prometheus) -> tuple[Running, Running]:
+    """A consumer and a relay that work, seen by Prometheus, and no alert."""
+    consumer, relay = (start(system, prometheus, role) for role in ("consumer", "relay"))
+    system.submit(100)
+    system.check_exactly_once(100)
+    eventually(lambda: len(prometheus.query("up == 1")) == 2, 20)
+    prometheus.wait_silent()
+    return consumer, relay
+
+
+@contextmanager
+def locked(system: System, rows: str) -> Iterator[None]:
+    """Hold rows as a session of somebody else may, for longer than one of ours would be let."""
+    with psycopg.connect(system.settings.database_url) as conn:
+        conn.execute(f"SELECT FROM {rows} FOR UPDATE".encode())
+        yield
+
+
+@pytest.mark.usefixtures("watched")
+def test_nothing_fires_while_all_works(prometheus: Prometheus) -> None:
+    for_long = f"[{5 * MINUTE_S}s]"  # ConsumerStalled takes that long, and most others less
+    scraped = f"min(count_over_time(outbox_lanes_owned{for_long})) >= {4 * MINUTE_S}"
+    eventually(lambda: prometheus.query(scraped), 60)
+    fired = f'count_over_time(ALERTS{{alertstate="firing"}}{for_long})'
+    eventually(lambda: not prometheus.query(fired), 60)
+    rules = [rule for group in prometheus.ask("rules")["groups"] for rule in group["rules"]]
+    assert [rule["name"] for rule in rules] == [alert["alert"] for alert in ALERTS]
+    assert {rule["health"] for rule in rules} == {"ok"}, rules
+
+
+@pytest.mark.usefixtures("watched")
+def test_bad_commands_are_told_of_and_no_panel_is_empty(system: System, prometheus: Prometheus) -> None:
+    system.produce(b"not JSON", b"{}")
+    prometheus.wait_firing("DeadLetters")
+    assert [labels["alertname"] for labels in prometheus.firing()] == ["DeadLetters"]
+    for query in QUERIES.values():  # of the dashboard: there is something of everything now
+        asked = query.replace("$namespace", ".*").replace("$__rate_interval", "15s")
+        eventually(partial(prometheus.query, asked))
+    prometheus.wait_silent()
+
+
+@pytest.mark.usefixtures("watched")
+def test_a_stalled_outbox_is_told_of_until_its_rows_go_out(
+    system: System, prometheus: Prometheus
+) -> None:
+    with locked(system, "outbox_lane WHERE lane = 2"):
+        system.submit(100)
+        prometheus.wait_firing("OutboxStalled")
+        (alert,) = prometheus.firing()
+        assert (alert["lane"], alert["severity"]) == ("2", "critical")
+    prometheus.wait_silent()
+    system.check_exactly_once(200)
+
+
+def test_processes_that_are_frozen_or_gone_are_missed_until_they_are_back(
+    system: System, prometheus: Prometheus, watched: tuple[Running, Running]
+) -> None:
+    consumer, relay = watched
+    relay.process.send_signal(signal.SIGSTOP)
+    prometheus.wait_firing("RelayAbsent")
+    assert not prometheus.fires("ConsumerAbsent")
+    consumer.kill()
+    prometheus.wait_firing("ConsumerAbsent")
+    relay.thaw()
+    start(system, prometheus, "consumer")
+    prometheus.wait_silent()
+    system.submit(100)
+    system.check_exactly_once(200)
+
+
+@pytest.mark.usefixtures("watched")
+def test_a_stalled_consumer_is_told_of_until_it_goes_on(system: System, prometheus: Prometheus) -> None:
+    with locked(system, "consumed_offsets"):
+        system.submit(100)
+        prometheus.wait_firing("ConsumerStalled")
+        assert [labels["alertname"] for labels in prometheus.firing()] == ["ConsumerStalled"]
+    prometheus.wait_silent()
+    system.check_exactly_once(200)
+
+
+def test_what_waits_for_a_person_is_told_of_until_it_is_repaired(
+    system: System, prometheus: Prometheus, watched: tuple[Running, Running]
+) -> None:
+    _, relay = watched
+    relay.stop()
+    set_marker(system, 1000, lane=2)
+    start(system, prometheus, "relay")
+    make_input_anew(system)
+    prometheus.wait_firing("LaneRefused", "PartitionPaused")
+    for subject in ("partition", "lane"):
+        code, said = repair(system, subject, "all", "--yes")
+        assert code == 0, said
+    prometheus.wait_silent()
+    system.submit(100)
+    system.check_exactly_once(200)

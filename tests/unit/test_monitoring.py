@@ -1,0 +1,267 @@
+"""Alerts, dashboard, runbook: what Prometheus accepts, the processes export, and a person needs."""
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from prometheus_client import CollectorRegistry, generate_latest
+
+from orchestrator import cli
+from orchestrator.doctor import CHECKS
+from orchestrator.health import Health
+from orchestrator.metrics import ConsumerMetrics, RelayMetrics, new_registry
+from outbox.repair import REFUSED
+
+Rule = dict[str, Any]
+
+ROOT = Path(__file__).parent.parent.parent
+PROMETHEUS = ROOT / "deploy" / "prometheus"
+RULES = PROMETHEUS / "alerts.yml"
+README, RUNBOOK = (ROOT / "README.md").read_text(), (ROOT / "docs" / "runbook.md").read_text()
+DASHBOARD: dict[str, Any] = json.loads((ROOT / "deploy" / "grafana" / "dashboard.json").read_text())
+ALERTS: list[Rule] = [
+    rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]
+]
+every_alert = pytest.mark.parametrize(
+    "alert", ALERTS, ids=[f"{rule['alert']} {rule['labels']['severity']}" for rule in ALERTS]
+)
+
+
+def promtool(*arguments: str, stdin: bytes | None = None) -> None:
+    """Let Prometheus's own tool find nothing wrong; skip the test where it is not installed."""
+    program = shutil.which("promtool")
+    if program is None:
+        pytest.skip("promtool is not installed (apt install prometheus)")
+    ran = subprocess.run(
+        [program, *arguments],
+        input=stdin,
+        cwd=PROMETHEUS,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stdout.decode()
+
+
+# ---- what the processes export --------------------------------------------------------------------
+
+
+def registry_of(process: str) -> CollectorRegistry:
+    registry = new_registry(process)
+    {"consumer": ConsumerMetrics, "relay": RelayMetrics}[process](registry, Health())
+    return registry
+
+
+PROCESSES = ("consumer", "relay")
+SUFFIXES = {"counter": ["_total"], "gauge": [""], "histogram": ["_bucket", "_count", "_sum"]}
+EXPORTED = {
+    family.name + suffix
+    for process in PROCESSES
+    for family in registry_of(process).collect()
+    for suffix in SUFFIXES[family.type]
+}
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_the_names_and_helps_of_all_metrics_are_as_prometheus_wants_them(process: str) -> None:
+    promtool("check", "metrics", stdin=generate_latest(registry_of(process)))
+
+
+# What of an expression is no name of a series.
+NO_NAMES = re.compile(
+    r""" "[^"]*" | \{[^}]*\} | \[[^]]*\]                  # texts, selectors, windows
+       | \b(?:by|on|without|ignoring)\s*\([^)]*\)         # labels
+       | \b(?:and|or|unless|bool|offset)\b
+    """,
+    re.VERBOSE,
+)
+NAME = re.compile(r"(?<![\w.])[a-zA-Z_:][\w:]*+(?!\s*\()")  # not a duration, not a function
+
+
+def series_of(expression: str) -> set[str]:
+    """Return the series that an expression of PromQL reads."""
+    return set(NAME.findall(NO_NAMES.sub(" ", expression)))
+
+
+def test_the_series_of_an_expression_are_found() -> None:
+    expression = 'sum by (x) (rate(a_total{l="b"}[5m])) > bool 1 unless on (y) c:d offset 5m'
+    assert series_of(expression) == {"a_total", "c:d"}
+
+
+# ---- the alerts -------------------------------------------------------------------------------------
+
+
+def test_prometheus_accepts_its_settings_and_the_rules() -> None:
+    promtool("check", "config", "prometheus.yml")
+    promtool("check", "rules", "--lint=all", "--lint-fatal", RULES.name)
+
+
+def test_prometheus_is_told_of_the_rules() -> None:
+    settings = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())
+    assert settings["rule_files"] == [RULES.name]
+    compose = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text())
+    mounted = compose["services"]["prometheus"]["volumes"]
+    for file in ("prometheus.yml", RULES.name):
+        assert f"./prometheus/{file}:/etc/prometheus/{file}:ro" in mounted
+
+
+def test_each_alert_fires_when_it_should_and_is_silent_when_not() -> None:
+    promtool("test", "rules", "alerts_test.yml")
+
+
+@every_alert
+def test_an_alert_is_seen_to_fire_and_to_be_silent(alert: Rule) -> None:
+    severity = alert["labels"]["severity"]
+    seen = [
+        any(one["exp_labels"]["severity"] == severity for one in look.get("exp_alerts", ()))
+        for test in yaml.safe_load((PROMETHEUS / "alerts_test.yml").read_text())["tests"]
+        for look in test["alert_rule_test"]
+        if look["alertname"] == alert["alert"]
+    ]
+    assert set(seen) == {True, False}
+
+
+@every_alert
+def test_an_alert_says_how_bad_it_is_and_where_its_section_is(alert: Rule) -> None:
+    assert alert["labels"]["severity"] in {"critical", "warning"}
+    assert re.fullmatch(r"[1-9]\d*m", alert["for"])
+    assert alert["annotations"].keys() == {"summary", "description", "runbook_url"}
+    section = alert["alert"].lower()
+    assert alert["annotations"]["runbook_url"] == f"docs/runbook.md#{section}"
+    assert section in SECTIONS
+
+
+@every_alert
+def test_an_alert_reads_what_the_processes_export(alert: Rule) -> None:
+    assert series_of(alert["expr"])
+    assert series_of(alert["expr"]) <= EXPORTED
+
+
+# ---- the dashboard ----------------------------------------------------------------------------------
+
+PANELS = {panel["title"]: panel for panel in DASHBOARD["panels"]}
+QUERIES = {
+    f"{title} {target['refId']}": str(target["expr"])
+    for title, panel in PANELS.items()
+    for target in panel["targets"]
+}
+
+
+@pytest.mark.parametrize("query", QUERIES.values(), ids=QUERIES)
+def test_a_panel_reads_what_the_processes_export(query: str) -> None:
+    assert series_of(query)
+    assert series_of(query) <= EXPORTED
+
+
+def test_every_metric_has_its_place_on_the_dashboard() -> None:
+    shown = {series for query in QUERIES.values() for series in series_of(query)}
+    families = {re.sub(r"_(bucket|count|sum)$", "", name) for name in shown}
+    assert families == {re.sub(r"_(bucket|count|sum)$", "", name) for name in EXPORTED}
+
+
+def sources(part: object) -> Iterator[Any]:
+    """Yield every data source that a part of the dashboard names."""
+    for name, value in part.items() if isinstance(part, dict) else ():
+        yield from [value] if name == "datasource" else sources(value)
+    for value in part if isinstance(part, list) else ():
+        yield from sources(value)
+
+
+def test_the_dashboard_takes_whatever_prometheus_a_person_chooses() -> None:
+    variable = DASHBOARD["templating"]["list"][0]
+    assert (variable["type"], variable["query"]) == ("datasource", "prometheus")
+    found = list(sources(DASHBOARD))
+    assert len(found) > len(PANELS)  # the other variable asks it, too
+    for source in found:
+        assert source == {"type": "prometheus", "uid": f"${{{variable['name']}}}"}
+
+
+def test_the_dashboard_can_be_imported_beside_any_other() -> None:
+    assert DASHBOARD["uid"] is DASHBOARD["id"] is None
+    assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(PANELS)
+    places = [panel["gridPos"] for panel in DASHBOARD["panels"]]
+    cells = [
+        (column, row)
+        for place in places
+        for column in range(place["x"], place["x"] + place["w"])
+        for row in range(place["y"], place["y"] + place["h"])
+    ]
+    assert len(cells) == len(set(cells))  # no panel lies on another
+    assert max(column for column, _ in cells) < 24  # as wide as a dashboard is
+
+
+# ---- the runbook ------------------------------------------------------------------------------------
+
+
+def anchor_of(heading: str) -> str:
+    """Return what a link to a heading ends with, as GitHub makes it."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+HEADINGS = re.compile(r"^#+ (.*)\n", re.MULTILINE)
+TEXTS = HEADINGS.split(RUNBOOK)[1:]
+SECTIONS = {anchor_of(heading): text for heading, text in zip(TEXTS[::2], TEXTS[1::2], strict=True)}
+PARTS = ["Symptom", "Cause", "Check", "Remedy"]
+
+
+@pytest.mark.parametrize("section", [name for name, text in SECTIONS.items() if "- **" in text])
+def test_a_section_goes_from_symptom_to_remedy(section: str) -> None:
+    assert re.findall(r"^- \*\*(\w+)\*\*: ", SECTIONS[section], re.MULTILINE) == PARTS
+
+
+def test_the_runbook_begins_with_what_people_look_for() -> None:
+    first = ["cannot-reach-kafka", "cannot-reach-postgres", "no-messages", "worker-not-saved"]
+    assert [name for name, text in SECTIONS.items() if "- **" in text][:4] == first
+
+
+def refusals() -> Iterator[str]:
+    """Yield the refusals of the README, as the runbook calls them."""
+    table = README.partition("| refusal |")[2].partition("\n\n")[0]
+    for line in table.splitlines()[2:]:
+        for name in line.split("|")[1].replace("00N ", "").split(","):
+            yield anchor_of(name.partition("paused:")[2].strip() or name.strip())
+
+
+def test_every_refusal_has_its_section() -> None:
+    named = list(refusals())
+    assert len(named) == 6
+    assert {verdict.value for verdict in REFUSED} < set(named)
+    assert set(named) < SECTIONS.keys()
+
+
+def test_every_check_of_the_doctor_has_its_line() -> None:
+    lines = re.findall(r"^\| `(.*?)` \|", SECTIONS["doctor"], re.MULTILINE)
+    assert lines == list(CHECKS)
+
+
+def test_every_link_leads_somewhere() -> None:
+    links = re.findall(r"\]\(([^)]*)\)", RUNBOOK)
+    anchors = [link.removeprefix("#") for link in links if link.startswith("#")]
+    assert anchors
+    assert set(anchors) <= SECTIONS.keys()
+    for link in set(links) - {f"#{anchor}" for anchor in anchors}:
+        assert (ROOT / "docs" / link).exists()
+    for anchor in re.findall(r"runbook\.md#([\w-]+)", README):
+        assert anchor in SECTIONS
+
+
+PLACES = {
+    "N": "0",
+    "OFFSET": "7",
+    "PARTITION:OFFSET": "0:7",
+    "LANE:ID": "0:7",
+    "SCENARIO_UUID": "0" * 32,
+}
+COMMANDS = sorted(set(re.findall(r"`orchestrator (.*?)`", RUNBOOK, re.DOTALL)))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_of_the_runbook_is_one_of_ours(command: str) -> None:
+    cli.parser().parse_args([PLACES.get(word, word) for word in shlex.split(command)])
