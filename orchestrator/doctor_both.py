@@ -1,5 +1,6 @@
 """The checks of `doctor` that need both servers: can lanes work, and do both tell one history?"""
 
+import logging
 import time
 from contextlib import closing
 from typing import cast
@@ -20,9 +21,9 @@ from orchestrator.repair_partitions import fault_of
 from orchestrator.terminal import duration
 from orchestrator.topics import REQUEST_S
 from outbox import count_lanes
-from outbox.errors import describe
 from outbox.lane import MARKER_REFRESH_S
 from outbox.publisher import PRODUCER, SLICE_S, Markers
+from outbox.publisher import fault_of as named_by
 from outbox.repair import look
 from outbox.store import read_identity
 
@@ -43,18 +44,21 @@ def progress_partitions(site: Site) -> Answer:
 def transactions(site: Site) -> Answer:
     """Take a transactional id as every lane does, but of no lane: a working one would be fenced."""
     name, output = f"outbox-{read_identity(site.conn)}-doctor", site.settings.output_topic
-    config = {**PRODUCER, **site.kafka, "transactional.id": name, "log_level": 0}
-    producer, started = Producer(config), time.monotonic()
+    silent = logging.Logger("librdkafka", logging.CRITICAL + 1)  # noqa: LOG001  # this producer's alone
+    producer = Producer({**PRODUCER, **site.kafka, "transactional.id": name}, logger=silent)
+    started = time.monotonic()
     while True:
         try:
             producer.init_transactions(SLICE_S)
-        except KafkaException as error:
-            fault = error.args[0]
+        except (KafkaException, SystemError) as error:
+            fault = named_by(error)
+            if fault is None:
+                raise
             waits = fault.retriable() or fault.code() == KafkaError._TIMED_OUT
             if fault.code() == NOT_OURS and WRITE not in (topic_operations(site, output) or ()):
                 return "skipped", "this user is not the relay's: it may take no transactional id"
             if not waits or time.monotonic() - started > TRANSACTIONS_S:
-                return "failed", f"{name}: {describe(error)}: {advice_on(fault, name)}"
+                return "failed", f"{name}: {fault.str()} ({fault.name()}): {advice_on(fault, name)}"
         else:
             return "ok", f"{name} was taken in {duration(time.monotonic() - started)}"
 

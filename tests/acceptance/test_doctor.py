@@ -323,7 +323,8 @@ def test_what_is_said_of_replicas(
 ) -> None:
     """One broker cannot show most of this; three take minutes."""
     nodes = [Node(number, HOST, 9092) for number in range(replicas)]
-    partition = TopicPartitionInfo(7, nodes[0] if leader else None, nodes, nodes[:in_sync])
+    leading = nodes[0] if leader else Node(-1, "", -1)
+    partition = TopicPartitionInfo(7, leading, nodes, nodes[:in_sync])
     topic = TopicDescription("topic", Uuid(0, 1), False, [partition])
     remarks = list(remarks_on(topic, {"min.insync.replicas": str(minimum)}))
     assert len(remarks) == len(said), remarks
