@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 
 from orchestrator.explain import Life, Place, Story, Waiting
-from orchestrator.status import LaneStatus, Status
+from orchestrator.status import FEW_LETTERS, LaneStatus, Status
 from orchestrator.terminal import duration, table
 
 # ---- status -----------------------------------------------------------------------------------------
@@ -39,9 +39,8 @@ def show_status(status: Status) -> Iterator[str]:
     ]
     yield from table(("partition", "state", "offset", "log end", "lag"), partitions)
     yield ""
-    yield f"dead letters: {_at_most(status.dead_letters)}" + (
-        "   orchestrator dlq list" if status.dead_letters else ""
-    )
+    letters = f"{status.dead_letters:,}" + (" at most" if status.dead_letters >= FEW_LETTERS else "")
+    yield f"dead letters: {letters}" + ("   orchestrator dlq list" if status.dead_letters else "")
     parked = ", ".join(f"{rows} {reason}" for reason, rows in status.parked.items())
     yield f"parked rows:  {parked or 'none'}" + ("   orchestrator parked list" if parked else "")
     for what, command in status.refusals.items():
@@ -66,10 +65,6 @@ def _rate(rate: float | None) -> str:
 
 def _age(lane: LaneStatus) -> str | None:
     return None if lane.oldest_s is None else duration(lane.oldest_s)
-
-
-def _at_most(letters: int) -> str:
-    return f"{letters:,} at most" if letters else "none"
 
 
 # ---- explain ----------------------------------------------------------------------------------------

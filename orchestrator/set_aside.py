@@ -73,12 +73,20 @@ def show(found: Iterable[dict[str, object]]) -> int:
     return OK if shown else complain(CHECK_FAILED, "there is none like that")
 
 
+NUMBERS = frozenset(f"kafka_dlt-original-{what}" for what in ("partition", "offset", "timestamp"))
+
+
 def headers_as_fields(headers: Headers, payload: bool) -> dict[str, object]:
     """Return the headers that we added as they are, the record's own only with the payload."""
-    return {
-        name: payload_of(value) if payload or name.startswith(("kafka_dlt-", "dlq-")) else "hidden"
-        for name, value in headers
-    }
+    fields: dict[str, object] = {}
+    for name, value in headers:
+        if name in NUMBERS and value is not None:
+            fields[name] = int.from_bytes(value, "big", signed=True)
+        elif payload or name.startswith(("kafka_dlt-", "dlq-")):
+            fields[name] = payload_of(value)
+        else:
+            fields[name] = "hidden"
+    return fields
 
 
 def payload_of(value: bytes | None) -> str | None:

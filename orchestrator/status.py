@@ -15,10 +15,12 @@ import psycopg
 from confluent_kafka import libversion
 
 from orchestrator import topics
+from orchestrator.dead_letters import find_letters, read_letters
 from orchestrator.metrics import release
 from orchestrator.offsets import Position
 from orchestrator.reading import Span, find_spans
 from orchestrator.repair_partitions import fault_of
+from orchestrator.selection import Selection
 from orchestrator.settings import Settings
 from outbox import Connection
 from outbox.lanes import lock_class
@@ -70,7 +72,7 @@ class Rates(NamedTuple):
 
 
 class Status(NamedTuple):
-    """What `status` shows. dead_letters: in the topic and not dealt with, at most."""
+    """What `status` shows. dead_letters: in the topic and not dealt with; many: at most."""
 
     at: datetime
     versions: Mapping[str, str]
@@ -104,7 +106,7 @@ def read_status(settings: Settings, conn: Connection) -> Status:
         read_lanes(settings, conn, identity, sessions.owners),
         read_partitions(settings, conn, admin),
         read_rates(conn),
-        count_dead_letters(settings, conn, admin),
+        count_dead_letters(settings, conn),
         count_parked(conn),
     )
 
@@ -245,16 +247,21 @@ def read_rates(conn: Connection) -> Rates:
     return Rates(accepted / RATE_S, deployed / RATE_S)
 
 
+FEW_LETTERS = 1000  # offsets that are looked at one by one; of more, an upper bound must do
 HANDLED = "SELECT count(*) FROM dead_letters_handled WHERE topic_id = %(topic_id)s"
 
 
-def count_dead_letters(settings: Settings, conn: Connection, admin: topics.Admin) -> int:
-    """Return how many letters wait at most: the ends of transactions take up offsets, too."""
-    topic = settings.dead_letter_topic
-    letters = sum(log.length for log in find_spans(admin, topic).values())
-    values = {"topic_id": topics.topic_id(admin, topic)}
+def count_dead_letters(settings: Settings, conn: Connection) -> int:
+    """Return how many letters wait; above FEW_LETTERS at most: ends of transactions count, too."""
+    everything = Selection()
+    letters = find_letters(settings, everything)
+    offsets = sum(span.length for span in letters.spans.values())
+    if offsets <= FEW_LETTERS:
+        chunks = read_letters(conn, letters, everything, None)
+        return sum(letter.action is None for chunk in chunks for letter in chunk)
+    values = {"topic_id": letters.topic_id}
     (handled,) = cast("tuple[int]", conn.execute(HANDLED, values).fetchone())
-    return max(letters - handled, 0)
+    return max(offsets - handled, FEW_LETTERS)
 
 
 PARKED = """

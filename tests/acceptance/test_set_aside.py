@@ -7,6 +7,7 @@ from uuid import uuid4
 
 import msgspec
 import pytest
+from confluent_kafka import Message as Record
 
 from orchestrator.messages import headers_of
 from outbox import Headers
@@ -78,11 +79,16 @@ def test_dead_letters_are_listed_by_filter_and_shown_without_their_content(lette
     assert code == 0
     assert '"reason": "url_scheme"' in said
     assert f'"origin": "{letters.settings.input_topic}:' in said
+    assert f'"kafka_dlt-original-offset": {origin_offset(record)}' in said
     assert "gopher" not in said
     code, said = run(letters, "dlq", "show", place, "--payload")
     assert code == 0
     assert "gopher://" in said
     assert run(letters, "dlq", "show", "0:99999")[0] == 1
+
+
+def origin_offset(letter: Record) -> int:
+    return int.from_bytes(dict(headers_of(letter))["kafka_dlt-original-offset"] or b"", "big")
 
 
 def test_a_retry_puts_the_command_into_the_input_once(letters: System) -> None:
