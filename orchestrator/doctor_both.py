@@ -4,17 +4,15 @@ import logging
 import time
 from contextlib import closing
 from typing import cast
-from uuid import UUID
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import ResourceType  # type: ignore[attr-defined]  # public
 
-from orchestrator import topics
+from orchestrator import offsets, topics
 from orchestrator.doctor_check import Answer, Site, all_of
 from orchestrator.doctor_kafka import NOT_ALLOWED, ask_configs, count, partitions, values_of
 from orchestrator.doctor_rights import WRITE, topic_operations
 from orchestrator.ingest import repair_of
-from orchestrator.offsets import Position
 from orchestrator.reading import Span
 from orchestrator.repair import describe_marker
 from orchestrator.repair_partitions import fault_of
@@ -73,15 +71,6 @@ def advice_on(fault: KafkaError, name: str) -> str:
     return "see that __transaction_state has all its leaders and enough replicas in sync"
 
 
-# Not offsets.load: that one locks, and would wait for a consumer.
-POSITIONS = """
-    SELECT partition, topic_id, next_offset, leader_epoch
-      FROM consumed_offsets
-     WHERE consumer_group = %(group)s AND topic = %(topic)s
-     ORDER BY partition
-"""
-
-
 def input_positions(site: Site) -> Answer:
     """Compare the offsets in Postgres with the log, and with the copy that Kafka shows.
 
@@ -92,7 +81,7 @@ def input_positions(site: Site) -> Answer:
     topic_id, ids = topics.id_of(found), [partition.id for partition in found.partitions]
     shown = read_shown(site, group, topic)
     beginnings = topics.read_beginnings(site.admin, topic, ids)
-    stored = read_positions(site, group, topic)
+    stored = offsets.read(site.conn, group, topic)
     ends = topics.read_ends(site.admin, topic, ids)
     remarks: list[Answer] = []
     for partition, position in stored.items():
@@ -128,12 +117,6 @@ def read_shown(site: Site, group: str, topic: str) -> dict[int, int]:
     with closing(Consumer(config)) as reader:
         places = reader.committed(wanted, timeout=REQUEST_S)
     return {place.partition: place.offset for place in places if place.error is None}
-
-
-def read_positions(site: Site, group: str, topic: str) -> dict[int, Position]:
-    """Return the offsets in Postgres."""
-    rows = site.conn.execute(POSITIONS, {"group": group, "topic": topic}).fetchall()
-    return {row[0]: Position(*row[1:]) for row in cast("list[tuple[int, UUID, int, int]]", rows)}
 
 
 RETENTION_MIN_S = 2 * MARKER_REFRESH_S

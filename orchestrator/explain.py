@@ -12,7 +12,7 @@ from uuid import UUID
 
 from confluent_kafka import Message as Record
 
-from orchestrator import topics
+from orchestrator import offsets, topics
 from orchestrator.audit import row_of
 from orchestrator.dead_letters import Letter, find_letters, read_letters
 from orchestrator.reading import Progress, Span, find_spans, read_spans, time_of, to_time
@@ -219,18 +219,11 @@ def find_letters_about(
     return about[-WORKERS:]
 
 
-NEXT_OFFSETS = """
-    SELECT partition, next_offset
-      FROM consumed_offsets
-     WHERE consumer_group = %(group)s AND topic = %(topic)s
-"""
-
-
 def find_unread(settings: Settings, conn: Connection, wanted: UUID) -> list[Place]:
     """Find commands about the id among the next UNREAD that the consumer has not taken yet."""
     topic = settings.input_topic
-    values = {"group": settings.consumer_group, "topic": topic}
-    nexts = dict(cast("list[tuple[int, int]]", conn.execute(NEXT_OFFSETS, values).fetchall()))
+    stored = offsets.read(conn, settings.consumer_group, topic)
+    nexts = {partition: position.next_offset for partition, position in stored.items()}
     spans = {
         p: Span(max(span.first, min(nexts.get(p, 0), span.end)), span.end)
         for p, span in find_spans(topics.Admin(settings.kafka), topic).items()

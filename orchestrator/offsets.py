@@ -54,6 +54,20 @@ def load(conn: Connection, group: str, topic: str, partitions: Sequence[int]) ->
     return {row[0]: Position(*row[1:]) for row in rows}
 
 
+READ = """
+    SELECT partition, topic_id, next_offset, leader_epoch
+      FROM consumed_offsets
+     WHERE consumer_group = %(group)s AND topic = %(topic)s
+     ORDER BY partition
+"""
+
+
+def read(conn: Connection, group: str, topic: str) -> dict[int, Position]:
+    """Return all positions as they stand, for people: locks nothing, so nothing is decided by it."""
+    rows = conn.execute(READ, {"group": group, "topic": topic}).fetchall()
+    return {row[0]: Position(*row[1:]) for row in cast("list[tuple[int, UUID, int, int]]", rows)}
+
+
 START = """
     INSERT INTO consumed_offsets (consumer_group, topic, partition, topic_id, next_offset)
     VALUES (%(group)s, %(topic)s, %(partition)s, %(topic_id)s, %(offset)s)

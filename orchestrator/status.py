@@ -14,7 +14,7 @@ from uuid import UUID
 import psycopg
 from confluent_kafka import libversion
 
-from orchestrator import topics
+from orchestrator import offsets, topics
 from orchestrator.dead_letters import find_letters, read_letters
 from orchestrator.metrics import release
 from orchestrator.offsets import Position
@@ -193,19 +193,11 @@ def read_lanes(
     return found
 
 
-POSITIONS = """
-    SELECT partition, topic_id, next_offset, leader_epoch
-      FROM consumed_offsets
-     WHERE consumer_group = %(group)s AND topic = %(topic)s
-"""
-
-
 def read_partitions(settings: Settings, conn: Connection, admin: topics.Admin) -> list[PartitionStatus]:
     """Compare every partition's offset in Postgres with its log."""
     topic = settings.input_topic
     topic_id, logs = topics.topic_id(admin, topic), find_spans(admin, topic)
-    rows = conn.execute(POSITIONS, {"group": settings.consumer_group, "topic": topic}).fetchall()
-    positions = {row[0]: Position(*row[1:]) for row in cast("list[tuple[int, UUID, int, int]]", rows)}
+    positions = offsets.read(conn, settings.consumer_group, topic)
     return [
         _judge(number, positions.get(number), topic_id, log) for number, log in sorted(logs.items())
     ]
