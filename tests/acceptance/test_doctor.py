@@ -333,6 +333,7 @@ def test_what_is_said_of_replicas(
     ] == said
 
 
+@pytest.mark.slow
 def test_rights_that_the_brokers_refuse_are_named(servers: Servers, tmp_path: Path) -> None:
     with secured_kafka(tmp_path) as broker:
         on = Servers(servers.database_url, broker.kafka.bootstrap_servers)
