@@ -39,7 +39,7 @@ from orchestrator.terminal import (
     complain,
     settings_from_environment,
 )
-from orchestrator.topics import TopicMissing
+from orchestrator.topics import TopicMissing, check_access
 from outbox import InDoubt, OwnershipLost, SchemaMismatch, connect
 from outbox.errors import describe
 from outbox.repair import LaneBusy
@@ -145,6 +145,7 @@ def submit_commands(options: argparse.Namespace) -> int:
         lines = (DATA / "addresses").read_text().splitlines()
         environ |= dict(line.removeprefix("export ").split("=", 1) for line in lines)
     kafka, topic = read_kafka_settings(environ)
+    check_access(kafka)
     for scenario in submit(kafka, topic, options.camera_url, options.scenario, options.count):
         print(scenario)
     return OK

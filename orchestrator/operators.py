@@ -32,6 +32,7 @@ from orchestrator.terminal import (
     may_ask,
     settings_for_a_person,
 )
+from orchestrator.topics import check_access
 from outbox import Connection, connect
 
 
@@ -51,6 +52,7 @@ def on_duty(name: str) -> Iterator[tuple[Settings, Connection]]:
     settings = settings_for_a_person()
     with closing(connect(settings.database_url, f"orchestrator {name}")) as conn:
         check_current(conn)
+        check_access(settings.kafka)
         yield settings, conn
 
 

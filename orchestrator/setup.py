@@ -28,6 +28,7 @@ def migrate_database(settings: Settings) -> int:
 def set_up(settings: Settings) -> None:
     """Migrate and create the missing topics. Raises psycopg.Error, KafkaException, SchemaRefused."""
     lanes = migrate_database(settings)
+    topics.check_access(settings.kafka)
     admin = topics.Admin(settings.kafka)
     others = [settings.input_topic, settings.output_topic, settings.dead_letter_topic]
     for topic in topics.create_missing(admin, settings.progress_topic, lanes, others):

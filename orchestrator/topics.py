@@ -47,6 +47,20 @@ class Admin(AdminClient):
             text = error.str().partition(" (after ")[0]  # how long it took is never the same
             self.refusal = KafkaError(error.code(), text)
 
+    def why(self, error: KafkaException) -> KafkaException:
+        """Return what is behind a request that failed: the refusal, if there was one."""
+        self.poll(0)
+        return KafkaException(self.refusal) if self.refusal else error
+
+
+def check_access(kafka: Mapping[str, str]) -> None:
+    """Ask the brokers for anything. Raises KafkaException, which says why they do not serve us."""
+    admin = Admin(kafka)
+    try:
+        admin.list_topics(timeout=REQUEST_S)
+    except KafkaException as error:
+        raise admin.why(error) from None
+
 
 def describe(admin: AdminClient, topic: str) -> TopicDescription:
     """Ask the brokers for a topic. Raises TopicMissing, or KafkaException: an Admin's says why."""
@@ -54,9 +68,8 @@ def describe(admin: AdminClient, topic: str) -> TopicDescription:
     try:
         found = result_of(asked[topic], topic)
     except KafkaException as error:
-        admin.poll(0)
-        if isinstance(admin, Admin) and admin.refusal:
-            raise KafkaException(admin.refusal) from error
+        if isinstance(admin, Admin):
+            raise admin.why(error) from None
         raise
     if isinstance(admin, Admin):
         admin.refusal = None
