@@ -21,6 +21,7 @@ from orchestrator.doctor_check import Answer, Away, Site
 from orchestrator.topics import REQUEST_S
 from outbox import SchemaMismatch
 from outbox.publisher import progress_group
+from outbox.repair import COORDINATOR_MOVES
 from outbox.store import read_identity
 
 PROCESSES = ("consumer", "relay")
@@ -179,16 +180,6 @@ def topic_operations(site: Site, name: str) -> Operations:
     return [] if name in site.hidden else None
 
 
-# Its coordinator is not there yet, as before the first commit of a new cluster.
-NOBODY_KNOWS = frozenset(
-    {
-        KafkaError.COORDINATOR_NOT_AVAILABLE,
-        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
-        KafkaError.NOT_COORDINATOR,
-    }
-)
-
-
 def group_operations(site: Site, groups: Sequence[str]) -> Iterator[tuple[str, Operations]]:
     """Yield each group with what we may do with it."""
     asked = site.admin.describe_consumer_groups(
@@ -201,7 +192,7 @@ def group_operations(site: Site, groups: Sequence[str]) -> Iterator[tuple[str, O
             code = error.args[0].code()
             if code == KafkaError.GROUP_AUTHORIZATION_FAILED:
                 yield group, []
-            elif code in NOBODY_KNOWS:
+            elif code in COORDINATOR_MOVES:
                 yield group, None
             else:
                 raise

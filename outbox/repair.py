@@ -9,18 +9,20 @@ Which rows are in the topics already only their writer can know: it finds them b
 `restart`, and settles them in the transaction of `restart`.
 """
 
+import time
 from contextlib import suppress
 from typing import NamedTuple, cast
 from uuid import UUID
 
 import psycopg
+from confluent_kafka import KafkaError, KafkaException
 
 from outbox import store
 from outbox.errors import OutboxError
 from outbox.lane import Verdict, compare
 from outbox.lanes import lock_class
 from outbox.postgres import Connection
-from outbox.publisher import KafkaConfig, Markers, Publisher
+from outbox.publisher import RETRY_PAUSE_S, KafkaConfig, Markers, Publisher
 from outbox.store import LaneState
 
 REFUSED = frozenset({Verdict.MARKER_AHEAD, Verdict.MARKER_BEHIND, Verdict.MARKER_MISSING})
@@ -54,11 +56,33 @@ def look(conn: Connection, markers: Markers, lane: int) -> Sight:
     No fence, no lock: good for a first look, and not for a decision.
     """
     before = conn.execute(READ_LANE, {"lane": lane}).fetchone()
-    marker = markers.read(lane, LOOK_S)
+    marker = read_patiently(markers, lane)
     after = conn.execute(READ_LANE, {"lane": lane}).fetchone()
     _, seq, inflight = cast("tuple[int, int, list[int]]", after)
     verdict = compare(marker, seq) if before == after else None
     return Sight(lane, LaneState(seq, inflight), marker, verdict)
+
+
+# What a coordinator says for a moment that is just made, or moves to another broker.
+COORDINATOR_MOVES = frozenset(
+    {
+        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+        KafkaError.COORDINATOR_NOT_AVAILABLE,
+        KafkaError.NOT_COORDINATOR,
+    }
+)
+
+
+def read_patiently(markers: Markers, lane: int) -> int | None:
+    """Return the lane's marker; wait for its coordinator up to LOOK_S. Raises KafkaException."""
+    limit = time.monotonic() + LOOK_S
+    while True:
+        try:
+            return markers.read(lane, LOOK_S)
+        except KafkaException as error:
+            if error.args[0].code() not in COORDINATOR_MOVES or time.monotonic() > limit:
+                raise
+        time.sleep(RETRY_PAUSE_S)
 
 
 class SeizedLane(NamedTuple):
