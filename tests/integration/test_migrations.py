@@ -21,7 +21,13 @@ from tests.bare import bare_system, run_command
 from tests.eventually import eventually
 from tests.system import System
 
-FILES = ["001_workers.sql", "002_outbox.sql", "003_consumed_offsets.sql", "004_repairs.sql"]
+FILES = [
+    "001_workers.sql",
+    "002_outbox.sql",
+    "003_consumed_offsets.sql",
+    "004_repairs.sql",
+    "005_set_aside.sql",
+]
 NEXT = len(FILES) + 1
 
 # As the platform makes it.
@@ -88,6 +94,7 @@ def test_an_empty_database_gets_every_table(bare: System) -> None:
     assert migrate(bare) == FILES
     assert tables(bare) == [
         "consumed_offsets",
+        "dead_letters_handled",
         "outbox",
         "outbox_identity",
         "outbox_lane",
@@ -96,7 +103,7 @@ def test_an_empty_database_gets_every_table(bare: System) -> None:
         "schema_migrations",
         "workers",
     ]
-    assert [row[0] for row in history(bare)] == [1, 2, 3, 4]
+    assert [row[0] for row in history(bare)] == [1, 2, 3, 4, 5]
 
 
 def test_a_second_run_does_nothing(bare: System) -> None:
@@ -144,7 +151,7 @@ def test_a_database_newer_than_the_code_is_refused_by_name(bare: System) -> None
     migrate(bare)
     bare.query("INSERT INTO schema_migrations (version, checksum) VALUES (99, 'of a later release')")
     before = history(bare)
-    with pytest.raises(SchemaRefused, match=r"has migration 099, .* none after 004"):
+    with pytest.raises(SchemaRefused, match=r"has migration 099, .* none after 005"):
         migrate(bare)
     refused = run_command(bare.environ, "migrate")
     assert refused.returncode == 1
@@ -172,7 +179,7 @@ def test_refusal_comes_before_any_pending_file_is_run(
         bare.query("INSERT INTO schema_migrations (version, checksum) VALUES (99, '')")
     else:
         bare.query("UPDATE schema_migrations SET checksum = 'other' WHERE version = 3")
-    add_migration(monkeypatch, Migration(NEXT, "005_more.sql", "CREATE TABLE more ()"))
+    add_migration(monkeypatch, Migration(NEXT, "006_more.sql", "CREATE TABLE more ()"))
     with pytest.raises(SchemaRefused):
         migrate(bare)
     assert "more" not in tables(bare)
@@ -202,16 +209,16 @@ def test_two_runners_at_once_both_succeed_and_one_does_the_work(bare: System) ->
 def test_a_failing_migration_leaves_nothing_of_itself_and_all_of_those_before(
     bare: System, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
-    good = Migration(NEXT, "005_good.sql", "CREATE TABLE good ()")
-    bad = Migration(NEXT + 1, "006_bad.sql", f"CREATE TABLE bad (); {fault}")
+    good = Migration(NEXT, "006_good.sql", "CREATE TABLE good ()")
+    bad = Migration(NEXT + 1, "007_bad.sql", f"CREATE TABLE bad (); {fault}")
     with monkeypatch.context() as patched:
         add_migration(patched, good, bad)
         with pytest.raises(psycopg.Error):
             migrate(bare)
     assert {"good", "bad"} & set(tables(bare)) == {"good"}
-    assert [row[0] for row in history(bare)] == [1, 2, 3, 4, 5]
+    assert [row[0] for row in history(bare)] == [1, 2, 3, 4, 5, 6]
     add_migration(monkeypatch, good, bad._replace(sql="CREATE TABLE bad ()"))
-    assert migrate(bare) == ["006_bad.sql"]  # mended, it runs; nothing was left in its way
+    assert migrate(bare) == ["007_bad.sql"]  # mended, it runs; nothing was left in its way
 
 
 def test_lanes_are_seeded_once_and_another_number_later_is_ignored_with_a_warning(
