@@ -25,12 +25,11 @@ from orchestrator.settings import Settings
 from orchestrator.terminal import (
     CHECK_FAILED,
     OK,
-    UNREACHABLE,
     USAGE,
     ask,
     complain,
-    may_ask,
     settings_for_a_person,
+    somebody_answers,
 )
 from orchestrator.topics import check_access
 from outbox import Connection, connect
@@ -98,10 +97,7 @@ def examine(options: argparse.Namespace) -> int:
             print(mask(doctor.as_text(finding)), flush=True)
     if options.json:
         print_json([finding._asdict() for finding in findings])
-    states = {finding.state for finding in findings}
-    if "unreachable" in states:
-        return UNREACHABLE
-    return CHECK_FAILED if "failed" in states else OK
+    return doctor.exit_code(findings)
 
 
 def tell_life(options: argparse.Namespace) -> int:
@@ -125,8 +121,8 @@ def audit_topic(options: argparse.Namespace) -> int:
 
 def repair(options: argparse.Namespace) -> int:
     """Let a refused lane or a paused partition go on."""
-    if not (options.dry_run or may_ask(options.yes)):
-        return complain(USAGE, "no terminal to ask on: say --yes, or look first with --dry-run")
+    if not somebody_answers(options):
+        return USAGE
     if options.number is None and options.start not in {None, OFFSET_BEGINNING}:
         return complain(USAGE, "--from OFFSET goes with one partition")
     with on_duty("repair") as (settings, conn):

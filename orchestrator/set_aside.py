@@ -11,7 +11,7 @@ from typing import Protocol, TypeVar
 from orchestrator.arguments import a_moment, a_place, at_least_one
 from orchestrator.operators import print_json, print_lines
 from orchestrator.selection import Selection
-from orchestrator.terminal import CHECK_FAILED, OK, USAGE, ask, complain, may_ask
+from orchestrator.terminal import CHECK_FAILED, OK, USAGE, ask, complain, somebody_answers
 from outbox import Headers
 
 SHOWN = 50  # of a list, unless --limit says otherwise
@@ -102,10 +102,7 @@ def may_change(options: argparse.Namespace, selection: Selection) -> bool:
     if selection.means_all and not options.all:
         complain(USAGE, "say which ones: places, --reason, --since, --until, --key, or --all")
         return False
-    if not (options.dry_run or may_ask(options.yes)):
-        complain(USAGE, "no terminal to ask on: say --yes, or look first with --dry-run")
-        return False
-    return True
+    return somebody_answers(options)
 
 
 def agreed(options: argparse.Namespace, what: str, counts: Counter[str]) -> bool:

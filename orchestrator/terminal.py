@@ -1,6 +1,6 @@
 """What the commands share when they talk to a person: exit codes, questions, tables, masked text."""
 
-import logging
+import argparse
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -23,7 +23,6 @@ def settings_for_a_person() -> Settings:
     """Read the settings; of the logs show warnings alone, in the form that a person reads."""
     settings = read_settings(os.environ)
     logs.set_up("WARNING", "text" if sys.stderr.isatty() else settings.log_format)
-    logging.getLogger("psycopg.pool").setLevel(logging.CRITICAL)
     return settings
 
 
@@ -39,9 +38,12 @@ def ask(question: str) -> bool:
     return sys.stdin.readline().strip().lower() in {"y", "yes"}
 
 
-def may_ask(options_say_yes: bool) -> bool:
-    """Say whether somebody answers: there is a terminal, or the answer came with the command."""
-    return options_say_yes or sys.stdin.isatty()
+def somebody_answers(options: argparse.Namespace) -> bool:
+    """Say whether there is anybody to ask, or nothing to be asked; complain if not."""
+    if options.dry_run or options.yes or sys.stdin.isatty():
+        return True
+    complain(USAGE, "no terminal to ask on: say --yes, or look first with --dry-run")
+    return False
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> Iterator[str]:
