@@ -27,12 +27,14 @@ from orchestrator.settings import Settings
 from orchestrator.topics import TopicMissing, TopicRecreated
 from outbox import Connection, Message, SchemaMismatch, count_lanes, enqueue, transaction
 from outbox.crashpoints import reached
+from outbox.pace import Pace
 from outbox.postgres import transaction_again
 
 log = logging.getLogger(__name__)
 
 POLL_S = 0.5  # how long the loop waits for a first record before it looks at `stop`
 SHOW_S = 0.5  # how old the offsets may be that lag tools see
+LONGEST_PAUSE_S = 0.02  # between two batches of a busy consumer
 PING_S = 2.0  # how soon an idle session finds out that Postgres has gone
 RECHECK_S = 10.0  # how soon a paused partition that was repaired goes on by itself
 
@@ -101,6 +103,7 @@ class ConsumerSession:
         self._show_at = 0.0
         self._recheck_at = 0.0
         self._ping_at = 0.0
+        self._pace = Pace(LONGEST_PAUSE_S)
         self._cut_off: KafkaError | None = None  # no broker can be reached
         self._consumer = Consumer(
             {
@@ -143,8 +146,11 @@ class ConsumerSession:
         records = self._poll()
         if records:
             reached("consumer.polled")
+            started = time.perf_counter()
             self._topic.ask()  # after the records: the answer holds for them
             self._accept(self._read(records))
+            if len(records) < self._settings.batch_size:
+                time.sleep(self._pace.pause_s(time.perf_counter() - started))
         elif time.monotonic() > self._ping_at:  # before a command has to wait for a new session
             self._conn.execute("SELECT")
             self._ping_at = time.monotonic() + PING_S

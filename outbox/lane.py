@@ -20,6 +20,7 @@ from outbox.errors import HistoriesDisagree, InDoubt, RecordRefused
 from outbox.low_water import LowWater
 from outbox.message import OutboxRow
 from outbox.observer import Observer
+from outbox.pace import Pace
 from outbox.patience import persist
 from outbox.postgres import Connection, transaction, transaction_again
 from outbox.publisher import Publisher
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 OnSettled = Callable[[Connection, Sequence[UUID]], None]
 
 IDLE_S = 1.0  # an idle lane looks by itself this often; the relay's bell wakes it much sooner
+LONGEST_PAUSE_S = 0.1  # between two batches of a busy lane
 MARKER_REFRESH_S = 6 * 3600.0  # the offsets of a group without members expire after 7 days
 
 
@@ -98,6 +100,7 @@ class Lane:
         self._alone_until = 0  # up to this id rows go out one by one
         self._marked_at = -math.inf  # when the marker was last committed, monotonic
         self._low_water = LowWater()
+        self._pace = Pace(LONGEST_PAUSE_S)
         self.idle = False  # waits for the bell
         self.batch_s = 0.0  # how long the last batch took
 
@@ -119,10 +122,12 @@ class Lane:
     def _cycle(self) -> None:
         """Batch after batch, until the lane is given up or the producer had trouble in silence."""
         while not (self._stop.is_set() or self._publisher.disturbed):
-            if self.run_once():
-                self._observer.tick(self.lane)
-            else:
+            published = self.run_once()
+            if not published:
                 self._idle()
+            elif published < self._batch_size:
+                self._stop.wait(self._pace.pause_s(self.batch_s))
+            self._observer.tick(self.lane)
             self._change_state("working", logging.INFO, "lane works")
         if self._unsettled:
             self._settle_and_claim(limit=0)

@@ -26,6 +26,7 @@ LEVELS = [
     ["orchestrator.dlq", "orchestrator.parked"],
     ["orchestrator.set_aside"],
     ["orchestrator.operators"],
+    ["orchestrator.duty"],
     ["orchestrator.consumer", "orchestrator.relay", "orchestrator.supervisor"],
     ["orchestrator.doctor"],
     ["orchestrator.doctor_both"],
@@ -51,7 +52,7 @@ LEVELS = [
     ["outbox.lane", "outbox.lanes"],
     ["outbox.low_water"],
     ["outbox.store", "outbox.publisher", "outbox.observer"],
-    ["outbox.message", "outbox.arrays", "outbox.postgres", "outbox.patience"],
+    ["outbox.message", "outbox.arrays", "outbox.postgres", "outbox.patience", "outbox.pace"],
     ["outbox.errors", "outbox.crashpoints"],
 ]
 LEVEL = {module: number for number, level in enumerate(LEVELS) for module in level}

@@ -1,0 +1,41 @@
+"""A small batch is followed by a pause as long as what it waited for."""
+
+import pytest
+
+from outbox.pace import Pace
+
+LONGEST_S = 0.1
+
+
+@pytest.fixture
+def pace() -> Pace:
+    """Give the pace of a lane whose quickest batch took 10 ms."""
+    pace = Pace(LONGEST_S)
+    pace.pause_s(0.01)
+    return pace
+
+
+def test_the_first_batch_is_followed_at_once() -> None:
+    """Nothing is known yet of what a batch takes."""
+    assert Pace(LONGEST_S).pause_s(5.0) == 0
+
+
+def test_where_nothing_waits_there_is_no_pause(pace: Pace) -> None:
+    """A batch as quick as the quickest gives nothing back."""
+    assert pace.pause_s(0.01) == 0
+
+
+def test_what_a_batch_waited_for_is_given_back(pace: Pace) -> None:
+    """The pause is what the batch took beyond the quickest."""
+    assert pace.pause_s(0.04) == pytest.approx(0.03)
+
+
+def test_a_quicker_batch_is_the_new_measure(pace: Pace) -> None:
+    """The wait is counted from the quickest so far."""
+    assert pace.pause_s(0.004) == 0
+    assert pace.pause_s(0.01) == pytest.approx(0.006)
+
+
+def test_no_pause_is_longer_than_the_longest(pace: Pace) -> None:
+    """A server that was away for seconds holds nobody up when it is back."""
+    assert pace.pause_s(5.0) == LONGEST_S
