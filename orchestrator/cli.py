@@ -8,14 +8,13 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import NoReturn
-from uuid import UUID
 
 import psycopg
 import shtab
 from confluent_kafka import KafkaException
 
 from orchestrator import logs
-from orchestrator.arguments import at_least_one
+from orchestrator.arguments import a_uuid, at_least_one, at_least_zero
 from orchestrator.consumer import run_consumer
 from orchestrator.dlq import add_dlq
 from orchestrator.environment import SettingsError
@@ -59,7 +58,8 @@ def run(command: Callable[[argparse.Namespace], int], options: argparse.Namespac
     """Run a command; turn what a person can mend into one message and an exit code."""
     logs.set_up("INFO", "text" if sys.stderr.isatty() else "json")
     try:
-        return command(options)
+        code = command(options)
+        sys.stdout.flush()
     except SettingsError as error:
         return complain(USAGE, f"settings:\n{error}")
     except ModuleNotFoundError as error:  # of the optional extra
@@ -74,6 +74,10 @@ def run(command: Callable[[argparse.Namespace], int], options: argparse.Namespac
         return complain(CHECK_FAILED, describe(error))
     except KeyboardInterrupt:
         return complain(CHECK_FAILED, "interrupted")
+    except BrokenPipeError:  # whoever reads has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return CHECK_FAILED
+    return code
 
 
 # ---- the commands, as in --help -----------------------------------------------------------------
@@ -165,9 +169,17 @@ def completion(options: argparse.Namespace) -> int:
     return OK
 
 
+class Parser(argparse.ArgumentParser):
+    """Complains about what was typed without what may be a credential in it."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print usage and complaint; exit with 2."""
+        super().error(logs.mask(message))
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the parser; each subcommand's function is its `command`."""
-    root = argparse.ArgumentParser(prog="orchestrator", description=__doc__, epilog=EXIT_CODES)
+    root = Parser(prog="orchestrator", description=__doc__, epilog=EXIT_CODES)
     commands = root.add_subparsers(required=True, metavar="COMMAND")
 
     def add(
@@ -195,7 +207,7 @@ def parser() -> argparse.ArgumentParser:
         "submit", submit_commands, "orchestrator submit rtsp://user:pw@cam/1 --count 10"
     )
     submit_parser.add_argument("camera_url", metavar="CAMERA_URL")
-    submit_parser.add_argument("--scenario", type=UUID, help="one UUID for all; default: new ones")
+    submit_parser.add_argument("--scenario", type=a_uuid, help="one UUID for all; default: new ones")
     submit_parser.add_argument("--count", type=at_least_one, default=1, help="how many (1)")
     add_operators(add)
     add_dlq(add)
@@ -204,6 +216,6 @@ def parser() -> argparse.ArgumentParser:
     completion_parser.add_argument("shell", choices=shtab.SUPPORTED_SHELLS)
     demo_parser = add("demo", demo, "orchestrator demo --scenarios 5000 --kills 2")
     demo_parser.add_argument("--scenarios", type=at_least_one, default=20_000, help="how many (20000)")
-    demo_parser.add_argument("--kills", type=int, default=6, help="SIGKILLs on the way (6)")
+    demo_parser.add_argument("--kills", type=at_least_zero, default=6, help="SIGKILLs on the way (6)")
     demo_parser.add_argument("--json", action="store_true", help="print the result as JSON")
     return root

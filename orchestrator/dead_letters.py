@@ -1,8 +1,10 @@
 """Dead letters, for people: what they are, sending their commands again, being done with them.
 
-Invariant: a letter is dealt with at most once. That it was, its line in `repairs` and, for a retry, the
-command in the outbox are one Postgres transaction; the relay then publishes the command to the input
-topic exactly once, as all that is in the outbox. So a crash, or a second person, retries nothing twice.
+Invariant: a letter is dealt with at most once, and a command is sent again at most once, however many
+letters hold it: input that is read again leaves its dead letters again. That it was, its line in
+`repairs` and, for a retry, the command in the outbox are one Postgres transaction; the relay then
+publishes the command to the input topic exactly once, as all that is in the outbox. So a crash, or a
+second person, retries nothing twice.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,22 +15,30 @@ from uuid import UUID
 from confluent_kafka import Message as Record
 
 from orchestrator import topics
+from orchestrator.logs import mask
 from orchestrator.messages import headers_of
+from orchestrator.origins import (
+    REASON,
+    RETRY_OF,
+    identity_of,
+    origin_of,
+    printable,
+    which_are_ours,
+)
 from orchestrator.reading import Progress, Span, find_spans, read_spans, time_of
 from orchestrator.repairs import write_down
 from orchestrator.selection import Place, Selection
 from orchestrator.settings import Settings
 from outbox import Connection, Headers, Message, count_lanes, enqueue, transaction
 from outbox.crashpoints import reached
-
-RETRY_OF = "dlq-retry-of"  # header of a command that was sent again: which dead letter it was
-ADDED = ("kafka_dlt-", "dlq-reason", RETRY_OF)  # headers that a dead letter has above its record's own
+from outbox.postgres import transaction_again
 
 
 class Letter(NamedTuple):
     """A dead letter. origin: topic, partition and offset of the record that it was, if it says so.
 
-    action: what a person did about it, `retry` or `discard`; None: it waits.
+    origin_id: the same for all letters of that record. action: what a person did about it, `retry` (of
+    any of them) or `discard`; None: it waits.
     """
 
     partition: int
@@ -36,6 +46,7 @@ class Letter(NamedTuple):
     at: datetime
     reason: str
     origin: str | None
+    origin_id: UUID | None
     key: bytes | None
     value: bytes | None
     headers: Headers
@@ -83,74 +94,94 @@ def read_letters(
         found = [
             letter
             for letter in map(letter_of, chunk)
-            if selection.takes(letter.place, letter.reason, letter.at, letter.key)
+            if selection.reason in {None, letter.reason}
+            and selection.takes(letter.place, letter.at, letter.key)
         ]
         if found:
             actions = read_actions(conn, letters.topic_id, found)
-            yield [letter._replace(action=actions.get(letter.place)) for letter in found]
+            yield [letter._replace(action=actions[letter.place]) for letter in found]
     progress.finish()
 
 
 def letter_of(record: Record) -> Letter:
-    """Return a record of the dead-letter topic as a letter. Of headers of a name the last counts."""
+    """Return a record of the dead-letter topic as a letter."""
     headers = headers_of(record)
-    last = dict(headers)
+    reason, origin = dict(headers).get(REASON), origin_of(headers)
     return Letter(
         cast("int", record.partition()),
         cast("int", record.offset()),
         time_of(record),
-        (last.get("dlq-reason") or b"unknown").decode("ascii", "replace"),
-        origin_of(last),
+        mask(printable(reason or b"unknown")),
+        origin and origin.place,
+        origin and identity_of(origin, record.key(), record.value()),
         record.key(),
         record.value(),
         headers,
     )
 
 
-def origin_of(headers: Mapping[str, bytes | None]) -> str | None:
-    """Return `topic:partition:offset` of the record that a dead letter was; None if it does not say."""
-    topic, partition, offset = (
-        headers.get(f"kafka_dlt-original-{part}") for part in ("topic", "partition", "offset")
-    )
-    if topic is None or partition is None or offset is None:
-        return None
-    place = [int.from_bytes(number, "big", signed=True) for number in (partition, offset)]
-    return f"{topic.decode('ascii', 'replace')}:{place[0]}:{place[1]}"
-
-
 READ_ACTIONS = """
-    SELECT partition, record_offset, action
-      FROM dead_letters_handled
-      JOIN unnest(%(partitions)s::int[], %(offsets)s::bigint[]) AS letter (partition, record_offset)
-     USING (partition, record_offset)
-     WHERE topic_id = %(topic_id)s
+    SELECT letter.partition, letter.record_offset, coalesce(own.action, twin.action)
+      FROM unnest(%(partitions)s::int[], %(offsets)s::bigint[], %(origins)s::uuid[])
+           AS letter (partition, record_offset, origin)
+      LEFT JOIN dead_letters_handled AS own
+             ON own.topic_id = %(topic_id)s
+            AND own.partition = letter.partition AND own.record_offset = letter.record_offset
+      LEFT JOIN dead_letters_handled AS twin
+             ON twin.origin = letter.origin AND twin.action = 'retry'
 """
 
 
-def read_actions(conn: Connection, topic_id: UUID, letters: Sequence[Letter]) -> dict[Place, str]:
-    """Return what was done about those letters that are done with."""
-    rows = conn.execute(READ_ACTIONS, _places(topic_id, letters)).fetchall()
-    return {(row[0], row[1]): row[2] for row in cast("list[tuple[int, int, str]]", rows)}
+def read_actions(
+    conn: Connection, topic_id: UUID, letters: Sequence[Letter]
+) -> dict[Place, str | None]:
+    """Return what was done about each letter, None: nothing."""
+    rows = conn.execute(READ_ACTIONS, _columns(topic_id, letters)).fetchall()
+    return {(row[0], row[1]): row[2] for row in cast("list[tuple[int, int, str | None]]", rows)}
+
+
+COUNT_HANDLED = """
+    SELECT count(*)
+      FROM dead_letters_handled
+      JOIN unnest(%(partitions)s::int[], %(firsts)s::bigint[], %(ends)s::bigint[])
+           AS span (partition, first, following) USING (partition)
+     WHERE topic_id = %(topic_id)s AND record_offset >= first AND record_offset < following
+"""
+
+
+def count_handled(conn: Connection, letters: Letters) -> int:
+    """Count the letters of the spans that a person dealt with; their twins are not counted."""
+    values = {
+        "topic_id": letters.topic_id,
+        "partitions": list(letters.spans),
+        "firsts": [span.first for span in letters.spans.values()],
+        "ends": [span.end for span in letters.spans.values()],
+    }
+    return cast("tuple[int]", conn.execute(COUNT_HANDLED, values).fetchone())[0]
 
 
 # ---- dealing with them ----------------------------------------------------------------------------
 
 
+# In one order, or two people could wait for each other. A place always has the same origin.
 HANDLE = """
-    INSERT INTO dead_letters_handled (topic_id, partition, record_offset, action)
-    SELECT %(topic_id)s, partition, record_offset, %(action)s
-      FROM unnest(%(partitions)s::int[], %(offsets)s::bigint[]) AS letter (partition, record_offset)
+    INSERT INTO dead_letters_handled (topic_id, partition, record_offset, action, origin)
+    SELECT %(topic_id)s, partition, record_offset, %(action)s, origin
+      FROM unnest(%(partitions)s::int[], %(offsets)s::bigint[], %(origins)s::uuid[])
+           AS letter (partition, record_offset, origin)
+     ORDER BY origin, partition, record_offset
         ON CONFLICT DO NOTHING
  RETURNING partition, record_offset
 """
 
 
+@transaction_again
 def handle(
     conn: Connection, letters: Letters, chosen: Sequence[Letter], action: str, command: str
 ) -> int:
     """One Postgres transaction: `retry` or `discard` those that still wait; return how many did."""
     settings = letters.settings
-    values = _places(letters.topic_id, chosen) | {"action": action}
+    values = _columns(letters.topic_id, chosen) | {"action": action}
     with transaction(conn):
         rows = conn.execute(HANDLE, values).fetchall()
         taken = set(cast("list[Place]", rows))
@@ -175,14 +206,16 @@ def handle(
 
 def command_again(settings: Settings, topic_id: UUID, letter: Letter) -> Message:
     """Return the record that a letter was, byte for byte, with one header that tells where it lay."""
-    own = [(name, value) for name, value in letter.headers if not name.startswith(ADDED)]
+    ours = which_are_ours(letter.headers)
+    own = [header for header, is_ours in zip(letter.headers, ours, strict=True) if not is_ours]
     of = f"{topic_id}:{letter.partition}:{letter.offset}".encode()
     return Message(settings.input_topic, letter.key, letter.value, [*own, (RETRY_OF, of)])
 
 
-def _places(topic_id: UUID, letters: Sequence[Letter]) -> dict[str, object]:
+def _columns(topic_id: UUID, letters: Sequence[Letter]) -> dict[str, object]:
     return {
         "topic_id": topic_id,
         "partitions": [letter.partition for letter in letters],
         "offsets": [letter.offset for letter in letters],
+        "origins": [letter.origin_id for letter in letters],
     }

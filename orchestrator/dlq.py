@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from orchestrator import set_aside
 from orchestrator.dead_letters import Letter, find_letters, handle, read_letters
-from orchestrator.operators import Add, on_duty, print_json, print_lines
+from orchestrator.duty import Add, on_duty, print_json, print_lines
 from orchestrator.selection import Selection
-from orchestrator.set_aside import headers_as_fields, payload_of
+from orchestrator.set_aside import headers_as_fields, key_of, payload_of
 from orchestrator.terminal import OK, USAGE, readable, table
 
 WHAT = "dead letters"
@@ -18,17 +18,20 @@ WHAT = "dead letters"
 def dlq(options: argparse.Namespace) -> int:
     """List, show, retry or discard dead letters."""
     selection = set_aside.selection_of(options)
+    if not set_aside.is_clear(options, selection):
+        return USAGE
     if options.action in {"retry", "discard"}:
-        return change(options, selection) if set_aside.may_change(options, selection) else USAGE
+        return change(options, selection)
     with on_duty("dlq") as (settings, conn):
         chunks = read_letters(conn, find_letters(settings, selection), selection, sys.stderr)
         found = (one for chunk in chunks for one in chunk if options.handled or one.action is None)
         if options.action == "show":
-            return set_aside.show(as_fields(one, options.payload) for one in found)
+            fields = (as_fields(one, options.payload) for one in found)
+            return set_aside.show(fields, options.payload)
         listed, counts = set_aside.first_of(found, options.limit)
     if options.json:
-        fields = [as_fields(one) for one in listed]
-        print_json({"letters": fields, "by_reason": counts, "total": sum(counts.values())})
+        letters = [as_fields(one) for one in listed]
+        print_json({"letters": letters, "by_reason": counts, "total": sum(counts.values())})
     else:
         print_lines(as_text(listed, counts))
     return OK
@@ -59,7 +62,7 @@ def as_fields(letter: Letter, payload: bool = False) -> dict[str, object]:
         "at": letter.at,
         "reason": letter.reason,
         "origin": letter.origin,
-        "key": readable(letter.key),
+        "key": key_of(letter.key),
         "bytes": len(letter.value or b""),
         "action": letter.action,
         "headers": headers_as_fields(letter.headers, payload),
@@ -76,18 +79,23 @@ def change(options: argparse.Namespace, selection: Selection) -> int:
             for chunk in read_letters(conn, letters, selection, sys.stderr):
                 yield [letter for letter in chunk if letter.action is None]
 
-        counts = Counter(letter.reason for chunk in waiting() for letter in chunk)
+        counts: Counter[str] = Counter()
+        missing = set(selection.places)
+        for chunk in waiting():
+            counts.update(letter.reason for letter in chunk)
+            missing.difference_update(letter.place for letter in chunk)
+        code = set_aside.name_missing("dead letter", missing)
         if not set_aside.agreed(options, WHAT, counts):
-            return OK
+            return code
         command = " ".join(["dlq", options.action, *selection.words()])
         chunks = filter(None, waiting())
         done = sum(handle(conn, letters, chunk, options.action, command) for chunk in chunks)
     result = "in the outbox now, a relay sends them" if options.action == "retry" else "done with"
-    print_lines([f"{done:,} {WHAT} are {result}"])
-    return OK
+    set_aside.tell_result(WHAT, counts, done, result)
+    return code
 
 
 def add_dlq(add: Add) -> None:
     """Add the command."""
     parser = add("dlq", dlq, "orchestrator dlq list")
-    set_aside.add_actions(parser, "PARTITION:OFFSET", "not_json", "dlq")
+    set_aside.add_actions(parser, "PARTITION:OFFSET", "of this reason", "not_json", "dlq")

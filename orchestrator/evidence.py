@@ -8,7 +8,6 @@ dead letter that it was. Other rows are not ours to judge: they are named, and n
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from hashlib import blake2b
 from typing import NamedTuple, TextIO, cast
 from uuid import UUID
 
@@ -16,9 +15,9 @@ from confluent_kafka import Message as Record
 
 from orchestrator import topics
 from orchestrator.audit import row_of
-from orchestrator.dead_letters import RETRY_OF
 from orchestrator.errors import NotRepaired
 from orchestrator.messages import LATEST_MS, headers_of
+from orchestrator.origins import RETRY_OF, Header, name_made_of, origin_of
 from orchestrator.reading import (
     Progress,
     find_spans,
@@ -71,8 +70,8 @@ def waiting_rows(conn: Connection, settings: Settings, lanes: Sequence[int]) -> 
     conn.execute(CREATE_WAITING)
     try:
         conn.execute(LIST_ORDERS, {"lanes": lanes, "topic": settings.output_topic})
-        list_named(conn, settings.dead_letter_topic, lanes, origin_of)
-        list_named(conn, settings.input_topic, lanes, retried_of)
+        list_named(conn, settings.dead_letter_topic, lanes, known_as_letter)
+        list_named(conn, settings.input_topic, lanes, known_as_command)
         conn.execute("ANALYZE waiting")
         yield
     finally:
@@ -101,8 +100,8 @@ def refuse_foreign(conn: Connection, settings: Settings, lanes: Sequence[int]) -
     if found := conn.execute(FOREIGN, values).fetchall():
         rows = "; ".join(f"lane {lane}: {count} for topic {topic}" for lane, topic, count in found)
         raise ForeignRows(
-            f"rows of the outbox that are neither deploy orders nor dead letters ({rows}):"
-            " whether they were published, only their writer can tell"
+            "rows of the outbox that are neither deploy orders, dead letters nor commands sent again"
+            f" ({rows}): whether they were published, only their writer can tell"
         )
 
 
@@ -132,34 +131,31 @@ LIST_NAMED = """
 """
 
 
-Header = tuple[str, str | bytes | None]
-
-
 def list_named(
     conn: Connection,
     topic: str,
     lanes: Sequence[int],
-    name: Callable[[Iterable[Header]], "Origin | None"],
+    recognise: Callable[[Iterable[Header]], "Known | None"],
 ) -> None:
     """List the rows of a topic whose headers tell what they are. Raises ForeignRows."""
     values: dict[str, object] = {"lanes": lanes, "topic": topic, "portion": PORTION}
     lane, row_id = -1, 0
     while rows := conn.execute(READ_NAMED, values | {"lane": lane, "id": row_id}).fetchall():
         letters = [
-            (lane, row_id, name(decode_headers(stored or ())), created_at)
+            (lane, row_id, recognise(decode_headers(stored or ())), created_at)
             for lane, row_id, stored, created_at in cast("list[StoredRow]", rows)
         ]
-        if strange := [row_id for _, row_id, origin, _ in letters if origin is None]:
+        if strange := [row_id for _, row_id, known, _ in letters if known is None]:
             raise ForeignRows(f"outbox row {strange[0]} for topic {topic} does not say what it was")
-        known = [(lane, row_id, origin, at) for lane, row_id, origin, at in letters if origin]
+        named = [(lane, row_id, known, at) for lane, row_id, known, at in letters if known]
         conn.execute(
             LIST_NAMED,
             {
                 "topic": topic,
-                "lanes": [lane for lane, *_ in known],
-                "ids": [row_id for _, row_id, *_ in known],
-                "identities": [origin.identity for _, _, origin, _ in known],
-                "sinces": [min(origin.made_at, at) for *_, origin, at in known],
+                "lanes": [lane for lane, *_ in named],
+                "ids": [row_id for _, row_id, *_ in named],
+                "identities": [known.identity for _, _, known, _ in named],
+                "sinces": [min(known.made_at, at) for *_, known, at in named],
             },
         )
         lane, row_id, *_ = letters[-1]
@@ -168,45 +164,23 @@ def list_named(
 StoredRow = tuple[int, int, list[tuple[str, str | None]] | None, datetime]
 
 
-class Origin(NamedTuple):
-    """The record that a row comes from: a name made of its place, and when it was made."""
+class Known(NamedTuple):
+    """What a row is known again by, and when that was made."""
 
     identity: UUID
     made_at: datetime
 
 
-PLACE = (
-    "kafka_dlt-original-topic",
-    "kafka_dlt-original-partition",
-    "kafka_dlt-original-offset",
-    "kafka_dlt-original-timestamp",  # tells two topics of one name apart
-    "kafka_dlt-original-consumer-group",
-)
+def known_as_letter(headers: Iterable[Header]) -> Known | None:
+    """Return what a dead letter is known by: the record that it was; None if its headers do not say."""
+    origin = origin_of(headers)
+    return origin and Known(name_made_of(origin), origin.made_at)
 
 
-def origin_of(headers: Iterable[Header]) -> Origin | None:
-    """Return what a dead letter was; None if its headers do not say.
-
-    The last header of a name counts: a record that was a dead letter before brings older ones.
-    """
-    last = dict(headers)
-    parts = [part for name in PLACE if isinstance(part := last.get(name), bytes)]
-    if len(parts) < len(PLACE):
-        return None
-    made_at = to_time(int.from_bytes(parts[3], "big", signed=True))
-    return Origin(name_made_of(parts), made_at)
-
-
-def retried_of(headers: Iterable[Header]) -> Origin | None:
-    """Return the dead letter that a command sent again was; None if its headers do not say."""
+def known_as_command(headers: Iterable[Header]) -> Known | None:
+    """Return what a command sent again is known by: the dead letter that it was."""
     letter = dict(headers).get(RETRY_OF)
-    return Origin(name_made_of([letter]), to_time(LATEST_MS)) if isinstance(letter, bytes) else None
-
-
-def name_made_of(parts: Sequence[bytes]) -> UUID:
-    """Return a hash of the parts, each with its length before it."""
-    text = b"".join(len(part).to_bytes(4, "big") + part for part in parts)
-    return UUID(bytes=blake2b(text, digest_size=16).digest())
+    return Known(name_made_of([letter]), to_time(LATEST_MS)) if isinstance(letter, bytes) else None
 
 
 def identify_order(record: Record) -> UUID | None:
@@ -216,14 +190,14 @@ def identify_order(record: Record) -> UUID | None:
 
 def identify_letter(record: Record) -> UUID | None:
     """Return the origin of a dead letter; None if the record is a stranger's."""
-    origin = origin_of(headers_of(record))
-    return origin and origin.identity
+    known = known_as_letter(headers_of(record))
+    return known and known.identity
 
 
 def identify_command(record: Record) -> UUID | None:
     """Return the dead letter that a command sent again was; None if the API sent it."""
-    origin = retried_of(headers_of(record))
-    return origin and origin.identity
+    known = known_as_command(headers_of(record))
+    return known and known.identity
 
 
 HAS_WAITING = "SELECT 1 FROM waiting WHERE topic = %(topic)s LIMIT 1"

@@ -14,8 +14,10 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 
 # All that follows a scheme, up to white space: a password may hold '@', '/' and quotes.
-URL = re.compile(r"\b([a-z][a-z0-9+.-]*://)\S+", re.IGNORECASE)
-SECRET = re.compile(r"[\w.]*(?:password|passwd|pwd|secret|token|api_?key)[\w.]*", re.IGNORECASE)
+URL = re.compile(r"(://)\S+")
+SECRET = re.compile(
+    r"[\w.-]*(?:password|passwd|pwd|secret|token|api[_-]?key|authorization)[\w.-]*", re.IGNORECASE
+)
 # NAME=value and NAME: value; libpq and Python put quotes around a value with spaces.
 ASSIGNED = re.compile(
     rf"({SECRET.pattern}[\"']?\s*[=:]\s*)(?:'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|[^\s&,;]+)",
@@ -40,6 +42,8 @@ def masked(value: object, name: str = "") -> object:
     match value:
         case bool() | int() | float() | None:
             return value
+        case datetime():
+            return value.isoformat()
         case Mapping():
             return {str(key): masked(inner, str(key)) for key, inner in value.items()}
         case list() | tuple() | set() | frozenset():

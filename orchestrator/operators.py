@@ -5,87 +5,66 @@ and leaves a line in the table `repairs`.
 """
 
 import argparse
-import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager, suppress
-from typing import Protocol
-from uuid import UUID
+from contextlib import suppress
 
-from confluent_kafka import OFFSET_BEGINNING
+import psycopg
+from confluent_kafka import OFFSET_BEGINNING, KafkaException
 
 from orchestrator import audit, doctor, explain, screens, status
-from orchestrator.arguments import a_moment, number_or_all, offset_or_beginning
-from orchestrator.logs import mask
-from orchestrator.migrations import check_current
+from orchestrator.arguments import a_moment, a_uuid, number_or_all, offset_or_beginning
+from orchestrator.duty import Add, on_duty, print_json, print_lines
 from orchestrator.repair import Repair, repair_lanes
 from orchestrator.repair_partitions import repair_partitions
-from orchestrator.settings import Settings
 from orchestrator.terminal import (
     CHECK_FAILED,
     OK,
+    UNREACHABLE,
     USAGE,
     ask,
     complain,
     settings_for_a_person,
     somebody_answers,
 )
-from orchestrator.topics import check_access
-from outbox import Connection, connect
-
-
-class Add(Protocol):
-    """Adds a command to the command line and returns its parser, to be given arguments."""
-
-    def __call__(
-        self, name: str, command: Callable[[argparse.Namespace], int], example: str
-    ) -> argparse.ArgumentParser:
-        """Add it; example: how a person would call it."""
-        ...
-
-
-@contextmanager
-def on_duty(name: str) -> Iterator[tuple[Settings, Connection]]:
-    """Give the settings and a session on a database that is as this release needs it."""
-    settings = settings_for_a_person()
-    with closing(connect(settings.database_url, f"orchestrator {name}")) as conn:
-        check_current(conn)
-        check_access(settings.kafka)
-        yield settings, conn
-
-
-def print_json(fields: object) -> None:
-    """Print for a script: one JSON value, masked."""
-    print(mask(json.dumps(fields, indent=2, default=str)), flush=True)
-
-
-def print_lines(lines: Iterable[str]) -> None:
-    """Print for a person, masked."""
-    print(mask("\n".join(lines)), flush=True)
-
+from outbox import SchemaMismatch
+from outbox.errors import describe
 
 # ---- the commands, as in --help -----------------------------------------------------------------
 
 WATCH_S = 2.0
+REST = 4  # times as long as a look took: watching costs a fifth of what it can
 CLEAR = "\x1b[H\x1b[2J"
 
 
 def show_status(options: argparse.Namespace) -> int:
     """Show on one screen how everything stands; what is refused comes with its repair command."""
-    with on_duty("status") as (settings, conn), suppress(KeyboardInterrupt):
+    if not options.watch:
+        return look_once(options)
+    with suppress(KeyboardInterrupt):
         while True:
-            found = status.read_status(settings, conn)
-            if options.watch and sys.stdout.isatty():
-                print(CLEAR, end="")
-            if options.json:
-                print_json(status.as_fields(found))
-            else:
-                print_lines(screens.show_status(found))
-            if not options.watch:
-                break
-            time.sleep(WATCH_S)
+            began = time.monotonic()
+            try:
+                look_once(options)
+            except (psycopg.Error, SchemaMismatch) as error:  # watched since something is wrong
+                complain(UNREACHABLE, describe(error))
+            time.sleep(max(WATCH_S, REST * (time.monotonic() - began)))
     return OK
+
+
+def look_once(options: argparse.Namespace) -> int:
+    """Show the status as it is now; return the exit code."""
+    with on_duty("status", kafka=False) as (settings, conn):
+        found = status.read_status(settings, conn)
+    if options.json:
+        print_json(status.as_fields(found))
+    else:
+        if options.watch and sys.stdout.isatty():
+            print(CLEAR, end="")
+        print_lines(screens.show_status(found))
+    if any(isinstance(error, KafkaException) for error in found.unknown.values()):
+        return UNREACHABLE
+    return CHECK_FAILED if found.unknown else OK
 
 
 def examine(options: argparse.Namespace) -> int:
@@ -94,7 +73,7 @@ def examine(options: argparse.Namespace) -> int:
     for finding in doctor.examine(settings_for_a_person()):
         findings.append(finding)
         if not options.json:
-            print(mask(doctor.as_text(finding)), flush=True)
+            print_lines([doctor.as_text(finding)])
     if options.json:
         print_json([finding._asdict() for finding in findings])
     return doctor.exit_code(findings)
@@ -164,7 +143,7 @@ def add_operators(add: Add) -> None:
     explain_parser = add(
         "explain", tell_life, "orchestrator explain 6f1c1b2e-9d57-4d0c-8f5a-1c2d3e4f5a6b"
     )
-    explain_parser.add_argument("id", type=UUID, metavar="SCENARIO_UUID|WORKER_ID")
+    explain_parser.add_argument("id", type=a_uuid, metavar="SCENARIO_UUID|WORKER_ID")
     audit_parser = add("audit", audit_topic, "orchestrator audit --since 2h")
     audit_parser.add_argument(
         "--since",

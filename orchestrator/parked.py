@@ -5,13 +5,14 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from orchestrator import set_aside
-from orchestrator.operators import Add, on_duty, print_json, print_lines
+from orchestrator.duty import Add, on_duty, print_json, print_lines
 from orchestrator.repairs import write_down
 from orchestrator.selection import Selection
-from orchestrator.set_aside import headers_as_fields, payload_of
+from orchestrator.set_aside import headers_as_fields, key_of, payload_of
 from orchestrator.terminal import OK, USAGE, readable, table
 from outbox import Connection, transaction
-from outbox.parked import ParkedRow, discard, read_parked, read_value, unpark
+from outbox.parked import ParkedRow, Places, discard, read_parked, read_value, unpark
+from outbox.postgres import transaction_again
 
 WHAT = "parked rows"
 
@@ -19,18 +20,19 @@ WHAT = "parked rows"
 def parked(options: argparse.Namespace) -> int:
     """List, show, retry or discard rows that Kafka refused and that were set aside."""
     selection = set_aside.selection_of(options)
-    if options.action in {"retry", "discard"} and not set_aside.may_change(options, selection):
+    if not set_aside.is_clear(options, selection):
         return USAGE
-    with on_duty("parked") as (_, conn):
+    with on_duty("parked", kafka=False) as (_, conn):
         found = (row for row in read_parked(conn) if is_meant(row, options, selection))
         if options.action == "show":
-            return set_aside.show(in_full(conn, row, options.payload) for row in found)
+            fields = (in_full(conn, row, options.payload) for row in found)
+            return set_aside.show(fields, options.payload)
         if options.action != "list":
             return change(options, selection, conn, list(found))
         listed, counts = set_aside.first_of(found, options.limit)
     if options.json:
-        fields = [as_fields(row) for row in listed]
-        print_json({"rows": fields, "by_reason": counts, "total": sum(counts.values())})
+        rows = [as_fields(row) for row in listed]
+        print_json({"rows": rows, "by_reason": counts, "total": sum(counts.values())})
     else:
         print_lines(as_text(listed, counts))
     return OK
@@ -38,8 +40,11 @@ def parked(options: argparse.Namespace) -> int:
 
 def is_meant(row: ParkedRow, options: argparse.Namespace, selection: Selection) -> bool:
     """Say whether a row is one of those that the person spoke of."""
-    chosen = selection.takes((row.lane, row.id), row.reason, row.parked_at, row.key)
-    return chosen and (options.handled or row.discarded_at is None)
+    return (
+        (selection.reason or "") in row.reason
+        and selection.takes((row.lane, row.id), row.parked_at, row.key)
+        and (options.handled or row.discarded_at is None)
+    )
 
 
 def as_text(listed: Sequence[ParkedRow], counts: Counter[str]) -> Iterator[str]:
@@ -67,7 +72,7 @@ def as_fields(row: ParkedRow, payload: bool = False) -> dict[str, object]:
     return {
         "place": f"{row.lane}:{row.id}",
         "topic": row.topic,
-        "key": readable(row.key),
+        "key": key_of(row.key),
         "subject": row.subject,
         "bytes": row.octets,
         "created_at": row.created_at,
@@ -87,27 +92,31 @@ def in_full(conn: Connection, row: ParkedRow, payload: bool) -> dict[str, object
 def change(
     options: argparse.Namespace, selection: Selection, conn: Connection, rows: Sequence[ParkedRow]
 ) -> int:
-    """Ask, then retry or discard in one Postgres transaction, with its line in `repairs`."""
-    if not set_aside.agreed(options, WHAT, Counter(row.reason for row in rows)):
-        return OK
+    """Ask, then retry or discard all in one Postgres transaction."""
+    counts = Counter(row.reason for row in rows)
     places = [(row.lane, row.id) for row in rows]
-    with transaction(conn):
-        done = (unpark if options.action == "retry" else discard)(conn, places)
-        write_down(
-            conn,
-            " ".join(["parked", options.action, *selection.words()]),
-            WHAT,
-            options.action,
-            {"places": places},
-            {},
-            {"rows": done},
-        )
+    code = set_aside.name_missing("parked row", selection.places.difference(places))
+    if not set_aside.agreed(options, WHAT, counts):
+        return code
+    command = " ".join(["parked", options.action, *selection.words()])
+    done = deal_with(conn, command, options.action, places)
     result = "in the outbox now, a relay sends them" if options.action == "retry" else "given up"
-    print_lines([f"{done:,} {WHAT} are {result}"])
-    return OK
+    set_aside.tell_result(WHAT, counts, len(done), result)
+    return code
+
+
+@transaction_again
+def deal_with(conn: Connection, command: str, action: str, places: Places) -> Places:
+    """One Postgres transaction: `retry` or `discard` those that still wait; return them."""
+    with transaction(conn):
+        done = (unpark if action == "retry" else discard)(conn, places)
+        if done:
+            counts = {"rows": len(done)}
+            write_down(conn, command, WHAT, action, {"places": done}, {}, counts)
+    return done
 
 
 def add_parked(add: Add) -> None:
     """Add the command."""
     parser = add("parked", parked, "orchestrator parked list")
-    set_aside.add_actions(parser, "LANE:ID", "MSG_SIZE_TOO_LARGE", "parked")
+    set_aside.add_actions(parser, "LANE:ID", "with this in Kafka's reason", "large", "parked")

@@ -76,9 +76,10 @@ def find(repair: Repair, admin: AdminClient, wanted: int | None) -> Iterator[Fin
     if wanted is not None and wanted not in numbers:
         raise NotRepaired(f"there is no partition {wanted}: {topic} has 0 to {max(numbers)}")
     partitions = numbers if wanted is None else [wanted]
+    positions = offsets.load(repair.conn, settings.consumer_group, topic, partitions)
+    # After the positions: an end that is older than a position would look like a truncated log.
     beginnings = topics.read_beginnings(admin, topic, partitions)
     ends = topics.read_ends(admin, topic, partitions)
-    positions = offsets.load(repair.conn, settings.consumer_group, topic, partitions)
     for partition, position in positions.items():
         log = Span(beginnings[partition], ends[partition])
         yield Finding(partition, position, topic_id, log, fault_of(position, topic_id, log))

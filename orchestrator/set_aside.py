@@ -4,13 +4,18 @@ Contents may hold credentials: they are shown only where `show --payload` asks f
 """
 
 import argparse
+import json
+import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from datetime import datetime
 from typing import Protocol, TypeVar
 
 from orchestrator.arguments import a_moment, a_place, at_least_one
-from orchestrator.operators import print_json, print_lines
-from orchestrator.selection import Selection
+from orchestrator.duty import print_json, print_lines
+from orchestrator.errors import NotRepaired
+from orchestrator.origins import NUMBERS, number_in, which_are_ours
+from orchestrator.selection import Place, Selection
 from orchestrator.terminal import CHECK_FAILED, OK, USAGE, ask, complain, somebody_answers
 from outbox import Headers
 
@@ -31,8 +36,21 @@ T = TypeVar("T", bound=HasReason)
 
 def selection_of(options: argparse.Namespace) -> Selection:
     """Return which ones are meant."""
-    key = None if options.key is None else options.key.encode()
-    return Selection(frozenset(options.places), options.reason, options.since, options.until, key)
+    key = None if options.key is None else os.fsencode(options.key)
+    reason = options.reason or None  # an empty one, as of a variable of a script, says nothing
+    return Selection(frozenset(options.places), reason, options.since, options.until, key)
+
+
+def is_clear(options: argparse.Namespace, selection: Selection) -> bool:
+    """Say whether it is said what is meant, and who agrees to a change; complain if not."""
+    if options.action == "list":
+        return True
+    changes = options.action != "show"
+    if selection.means_all and not options.all:
+        others = "--key, or --all" if changes else "or --key"
+        complain(USAGE, f"say which ones: places, --reason, --since, --until, {others}")
+        return False
+    return not changes or somebody_answers(options)
 
 
 # ---- looking ------------------------------------------------------------------------------------
@@ -61,70 +79,87 @@ def last_line(what: str, counts: Counter[str], shown: int) -> str:
     return summary(what, counts) + more
 
 
-def show(found: Iterable[dict[str, object]]) -> int:
-    """Print each one in full. A payload was asked for: it comes as it is."""
+def show(found: Iterable[dict[str, object]], payload: bool) -> int:
+    """Print each one in full, as JSON; if the payload was asked for, as it is."""
     shown = 0
     for fields in found:
-        payload = fields.pop("payload", None)
-        print_json(fields)
-        if payload is not None:
-            print(payload)
+        if payload:
+            print(json.dumps(fields, indent=2, default=_as_text), flush=True)
+        else:
+            print_json(fields)
         shown += 1
     return OK if shown else complain(CHECK_FAILED, "there is none like that")
 
 
-NUMBERS = frozenset(f"kafka_dlt-original-{what}" for what in ("partition", "offset", "timestamp"))
+def _as_text(value: object) -> str:
+    return value.isoformat() if isinstance(value, datetime) else str(value)
 
 
-def headers_as_fields(headers: Headers, payload: bool) -> dict[str, object]:
-    """Return the headers that we added as they are, the record's own only with the payload."""
-    fields: dict[str, object] = {}
-    for name, value in headers:
-        if name in NUMBERS and value is not None:
-            fields[name] = int.from_bytes(value, "big", signed=True)
-        elif payload or name.startswith(("kafka_dlt-", "dlq-")):
-            fields[name] = payload_of(value)
-        else:
-            fields[name] = "hidden"
-    return fields
+def headers_as_fields(headers: Headers, payload: bool) -> list[dict[str, object]]:
+    """Return the headers, in their order; the record's own as they are only with the payload."""
+    return [
+        {"name": name, "value": _value_of(name, value, is_ours) if payload or is_ours else "hidden"}
+        for (name, value), is_ours in zip(headers, which_are_ours(headers), strict=True)
+    ]
+
+
+def _value_of(name: str, value: bytes | None, is_ours: bool) -> object:
+    if is_ours and value is not None and len(value) == NUMBERS.get(name):
+        return number_in(value)
+    return payload_of(value)
 
 
 def payload_of(value: bytes | None) -> str | None:
-    """Return content as text; a byte that is no UTF-8 becomes \\\\xNN."""
+    """Return content as text; a byte that is no UTF-8 becomes \\xNN."""
     return None if value is None else value.decode("utf-8", "backslashreplace")
+
+
+def key_of(key: bytes | None) -> str | None:
+    """Return a record's key for a script: whole, but for a URL and all that follows it."""
+    text = payload_of(key)
+    return text if text is None or "://" not in text else text.partition("://")[0] + "://***"
 
 
 # ---- changing -------------------------------------------------------------------------------------
 
 
-def may_change(options: argparse.Namespace, selection: Selection) -> bool:
-    """Say whether it is clear what is to be changed, and that somebody agrees; complain if not."""
-    if selection.means_all and not options.all:
-        complain(USAGE, "say which ones: places, --reason, --since, --until, --key, or --all")
-        return False
-    return somebody_answers(options)
+def name_missing(one: str, missing: Collection[Place]) -> int:
+    """Say which places hold nothing that waits; return the exit code."""
+    if not missing:
+        return OK
+    places = ", ".join(f"{first}:{second}" for first, second in sorted(missing))
+    return complain(CHECK_FAILED, f"no such {one} waits at {places}")
 
 
 def agreed(options: argparse.Namespace, what: str, counts: Counter[str]) -> bool:
-    """Say what is about to happen, and ask; False if nothing is to happen."""
+    """Say what is about to happen, and ask; False: nothing is. Raises NotRepaired on a no."""
     print_lines([f"{options.action} {summary(what, counts)}"])
     if options.dry_run:
         print_lines(["dry run: nothing was changed"])
-    elif counts and not (options.yes or ask("Go on?")):
-        print_lines(["nothing was changed"])
-    else:
-        return bool(counts)
-    return False
+        return False
+    if counts and not (options.yes or ask("Go on?")):
+        raise NotRepaired("nothing was changed")
+    return bool(counts)
+
+
+def tell_result(what: str, counts: Counter[str], done: int, result: str) -> None:
+    """Say what was done, and why to fewer than were counted."""
+    lines = [f"{done:,} {what} are {result}"]
+    if others := sum(counts.values()) - done:
+        lines.append(f"{others:,} were not: dealt with meanwhile, or the same command as another")
+    print_lines(lines)
 
 
 # ---- arguments --------------------------------------------------------------------------------------
 
 
-def add_actions(parser: argparse.ArgumentParser, place: str, reason: str, example: str) -> None:
-    """Add list, show, retry and discard. place: what names one; reason: an example of one."""
+def add_actions(
+    parser: argparse.ArgumentParser, place: str, which: str, reason: str, example: str
+) -> None:
+    """Add list, show, retry and discard. place: what names one; which, reason: of --reason in words."""
     choice = argparse.ArgumentParser(add_help=False)
     choice.add_argument("places", nargs="*", type=a_place, metavar=place, help="these alone")
-    choice.add_argument("--reason", metavar="TEXT", help=f"of this reason, such as {reason}")
+    choice.add_argument("--reason", metavar="TEXT", help=f"{which}, such as {reason}")
     choice.add_argument(
         "--since", type=a_moment, metavar="TIMESTAMP|DURATION", help="not older than this"
     )
@@ -139,10 +174,11 @@ def add_actions(parser: argparse.ArgumentParser, place: str, reason: str, exampl
     listing = add("list", "name each one: where, when, why", "--since 2h")
     listing.add_argument("--limit", type=at_least_one, default=SHOWN, help=f"how many ({SHOWN})")
     listing.add_argument("--json", action="store_true", help="print the result as JSON")
-    showing = add("show", "all about one, as JSON", "0:17 --payload")
+    listing.add_argument("--handled", action="store_true", help="those that are done with, too")
+    showing = add("show", "all about each one, as JSON", "0:17 --payload")
     showing.add_argument("--payload", action="store_true", help="its content too: may hold passwords")
-    for looking in (listing, showing):
-        looking.add_argument("--handled", action="store_true", help="those that are done with, too")
+    showing.add_argument("--json", action="store_true", help="nothing else: it is JSON anyway")
+    showing.set_defaults(handled=True, all=False)
     for name, text in (("retry", "send them again"), ("discard", "be done with them, unsent")):
         changing = add(name, text, f"--reason {reason} --dry-run")
         changing.add_argument("--all", action="store_true", help="all that wait")

@@ -1,28 +1,31 @@
 """`status`: how everything stands at one moment, from Postgres and Kafka alone.
 
 Nothing is asked of the processes: they may be down, and their sessions in Postgres show who works what.
-Reads only; locks nothing. What cannot be read within TIMEOUT_MS is left out rather than waited for.
+Reads only; locks nothing. What Kafka does not tell, or what takes longer than TIMEOUT_MS to count, is
+named as unknown; the rest is shown.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
-from typing import NamedTuple, cast
+from typing import NamedTuple, TypeVar, cast
 from uuid import UUID
 
 import psycopg
-from confluent_kafka import libversion
+from confluent_kafka import KafkaException, libversion
 
 from orchestrator import offsets, topics
-from orchestrator.dead_letters import find_letters, read_letters
+from orchestrator.dead_letters import count_handled, find_letters, read_letters
 from orchestrator.metrics import release
 from orchestrator.offsets import Position
 from orchestrator.reading import Span, find_spans
 from orchestrator.repair_partitions import fault_of
 from orchestrator.selection import Selection
 from orchestrator.settings import Settings
+from orchestrator.topics import TopicMissing
 from outbox import Connection
+from outbox.errors import describe
 from outbox.lanes import lock_class
 from outbox.publisher import Markers
 from outbox.repair import look
@@ -30,13 +33,19 @@ from outbox.store import read_identity
 
 RATE_S = 60  # the rates are of this time
 TIMEOUT_MS = 5000  # of one statement
+BEHIND_S = 60.0  # as in the alert OutboxStalled
+MOST_COUNTED = 100_000  # rows of a lane
+
+T = TypeVar("T")
 
 
 class LaneStatus(NamedTuple):
     """owner: application name and address of the session that holds the lane; None: nobody does.
 
-    state: working, no owner, or the verdict of a refusal. pending: rows in the outbox; inflight: those
-    of batch `seq`, begun and not settled. repair: the command that a refusal waits for.
+    state: working, behind (its oldest row waits longer than BEHIND_S), no owner, or the verdict of a
+    refusal. pending: rows in the outbox, MOST_COUNTED stands for any more; None: they could not be
+    counted. inflight: those of batch `seq`, begun and not settled. repair: the command that a refusal
+    waits for.
     """
 
     lane: int
@@ -65,49 +74,75 @@ class PartitionStatus(NamedTuple):
 
 
 class Rates(NamedTuple):
-    """Commands a second over RATE_S, by the time of their records; None: could not be counted."""
+    """Commands whose records are of the last RATE_S, a second; None: could not be counted.
+
+    While a backlog is worked off, what is accepted is older: see the lag, and seq, in two looks.
+    """
 
     accepted: float | None
     deployed: float | None
 
 
+class DeadLetters(NamedTuple):
+    """Dead letters that are not dealt with; at_most: ends of transactions are counted, too."""
+
+    waiting: int
+    at_most: bool
+
+
 class Status(NamedTuple):
-    """What `status` shows. dead_letters: in the topic and not dealt with; many: at most."""
+    """What `status` shows. unknown: what Kafka did not tell, and why; it is None here."""
 
     at: datetime
     versions: Mapping[str, str]
     relays: int
     consumers: int
     lanes: Sequence[LaneStatus]
-    partitions: Sequence[PartitionStatus]
+    partitions: Sequence[PartitionStatus] | None
     rates: Rates
-    dead_letters: int
+    dead_letters: DeadLetters | None
     parked: Mapping[str, int]
+    unknown: Mapping[str, Exception]
 
     @property
     def refusals(self) -> dict[str, str]:
         """Return what waits for a person, with its command."""
         lanes = {f"lane {one.lane}: {one.state}": one.repair for one in self.lanes}
-        partitions = {f"partition {one.partition}: {one.fault}": one.repair for one in self.partitions}
+        partitions = {
+            f"partition {one.partition}: {one.fault}": one.repair for one in self.partitions or ()
+        }
         return {what: command for what, command in (lanes | partitions).items() if command}
 
 
 def read_status(settings: Settings, conn: Connection) -> Status:
-    """Look at both sides. Raises psycopg.Error, KafkaException, TopicMissing or SchemaMismatch."""
+    """Look at both sides. Raises psycopg.Error or SchemaMismatch."""
     admin = topics.Admin(settings.kafka)
     conn.execute("SELECT set_config('statement_timeout', %s, false)", (str(TIMEOUT_MS),))
     identity = read_identity(conn)
     sessions = read_sessions(conn, identity)
+    unknown: dict[str, Exception] = {}
+
+    def ask_kafka(what: str, look: Callable[[], T]) -> T | None:
+        if "brokers" not in unknown:  # or each question would wait for its time-out
+            try:
+                return look()
+            except (KafkaException, TopicMissing) as error:
+                unknown[what] = error
+        return None
+
+    ask_kafka("brokers", lambda: topics.check_access(settings.kafka))
+    verdicts = ask_kafka("markers", lambda: read_verdicts(settings, conn, identity))
     return Status(
         datetime.now(UTC),
         read_versions(conn),
         sessions.relays,
         sessions.consumers,
-        read_lanes(settings, conn, identity, sessions.owners),
-        read_partitions(settings, conn, admin),
+        read_lanes(conn, sessions.owners, verdicts or {}),
+        ask_kafka("partitions", lambda: read_partitions(settings, conn, admin)),
         read_rates(conn),
-        count_dead_letters(settings, conn),
+        ask_kafka("dead letters", lambda: count_dead_letters(settings, conn)),
         count_parked(conn),
+        unknown,
     )
 
 
@@ -154,50 +189,65 @@ def read_sessions(conn: Connection, identity: UUID) -> Sessions:
     return Sessions(relays, consumers, dict(cast("list[tuple[int, str]]", held)))
 
 
+def read_verdicts(settings: Settings, conn: Connection, identity: UUID) -> dict[int, str]:
+    """Compare every lane's batch with its marker; return the verdicts that refuse a lane."""
+    lanes = cast("list[tuple[int]]", conn.execute("SELECT lane FROM outbox_lane").fetchall())
+    with closing(Markers(settings.kafka, identity, settings.progress_topic)) as markers:
+        sights = {lane: look(conn, markers, lane) for (lane,) in lanes}
+    return {
+        lane: sight.verdict.value for lane, sight in sights.items() if sight.refused and sight.verdict
+    }
+
+
 LANES = "SELECT lane, epoch, seq, cardinality(inflight) FROM outbox_lane ORDER BY lane"
 PENDING = """
-    SELECT lane, count(*),
-           extract(epoch FROM clock_timestamp() - min(created_at))::float8 AS oldest_s
-      FROM outbox
-     GROUP BY lane
+    SELECT lane,
+           (SELECT count(*)
+              FROM (SELECT FROM outbox
+                     WHERE lane = outbox_lane.lane
+                     LIMIT %(most)s) AS counted) AS pending,
+           (SELECT extract(epoch FROM clock_timestamp() - created_at)::float8
+              FROM outbox
+             WHERE lane = outbox_lane.lane
+             ORDER BY id
+             LIMIT 1) AS oldest_s
+      FROM outbox_lane
 """
 
 
 def read_lanes(
-    settings: Settings, conn: Connection, identity: UUID, owners: Mapping[int, str]
+    conn: Connection, owners: Mapping[int, str], verdicts: Mapping[int, str]
 ) -> list[LaneStatus]:
-    """Compare every lane's batch with its marker, and count what waits in it."""
-    waiting = {lane: (rows, age) for lane, rows, age in in_time(conn, PENDING) or ()}
+    """Return every lane with what waits in it."""
+    counted = in_time(conn, PENDING, {"most": MOST_COUNTED}) or ()
+    waiting = {lane: (rows, oldest_s) for lane, rows, oldest_s in counted}
     found = []
-    with closing(Markers(settings.kafka, identity, settings.progress_topic)) as markers:
-        for lane, epoch, seq, inflight in cast(
-            "list[tuple[int, int, int, int]]", conn.execute(LANES).fetchall()
-        ):
-            sight = look(conn, markers, lane)
-            refused = sight.verdict.value if sight.refused and sight.verdict else None
-            state = refused or ("working" if lane in owners else "no owner")
-            rows, age = waiting.get(lane, (0, None))
-            found.append(
-                LaneStatus(
-                    lane,
-                    owners.get(lane),
-                    epoch,
-                    seq,
-                    inflight,
-                    state,
-                    rows,
-                    age,
-                    f"orchestrator repair lane {lane}" if refused else None,
-                )
-            )
+    for lane, epoch, seq, inflight in cast(
+        "list[tuple[int, int, int, int]]", conn.execute(LANES).fetchall()
+    ):
+        pending, oldest_s = waiting.get(lane, (None, None))
+        refused = verdicts.get(lane)
+        state = refused or state_of(lane in owners, oldest_s)
+        repair = f"orchestrator repair lane {lane}" if refused else None
+        found.append(
+            LaneStatus(lane, owners.get(lane), epoch, seq, inflight, state, pending, oldest_s, repair)
+        )
     return found
+
+
+def state_of(owned: bool, oldest_s: float | None) -> str:
+    """Return how a lane is that nothing refuses."""
+    if not owned:
+        return "no owner"
+    return "behind" if oldest_s is not None and oldest_s > BEHIND_S else "working"
 
 
 def read_partitions(settings: Settings, conn: Connection, admin: topics.Admin) -> list[PartitionStatus]:
     """Compare every partition's offset in Postgres with its log."""
     topic = settings.input_topic
-    topic_id, logs = topics.topic_id(admin, topic), find_spans(admin, topic)
     positions = offsets.read(conn, settings.consumer_group, topic)
+    # After the positions: an end that is older than a position would look like a truncated log.
+    topic_id, logs = topics.topic_id(admin, topic), find_spans(admin, topic)
     return [
         _judge(number, positions.get(number), topic_id, log) for number, log in sorted(logs.items())
     ]
@@ -240,20 +290,18 @@ def read_rates(conn: Connection) -> Rates:
 
 
 FEW_LETTERS = 1000  # offsets that are looked at one by one; of more, an upper bound must do
-HANDLED = "SELECT count(*) FROM dead_letters_handled WHERE topic_id = %(topic_id)s"
 
 
-def count_dead_letters(settings: Settings, conn: Connection) -> int:
-    """Return how many letters wait; above FEW_LETTERS at most: ends of transactions count, too."""
+def count_dead_letters(settings: Settings, conn: Connection) -> DeadLetters:
+    """Count the letters that wait."""
     everything = Selection()
     letters = find_letters(settings, everything)
-    offsets = sum(span.length for span in letters.spans.values())
-    if offsets <= FEW_LETTERS:
-        chunks = read_letters(conn, letters, everything, None)
-        return sum(letter.action is None for chunk in chunks for letter in chunk)
-    values = {"topic_id": letters.topic_id}
-    (handled,) = cast("tuple[int]", conn.execute(HANDLED, values).fetchone())
-    return max(offsets - handled, FEW_LETTERS)
+    length = sum(span.length for span in letters.spans.values())
+    if length > FEW_LETTERS:
+        return DeadLetters(length - count_handled(conn, letters), at_most=True)
+    chunks = read_letters(conn, letters, everything, None)
+    waiting = sum(letter.action is None for chunk in chunks for letter in chunk)
+    return DeadLetters(waiting, at_most=False)
 
 
 PARKED = """
@@ -282,10 +330,14 @@ def in_time(
 
 def as_fields(status: Status) -> dict[str, object]:
     """Return the status for a script: all of it, with the refusals by themselves."""
+    letters = status.dead_letters
     return {
         **status._asdict(),
         "lanes": [lane._asdict() for lane in status.lanes],
-        "partitions": [partition._asdict() for partition in status.partitions],
+        "partitions": status.partitions and [one._asdict() for one in status.partitions],
         "rates": status.rates._asdict(),
+        "dead_letters": letters and letters.waiting,
+        "dead_letters_at_most": letters and letters.at_most,
         "refusals": status.refusals,
+        "unknown": {what: describe(error) for what, error in status.unknown.items()},
     }

@@ -59,12 +59,10 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> Iterator[str
 
 
 def text_of(cell: object) -> str:
-    """Return a cell of a table: `-` for nothing, thousands with commas."""
+    """Return a cell of a table: `-` for nothing. No commas: an offset may be copied into a command."""
     match cell:
         case None:
             return "-"
-        case int():
-            return f"{cell:,}"
         case float():
             return f"{cell:,.1f}"
         case _:
@@ -75,10 +73,15 @@ KEY_WIDTH = 40
 
 
 def readable(key: bytes | None) -> str | None:
-    """Return a record's key for a person: masked, and without what a terminal would obey."""
+    """Return a record's key for a person: masked, and without what a terminal would obey.
+
+    Of a URL only the scheme is left: with white space in it, the mask would not know where it ends.
+    """
     if key is None:
         return None
     text = logs.mask(key.decode("utf-8", "backslashreplace"))
+    if "://" in text:
+        text = text.partition("://")[0] + "://***"
     text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
     return text if len(text) <= KEY_WIDTH else text[: KEY_WIDTH - 1] + "…"
 

@@ -67,39 +67,59 @@ def read_value(conn: Connection, lane: int, row_id: int) -> bytes | None:
 
 Places = Sequence[tuple[int, int]]  # (lane, id)
 
+# Rows are locked in one order: two people who want the same ones must not wait for each other.
 UNPARK = """
-    WITH wanted AS (
+    WITH locked AS (
         SELECT lane, id
-          FROM unnest(%(lanes)s::smallint[], %(ids)s::bigint[]) AS place (lane, id)
+          FROM outbox_parked
+          JOIN unnest(%(lanes)s::smallint[], %(ids)s::bigint[]) AS wanted (lane, id) USING (lane, id)
+         WHERE discarded_at IS NULL
+         ORDER BY lane, id
+           FOR UPDATE OF outbox_parked
     ), taken AS (
         DELETE FROM outbox_parked
-         WHERE (lane, id) IN (SELECT lane, id FROM wanted) AND discarded_at IS NULL
+         WHERE (lane, id) IN (SELECT lane, id FROM locked)
      RETURNING lane, id, topic, key, value, headers, subject
+    ), sent AS (
+        INSERT INTO outbox (lane, topic, key, value, headers, subject)
+        SELECT lane, topic, key, value, headers, subject
+          FROM taken
+         ORDER BY id
     )
-    INSERT INTO outbox (lane, topic, key, value, headers, subject)
-    SELECT lane, topic, key, value, headers, subject
+    SELECT lane, id
       FROM taken
-     ORDER BY id
+     ORDER BY lane, id
 """
 
 
-def unpark(conn: Connection, places: Places) -> int:
-    """Put rows back into the outbox, to be sent; return how many still waited."""
-    return conn.execute(UNPARK, _columns(places)).rowcount
+def unpark(conn: Connection, places: Places) -> Places:
+    """Put rows back into the outbox, to be sent; return those that still waited."""
+    return cast("Places", conn.execute(UNPARK, _columns(places)).fetchall())
 
 
 DISCARD = """
-    UPDATE outbox_parked
-       SET discarded_at = NOW()
-     WHERE discarded_at IS NULL AND (lane, id) IN (
+    WITH locked AS (
         SELECT lane, id
-          FROM unnest(%(lanes)s::smallint[], %(ids)s::bigint[]) AS place (lane, id))
+          FROM outbox_parked
+          JOIN unnest(%(lanes)s::smallint[], %(ids)s::bigint[]) AS wanted (lane, id) USING (lane, id)
+         WHERE discarded_at IS NULL
+         ORDER BY lane, id
+           FOR UPDATE OF outbox_parked
+    ), given_up AS (
+        UPDATE outbox_parked
+           SET discarded_at = NOW()
+         WHERE (lane, id) IN (SELECT lane, id FROM locked)
+     RETURNING lane, id
+    )
+    SELECT lane, id
+      FROM given_up
+     ORDER BY lane, id
 """
 
 
-def discard(conn: Connection, places: Places) -> int:
-    """Give rows up: they are never sent; return how many still waited."""
-    return conn.execute(DISCARD, _columns(places)).rowcount
+def discard(conn: Connection, places: Places) -> Places:
+    """Give rows up: they are never sent; return those that still waited."""
+    return cast("Places", conn.execute(DISCARD, _columns(places)).fetchall())
 
 
 def _columns(places: Places) -> dict[str, list[int]]:

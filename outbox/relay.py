@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 SURVEY_S = 0.5  # how soon a lane without an owner is seen
 # Idle lanes are looked at again after a quarter of the time that their last batch took, or of the time
 # since the last row came, within these: the latency of a row against the load on Postgres.
-RING_FIRST_S, RING_LAST_S = 0.002, 0.05
+RING_FIRST_S, RING_LAST_S = 0.002, 0.1
 RING_SHARE = 4
 MAX_LANES = 32_768  # a lane is a smallint from 0
 FINISH_S = 3.0  # how long the lanes may finish what they have in hand when asked to stop
@@ -49,7 +49,8 @@ class Tenure:
 
     def state(self) -> str:
         """Say `working`, or what the lane waits for."""
-        return self.lane.state if self.lane else self.trouble
+        lane = self.lane  # once: its own thread may take it away
+        return lane.state if lane else self.trouble
 
     def give_up(self) -> None:
         """End the work between two batches, or sooner if it waits for a server."""

@@ -24,7 +24,7 @@ from orchestrator.health import Health
 from orchestrator.http import serve_http
 from tests.bare import bare_system, end_all, run_command
 from tests.eventually import eventually
-from tests.system import Running, System, delete_topics, topics_of
+from tests.system import INHERITED, Running, System, delete_topics, topics_of
 
 COMMANDS = (
     "consumer",
@@ -272,6 +272,33 @@ def test_wrong_usage_is_exit_code_2(arguments: list[str], capsys: pytest.Capture
         cli.parser().parse_args(arguments)
     assert ended.value.code == 2
     assert "usage: orchestrator" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[URL], ["explain", URL], ["dlq", "show", URL], ["status", URL], ["submit", URL, "--count", URL]],
+    ids=lambda arguments: " ".join(arguments).replace(URL, "URL"),
+)
+def test_wrong_usage_does_not_repeat_a_password(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        cli.parser().parse_args(arguments)
+    said = capsys.readouterr().err
+    assert "error: " in said
+    assert "user:pw" not in said
+
+
+def test_a_reader_that_has_seen_enough_ends_a_command_quietly() -> None:
+    command = [sys.executable, "-m", "orchestrator", "completion", "bash"]
+    with subprocess.Popen(
+        command, env=INHERITED, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout
+        assert process.stderr
+        process.stdout.close()  # before it writes: an interpreter takes longer to start
+        assert process.stderr.read() == ""
+        assert process.wait(10) == 1
 
 
 @pytest.mark.parametrize("command", ["consumer", "relay", "run", "setup", "migrate"])

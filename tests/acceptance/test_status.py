@@ -1,19 +1,19 @@
-"""`orchestrator status` and `orchestrator explain`: what a person sees at night."""
+"""`orchestrator status`: what a person sees at night."""
 
-import re
 import signal
 import subprocess
 import sys
+from contextlib import closing
 from typing import Any
-from uuid import UUID, uuid4
 
 import msgspec
 import pytest
 
+from orchestrator import screens, status
 from tests.bare import run_command
 from tests.eventually import eventually
 from tests.repairs import set_marker
-from tests.system import INHERITED, System, limit_messages, make_input_anew
+from tests.system import INHERITED, PARTITIONS, System, make_input_anew
 
 SECRET = "hush-hush"
 
@@ -46,18 +46,19 @@ def test_status_shows_a_system_at_work(system: System) -> None:
     system.check_exactly_once(50)
     eventually(lambda: len(system.read(system.settings.dead_letter_topic)) == 1)
 
-    status = told(system, "status")
-    assert status["consumers"] == status["relays"] == 1
-    assert {lane["state"] for lane in status["lanes"]} == {"working"}
-    assert all(lane["owner"].startswith("outbox lane") for lane in status["lanes"])
+    shown = told(system, "status")
+    assert shown["consumers"] == shown["relays"] == 1
+    assert {lane["state"] for lane in shown["lanes"]} == {"working"}
+    assert all(lane["owner"].startswith("outbox lane") for lane in shown["lanes"])
     seqs = dict(system.query("SELECT lane, seq FROM outbox_lane"))
-    assert {lane["lane"]: lane["seq"] for lane in status["lanes"]} == seqs
-    assert {partition["lag"] for partition in status["partitions"]} == {0}
-    assert sum(partition["offset"] for partition in status["partitions"]) == 51
-    assert status["rates"] == {"accepted": 50 / 60, "deployed": 50 / 60}
-    assert status["dead_letters"] == 1
-    assert status["refusals"] == {}
-    assert status["versions"].keys() >= {"orchestrator", "postgres", "librdkafka"}
+    assert {lane["lane"]: lane["seq"] for lane in shown["lanes"]} == seqs
+    assert {partition["lag"] for partition in shown["partitions"]} == {0}
+    assert sum(partition["offset"] for partition in shown["partitions"]) == 51
+    assert shown["rates"] == {"accepted": 50 / 60, "deployed": 50 / 60}
+    assert shown["dead_letters"] == 1
+    assert not shown["dead_letters_at_most"]
+    assert shown["refusals"] == shown["unknown"] == {}
+    assert shown["versions"].keys() >= {"orchestrator", "postgres", "librdkafka"}
 
     text = said(system, "status")
     assert "1 consumer(s), 1 relay(s)" in text
@@ -68,14 +69,56 @@ def test_status_shows_a_system_at_work(system: System) -> None:
 def test_status_shows_what_waits_while_nothing_runs(system: System) -> None:
     system.accept(30)
     system.submit(7)
-    status = told(system, "status")
-    assert {lane["state"] for lane in status["lanes"]} == {"no owner"}
-    assert sum(lane["pending"] for lane in status["lanes"]) == 30
-    assert 0 < max(lane["oldest_s"] or 0 for lane in status["lanes"]) < 60
-    assert sum(partition["lag"] for partition in status["partitions"]) == 7
+    shown = told(system, "status")
+    assert {lane["state"] for lane in shown["lanes"]} == {"no owner"}
+    assert sum(lane["pending"] for lane in shown["lanes"]) == 30
+    assert 0 < max(lane["oldest_s"] or 0 for lane in shown["lanes"]) < 60
+    assert sum(partition["lag"] for partition in shown["partitions"]) == 7
     text = said(system, "status")
     assert "no relay is connected" in text
     assert "no consumer is connected" in text
+
+
+def test_status_says_what_it_could_not_count(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unknown is not none: neither in numbers, nor for a lane of which only a part was counted."""
+    system.accept(30)
+    monkeypatch.setattr(status, "MOST_COUNTED", 2)
+    monkeypatch.setattr(screens, "MOST_COUNTED", 2)
+    with closing(system.connect()) as conn:
+        found = status.read_status(system.settings, conn)
+        assert {lane.pending for lane in found.lanes} == {2}
+        assert "2 or more" in "\n".join(screens.show_status(found))
+        monkeypatch.setattr(status, "PENDING", "SELECT pg_sleep(60) WHERE %(most)s > 0")
+        monkeypatch.setattr(status, "TIMEOUT_MS", 100)
+        found = status.read_status(system.settings, conn)
+    assert {(lane.pending, lane.oldest_s) for lane in found.lanes} == {(None, None)}
+    assert "unknown" in "\n".join(screens.show_status(found))
+
+
+def test_status_names_lanes_whose_oldest_row_waits_too_long(system: System) -> None:
+    system.accept(30)
+    system.query("UPDATE outbox SET created_at = created_at - interval '2 minutes'")
+    with system.lane(), closing(system.connect()) as conn:
+        found = status.read_status(system.settings, conn)
+    assert [lane.state for lane in found.lanes] == ["behind"] + ["no owner"] * (len(found.lanes) - 1)
+    assert "/readyz" in "\n".join(screens.troubles(found._replace(relays=1)))
+
+
+def test_status_shows_what_postgres_knows_while_kafka_is_away(system: System) -> None:
+    system.accept(30)
+    system.environ["KAFKA_BOOTSTRAP_SERVERS"] = "127.0.0.1:1"
+    shown = told(system, "status", code=3)
+    assert sum(lane["pending"] for lane in shown["lanes"]) == 30
+    assert shown["partitions"] is shown["dead_letters"] is None
+    assert shown["unknown"].keys() == {"brokers"}
+    assert "UNKNOWN  brokers" in said(system, "status", code=3)
+
+
+def test_status_shows_the_rest_while_a_topic_is_missing(system: System) -> None:
+    system.environ["DEAD_LETTER_TOPIC"] = "not-made"
+    shown = told(system, "status", code=1)
+    assert len(shown["partitions"]) == PARTITIONS
+    assert shown["unknown"].keys() == {"dead letters"}
 
 
 def test_status_names_what_is_refused_with_its_repair(system: System) -> None:
@@ -111,98 +154,3 @@ def test_status_that_is_watched_looks_again_until_it_is_interrupted(system: Syst
         process.stdout.read()
         assert process.wait(10) == 0
     assert looks == 2
-
-
-# ---- explain ----------------------------------------------------------------------------------------
-
-
-def test_the_life_of_an_order_is_told_by_either_id(system: System) -> None:
-    system.start("consumer")
-    system.start("relay")
-    scenario = system.submit(30)[17]
-    system.submit(30)
-    system.check_exactly_once(60)
-    ((worker,),) = system.query("SELECT worker_id FROM workers WHERE scenario_uuid = %s", scenario)
-
-    for wanted in (scenario, worker):
-        (order,) = told(system, "explain", str(wanted))["orders"]
-        assert UUID(order["worker_id"]) == worker
-        assert UUID(order["scenario_uuid"]) == scenario
-        assert order["status"] == "deployed"
-        assert order["waiting"] is None
-        check_place(system, order["command"], system.settings.input_topic, scenario)
-        check_place(system, order["order"], system.settings.output_topic, scenario)
-        assert order["commanded_at"] <= order["created_at"] <= order["updated_at"]
-
-    text = said(system, "explain", str(scenario))
-    steps = re.findall(r"(command in|accepted|published to|deployed)", text)
-    assert steps == ["command in", "accepted", "published to", "deployed"]
-
-
-def check_place(system: System, place: dict[str, Any], topic: str, scenario: UUID) -> None:
-    """See that the record is where it is said to be."""
-    assert place["topic"] == topic
-    (record,) = [
-        record
-        for record in system.read(topic)
-        if (record.partition(), record.offset()) == (place["partition"], place["offset"])
-    ]
-    assert str(scenario).encode() in (record.value() or b"")
-
-
-def test_an_order_that_waits_says_behind_what(one_lane: System) -> None:
-    first, *_, last = one_lane.accept(5)
-    (order,) = told(one_lane, "explain", str(last))["orders"]
-    assert order["waiting"]["table"] == "outbox"
-    assert order["waiting"]["ahead"] == 4
-    assert order["order"] is None
-    assert "behind 4 rows" in said(one_lane, "explain", str(last))
-    one_lane.start("relay", crash_at="relay.published:2").wait_killed()  # in Kafka, not settled
-    (order,) = told(one_lane, "explain", str(first))["orders"]
-    assert order["waiting"]["in_hand"] == 1
-    assert order["order"]["topic"] == one_lane.settings.output_topic
-
-
-def test_an_order_that_kafka_refused_says_so(one_lane: System) -> None:
-    limit_messages(one_lane, 100)
-    one_lane.start("relay")
-    (worker,) = one_lane.accept(1)
-    eventually(lambda: one_lane.query("SELECT count(*) FROM outbox_parked") == [(1,)], 20)
-    assert "PARKED (lane 0" in said(one_lane, "explain", str(worker))
-
-
-def test_a_lost_order_is_called_missing(system: System) -> None:
-    (worker,) = system.accept(1)
-    system.query("DELETE FROM outbox")
-    assert "MISSING: neither outbox row nor record" in said(system, "explain", str(worker))
-
-
-def test_what_never_became_a_worker_is_found_among_the_dead_letters_or_in_the_input(
-    system: System,
-) -> None:
-    scenario, unread = uuid4(), uuid4()
-    consumer = system.start("consumer")
-    system.start("relay")
-    system.produce(
-        msgspec.json.encode({"scenario_uuid": str(scenario), "camera_url": f"gopher://u:{SECRET}@h/1"})
-    )
-    eventually(lambda: len(system.read(system.settings.dead_letter_topic)) == 1, 20)
-    (letter,) = told(system, "explain", str(scenario))["dead_letters"]
-    assert letter["reason"] == "url_scheme"
-    assert letter["origin"].startswith(f"{system.settings.input_topic}:")
-    assert "orchestrator dlq show" in said(system, "explain", str(scenario))
-
-    consumer.stop()
-    system.submit(3, unread)
-    found = told(system, "explain", str(unread))
-    assert len(found["not_yet_consumed"]) == 3
-    assert "not consumed yet" in said(system, "explain", str(unread))
-
-
-@pytest.mark.parametrize("form", ["--json", None])
-def test_an_id_that_nobody_knows_is_told_as_such(system: System, form: str | None) -> None:
-    stranger = str(uuid4())
-    if form:
-        assert told(system, "explain", stranger, code=1)["known"] is False
-    else:
-        assert f"nothing is known of {stranger}" in said(system, "explain", stranger, code=1)

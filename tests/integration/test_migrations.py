@@ -27,6 +27,7 @@ FILES = [
     "003_consumed_offsets.sql",
     "004_repairs.sql",
     "005_set_aside.sql",
+    "006_retry_once.sql",
 ]
 NEXT = len(FILES) + 1
 
@@ -103,7 +104,7 @@ def test_an_empty_database_gets_every_table(bare: System) -> None:
         "schema_migrations",
         "workers",
     ]
-    assert [row[0] for row in history(bare)] == [1, 2, 3, 4, 5]
+    assert [row[0] for row in history(bare)] == list(range(1, NEXT))
 
 
 def test_a_second_run_does_nothing(bare: System) -> None:
@@ -151,7 +152,7 @@ def test_a_database_newer_than_the_code_is_refused_by_name(bare: System) -> None
     migrate(bare)
     bare.query("INSERT INTO schema_migrations (version, checksum) VALUES (99, 'of a later release')")
     before = history(bare)
-    with pytest.raises(SchemaRefused, match=r"has migration 099, .* none after 005"):
+    with pytest.raises(SchemaRefused, match=rf"has migration 099, .* none after {NEXT - 1:03}"):
         migrate(bare)
     refused = run_command(bare.environ, "migrate")
     assert refused.returncode == 1
@@ -179,7 +180,7 @@ def test_refusal_comes_before_any_pending_file_is_run(
         bare.query("INSERT INTO schema_migrations (version, checksum) VALUES (99, '')")
     else:
         bare.query("UPDATE schema_migrations SET checksum = 'other' WHERE version = 3")
-    add_migration(monkeypatch, Migration(NEXT, "006_more.sql", "CREATE TABLE more ()"))
+    add_migration(monkeypatch, Migration(NEXT, f"{NEXT:03}_more.sql", "CREATE TABLE more ()"))
     with pytest.raises(SchemaRefused):
         migrate(bare)
     assert "more" not in tables(bare)
@@ -203,22 +204,24 @@ def test_two_runners_at_once_both_succeed_and_one_does_the_work(bare: System) ->
     "fault",
     [
         pytest.param("SELECT 1 / 0", id="in the file"),
-        pytest.param("ALTER TABLE schema_migrations ADD CHECK (version < 6)", id="after the file"),
+        pytest.param(
+            f"ALTER TABLE schema_migrations ADD CHECK (version <= {NEXT})", id="after the file"
+        ),
     ],
 )
 def test_a_failing_migration_leaves_nothing_of_itself_and_all_of_those_before(
     bare: System, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
-    good = Migration(NEXT, "006_good.sql", "CREATE TABLE good ()")
-    bad = Migration(NEXT + 1, "007_bad.sql", f"CREATE TABLE bad (); {fault}")
+    good = Migration(NEXT, f"{NEXT:03}_good.sql", "CREATE TABLE good ()")
+    bad = Migration(NEXT + 1, f"{NEXT + 1:03}_bad.sql", f"CREATE TABLE bad (); {fault}")
     with monkeypatch.context() as patched:
         add_migration(patched, good, bad)
         with pytest.raises(psycopg.Error):
             migrate(bare)
     assert {"good", "bad"} & set(tables(bare)) == {"good"}
-    assert [row[0] for row in history(bare)] == [1, 2, 3, 4, 5, 6]
+    assert [row[0] for row in history(bare)] == list(range(1, NEXT + 1))
     add_migration(monkeypatch, good, bad._replace(sql="CREATE TABLE bad ()"))
-    assert migrate(bare) == ["007_bad.sql"]  # mended, it runs; nothing was left in its way
+    assert migrate(bare) == [bad.name]  # mended, it runs; nothing was left in its way
 
 
 def test_lanes_are_seeded_once_and_another_number_later_is_ignored_with_a_warning(

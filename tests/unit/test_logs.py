@@ -47,7 +47,16 @@ SECRETS = [
 ]
 
 
-@pytest.mark.parametrize("text", SECRETS)
+ODD = [
+    "key cam_1_rtsp://user:S3CRET@host/1 is taken",
+    "1rtsp://user:S3CRET@host",
+    "api-key: S3CRET",
+    "x-auth-token=S3CRET",
+    "Authorization: S3CRET",
+]
+
+
+@pytest.mark.parametrize("text", SECRETS + ODD)
 def test_a_secret_in_any_text_is_masked(text: str) -> None:
     assert "S3CRET" not in mask(text)
     assert "***" in mask(text)
