@@ -102,6 +102,11 @@ encode = msgspec.json.Encoder().encode
 encode_order: Callable[[DeployOrder], bytes] = encode
 
 
+def as_text(name: UUID) -> bytes:
+    """Return a UUID as people write it; three times as fast as str()."""
+    return encode(name)[1:-1]  # without JSON's quotes
+
+
 def deploy_order(
     topic: str, order: DeployOrder, record: Record, event_source: str | None = None
 ) -> Message:
@@ -115,28 +120,33 @@ def deploy_order(
         headers += cloud_event(order, record, event_source)
     return Message(
         topic,
-        encode(order.scenario_uuid)[1:-1],  # without the quotes: three times as fast as str()
+        as_text(order.scenario_uuid),
         encode_order(order),
         headers,
         order.worker_id,
     )
 
 
+CLOUD_EVENT = [
+    ("content-type", b"application/json"),
+    ("ce_specversion", b"1.0"),
+    ("ce_type", b"vap.worker.deploy"),
+]
+
+
 def cloud_event(order: DeployOrder, record: Record, source: str) -> list[tuple[str, bytes]]:
     """Return the headers of a CloudEvent 1.0 in Kafka's binary content mode."""
-    headers = {
-        "content-type": "application/json",
-        "ce_specversion": "1.0",
-        "ce_id": str(order.worker_id),
-        "ce_source": source,
-        "ce_type": "vap.worker.deploy",
-        "ce_subject": str(order.scenario_uuid),
-    }
+    headers = [
+        *CLOUD_EVENT,
+        ("ce_source", source.encode()),
+        ("ce_id", as_text(order.worker_id)),
+        ("ce_subject", as_text(order.scenario_uuid)),
+    ]
     kind, time_ms = record.timestamp()
     if kind in TIMESTAMP_TYPES and 0 <= time_ms <= LATEST_MS:
         at = datetime.fromtimestamp(time_ms / 1000, UTC)
-        headers["ce_time"] = at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    return [(name, value.encode()) for name, value in headers.items()]
+        headers.append(("ce_time", f"{at:%Y-%m-%dT%H:%M:%S}.{time_ms % 1000:03}Z".encode()))
+    return headers
 
 
 # Called by way of C, which always sees the error that the client leaves behind. A plain call may not

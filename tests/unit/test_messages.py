@@ -334,9 +334,9 @@ def test_an_order_is_a_cloud_event_if_that_is_wanted() -> None:
         ("traceparent", b"00"),
         ("content-type", b"application/json"),
         ("ce_specversion", b"1.0"),
-        ("ce_id", str(WORKER).encode()),
-        ("ce_source", b"/orchestrator/in"),
         ("ce_type", b"vap.worker.deploy"),
+        ("ce_source", b"/orchestrator/in"),
+        ("ce_id", str(WORKER).encode()),
         ("ce_subject", str(SCENARIO).encode()),
     ]
     assert message.headers == [*event, ("ce_time", b"2023-11-14T22:13:20.123Z")]
