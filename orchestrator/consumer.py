@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 def run_consumer(settings: Settings) -> int:
     """Be the consumer until stopped; return the exit code."""
     health, registry = Health(), new_registry("consumer")
-    metrics = ConsumerMetrics(registry, health)
+    metrics = ConsumerMetrics(registry, health, settings.input_topic)
     consumer = InputConsumer(settings, metrics)
     health.checks = {
         "session": lambda: consumer.trouble,

@@ -1,14 +1,17 @@
 """Gauges of whole tables and topics: read in the background, never inside a scrape.
 
 Each process reports only what it works itself (its lanes, its partitions), so sums over all
-processes count nothing twice. What cannot be read is not reported, rather than reported stale.
+processes count nothing twice. What cannot be read is not reported, or as NaN, rather than stale.
+In the same way it is looked, for /readyz, whether the brokers answer.
 """
 
 import logging
+import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from threading import Event, Thread
+from typing import TypeVar
 
 import psycopg
 from confluent_kafka import KafkaException
@@ -17,15 +20,17 @@ from psycopg_pool import ConnectionPool, PoolTimeout
 from orchestrator import topics
 from orchestrator.metrics import ConsumerMetrics, RelayMetrics
 from orchestrator.settings import Settings
-from orchestrator.workers import ids_used
+from orchestrator.workers import read_ids
 from outbox import Connection
 from outbox.errors import describe
-from outbox.postgres import KEEPALIVES
+from outbox.postgres import KEEPALIVES, answers_within
 from outbox.store import read_backlog
 
+T = TypeVar("T")
 EVERY_S = 5.0
 REST, REST_S = 20.0, 30.0  # counting a long table may take 5 % of the time; pauses end at 30 s
 TIMEOUT_MS = 2000  # for the statement; counting a million rows takes a tenth of it
+SILENCE_S = 5.0  # for a server that does not even say that the statement took too long
 
 
 @contextmanager
@@ -72,7 +77,12 @@ def backlog_gauges(settings: Settings, metrics: RelayMetrics) -> Iterator[None]:
     logging.getLogger("psycopg.pool").setLevel(logging.CRITICAL)  # the relay says what is away
     pool: ConnectionPool[Connection] = ConnectionPool(
         settings.database_url,
-        kwargs={"autocommit": True, "application_name": "orchestrator gauges", **KEEPALIVES},
+        kwargs={
+            "autocommit": True,
+            "application_name": "orchestrator gauges",
+            "target_session_attrs": "read-write",  # a standby may be far behind
+            **KEEPALIVES,
+        },
         configure=_limit_statements,
         min_size=0,
         max_size=1,
@@ -80,40 +90,51 @@ def backlog_gauges(settings: Settings, metrics: RelayMetrics) -> Iterator[None]:
         open=False,
     )
 
-    def look() -> None:
+    def read(what: Callable[[Connection], T]) -> T | None:
+        """Read one thing, whatever becomes of the others; None if that cannot be done."""
         try:
-            with pool.connection() as conn:
-                metrics.ids_used.set(ids_used(conn) or 0)
-                backlog = read_backlog(conn, sorted(metrics.owned))
+            with pool.connection() as conn, answers_within(conn, SILENCE_S):
+                return what(conn)
         except (psycopg.Error, PoolTimeout):
-            backlog = {}
+            return None
+
+    def look() -> None:
+        backlog = read(lambda conn: read_backlog(conn, sorted(metrics.owned))) or {}
         metrics.pending.clear()
         metrics.oldest.clear()
         for lane, waiting in backlog.items():
             metrics.pending.labels(str(lane)).set(waiting.pending)
             metrics.oldest.labels(str(lane)).set(waiting.oldest_s)
+        ids = read(read_ids)
+        used = None if ids is None else ids.used
+        metrics.ids_used.set(math.nan if used is None else used)
 
+    metrics.ids_used.set(math.nan)  # not 0, before the first look
     with pool, in_background(look, REST):
         yield
 
 
 def _limit_statements(conn: Connection) -> None:
-    conn.execute("SELECT set_config('statement_timeout', %s, false)", (str(TIMEOUT_MS),))
+    with answers_within(conn, SILENCE_S):
+        conn.execute("SELECT set_config('statement_timeout', %s, false)", (str(TIMEOUT_MS),))
 
 
 @contextmanager
 def lag_gauges(
     settings: Settings,
     positions: Callable[[], Mapping[int, int]],
-    paused: Callable[[], Sized],
+    paused: Callable[[], Collection[int]],
     metrics: ConsumerMetrics,
 ) -> Iterator[None]:
-    """Keep orchestrator_consumer_lag_messages and orchestrator_partitions_paused."""
+    """Keep what the consumer reports of its partitions: lag, offset, how many are paused."""
     admin = topics.Admin(settings.kafka)
 
     def look() -> None:
-        metrics.paused.set(len(paused()))
-        offsets = positions()
+        offsets, waiting = positions(), paused()
+        metrics.paused.set(len(waiting))
+        metrics.offset.clear()
+        for partition in offsets.keys() - set(waiting):
+            metrics.offset.labels(str(partition)).set(offsets[partition])
         try:
             ends = topics.read_ends(admin, settings.input_topic, list(offsets))
         except KafkaException:

@@ -4,6 +4,8 @@ prometheus_client's own server answers 200 on every path, which makes a bad prob
 """
 
 import json
+import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,8 +17,22 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from orchestrator.health import Health
 from orchestrator.logs import masked
 
+log = logging.getLogger(__name__)
+
 REQUEST_S = 5.0  # a client that sends nothing is let go
 LOOK_S = 0.1  # how soon the end of the block is seen
+
+
+class Server(ThreadingHTTPServer):
+    """A thread for each request; none of them keeps the process from ending."""
+
+    daemon_threads = True
+
+    def handle_error(self, *_: object) -> None:
+        """Log a bug, in place of a traceback on stderr; a client that breaks off or stalls is none."""
+        error = sys.exception()
+        if not isinstance(error, ConnectionError | TimeoutError):
+            log.error("request broken", exc_info=error)
 
 
 @contextmanager
@@ -53,8 +69,7 @@ def serve_http(host: str, port: int, registry: CollectorRegistry, health: Health
         def log_message(self, *_: object) -> None:
             """Say nothing: probes come every few seconds."""
 
-    with ThreadingHTTPServer((host, port), Handler) as server:
-        server.daemon_threads = True
+    with Server((host, port), Handler) as server:
         Thread(target=server.serve_forever, args=(LOOK_S,), name="http", daemon=True).start()
         try:
             yield server.server_port

@@ -1,4 +1,8 @@
-"""The metrics, and the observers that feed them: once a batch, never once a message."""
+"""The metrics, and the observers that feed them: once a batch, never once a message.
+
+Each series of a counter or histogram is there from the start: else rate() and increase() would not
+see the first of its kind.
+"""
 
 import platform
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,8 +13,10 @@ from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
 from orchestrator.health import Health
+from orchestrator.messages import Reason
 from orchestrator.tracing import new_tracing
 from outbox import Message, Observer
+from outbox.lane import Verdict
 from outbox.message import OutboxRow
 from outbox.postgres import Confirmation
 
@@ -55,11 +61,11 @@ class UnconfirmedCommits(Collector):
 
 
 class ConsumerMetrics:
-    """What the consumer counts."""
+    """What the consumer counts. topic: the one that it reads, for the spans."""
 
-    def __init__(self, registry: CollectorRegistry, health: Health) -> None:
+    def __init__(self, registry: CollectorRegistry, health: Health, topic: str | None = None) -> None:
         self._health = health
-        self._tracing = new_tracing()
+        self._tracing = new_tracing(topic)
         self._messages = Counter(
             "orchestrator_messages_total",
             "Input records committed: accepted, duplicate (read again, no effect) or dead_letter.",
@@ -74,6 +80,8 @@ class ConsumerMetrics:
             ["reason"],
             registry=registry,
         )
+        for reason in Reason:
+            self._dead.labels(reason.value)
         self._seconds = Histogram(
             "orchestrator_transaction_seconds",
             "Duration of one Postgres transaction: offsets, workers and outbox rows of a batch.",
@@ -83,6 +91,12 @@ class ConsumerMetrics:
         self.lag = Gauge(
             "orchestrator_consumer_lag_messages",
             "High-water mark minus the offset in Postgres, of the partitions assigned here.",
+            ["partition"],
+            registry=registry,
+        )
+        self.offset = Gauge(
+            "orchestrator_consumer_offset",
+            "Offset in Postgres, of the partitions assigned here that are not paused.",
             ["partition"],
             registry=registry,
         )
@@ -145,9 +159,13 @@ class RelayMetrics(Observer):
             buckets=TRANSACTION_BUCKETS,
             registry=registry,
         )
+        for phase in ("postgres", "kafka"):
+            self._phases.labels(phase)
         self._recoveries = Counter(
             "outbox_recoveries_total", "Recoveries by verdict.", ["verdict"], registry=registry
         )
+        for verdict in Verdict:
+            self._recoveries.labels(verdict.value)
         self._parked = Counter(
             "outbox_parked_total", "Rows that Kafka refused and that were set aside.", registry=registry
         )
@@ -214,8 +232,10 @@ class RelayMetrics(Observer):
         self._parked.inc()
 
     def lanes_owned(self, lanes: frozenset[int]) -> None:
-        """Report the lanes of now; one given up no longer has to tick."""
+        """Report the lanes of now; a new one has to tick from now on, one given up no longer."""
         self._lanes.set(len(lanes))
+        for lane in lanes - self.owned:
+            self._health.tick(f"lane {lane}")
         for lane in self.owned - lanes:
             self._health.forget(f"lane {lane}")
         self.owned = lanes

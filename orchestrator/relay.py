@@ -46,6 +46,7 @@ def run_relay(settings: Settings) -> int:
         "lanes": lane_trouble(relay),
     }
     logging.getLogger("outbox.lane").addFilter(name_repair)
+    metrics.tick(None)  # or a first connect that hangs would never be missed
     with in_background(kafka.look), backlog_gauges(settings, metrics):
         return run_process(settings, registry, health, relay.run)
 

@@ -144,8 +144,8 @@ def read_kafka(env: Environment) -> Mapping[str, str]:
     for variable in sorted(env.variables):
         if not variable.startswith(KAFKA_PREFIX):
             continue
-        name = variable.removesuffix("_FILE")
-        prop = name.removeprefix(KAFKA_PREFIX).lower().replace("_", ".")
+        name = setting_of(variable)
+        prop = property_of(name)
         if prop in GUARANTEED:
             env.faults.append(f"{variable} must not be set: exactly-once delivery rests on {prop}")
         elif prop in OURS:
@@ -162,13 +162,31 @@ def read_kafka(env: Environment) -> Mapping[str, str]:
     return kafka
 
 
+UNKNOWN = "No such configuration property"  # how librdkafka begins then
+
+
+def setting_of(variable: str) -> str:
+    """Return NAME of NAME_FILE. Some properties of librdkafka end in `.file` themselves."""
+    if variable.endswith("_FILE"):
+        said = librdkafkas_word({property_of(variable): ""})
+        if said and said.startswith(UNKNOWN):
+            return variable.removesuffix("_FILE")
+    return variable
+
+
+def property_of(name: str) -> str:
+    """Return the librdkafka property that KAFKA_CONFIG_NAME sets."""
+    return name.removeprefix(KAFKA_PREFIX).lower().replace("_", ".")
+
+
 def fault_of(prop: str, value: str) -> str | None:
     """Say what is wrong with one property by itself, without its value; None if nothing is."""
     said = librdkafkas_word({prop: value})
     if said is None or said.startswith(TOGETHER):
         return None
-    unknown = said.startswith("No such configuration property")
-    return f"is no property of librdkafka ({prop})" if unknown else f"is no valid value of {prop}"
+    if said.startswith(UNKNOWN):
+        return f"is no property of librdkafka ({prop})"
+    return f"is no valid value of {prop}"
 
 
 def fault_of_all(properties: Mapping[str, str]) -> str | None:

@@ -1,13 +1,15 @@
 """Spans for OpenTelemetry, where its API is installed (extra `otel`); elsewhere no span and no cost.
 
-One span a batch, linked to the trace of every command in it that carries one (W3C Trace Context), as
-OpenTelemetry's conventions for messaging have it for batches. The traceparent itself travels on from
-the input through the outbox to the deploy order, whether or not anybody traces here.
+One span a batch and topic, or one for every LINKS messages of it, linked to the trace of every command
+in it that carries one (W3C Trace Context). Names, kinds and attributes are those of OpenTelemetry's
+conventions for messaging. The traceparent itself travels on from the input through the outbox to the
+deploy order, whether or not anybody traces here.
 """
 
 import time
 from base64 import b64decode
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 
 from outbox import Message
 from outbox.message import OutboxRow
@@ -20,45 +22,66 @@ except ModuleNotFoundError:
 else:
     INSTALLED = True
 
+LINKS = 128  # of a span: the SDK drops what is more, unless OTEL_SPAN_LINK_COUNT_LIMIT says otherwise
+
 
 class Tracing:
-    """Makes the spans of one process. After the fact, from what a batch took: no span is ever open."""
+    """Makes the spans of one process. After the fact, from what a batch took: no span is ever open.
 
-    def __init__(self) -> None:
+    source: the topic that a consumer reads, if it is to be named.
+    """
+
+    def __init__(self, source: str | None = None) -> None:
+        self._source = source
         self._tracer = trace.get_tracer("orchestrator")
         self._propagator = TraceContextTextMapPropagator()
 
     def accepted(self, messages: Sequence[Message], took_s: float) -> None:
         """Record a consumer's Postgres transaction."""
-        parents = [dict(message.headers).get("traceparent") for message in messages if message.headers]
-        self._record("accept", "process", filter(None, parents), len(messages), took_s)
+        parents = [dict(one.headers).get("traceparent") if one.headers else None for one in messages]
+        self._record("accept", "process", trace.SpanKind.CONSUMER, self._source, parents, took_s)
 
     def published(self, rows: Sequence[OutboxRow], took_s: float) -> None:
-        """Record a relay's Kafka transaction."""
-        stored = [dict(row.headers).get("traceparent") for row in rows if row.headers]
-        parents = [b64decode(parent) for parent in stored if parent]
-        self._record("publish", "send", parents, len(rows), took_s)
+        """Record a relay's Kafka transaction.
+
+        Its spans are of kind CLIENT: a message goes with the trace of its command, not with ours.
+        """
+        by_topic: defaultdict[str, list[bytes | None]] = defaultdict(list)
+        for row in rows:
+            stored = dict(row.headers).get("traceparent") if row.headers else None
+            by_topic[row.topic].append(b64decode(stored) if stored else None)
+        for topic, parents in by_topic.items():
+            self._record("publish", "send", trace.SpanKind.CLIENT, topic, parents, took_s)
 
     def _record(
-        self, name: str, operation: str, parents: Iterable[bytes], messages: int, took_s: float
+        self,
+        name: str,
+        operation: str,
+        kind: "trace.SpanKind",
+        topic: str | None,
+        parents: Sequence[bytes | None],
+        took_s: float,
     ) -> None:
-        contexts = map(self._context, parents)
-        links = [trace.Link(context) for context in contexts if context.is_valid]
-        if not links:
-            return
+        """Make the spans of one topic's messages. parents: the traceparent of each message, if any."""
         ended = time.time_ns()
-        span = self._tracer.start_span(
-            name,
-            kind=trace.SpanKind.CONSUMER if name == "accept" else trace.SpanKind.PRODUCER,
-            attributes={
-                "messaging.system": "kafka",
-                "messaging.operation.type": operation,
-                "messaging.batch.message_count": messages,
-            },
-            links=links,
-            start_time=ended - int(took_s * 1e9),
-        )
-        span.end(ended)
+        attributes = {
+            "messaging.system": "kafka",
+            "messaging.operation.name": name,
+            "messaging.operation.type": operation,
+        }
+        if topic:
+            name, attributes["messaging.destination.name"] = f"{name} {topic}", topic
+        for part in (parents[first : first + LINKS] for first in range(0, len(parents), LINKS)):
+            contexts = map(self._context, filter(None, part))
+            links = [trace.Link(context) for context in contexts if context.is_valid]
+            if links:
+                self._tracer.start_span(
+                    name,
+                    kind=kind,
+                    attributes=attributes | {"messaging.batch.message_count": len(part)},
+                    links=links,
+                    start_time=ended - int(took_s * 1e9),
+                ).end(ended)
 
     def _context(self, parent: bytes) -> "trace.SpanContext":
         carrier = {"traceparent": parent.decode("ascii", "replace")}
@@ -66,6 +89,6 @@ class Tracing:
         return trace.get_current_span(context).get_span_context()
 
 
-def new_tracing() -> Tracing | None:
+def new_tracing(source: str | None = None) -> Tracing | None:
     """Return what makes the spans; None where OpenTelemetry is not installed."""
-    return Tracing() if INSTALLED else None
+    return Tracing(source) if INSTALLED else None

@@ -7,8 +7,9 @@ a counted no-op instead of a second worker.
 
 import struct
 from collections.abc import Sequence
+from decimal import Decimal
 from hashlib import blake2b
-from typing import cast
+from typing import NamedTuple, cast
 from uuid import UUID
 
 from orchestrator.messages import DeployOrder
@@ -79,23 +80,55 @@ def set_deployed(conn: Connection, worker_ids: Sequence[UUID]) -> None:
     conn.execute(SET_DEPLOYED, {"ids": arrays.uuids(worker_ids)}, prepare=True)
 
 
-IDS_USED = """
-    SELECT coalesce(numbers.last_value, 0)::float8
-           / least(numbers.max_value, CASE id.atttypid WHEN 'int4'::regtype THEN 2147483647
-                                                       ELSE 9223372036854775807 END)
-      FROM pg_attribute AS id
-      JOIN pg_sequences AS numbers
-        ON format('%%I.%%I', numbers.schemaname, numbers.sequencename)::regclass
-           = pg_get_serial_sequence('workers', 'id')::regclass
-     WHERE id.attrelid = 'workers'::regclass AND id.attname = 'id'
-       AND has_sequence_privilege(pg_get_serial_sequence('workers', 'id'), 'SELECT, USAGE')
+# The column may be SERIAL, an identity, or have another sequence or none as its default.
+READ_IDS = """
+    WITH id AS (
+        SELECT atttypid,
+               CASE WHEN attidentity <> ''
+                    THEN pg_get_serial_sequence(attrelid::regclass::text, attname)::regclass::oid
+                    ELSE (SELECT refobjid
+                            FROM pg_attrdef
+                            JOIN pg_depend ON classid = 'pg_attrdef'::regclass
+                                          AND objid = pg_attrdef.oid
+                            JOIN pg_class ON pg_class.oid = refobjid AND relkind = 'S'
+                           WHERE adrelid = attrelid AND adnum = attnum
+                           LIMIT 1) END AS sequence
+          FROM pg_attribute
+         WHERE attrelid = to_regclass('workers') AND attname = 'id' AND NOT attisdropped
+    )
+    SELECT format_type(atttypid, NULL),
+           seqrelid::regclass::text,
+           CASE WHEN has_sequence_privilege(seqrelid, 'USAGE, SELECT')
+                THEN coalesce(pg_sequence_last_value(seqrelid)::numeric - seqmin + 1, 0) END,
+           least(seqmax, CASE atttypid WHEN 'int2'::regtype THEN 32767
+                                       WHEN 'int4'::regtype THEN 2147483647
+                                       ELSE 9223372036854775807 END)::numeric - seqmin + 1
+      FROM id
+      LEFT JOIN pg_sequence ON seqrelid = sequence
 """
 
 
-def ids_used(conn: Connection) -> float | None:
-    """Return the share of workers.id that is given out, 0 to 1; SERIAL ends at 2^31.
+class Ids(NamedTuple):
+    """The ids of `workers`: where they come from, and how many that can give.
 
-    None: the table was adopted without a sequence, or the role may not see it.
+    kind: the column's type. sequence: None if they come from none. given: how many are given out, None
+    if the role may not look.
     """
-    row = conn.execute(IDS_USED, {}).fetchone()
-    return None if row is None else cast("float", row[0])
+
+    kind: str
+    sequence: str | None
+    given: Decimal | None
+    limit: Decimal | None
+
+    @property
+    def used(self) -> float | None:
+        """Return the share that is given out, 0 to 1; None if it is not known."""
+        return None if self.given is None or not self.limit else float(self.given / self.limit)
+
+
+def read_ids(conn: Connection) -> Ids | None:
+    """Look how many ids are given out: SERIAL ends at 2^31. None: there is no column workers.id."""
+    row = conn.execute(READ_IDS).fetchone()
+    if row is None:
+        return None
+    return Ids(*cast("tuple[str, str | None, Decimal | None, Decimal | None]", row))

@@ -6,10 +6,13 @@ from outbox.message import OutboxRow
 
 
 class Observer:
-    """Called by the relay's threads, once a batch or rarer. Methods must be quick and never raise."""
+    """Called by the relay's threads, once a batch or rarer, but for `tick`.
+
+    Methods must be quick and never raise.
+    """
 
     def tick(self, lane: int | None) -> None:
-        """A loop is alive (None: the relay's own). Waiting for a server counts as alive."""
+        """A loop is alive (None: the relay's own). It ticks while it waits for a server, too."""
 
     def idle(self, lane: int) -> None:
         """A lane was looked at and is empty; its loop is alive."""

@@ -16,10 +16,12 @@ from typing import Any
 from urllib.error import URLError
 from urllib.parse import urlencode
 from urllib.request import urlopen
+from uuid import uuid4
 
 import psycopg
 import pytest
 import yaml
+from confluent_kafka import Producer
 
 from orchestrator.embedded.server import HOST, EmbeddedServer, free_port
 from tests.eventually import eventually
@@ -37,8 +39,8 @@ CLEARS_S = 60  # the longest window, ten minutes; a repaired lane's back-off
 
 def hurried(text: str) -> str:
     """Return an expression or a time of the rules with every minute MINUTE_S long."""
-    seconds = {"m": MINUTE_S, "h": 60 * MINUTE_S}
-    text = re.sub(r"\b(\d+)([mh])\b", lambda it: f"{int(it[1]) * seconds[it[2]]}s", text)
+    seconds = {"m": MINUTE_S, "h": 60 * MINUTE_S, "d": 24 * 60 * MINUTE_S}
+    text = re.sub(r"\b(\d+)([mhd])\b", lambda it: f"{int(it[1]) * seconds[it[2]]}s", text)
     return text.replace("> 60", f"> {MINUTE_S}")
 
 
@@ -161,6 +163,19 @@ def locked(system: System, rows: str) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def transaction(system: System, partition: int) -> Iterator[None]:
+    """Have somebody's transaction open in a partition of the input: what comes behind it waits."""
+    name = {"transactional.id": f"api-{uuid4()}", "transaction.timeout.ms": 300_000}
+    producer = Producer({**system.settings.kafka, **name})
+    producer.init_transactions(10)
+    producer.begin_transaction()
+    producer.produce(system.settings.input_topic, b"undecided", partition=partition)
+    assert producer.flush(10) == 0
+    yield
+    producer.abort_transaction(10)
+
+
 @pytest.mark.usefixtures("watched")
 def test_nothing_fires_while_all_works(prometheus: Prometheus) -> None:
     for_long = f"[{5 * MINUTE_S}s]"  # ConsumerStalled takes that long, and most others less
@@ -213,14 +228,35 @@ def test_processes_that_are_frozen_or_gone_are_missed_until_they_are_back(
     system.check_exactly_once(200)
 
 
+def command() -> bytes:
+    return json.dumps({"scenario_uuid": str(uuid4()), "camera_url": "rtsp://camera/1"}).encode()
+
+
 @pytest.mark.usefixtures("watched")
-def test_a_stalled_consumer_is_told_of_until_it_goes_on(system: System, prometheus: Prometheus) -> None:
-    with locked(system, "consumed_offsets"):
-        system.submit(100)
-        prometheus.wait_firing("ConsumerStalled")
-        assert [labels["alertname"] for labels in prometheus.firing()] == ["ConsumerStalled"]
+def test_a_stuck_partition_and_a_stalled_consumer_are_told_of_until_they_go_on(
+    system: System, prometheus: Prometheus
+) -> None:
+    api, sent = Producer({**system.settings.kafka, "linger.ms": 1}), 0
+
+    def fires_while_the_other_partition_goes_on() -> bool:
+        nonlocal sent
+        api.produce(system.settings.input_topic, command(), partition=1)
+        sent += 1
+        return prometheus.fires("PartitionStuck")
+
+    with transaction(system, partition=0):
+        system.produce(command(), command(), partition=0)
+        eventually(fires_while_the_other_partition_goes_on, FIRES_S)
+        assert api.flush(10) == 0
+        (alert,) = prometheus.firing()
+        assert (alert["partition"], alert["severity"]) == ("0", "critical")
+        with locked(system, "consumed_offsets"):
+            system.submit(100)
+            prometheus.wait_firing("ConsumerStalled")
+            names = {labels["alertname"] for labels in prometheus.firing()}
+            assert names == {"ConsumerStalled", "PartitionStuck"}
     prometheus.wait_silent()
-    system.check_exactly_once(200)
+    system.check_exactly_once(100 + 2 + sent + 100)
 
 
 def test_what_waits_for_a_person_is_told_of_until_it_is_repaired(

@@ -1,7 +1,9 @@
 """What Prometheus sees of real processes after real work."""
 
+import math
 import time
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from functools import partial
 from urllib.request import urlopen
 
@@ -9,14 +11,23 @@ import pytest
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
+from orchestrator import gauges
+from orchestrator.health import Health
+from orchestrator.metrics import RelayMetrics, new_registry
+from orchestrator.settings import read_settings
+from orchestrator.workers import READ_IDS
+from tests.acceptance.test_roles import roles_made
 from tests.eventually import eventually
-from tests.system import Running, System
+from tests.proxy import Rule, swallow
+from tests.system import Running, System, end_sessions
+from tests.wired import postgres_proxied
 
 COMMANDS, BAD = 200, 3
 
 CONSUMERS = {
     "orchestrator_build_info",
     "orchestrator_consumer_lag_messages",
+    "orchestrator_consumer_offset",
     "orchestrator_dead_letters",
     "orchestrator_messages",
     "orchestrator_partitions_paused",
@@ -82,17 +93,16 @@ def test_work_is_counted_by_the_process_that_did_it(worked: tuple[Running, Runni
         "duplicate": 0,
         "dead_letter": BAD,
     }
-    assert samples(consumer, "orchestrator_dead_letters_total") == {
-        "not_json": 1,
-        "wrong_fields": 1,
-        "empty": 1,
-    }
+    reasons = samples(consumer, "orchestrator_dead_letters_total")
+    found = {reason: records for reason, records in reasons.items() if records}
+    assert found == {"not_json": 1, "wrong_fields": 1, "empty": 1}
     transactions = total(consumer, "orchestrator_transaction_seconds_count")
     assert 1 <= transactions <= COMMANDS + BAD
     assert 0 < total(consumer, "orchestrator_transaction_seconds_sum") < 10 * transactions
     assert samples(consumer, "orchestrator_partitions_paused") == {"": 0}
     lag = eventually(lambda: samples(consumer, "orchestrator_consumer_lag_messages"))
     assert lag.keys() == {"0", "1"}
+    eventually(lambda: total(consumer, "orchestrator_consumer_offset") == COMMANDS + BAD)
 
     rows = COMMANDS + BAD
     assert samples(relay, "outbox_published_total") == {"": rows}
@@ -104,11 +114,13 @@ def test_work_is_counted_by_the_process_that_did_it(worked: tuple[Running, Runni
     phases = samples(relay, "outbox_phase_seconds_count")
     assert phases.keys() == {"postgres", "kafka"}
     assert min(phases.values()) >= batches
-    assert samples(relay, "outbox_recoveries_total") == {"new_lane": 4}
+    recoveries = samples(relay, "outbox_recoveries_total")
+    assert {verdict: times for verdict, times in recoveries.items() if times} == {"new_lane": 4}
     assert samples(relay, "outbox_parked_total") == {"": 0}
     assert samples(relay, "outbox_lanes_owned") == {"": 4}
     assert samples(relay, "outbox_lanes_refused") == {"": 0}
-    used = eventually(lambda: total(relay, "orchestrator_worker_ids_used_ratio"))
+    eventually(lambda: total(relay, "orchestrator_worker_ids_used_ratio") > 0)
+    used = total(relay, "orchestrator_worker_ids_used_ratio")
     assert COMMANDS / 2**31 <= used < 2 * COMMANDS / 2**31
     assert abs(time.time() - total(relay, "outbox_last_success_timestamp_seconds")) < 5
 
@@ -155,3 +167,83 @@ def test_the_lag_is_what_is_not_committed_in_postgres(system: System) -> None:
         conn.execute("SELECT FROM consumed_offsets FOR UPDATE")  # no offset moves on
         system.submit(COMMANDS)
         eventually(lambda: total(consumer, "orchestrator_consumer_lag_messages") == COMMANDS)
+
+
+# ---- the gauges of the database, in this process -------------------------------------------------
+
+Read = Callable[[str], float | None]
+
+
+@contextmanager
+def gauges_of(environ: Mapping[str, str]) -> Iterator[Read]:
+    """Keep the gauges of a relay that owns lane 0; give what reads one by its name."""
+    registry = new_registry("relay")
+    metrics = RelayMetrics(registry, Health())
+    metrics.owned = frozenset({0})
+
+    def read(name: str) -> float | None:
+        labels = {} if name == IDS else {"lane": "0"}
+        return registry.get_sample_value(name, labels)
+
+    with gauges.backlog_gauges(read_settings(environ), metrics):
+        yield read
+
+
+IDS, PENDING = "orchestrator_worker_ids_used_ratio", "outbox_pending_rows"
+
+
+@pytest.fixture
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Look at the database again and again."""
+    monkeypatch.setattr(gauges, "EVERY_S", 0.05)
+    monkeypatch.setattr(gauges, "REST_S", 0.1)
+
+
+@pytest.mark.usefixtures("often")
+def test_what_the_relay_may_not_see_takes_no_other_gauge_away(system: System) -> None:
+    system.query("CREATE SCHEMA of_others")
+    system.query("CREATE SEQUENCE of_others.numbers")
+    with roles_made(system) as logins, gauges_of(logins.environ("relay")) as read:
+        eventually(lambda: read(PENDING) == 0)
+        eventually(lambda: read(IDS) == 0)
+        system.query(f"REVOKE ALL ON SEQUENCE workers_id_seq FROM {logins.role('relay')}")
+        eventually(lambda: is_unknown(read(IDS)))
+        assert read(PENDING) == 0
+
+
+@pytest.mark.usefixtures("often")
+def test_the_share_of_ids_is_that_of_their_sequence_now_or_unknown(system: System) -> None:
+    system.query("CREATE SEQUENCE the_platforms")
+    system.query("ALTER TABLE workers ALTER id SET DEFAULT nextval('the_platforms')")
+    system.query("SELECT setval('the_platforms', 2100000000)")
+    with gauges_of(system.environ) as read:
+        assert is_unknown(read(IDS))
+        eventually(lambda: read(IDS) == pytest.approx(2.1e9 / 2**31))
+        assert read(PENDING) == 0
+        # As on a standby: who wants to write is sent on.
+        ((database,),) = system.query("SELECT current_database()")
+        system.query(f"ALTER DATABASE {database} SET default_transaction_read_only = on")
+        end_sessions(system, "orchestrator gauges")
+        eventually(lambda: is_unknown(read(IDS)))
+        assert read(PENDING) is None
+
+
+@pytest.mark.usefixtures("often")
+def test_gauges_outlive_a_postgres_that_falls_silent(
+    system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gauges, "SILENCE_S", 0.5)
+    third_look = Rule(READ_IDS, swallow, hit=3)
+    with (
+        postgres_proxied(system, [third_look]) as url,
+        gauges_of({**system.environ, "DATABASE_URL": url}) as read,
+    ):
+        eventually(lambda: read(IDS) == 0)
+        eventually(lambda: is_unknown(read(IDS)))
+        assert third_look.done.is_set()
+        eventually(lambda: read(IDS) == 0)
+
+
+def is_unknown(value: float | None) -> bool:
+    """Say whether this is what is reported when nobody knows."""
+    return value is not None and math.isnan(value)

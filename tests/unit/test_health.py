@@ -1,19 +1,29 @@
 """What probes and Prometheus see on the HTTP side."""
 
 import json
+import socket
+import struct
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from urllib.error import HTTPError
+from http.client import RemoteDisconnected
+from pathlib import Path
+from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
 import pytest
 from prometheus_client import CollectorRegistry
 
 from orchestrator import health
+from orchestrator.embedded.server import free_port
 from orchestrator.health import Health
 from orchestrator.http import serve_http
-from orchestrator.metrics import ConsumerMetrics, new_registry
+from orchestrator.metrics import ConsumerMetrics, RelayMetrics, new_registry
+from tests.eventually import eventually
+from tests.system import INHERITED
 
 HOST = "127.0.0.1"
 
@@ -99,6 +109,55 @@ def test_a_loop_that_ended_as_it_should_does_not_hang(monkeypatch: pytest.Monkey
     assert state.hanging() == ["lane 1"]
 
 
+@contextmanager
+def impatient_relay(silent: str, log: Path) -> Iterator[Probe]:
+    """Run a real relay whose servers never answer; it calls a loop hanging after 0.1 s."""
+    code = "from orchestrator import cli, health; health.STALE_S = 0.1; cli.main(['relay'])"
+    port = free_port()
+    environ = {
+        "DATABASE_URL": f"postgresql://user@{silent}/name",
+        "KAFKA_BOOTSTRAP_SERVERS": silent,
+        "METRICS_PORT": str(port),
+    }
+    with log.open("wb") as stream:
+        relay = subprocess.Popen(
+            [sys.executable, "-c", code], env=INHERITED | environ, stdout=stream, stderr=stream
+        )
+    try:
+        yield Probe(port)
+    finally:
+        relay.kill()
+        relay.wait()
+
+
+def test_a_relay_that_hangs_before_its_first_sign_of_life_is_seen(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+
+    def hangs() -> bool:
+        try:
+            return probe.ask_json("/livez") == (503, {"hanging": ["relay"]})
+        except URLError:
+            return False  # not listening yet
+
+    with socket.create_server((HOST, 0)) as server:
+        host, port = server.getsockname()
+        with impatient_relay(f"{host}:{port}", log) as probe:
+            eventually(hangs, 30)
+    assert "relay waits for Postgres" not in log.read_text()  # it is still in its first connect
+
+
+def test_a_lane_that_hangs_before_its_first_sign_of_life_is_seen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(health, "STALE_S", -1.0)
+    state = Health()
+    metrics = RelayMetrics(new_registry("relay"), state)
+    metrics.lanes_owned(frozenset({0, 1}))
+    assert state.hanging() == ["lane 0", "lane 1"]
+    metrics.lanes_owned(frozenset({1}))
+    assert state.hanging() == ["lane 1"]
+
+
 def test_metrics_are_in_the_format_of_prometheus() -> None:
     registry = new_registry("consumer")
     ConsumerMetrics(registry, Health()).consumed(3, 1, {"empty": 2}, 0.01)
@@ -126,6 +185,40 @@ def test_a_query_changes_nothing() -> None:
 def test_nothing_can_be_changed_from_outside(method: str) -> None:
     with served(Health()) as probe:
         assert probe.ask("/livez", method)[0] == 501
+
+
+def handled() -> bool:
+    """Say whether no request is being answered any more."""
+    return not any("process_request_thread" in thread.name for thread in threading.enumerate())
+
+
+def test_a_client_that_breaks_off_is_nothing_to_speak_of(
+    capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    reset = struct.pack("ii", 1, 0)  # close sends RST, and what the server reads next is an error
+    with served(Health()) as probe:
+        for request in (b"", b"GET /livez HTTP/1.1\r\n"):
+            with socket.create_connection((HOST, probe.port)) as client:
+                client.sendall(request)
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
+        assert probe.ask("/livez")[0] == 200
+        eventually(handled)
+    assert capfd.readouterr().err == ""
+    assert not caplog.records
+
+
+def test_a_bug_behind_an_answer_is_logged_and_the_next_request_answered(
+    capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    with served(Health({"lanes": lambda: str(1 // 0)})) as probe:
+        with pytest.raises(RemoteDisconnected):
+            probe.ask("/readyz")
+        assert probe.ask("/livez")[0] == 200
+        eventually(handled)
+    assert capfd.readouterr().err == ""
+    (record,) = caplog.records
+    assert (record.name, record.getMessage()) == ("orchestrator.http", "request broken")
+    assert "ZeroDivisionError" in (record.exc_text or "")
 
 
 def test_an_answer_holds_no_secret_and_stays_json() -> None:

@@ -16,7 +16,9 @@ from prometheus_client import CollectorRegistry, generate_latest
 from orchestrator import cli
 from orchestrator.doctor import CHECKS
 from orchestrator.health import Health
+from orchestrator.messages import Reason
 from orchestrator.metrics import ConsumerMetrics, RelayMetrics, new_registry
+from outbox.lane import Verdict
 from outbox.repair import REFUSED
 
 Rule = dict[str, Any]
@@ -72,6 +74,30 @@ EXPORTED = {
 @pytest.mark.parametrize("process", PROCESSES)
 def test_the_names_and_helps_of_all_metrics_are_as_prometheus_wants_them(process: str) -> None:
     promtool("check", "metrics", stdin=generate_latest(registry_of(process)))
+
+
+def samples_of(process: str, name: str) -> dict[str, float]:
+    """Return what a process reports at its start: value by what the labels say."""
+    return {
+        ",".join(sample.labels.values()): sample.value
+        for family in registry_of(process).collect()
+        for sample in family.samples
+        if sample.name == name
+    }
+
+
+@pytest.mark.parametrize(
+    ("process", "name", "values"),
+    [
+        ("consumer", "orchestrator_messages_total", ["accepted", "duplicate", "dead_letter"]),
+        ("consumer", "orchestrator_dead_letters_total", [reason.value for reason in Reason]),
+        ("relay", "outbox_recoveries_total", [verdict.value for verdict in Verdict]),
+        ("relay", "outbox_phase_seconds_count", ["postgres", "kafka"]),
+    ],
+)
+def test_what_is_counted_begins_with_nothing(process: str, name: str, values: list[str]) -> None:
+    """Else rate() and increase() would not see the first of its kind."""
+    assert samples_of(process, name) == dict.fromkeys(values, 0)
 
 
 # What of an expression is no name of a series.
@@ -158,6 +184,13 @@ QUERIES = {
 def test_a_panel_reads_what_the_processes_export(query: str) -> None:
     assert series_of(query)
     assert series_of(query) <= EXPORTED
+
+
+@pytest.mark.parametrize("query", QUERIES.values(), ids=QUERIES)
+def test_a_panel_keeps_the_lanes_of_two_installations_apart(query: str) -> None:
+    for labels in re.findall(r"\bby \(([^)]*)\)", query):
+        by = set(labels.split(", "))
+        assert "namespace" in by or not by & {"lane", "partition"}
 
 
 def test_every_metric_has_its_place_on_the_dashboard() -> None:
@@ -247,7 +280,9 @@ def test_every_link_leads_somewhere() -> None:
     assert anchors
     assert set(anchors) <= SECTIONS.keys()
     for link in set(links) - {f"#{anchor}" for anchor in anchors}:
-        assert (ROOT / "docs" / link).exists()
+        file, _, anchor = link.partition("#")
+        headings = HEADINGS.findall((ROOT / "docs" / file).read_text())
+        assert anchor in {"", *map(anchor_of, headings)}
     for anchor in re.findall(r"runbook\.md#([\w-]+)", README):
         assert anchor in SECTIONS
 

@@ -225,6 +225,16 @@ def test_a_property_with_a_setting_of_its_own_is_refused_with_that_name(
     assert faults_of(REQUIRED | {name: "x"}) == [f"{name} must not be set: use {instead}"]
 
 
+@pytest.mark.parametrize("word", ["private.key", "jwt.template"])
+def test_a_property_may_be_called_file_and_come_from_a_file(word: str, tmp_path: Path) -> None:
+    prop = f"sasl.oauthbearer.assertion.{word}.file"
+    name = "KAFKA_CONFIG_" + prop.upper().replace(".", "_")
+    assert read_settings(REQUIRED | {name: "/no/such/file"}).kafka[prop] == "/no/such/file"
+    (tmp_path / "path").write_text("/no/such/file")
+    environ = {f"{name}_FILE": str(tmp_path / "path")}
+    assert read_settings(REQUIRED | environ).kafka[prop] == "/no/such/file"
+
+
 def test_a_refused_property_is_refused_from_a_file_too(tmp_path: Path) -> None:
     (tmp_path / "acks").write_text("0")
     (fault,) = faults_of(REQUIRED | {"KAFKA_CONFIG_ACKS_FILE": str(tmp_path / "acks")})
