@@ -26,7 +26,9 @@ from orchestrator.settings import Settings
 from outbox import SchemaMismatch
 from outbox.errors import describe
 
-BUDGET_S = 25.0  # for the checks together; one that has begun may take longer
+# For the checks together; one that has begun may take longer. Twice what a silent Postgres may take, so
+# that Kafka is looked at, too.
+BUDGET_S = 2 * doctor_postgres.SILENCE_S
 
 
 def examine(settings: Settings) -> Iterator[Finding]:

@@ -9,8 +9,8 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, Topi
 from confluent_kafka.admin import ResourceType  # type: ignore[attr-defined]  # public
 
 from orchestrator import offsets, topics
-from orchestrator.doctor_check import Answer, Site, all_of
-from orchestrator.doctor_kafka import NOT_ALLOWED, ask_configs, count, partitions, values_of
+from orchestrator.doctor_check import Answer, Site, all_of, count, partitions
+from orchestrator.doctor_kafka import NOT_ALLOWED, ask_configs, values_of
 from orchestrator.doctor_rights import WRITE, topic_operations
 from orchestrator.ingest import repair_of
 from orchestrator.reading import Span
@@ -20,12 +20,13 @@ from orchestrator.terminal import duration
 from orchestrator.topics import REQUEST_S
 from outbox import count_lanes
 from outbox.lane import MARKER_REFRESH_S
-from outbox.publisher import PRODUCER, SLICE_S, Markers
+from outbox.publisher import PRODUCER, RETRY_PAUSE_S, SLICE_S, KafkaConfig, Markers
 from outbox.publisher import fault_of as named_by
 from outbox.repair import look
 from outbox.store import read_identity
 
 NOT_OURS = KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED
+TIME_OUT = "transaction.timeout.ms"
 TRANSACTIONS_S = 10.0  # more than the brokers need to end a transaction
 
 
@@ -43,7 +44,8 @@ def transactions(site: Site) -> Answer:
     """Take a transactional id as every lane does, but of no lane: a working one would be fenced."""
     name, output = f"outbox-{read_identity(site.conn)}-doctor", site.settings.output_topic
     silent = logging.Logger("librdkafka", logging.CRITICAL + 1)  # noqa: LOG001  # this producer's alone
-    producer = Producer({**PRODUCER, **site.kafka, "transactional.id": name}, logger=silent)
+    config = {**PRODUCER, **site.kafka, "transactional.id": name}
+    producer = Producer(config, logger=silent)
     started = time.monotonic()
     while True:
         try:
@@ -56,18 +58,20 @@ def transactions(site: Site) -> Answer:
             if fault.code() == NOT_OURS and WRITE not in (topic_operations(site, output) or ()):
                 return "skipped", "this user is not the relay's: it may take no transactional id"
             if not waits or time.monotonic() - started > TRANSACTIONS_S:
-                return "failed", f"{name}: {fault.str()} ({fault.name()}): {advice_on(fault, name)}"
+                text = f"{name}: {fault.str()} ({fault.name()}): {advice_on(fault, config)}"
+                return "failed", text
+            time.sleep(RETRY_PAUSE_S)
         else:
             return "ok", f"{name} was taken in {duration(time.monotonic() - started)}"
 
 
-def advice_on(fault: KafkaError, name: str) -> str:
-    """Say what to do about a transactional id that cannot be had."""
+def advice_on(fault: KafkaError, config: KafkaConfig) -> str:
+    """Say what to do about a transactional id that this producer cannot have."""
     if fault.code() == NOT_OURS:
-        prefix = name.removesuffix("doctor")
+        prefix = str(config["transactional.id"]).removesuffix("doctor")
         return f"grant Write on the transactional ids that begin with {prefix} (prefixed)"
     if fault.code() == KafkaError.INVALID_TRANSACTION_TIMEOUT:
-        return "let transaction.max.timeout.ms of the brokers be 10 s or more"
+        return f"let transaction.max.timeout.ms of the brokers be {config[TIME_OUT]} or more"
     return "see that __transaction_state has all its leaders and enough replicas in sync"
 
 

@@ -13,6 +13,7 @@ from outbox import Connection
 
 State = Literal["ok", "warning", "failed", "unreachable", "skipped"]
 GRAVITY: Sequence[State] = ("skipped", "ok", "warning", "failed", "unreachable")
+SHOWN = 8  # partitions named in one line
 
 
 class Finding(NamedTuple):
@@ -92,3 +93,14 @@ def all_of(remarks: Sequence[Answer], if_none: str) -> Answer:
         return "ok", if_none
     states, texts = zip(*remarks, strict=True)
     return max(states, key=GRAVITY.index), "; ".join(texts)
+
+
+def partitions(ids: Sequence[int]) -> str:
+    """Return numbers of partitions in words, not too many."""
+    shown = ", ".join(map(str, ids[:SHOWN])) + (", ..." if len(ids) > SHOWN else "")
+    return f"partition{'s' * (len(ids) > 1)} {shown}"
+
+
+def count(number: int, noun: str) -> str:
+    """Return a number with its noun."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"

@@ -4,7 +4,6 @@ import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
 from typing import cast
 
 from confluent_kafka import KafkaError, KafkaException, TopicCollection
@@ -17,12 +16,10 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # public, not
     TopicDescription,
 )
 
-from orchestrator.doctor_check import Answer, Site, all_of
+from orchestrator.doctor_check import Answer, Site, all_of, count, partitions
 from orchestrator.settings import Settings
 from orchestrator.topics import REQUEST_S, Admin, TopicMissing, result_of
 from outbox.errors import describe
-
-SHOWN = 8  # partitions named in one line
 
 NOT_ALLOWED = frozenset(
     {
@@ -32,12 +29,23 @@ NOT_ALLOWED = frozenset(
         KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED,
     }
 )
+NO_ANSWER = frozenset(
+    {
+        KafkaError._TIMED_OUT,
+        KafkaError._TRANSPORT,
+        KafkaError._ALL_BROKERS_DOWN,
+        KafkaError._RESOLVE,
+    }
+)
 
 
 def fault(error: KafkaException) -> Answer:
     """Answer for a check that Kafka ended."""
     if error.args[0].code() in NOT_ALLOWED:
         return "skipped", f"not looked at: {describe(error)}: see `kafka acls`"
+    if error.args[0].code() in NO_ANSWER:
+        advice = "run doctor again, and see its line `kafka reachable`"
+        return "unreachable", f"no answer in time: {describe(error)}: {advice}"
     return "failed", f"could not be looked at: {describe(error)}"
 
 
@@ -111,10 +119,15 @@ def version(site: Site) -> Answer:
     log.addHandler(requests)
     client = AdminClient({**site.kafka, "debug": "feature"}, logger=log)
     asked = [ask_configs(client, ResourceType.BROKER, [str(node.id)]) for node in site.brokers]
-    for future in (future for one in asked for future in one.values()):
-        with suppress(KafkaException):  # that it connects is enough: it may not be allowed to ask
-            future.result()
+    silent = [
+        f"{node.host}:{node.port}"
+        for node, one in zip(site.brokers, asked, strict=True)
+        if not all(is_answered(future) for future in one.values())
+    ]
     client.poll(0)
+    if silent:
+        advice = "see that it runs, and that its advertised.listeners can be reached from here"
+        return "unreachable", f"no answer from {', '.join(silent)}: {advice}"
     if not requests.by_broker:
         return "skipped", "the brokers did not say what requests they answer"
     oldest = requests.oldest()
@@ -125,6 +138,15 @@ def version(site: Site) -> Answer:
 
 Configs = Mapping[str, str]
 Asked = Future[dict[str, ConfigEntry]]
+
+
+def is_answered(asked: Asked) -> bool:
+    """Wait for a broker's answer; that we may not ask is one, too."""
+    try:
+        asked.result()
+    except KafkaException as error:
+        return error.args[0].code() not in NO_ANSWER
+    return True
 
 
 def ask_configs(client: AdminClient, kind: ResourceType, names: Sequence[str]) -> dict[str, Asked]:
@@ -169,6 +191,8 @@ def topics(site: Site) -> Answer:
             if name in ours:
                 remarks.append(("failed", str(error)))
         except KafkaException as error:
+            if error.args[0].code() in NO_ANSWER:  # then for none of them
+                raise
             if error.args[0].code() in NOT_ALLOWED:
                 site.hidden.add(name)
             if name in ours:
@@ -222,20 +246,11 @@ def remarks_on(topic: TopicDescription, configs: Configs) -> Iterator[Answer]:
         yield "warning", f"{partitions(lagging)} with replicas out of sync: see to the brokers"
     if factor == 1:
         yield "warning", "one replica, one broker lost loses acknowledged records: use 3, 2 in sync"
+    elif factor == 2:
+        yield "warning", "two replicas, one broker away stops work or leaves one copy: use 3, 2 in sync"
     elif minimum == 1:
         yield "warning", "one broker alone may acknowledge records: set min.insync.replicas to 2"
     elif minimum >= factor:
         yield "warning", f"all {factor} replicas must be in sync, one broker away stops work: use more"
     if configs.get("unclean.leader.election.enable") == "true":
         yield "warning", "acknowledged records may be lost: switch unclean.leader.election.enable off"
-
-
-def partitions(ids: Sequence[int]) -> str:
-    """Return numbers of partitions in words, not too many."""
-    shown = ", ".join(map(str, ids[:SHOWN])) + (", ..." if len(ids) > SHOWN else "")
-    return f"partition{'s' * (len(ids) > 1)} {shown}"
-
-
-def count(number: int, noun: str) -> str:
-    """Return a number with its noun."""
-    return f"{number:,} {noun}{'s' * (number != 1)}"

@@ -1,14 +1,11 @@
 """The checks of `doctor` on the Postgres server, and on our session there.
 
-The session may be one that a pooler lends: nothing is set in it that would stay behind.
+The session may be one that a pooler lends: the checks set nothing in it. What `connect` sets may stay
+behind there, as that of the processes does.
 """
 
-import os
-import socket
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from threading import Timer
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import cast
 
 import psycopg
@@ -16,13 +13,15 @@ import psycopg
 from orchestrator.doctor_check import Answer, Site
 from orchestrator.ingest import NotUtf8, check_encoding
 from orchestrator.migrations import check_current
-from outbox import Connection, SchemaMismatch, connect, count_lanes
+from outbox import SchemaMismatch, connect, count_lanes
 from outbox.errors import describe
 from outbox.lanes import MEMBER, SessionShared, check_session, lock_class, server_process
+from outbox.postgres import answers_within
 from outbox.store import read_identity
 
 OLDEST, NEWEST = 14, 18  # as in the README's table of supported versions
 SILENCE_S = 25.0  # longer than the look at the markers may wait for Kafka
+DEFAULT_LANES = 4  # as in the README's table of settings
 CLOCK_WARNING_S, CLOCK_FAILED_S = 1.0, 60.0
 
 
@@ -39,26 +38,9 @@ def reach(site: Site) -> Answer:
     return "ok", f"database {conn.info.dbname} on {where}, as {conn.info.user}"
 
 
-@contextmanager
-def patience(site: Site) -> Iterator[None]:
-    """Hang up on a Postgres that does not answer within SILENCE_S: psycopg would wait for ever."""
-    conn = site.connection
-    if conn is None:
-        yield
-        return
-    timer = Timer(SILENCE_S, hang_up, [conn])
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-
-
-def hang_up(conn: Connection) -> None:
-    """End the connection under whoever waits for an answer: the call fails at once."""
-    with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(conn.fileno())) as line:
-        line.shutdown(socket.SHUT_RDWR)
+def patience(site: Site) -> AbstractContextManager[None]:
+    """Hang up on a Postgres that does not answer within SILENCE_S."""
+    return answers_within(site.connection, SILENCE_S) if site.connection else nullcontext()
 
 
 def fault(site: Site, error: psycopg.Error) -> Answer:
@@ -102,11 +84,11 @@ def encoding(site: Site) -> Answer:
 
 
 def lanes(site: Site) -> Answer:
-    """Compare LANES with the number that the first migration fixed."""
+    """Compare LANES, if somebody set it, with the number that the first migration fixed."""
     made, wanted = count_lanes(site.conn), site.settings.lanes
     if not made:
         return "failed", "outbox_lane is empty, nothing can be accepted: restore its rows"
-    if made != wanted:
+    if wanted not in {made, DEFAULT_LANES}:
         return "warning", f"{made}; LANES={wanted} is ignored, the number is fixed: set LANES={made}"
     return "ok", str(made)
 

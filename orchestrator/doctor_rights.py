@@ -44,6 +44,8 @@ def judge(who: str, rights: Sequence[Right], grants: Callable[[Sequence[Right]],
     """Say which processes' work a login may do, and what it lacks for one that it may do in part."""
     if all(right.held is None for right in rights):
         return "skipped", "there is nothing yet that rights could be given to"
+    if all(right.held is False for right in rights):
+        return "failed", f"{who} has not one right of any role: see docs/security.md"
     lacks = {p: [r for r in rights if r.process == p and r.held is False] for p in PROCESSES}
     able = [p for p in PROCESSES if not lacks[p]]
     begun = {r.process for r in rights if r.telling and r.held}
@@ -91,9 +93,12 @@ RIGHTS = """
       FROM needed, to_regclass(name) AS relation
      WHERE relation IS NOT NULL
  UNION ALL
-    SELECT 'consumer', 'SEQUENCE ' || pg_class.oid::regclass::text, 'USAGE', true,
-           has_sequence_privilege(pg_class.oid, 'USAGE, UPDATE')
-      FROM pg_attrdef
+    SELECT process, 'SEQUENCE ' || pg_class.oid::regclass::text, privilege, telling,
+           has_sequence_privilege(pg_class.oid, any_of)
+      FROM (VALUES ('consumer', 'USAGE', true, 'USAGE, UPDATE'),
+                   ('relay', 'SELECT', false, 'SELECT, USAGE')
+           ) AS needed (process, privilege, telling, any_of)
+     CROSS JOIN pg_attrdef
       JOIN pg_depend ON classid = 'pg_attrdef'::regclass AND objid = pg_attrdef.oid
       JOIN pg_class ON pg_class.oid = refobjid AND relkind = 'S'
      WHERE adrelid = to_regclass('workers')

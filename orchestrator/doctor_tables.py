@@ -4,35 +4,41 @@ from typing import cast
 
 from orchestrator.doctor_check import Answer, Site, all_of
 from orchestrator.terminal import duration
+from orchestrator.workers import read_ids
 
 OLD_S = 300.0  # a transaction that lasts longer keeps vacuum from what was settled since
 MANY_TRANSACTIONS = 100_000  # where no age in seconds can be had; an hour of work at some rates
-DEAD_ROWS = 100_000  # vacuum is due after 5,000 in outbox; a full minute of work leaves more
+DEAD_ROWS = 100_000  # vacuum is due after 5,000 in outbox; a full minute of work leaves more. In a
+#                      large table it is due later: then twice its share of the rows
 VACUUM_LATE_S = 600.0
 
 # What forbids vacuum to remove dead rows of this database. Of sessions of other roles pg_stat_activity
-# shows the age only to pg_read_all_stats, but to all how many transactions they hold back.
+# shows the age only to pg_read_all_stats, but to all how many transactions they hold back. Nor does it
+# show their kind: an autovacuum, which ends by itself, is told by having no user.
 HOLDERS = """
     SELECT format('session %s of %s', pid, coalesce(nullif(application_name, ''), '(no name)')),
            'let it end, or end it: SELECT pg_terminate_backend(' || pid || ')',
            extract(epoch FROM clock_timestamp() - xact_start)::float8 AS age_s,
-           age(backend_xmin) AS transactions
+           age(backend_xmin) AS transactions,
+           datname IS NOT NULL AND query = '<insufficient privilege>' AS is_hidden
       FROM pg_stat_activity
      WHERE pid <> pg_backend_pid()
        AND (datname = current_database() OR datname IS NULL)
-       AND backend_type IS DISTINCT FROM 'autovacuum worker'
+       AND usesysid IS NOT NULL
  UNION ALL
     SELECT format('prepared transaction %L', left(gid, 40)),
            'let its owner commit it or roll it back',
            extract(epoch FROM clock_timestamp() - prepared)::float8,
-           age(transaction)
+           age(transaction),
+           false
       FROM pg_prepared_xacts
      WHERE database = current_database()
  UNION ALL
     SELECT format('%s replication slot %s', CASE WHEN active THEN 'active' ELSE 'idle' END, slot_name),
            'let its reader catch up, or drop it if nobody needs it',
            NULL,
-           age(xmin)
+           age(xmin),
+           false
       FROM pg_replication_slots
      ORDER BY age_s DESC NULLS LAST, transactions DESC NULLS LAST
 """
@@ -41,15 +47,19 @@ SHOWN = 5
 
 def long_transactions(site: Site) -> Answer:
     """Look for what keeps dead rows alive: the relay's claim reads through them."""
-    rows = site.conn.execute(HOLDERS).fetchall()
+    found = site.conn.execute(HOLDERS).fetchall()
+    rows = cast("list[tuple[str, str, float | None, int | None, bool | None]]", found)
     remarks: list[Answer] = []
-    for who, advice, age_s, transactions in cast("list[tuple[str, str, float, int]]", rows):
+    for who, advice, age_s, transactions, _ in rows:
         if age_s is not None and age_s > OLD_S:
             remarks.append(("warning", f"{who} has been open for {duration(age_s)}: {advice}"))
         elif transactions is not None and transactions > MANY_TRANSACTIONS:
             remarks.append(("warning", f"{who} holds back {transactions:,} transactions: {advice}"))
     if len(remarks) > SHOWN:
         remarks = [*remarks[:SHOWN], ("warning", f"and {len(remarks) - SHOWN} more")]
+    if any(is_hidden for *_, is_hidden in rows):
+        text = f"none that this role may see is older than {duration(OLD_S)}"
+        return all_of(remarks, f"{text}: pg_read_all_stats shows it all")
     return all_of(remarks, f"none is older than {duration(OLD_S)}")
 
 
@@ -59,6 +69,10 @@ TABLES = """
            EXISTS (SELECT FROM pg_options_to_table(reloptions)
                     WHERE option_name = 'autovacuum_enabled' AND NOT option_value::bool),
            coalesce(n_dead_tup, 0),
+           greatest(%(dead)s, 2 * greatest(reltuples, 0) * coalesce(
+               (SELECT option_value FROM pg_options_to_table(reloptions)
+                 WHERE option_name = 'autovacuum_vacuum_scale_factor'),
+               current_setting('autovacuum_vacuum_scale_factor'))::float8),
            extract(epoch FROM clock_timestamp() - coalesce(
                greatest(last_vacuum, last_autovacuum), pg_postmaster_start_time()))::float8
       FROM pg_class AS relation
@@ -75,63 +89,38 @@ def autovacuum(site: Site) -> Answer:
     if site.conn.execute(AUTOVACUUM).fetchone() != (True,):
         text = "off for the whole server, tables only grow: set autovacuum and track_counts to on"
         remarks.append(("failed", text))
-    rows = cast("list[tuple[str, bool, int, float]]", site.conn.execute(TABLES).fetchall())
-    for table, is_off, dead, since_s in rows:
+    found = site.conn.execute(TABLES, {"dead": DEAD_ROWS}).fetchall()
+    rows = cast("list[tuple[str, bool, int, float, float]]", found)
+    for table, is_off, dead, due, since_s in rows:
         if is_off:
             text = f"off for table {table}, which only grows: set its autovacuum_enabled to true"
             remarks.append(("failed", text))
-        if dead > DEAD_ROWS and since_s > VACUUM_LATE_S:
+        if dead > due and since_s > VACUUM_LATE_S:
             text = f"{table} has {dead:,} dead rows and no vacuum for {duration(since_s)}: end long"
             text += f" transactions, give autovacuum more workers, or run VACUUM {table}"
             remarks.append(("warning", text))
     return all_of(remarks, f"on for {', '.join(row[0] for row in rows)}" if rows else "on")
 
 
-# The column may be SERIAL, an identity, or have another sequence or none as its default.
-WORKERS_ID = """
-    WITH id AS (
-        SELECT atttypid,
-               CASE WHEN attidentity <> ''
-                    THEN pg_get_serial_sequence(attrelid::regclass::text, attname)::regclass::oid
-                    ELSE (SELECT refobjid
-                            FROM pg_attrdef
-                            JOIN pg_depend ON classid = 'pg_attrdef'::regclass
-                                          AND objid = pg_attrdef.oid
-                            JOIN pg_class ON pg_class.oid = refobjid AND relkind = 'S'
-                           WHERE adrelid = attrelid AND adnum = attnum
-                           LIMIT 1) END AS sequence
-          FROM pg_attribute
-         WHERE attrelid = to_regclass('workers') AND attname = 'id' AND NOT attisdropped
-    )
-    SELECT format_type(atttypid, NULL),
-           seqrelid::regclass::text,
-           CASE WHEN has_sequence_privilege(seqrelid, 'USAGE, SELECT')
-                THEN coalesce(pg_sequence_last_value(seqrelid), 0) END,
-           least(seqmax, CASE atttypid WHEN 'int2'::regtype THEN 32767
-                                       WHEN 'int4'::regtype THEN 2147483647
-                                       ELSE 9223372036854775807 END)
-      FROM id
-      LEFT JOIN pg_sequence ON seqrelid = sequence
-"""
 HALF, ALMOST_ALL = 0.5, 0.9
 
 
 def workers_sequence(site: Site) -> Answer:
     """Look how many ids `workers` has left: SERIAL ends at 2^31, and then nothing is accepted."""
-    row = site.conn.execute(WORKERS_ID).fetchone()
-    if row is None:
+    ids = read_ids(site.conn)
+    if ids is None:
         return "skipped", "there is no column workers.id"
-    kind, sequence, last, limit = cast("tuple[str, str | None, int | None, int]", row)
-    if sequence is None:
-        return "ok", f"workers.id ({kind}) has no sequence as its default"
-    if last is None:
-        return "skipped", f"the role may not look at {sequence}: see `postgres rights`"
-    used = last / limit
-    text = f"{used:.1%} of {limit:,} ids of workers.id ({kind}) are used"
+    if ids.sequence is None:
+        return "ok", f"workers.id ({ids.kind}) has no sequence as its default"
+    used = ids.used
+    if used is None:
+        return "skipped", f"the role may not look at {ids.sequence}: see `postgres rights`"
+    text = f"{used:.1%} of {ids.limit:,} ids of workers.id ({ids.kind}) are used"
     if used <= HALF:
         return "ok", text
     advice = (
-        f"when {sequence} ends no command is accepted: make the column and the sequence bigint, after"
-        " seeing that the API and the Runner can read it; the change rewrites the table and locks it"
+        f"when {ids.sequence} ends no command is accepted: make the column and the sequence bigint,"
+        " after seeing that the API and the Runner can read it; the change rewrites the table and locks"
+        " it"
     )
     return "failed" if used > ALMOST_ALL else "warning", f"{text}: {advice}"

@@ -12,9 +12,11 @@ order: what confirms that write confirms the commit before it.
 """
 
 import logging
+import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from threading import Lock
+from threading import Event, Lock, Timer
 from typing import Any, cast
 
 import psycopg
@@ -30,6 +32,10 @@ Connection = psycopg.Connection[tuple[object, ...]]
 
 class CommitUnconfirmed(psycopg.OperationalError):
     """Committed on the primary alone: the wait for the synchronous standby was cancelled."""
+
+
+class ServerSilent(psycopg.OperationalError):
+    """The server took a statement and said nothing more."""
 
 
 class Confirmation:
@@ -102,6 +108,8 @@ PREPARE_SESSION = """
            END
 """
 
+SILENCE_S = 10.0  # for the first statement of a session
+
 # The whole transaction is repeated after a serialization failure, a deadlock or a lock time-out: the
 # server said that it was rolled back. Bounded: then the session's owner decides.
 transaction_again = tenacity.retry(
@@ -125,7 +133,8 @@ def connect(conninfo: str, name: str) -> Connection:
     conn.confirmation = Confirmation(name)
     conn.add_notice_handler(conn.confirmation)
     try:
-        (process, *_) = cast("tuple[int]", conn.execute(PREPARE_SESSION).fetchone())
+        with answers_within(conn, SILENCE_S):
+            (process, *_) = cast("tuple[int]", conn.execute(PREPARE_SESSION).fetchone())
     except psycopg.Error:
         conn.close()
         raise
@@ -134,6 +143,34 @@ def connect(conninfo: str, name: str) -> Connection:
         # statement could be missing, or another session's, where the next transaction runs.
         conn.prepare_threshold = None
     return conn
+
+
+@contextmanager
+def answers_within(conn: Connection, seconds: float) -> Iterator[None]:
+    """Hang up if the block takes longer: psycopg would wait for ever. Raises ServerSilent.
+
+    Keepalives find out a host that is gone; not a server, or a pooler before it, that is there and
+    says nothing.
+    """
+    over = Event()
+
+    def hang_up() -> None:
+        over.set()
+        with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(conn.fileno())) as line:
+            line.shutdown(socket.SHUT_RDWR)  # whoever waits for an answer fails at once
+
+    timer = Timer(seconds, hang_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    except psycopg.OperationalError as error:
+        if over.is_set():
+            raise ServerSilent(f"no answer for {seconds:.0f} s") from error
+        raise
+    finally:
+        timer.cancel()
+        timer.join()  # once the connection is closed its number may be another one's
 
 
 @contextmanager

@@ -15,6 +15,7 @@ SET LOCAL client_min_messages = 'warning';                -- no word about what 
 DO $$
 DECLARE
     everybody CONSTANT TEXT := 'orchestrator_owner, orchestrator_consumer, orchestrator_relay, orchestrator_operator';
+    all_but_owner CONSTANT TEXT := 'orchestrator_consumer, orchestrator_relay, orchestrator_operator';
     this_database CONSTANT TEXT := quote_ident(current_database());
     this_schema CONSTANT TEXT := quote_ident(current_schema());
     missing TEXT;
@@ -49,9 +50,18 @@ BEGIN
         SELECT pg_get_serial_sequence('workers', 'id')::regclass
     LOOP
         CONTINUE WHEN numbers IS NULL;
+        EXECUTE format('REVOKE ALL ON SEQUENCE %s FROM %s', numbers, all_but_owner);
         EXECUTE format('GRANT USAGE ON SEQUENCE %s TO orchestrator_consumer', numbers);
         EXECUTE format('GRANT SELECT ON SEQUENCE %s TO orchestrator_relay, orchestrator_operator',
                        numbers);                          -- how many ids are left
+    END LOOP;
+
+    -- Those of our own tables: they are identities, so who inserts needs no right.
+    FOR numbers IN
+        SELECT pg_get_serial_sequence(name, 'id')
+          FROM unnest(ARRAY['outbox', 'repairs']) AS name
+    LOOP
+        EXECUTE format('REVOKE ALL ON SEQUENCE %s FROM %s', numbers, all_but_owner);
     END LOOP;
 END
 $$;

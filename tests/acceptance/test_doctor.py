@@ -1,13 +1,15 @@
 """`orchestrator doctor`: each fault is found, named, and said with what to do; nothing is changed."""
 
+import re
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from uuid import uuid4
 
+import psycopg
 import pytest
 from confluent_kafka import Node, TopicPartitionInfo, Uuid
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
@@ -17,7 +19,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 )
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from orchestrator import doctor_postgres, doctor_tables
+from orchestrator import doctor, doctor_kafka, doctor_postgres, doctor_tables
 from orchestrator.doctor import CHECKS, as_text, examine, exit_code
 from orchestrator.doctor_check import Finding
 from orchestrator.doctor_kafka import remarks_on
@@ -25,18 +27,21 @@ from orchestrator.embedded import Servers
 from orchestrator.embedded.server import HOST, free_port
 from orchestrator.ingest import SERVER_ENCODING
 from orchestrator.settings import read_settings
+from outbox import connect, postgres
 from tests.acceptance.test_roles import Logins
 from tests.bare import bare_system
 from tests.eventually import eventually
 from tests.faults.kafka_servers import own_kafka
-from tests.faults.postgres_servers import installed, own_postgres, pooler
+from tests.faults.postgres_servers import installed, own_postgres, pooler, set_server
 from tests.faults.secured_kafka import Right, secured_kafka
 from tests.faults.test_security import GROUP, READ, TOPIC, USER, Secured, rights
-from tests.proxy import Rule, swallow
+from tests.proxy import Rule, proxy, swallow
 from tests.repairs import set_marker
 from tests.system import PARTITIONS, System, delete_before, make_input_anew, take, topics_of
-from tests.wired import postgres_proxied
+from tests.wire import PostgresConversation
+from tests.wired import WiredKafka, postgres_proxied
 
+RUNBOOK = Path(__file__).parents[2] / "docs" / "runbook.md"
 PASSWORD = "planted-in-the-doctor"
 DESCRIBE = AclOperation.DESCRIBE
 AWAY_S = 30.0  # with both servers away
@@ -128,7 +133,6 @@ def test_before_the_setup_it_says_to_run_it(servers: Servers, tmp_path: Path) ->
             "failed",
             "for 5 lanes: run `orchestrator setup`",
         ),
-        ("DELETE FROM outbox_lane WHERE lane > 1", "lanes", "warning", "set LANES=2"),
         ("DELETE FROM outbox_identity", "postgres schema", "failed", "outbox_identity is empty"),
         (
             "SELECT setval('workers_id_seq', 1200000000)",
@@ -150,6 +154,27 @@ def test_a_fault_of_the_database_is_said_with_what_to_do(
 ) -> None:
     system.query(planted)
     check_fault(system, check, state, words)
+
+
+def test_lanes_are_judged_only_where_somebody_set_their_number(system: System) -> None:
+    system.query("DELETE FROM outbox_lane WHERE lane > 1")
+    assert look(system)["lanes"] == Finding("lanes", "ok", "2")
+    check_fault(system, "lanes", "warning", "2; LANES=3 is ignored", "set LANES=2", LANES="3")
+
+
+def test_the_last_remedy_of_the_runbook_for_ids_gives_none_that_is_there(system: System) -> None:
+    (remedy,) = re.findall(r"`(ALTER SEQUENCE workers_id_seq MINVALUE[^`]+)`", RUNBOOK.read_text())
+    check = "workers id sequence"
+    system.accept(20)
+    system.query("SELECT setval('workers_id_seq', 2147483647)")
+    check_fault(system, check, "failed", "100.0% of 2,147,483,647 ids")
+    system.query(remedy)
+    system.accept(20)
+    assert "0.0% of 2,147,483,648 ids of workers.id (integer)" in look(system)[check].text
+    system.query("SELECT setval('workers_id_seq', -1)")
+    check_fault(system, check, "failed", "100.0% of 2,147,483,648 ids")
+    with pytest.raises(psycopg.errors.SequenceGeneratorLimitExceeded):  # not the primary key
+        system.accept(1)
 
 
 @pytest.mark.parametrize(
@@ -204,7 +229,45 @@ def test_a_transaction_that_was_left_open_is_named(
         check_fault(system, check, "warning", f"prepared transaction '{gid}' has been open for")
     finally:
         system.query(f"ROLLBACK PREPARED '{gid}'")
-    assert bad(look(system)) == ONE_BROKER
+    found = look(system)
+    assert bad(found) == ONE_BROKER
+    assert found[check].text == "none is older than 0 ms"
+
+
+def test_ages_that_a_role_may_not_see_are_not_said_to_be_low(system: System) -> None:
+    check = "postgres long transactions"
+    with a_role(system) as (_, environ):
+        with closing(system.connect("monthly report")) as conn:
+            conn.execute("BEGIN")
+            words = "none that this role may see is older than 5.0 m: pg_read_all_stats shows it all"
+            assert look(system, **environ)[check] == Finding(check, "ok", words)
+        alone = Finding(check, "ok", "none is older than 5.0 m")
+        eventually(lambda: look(system, **environ)[check] == alone)
+
+
+SLOW_VACUUM = """
+    autovacuum_vacuum_threshold = 1, autovacuum_vacuum_scale_factor = 0,
+    autovacuum_vacuum_cost_delay = 100, autovacuum_vacuum_cost_limit = 1
+"""
+VACUUM = "SELECT pid FROM pg_stat_activity WHERE query ~ '^autovacuum: VACUUM .*public.long'"
+
+
+def test_nobody_is_told_to_end_a_long_autovacuum(
+    servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor_tables, "MANY_TRANSACTIONS", -1)
+    with own_postgres() as own:
+        set_server(own, "autovacuum_naptime", "1s")
+        with installed(Servers(own.url, servers.bootstrap_servers), tmp_path) as system:
+            system.query(
+                f"CREATE TABLE long (x) WITH ({SLOW_VACUUM}) AS SELECT generate_series(1, 99999)"
+            )
+            system.query("DELETE FROM long")
+            eventually(lambda: system.query(VACUUM), 20)
+            with a_role(system) as (_, environ):  # which may not see what a process is
+                found = look(system, **environ)["postgres long transactions"]
+            assert system.query(VACUUM)
+    assert found.state == "ok", found
 
 
 def test_dead_rows_that_nothing_removes_are_counted(
@@ -212,11 +275,22 @@ def test_dead_rows_that_nothing_removes_are_counted(
 ) -> None:
     monkeypatch.setattr(doctor_tables, "DEAD_ROWS", 900)
     monkeypatch.setattr(doctor_tables, "VACUUM_LATE_S", 0.0)
+    check, dead = "postgres autovacuum", "SELECT n_dead_tup FROM pg_stat_user_tables WHERE relname = %s"
+    system.query(f"INSERT INTO workers (worker_id, scenario_uuid, camera_url) {MANY_WORKERS}")
+    system.query("ANALYZE workers")
+    system.query("DELETE FROM workers WHERE id <= 1500")
+    eventually(lambda: system.query(dead, "workers") == [(1500,)])
+    assert look(system)[check].state == "ok"  # vacuum is not due before there are 2050
+    system.query("ALTER TABLE workers SET (autovacuum_vacuum_scale_factor = 0.01)")
+    system.query("ALTER TABLE workers SET (autovacuum_vacuum_threshold = 1000000)")  # stays away here
+    check_fault(system, check, "warning", "workers has 1,500 dead rows", "run VACUUM workers")
     system.accept(1000)
     system.query("DELETE FROM outbox")
-    dead = "SELECT n_dead_tup >= 1000 FROM pg_stat_user_tables WHERE relname = 'outbox'"
-    eventually(lambda: system.query(dead) == [(True,)])
-    check_fault(system, "postgres autovacuum", "warning", "dead rows", "run VACUUM outbox")
+    eventually(lambda: system.query(dead, "outbox") == [(1000,)])
+    check_fault(system, check, "warning", "outbox has 1,000 dead rows", "run VACUUM outbox")
+
+
+MANY_WORKERS = "SELECT gen_random_uuid(), gen_random_uuid(), '' FROM generate_series(1, 10000)"
 
 
 @contextmanager
@@ -247,10 +321,14 @@ def test_rights_that_a_role_lacks_are_said_as_the_grants_that_give_them(system: 
         found = look(system, **environ)["postgres rights"]
         assert "lacks rights for the consumer and relay" in found.text
         grants = found.text.partition("run as the owner: ")[2].split("; ")
-        assert f"GRANT USAGE ON SEQUENCE workers_id_seq TO {role}" in grants
+        assert f"GRANT USAGE, SELECT ON SEQUENCE workers_id_seq TO {role}" in grants
         for grant in grants:
             system.query(grant)
         assert bad(look(system, **environ)) == ONE_BROKER
+        for objects in ("TABLES", "SEQUENCES"):
+            system.query(f"REVOKE ALL ON ALL {objects} IN SCHEMA public FROM {role}")
+        words = f"{role} has not one right of any role: see docs/security.md"
+        check_fault(system, "postgres rights", "failed", words, **environ)
 
 
 @pytest.mark.parametrize(
@@ -275,15 +353,21 @@ def test_nobody_is_blamed_for_rights_that_he_has_no_use_for(
 
 
 def test_a_pooler_that_lends_processes_by_the_transaction_is_found(
-    servers: Servers, tmp_path: Path
+    servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with own_postgres() as postgres, pooler(postgres, "transaction") as pgbouncer:
-        on = Servers(postgres.url, servers.bootstrap_servers)
+    with own_postgres() as server, pooler(server, "transaction") as pgbouncer:
+        on = Servers(server.url, servers.bootstrap_servers)
         with installed(on, tmp_path) as own:
             url = pgbouncer.url(own)
             words = "through a pool in session mode"
             check_fault(own, "postgres sessions", "failed", words, DATABASE_URL=url)
             assert bad(look(own)) == ONE_BROKER
+            monkeypatch.setattr(postgres, "SILENCE_S", 1.0)
+            second = [Rule(postgres.PREPARE_SESSION, swallow, hit=2)]
+            with proxy(PostgresConversation, (HOST, int(pgbouncer.port)), second) as port:
+                url = make_conninfo(url, host=HOST, port=port)
+                words = "could not be looked at: ServerSilent: no answer for 1 s"
+                check_fault(own, "postgres sessions", "failed", words, DATABASE_URL=url)
 
 
 @pytest.mark.parametrize(("skew", "state"), [(5.5, "warning"), (-90.5, "failed")])
@@ -315,6 +399,8 @@ def test_a_topic_that_is_missing_is_named_and_the_others_are_looked_at(system: S
         (3, 3, 2, False, ["failed partition 7 without a leader: bring the brokers back"]),
         (3, 3, 1, True, ["warning one broker alone may acknowledge records: set min.insync.repl"]),
         (3, 3, 3, True, ["warning all 3 replicas must be in sync, one broker away stops work: use"]),
+        (2, 2, 1, True, ["warning two replicas, one broker away stops work or leaves one copy: use"]),
+        (2, 2, 2, True, ["warning two replicas, one broker away stops work or leaves one copy: use"]),
         (1, 1, 1, True, ["warning one replica, one broker lost loses acknowledged records: use 3"]),
     ],
 )
@@ -331,6 +417,12 @@ def test_what_is_said_of_replicas(
     assert [
         f"{state} {text}"[: len(words)] for words, (state, text) in zip(said, remarks, strict=True)
     ] == said
+
+
+def test_a_transaction_time_out_that_the_brokers_refuse_is_named(system: System) -> None:
+    asked = {"KAFKA_CONFIG_TRANSACTION_TIMEOUT_MS": "3600000"}
+    words = "let transaction.max.timeout.ms of the brokers be 3600000 or more"
+    check_fault(system, "kafka transactions", "failed", words, **asked)
 
 
 @pytest.mark.slow
@@ -374,15 +466,18 @@ def check_others(own: Secured, every: dict[str, Right]) -> None:
             "warning",
         ),
         "operator": (describe, "skipped"),
+        "stranger": ([], "failed"),
     }
     for user, (granted, state) in users.items():
         own.kafka.set_password(user, PASSWORD)
-        own.kafka.grant(user, *granted)
+        if granted:
+            own.kafka.grant(user, *granted)
         environ = own.environ | {"KAFKA_CONFIG_SASL_USERNAME": user}
 
         def is_right(environ: dict[str, str] = environ, state: str = state) -> bool:
             found = look(system, **environ)
-            return found["kafka acls"].state == state and exit_code(found.values()) == 0
+            failed = exit_code(found.values()) != 0
+            return found["kafka acls"].state == state and failed == (state == "failed")
 
         eventually(is_right)
 
@@ -461,10 +556,30 @@ def test_with_both_servers_away_it_ends_soon(system: System) -> None:
     assert states == others | away
 
 
+@pytest.mark.parametrize("silent_at", ["", postgres.PREPARE_SESSION], ids=["start", "statement"])
+def test_a_postgres_that_accepts_and_stays_silent_is_given_up(
+    system: System, monkeypatch: pytest.MonkeyPatch, silent_at: str
+) -> None:
+    monkeypatch.setattr(postgres, "SILENCE_S", 1.0)
+    monkeypatch.setitem(postgres.KEEPALIVES, "connect_timeout", 2)
+    with postgres_proxied(system, [Rule(silent_at, swallow, hit=0)]) as url:
+        started = time.monotonic()
+        with pytest.raises(psycopg.OperationalError, match=r"timeout expired|no answer for 1 s"):
+            connect(url, "test")
+        assert time.monotonic() - started < 5
+        found = look(system, DATABASE_URL=url)
+        assert time.monotonic() - started < AWAY_S
+    assert found["postgres reachable"].state == "unreachable"
+    assert found["postgres version"].state == "skipped"
+    assert found["kafka topics"].state == "ok"
+
+
 def test_a_postgres_that_falls_silent_is_hung_up_on(
     system: System, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor_postgres, "SILENCE_S", 1.0)
+    in_real, silence_s = doctor.BUDGET_S / doctor_postgres.SILENCE_S, 2.0
+    monkeypatch.setattr(doctor_postgres, "SILENCE_S", silence_s)
+    monkeypatch.setattr(doctor, "BUDGET_S", in_real * silence_s)
     with postgres_proxied(system, [Rule(SERVER_ENCODING, swallow)]) as url:
         started = time.monotonic()
         found = look(system, DATABASE_URL=url)
@@ -472,9 +587,39 @@ def test_a_postgres_that_falls_silent_is_hung_up_on(
     states = bad(found)
     lost = [name for name, state in states.items() if state == "unreachable"]
     assert len(lost) == 1, states
-    assert "the connection was lost" in found[lost[0]].text
+    assert "the connection was lost: ServerSilent: no answer for 2 s" in found[lost[0]].text
     assert found["postgres autovacuum"].state == "skipped"
     assert found["kafka topics"].state == "ok"
+
+
+def test_a_kafka_that_is_lost_on_the_way_is_unreachable(
+    wired_lane: System, wired: WiredKafka, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor_kafka, "REQUEST_S", 1.0)
+    with ExitStack() as running:
+        kafka = running.enter_context(wired.proxied())
+        checks = examine(read_settings(wired_lane.environ | {"KAFKA_BOOTSTRAP_SERVERS": kafka}))
+        assert next(one for one in checks if one.check == "kafka version").state == "ok"
+        running.close()
+        lost = next(checks)
+    assert (lost.check, lost.state) == ("kafka topics", "unreachable"), lost
+    assert lost.text.startswith("no answer in time: ")
+    assert lost.text.endswith("run doctor again, and see its line `kafka reachable`")
+    assert exit_code([lost]) == 3
+
+
+def test_a_broker_that_cannot_be_reached_where_it_says_is_named(
+    wired_lane: System, wired: WiredKafka, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor_kafka, "REQUEST_S", 1.0)
+    host, port = wired.behind_proxy  # where it answers, and says that it is at the proxy
+    kafka = {"KAFKA_BOOTSTRAP_SERVERS": f"{host}:{port}"}
+    checks = examine(read_settings(wired_lane.environ | kafka))
+    with wired.proxied():
+        assert next(one for one in checks if one.check == "kafka reachable").state == "ok"
+    found = next(checks)
+    assert (found.check, found.state) == ("kafka version", "unreachable"), found
+    assert f"no answer from {HOST}:{wired.proxy_port}: see that it runs" in found.text
 
 
 def test_markers_that_brokers_forget_too_soon_are_told(servers: Servers, tmp_path: Path) -> None:
