@@ -16,13 +16,13 @@ from confluent_kafka import KafkaException
 from orchestrator import logs
 from orchestrator.arguments import a_uuid, at_least_one, at_least_zero
 from orchestrator.consumer import run_consumer
-from orchestrator.dlq import add_dlq
 from orchestrator.environment import SettingsError
 from orchestrator.errors import NotRepaired, ServerStartError
 from orchestrator.healthcheck import check_health
 from orchestrator.migrations import read_migrations, read_pending
-from orchestrator.operators import add_operators
-from orchestrator.parked import add_parked
+from orchestrator.oncall.dlq import add_dlq
+from orchestrator.oncall.operators import add_operators
+from orchestrator.oncall.parked import add_parked
 from orchestrator.process import leave
 from orchestrator.relay import run_relay
 from orchestrator.settings import read_kafka_settings

@@ -24,9 +24,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from orchestrator.audit import audit
 from orchestrator.embedded import embedded_servers
 from orchestrator.messages import Command, DeployOrder
+from orchestrator.oncall.audit import audit
 from orchestrator.reading import following
 from orchestrator.settings import Settings, read_settings
 from orchestrator.setup import set_up

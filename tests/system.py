@@ -31,13 +31,13 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 )
 from psycopg.conninfo import make_conninfo
 
-from orchestrator.audit import Audit, audit
 from orchestrator.embedded import Servers
 from orchestrator.health import Health
 from orchestrator.ingest import ConsumerSession
 from orchestrator.messages import DeployOrder, encode_order
 from orchestrator.metrics import ConsumerMetrics, new_registry
 from orchestrator.migrations import migrate
+from orchestrator.oncall.audit import Audit, audit
 from orchestrator.reading import read_to_end
 from orchestrator.settings import Settings, read_settings
 from orchestrator.topics import read_beginnings
@@ -319,7 +319,7 @@ def crash_points(package: ModuleType, process: str) -> set[str]:
     """Return the names of a process's crash points, as they stand in the code of a package."""
     return {
         name
-        for file in Path(str(package.__file__)).parent.glob("*.py")
+        for file in Path(str(package.__file__)).parent.rglob("*.py")
         for name in re.findall(rf'reached\("{process}\.(\w+)"\)', file.read_text())
     }
 

@@ -12,9 +12,9 @@ from confluent_kafka import Message as Record
 from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from orchestrator import audit
 from orchestrator.embedded.server import free_port
 from orchestrator.messages import DeployOrder, encode_order
+from orchestrator.oncall import audit
 from orchestrator.reading import Progress, Span, find_spans
 from tests.bare import run_command
 from tests.eventually import eventually

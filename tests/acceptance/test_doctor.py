@@ -19,13 +19,13 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 )
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from orchestrator import doctor, doctor_kafka, doctor_postgres, doctor_tables
-from orchestrator.doctor import CHECKS, as_text, examine, exit_code
-from orchestrator.doctor_check import Finding
-from orchestrator.doctor_kafka import remarks_on
 from orchestrator.embedded import Servers
 from orchestrator.embedded.server import HOST, free_port
 from orchestrator.ingest import SERVER_ENCODING
+from orchestrator.oncall import doctor, doctor_kafka, doctor_postgres, doctor_tables
+from orchestrator.oncall.doctor import CHECKS, as_text, examine, exit_code
+from orchestrator.oncall.doctor_check import Finding
+from orchestrator.oncall.doctor_kafka import remarks_on
 from orchestrator.settings import read_settings
 from outbox import connect, postgres
 from tests.acceptance.test_roles import Logins

@@ -11,8 +11,8 @@ import msgspec
 import pytest
 from confluent_kafka import Producer
 
-from orchestrator import explain, lives, mentions, screens
-from orchestrator.explain import Story
+from orchestrator.oncall import explain, lives, mentions, screens
+from orchestrator.oncall.explain import Story
 from outbox.store import park
 from tests.acceptance.test_status import SECRET, said, told
 from tests.eventually import eventually

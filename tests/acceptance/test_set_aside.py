@@ -21,12 +21,12 @@ import pytest
 from confluent_kafka import Message as Record
 from confluent_kafka import Producer
 
-from orchestrator.dead_letters import Letter, Letters, count_handled, handle
 from orchestrator.embedded import Servers
 from orchestrator.messages import headers_of
 from orchestrator.migrations import migrate
-from orchestrator.origins import Origin, identity_of
-from orchestrator.parked import deal_with
+from orchestrator.oncall.dead_letters import Letter, Letters, count_handled, handle
+from orchestrator.oncall.origins import Origin, identity_of
+from orchestrator.oncall.parked import deal_with
 from orchestrator.reading import Span
 from orchestrator.terminal import readable
 from outbox import Connection, Headers

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from orchestrator import screens, status
+from orchestrator.oncall import screens, status
 from tests.bare import run_command
 from tests.eventually import eventually
 from tests.repairs import set_marker

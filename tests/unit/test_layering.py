@@ -23,26 +23,35 @@ LEVELS = [
     ["orchestrator.main"],
     ["orchestrator.__main__"],
     ["orchestrator.cli"],
-    ["orchestrator.dlq", "orchestrator.parked"],
-    ["orchestrator.set_aside"],
-    ["orchestrator.operators"],
-    ["orchestrator.duty"],
+    ["orchestrator.oncall.dlq", "orchestrator.oncall.parked"],
+    ["orchestrator.oncall.set_aside"],
+    ["orchestrator.oncall.operators"],
+    ["orchestrator.oncall.duty"],
     ["orchestrator.consumer", "orchestrator.relay", "orchestrator.supervisor"],
-    ["orchestrator.doctor"],
-    ["orchestrator.doctor_both"],
-    ["orchestrator.doctor_postgres", "orchestrator.doctor_rights", "orchestrator.doctor_tables"],
-    ["orchestrator.doctor_kafka"],
-    ["orchestrator.doctor_check"],
+    ["orchestrator.oncall.doctor"],
+    ["orchestrator.oncall.doctor_both"],
+    [
+        "orchestrator.oncall.doctor_postgres",
+        "orchestrator.oncall.doctor_rights",
+        "orchestrator.oncall.doctor_tables",
+    ],
+    ["orchestrator.oncall.doctor_kafka"],
+    ["orchestrator.oncall.doctor_check"],
     ["orchestrator.ingest", "orchestrator.gauges", "orchestrator.process", "orchestrator.setup"],
-    ["orchestrator.screens"],
-    ["orchestrator.explain", "orchestrator.status"],
-    ["orchestrator.mentions"],
-    ["orchestrator.lives", "orchestrator.repair_partitions"],
-    ["orchestrator.repair"],
-    ["orchestrator.evidence"],
-    ["orchestrator.audit", "orchestrator.dead_letters"],
+    ["orchestrator.oncall.screens"],
+    ["orchestrator.oncall.explain", "orchestrator.oncall.status"],
+    ["orchestrator.oncall.mentions"],
+    ["orchestrator.oncall.lives", "orchestrator.oncall.repair_partitions"],
+    ["orchestrator.oncall.repair"],
+    ["orchestrator.oncall.evidence"],
+    ["orchestrator.oncall.audit", "orchestrator.oncall.dead_letters"],
     ["orchestrator.http", "orchestrator.workers", "orchestrator.offsets", "orchestrator.metrics"],
-    ["orchestrator.origins", "orchestrator.repairs", "orchestrator.selection", "orchestrator.terminal"],
+    [
+        "orchestrator.oncall.origins",
+        "orchestrator.oncall.repairs",
+        "orchestrator.oncall.selection",
+        "orchestrator.terminal",
+    ],
     ["orchestrator.reading", "orchestrator.tracing"],
     ["orchestrator.migrations", "orchestrator.topics", "orchestrator.health", "orchestrator.submit"],
     ["orchestrator.messages", "orchestrator.settings", "orchestrator.logs", "orchestrator.errors"],
@@ -94,6 +103,16 @@ def test_imports_point_down(module: str) -> None:
     for imported in imports_of(MODULES[module]) - EVERY_PACKAGE - {module}:
         assert imported in LEVEL, f"{module} imports {imported}, which has no level"
         assert LEVEL[imported] > LEVEL[module], f"{module} imports {imported}, which is not below it"
+
+
+def test_no_process_needs_the_commands_for_operators() -> None:
+    oncall = "orchestrator.oncall."
+    users = {
+        module
+        for module, file in MODULES.items()
+        if not module.startswith(oncall) and any(name.startswith(oncall) for name in imports_of(file))
+    }
+    assert users == {"orchestrator.cli", "orchestrator.demo"}
 
 
 def test_the_levels_name_modules_that_exist() -> None:

@@ -14,10 +14,10 @@ import yaml
 from prometheus_client import CollectorRegistry, generate_latest
 
 from orchestrator import cli
-from orchestrator.doctor import CHECKS
 from orchestrator.health import Health
 from orchestrator.messages import Reason
 from orchestrator.metrics import ConsumerMetrics, RelayMetrics, new_registry
+from orchestrator.oncall.doctor import CHECKS
 from outbox.lane import Verdict
 from outbox.repair import REFUSED
 

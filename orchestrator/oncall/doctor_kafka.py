@@ -16,7 +16,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # public, not
     TopicDescription,
 )
 
-from orchestrator.doctor_check import Answer, Site, all_of, count, partitions
+from orchestrator.oncall.doctor_check import Answer, Site, all_of, count, partitions
 from orchestrator.settings import Settings
 from orchestrator.topics import REQUEST_S, Admin, TopicMissing, result_of
 from outbox.errors import describe

@@ -4,11 +4,11 @@ import argparse
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from orchestrator import set_aside
-from orchestrator.duty import Add, on_duty, print_json, print_lines
-from orchestrator.repairs import write_down
-from orchestrator.selection import Selection
-from orchestrator.set_aside import headers_as_fields, key_of, payload_of
+from orchestrator.oncall import set_aside
+from orchestrator.oncall.duty import Add, on_duty, print_json, print_lines
+from orchestrator.oncall.repairs import write_down
+from orchestrator.oncall.selection import Selection
+from orchestrator.oncall.set_aside import headers_as_fields, key_of, payload_of
 from orchestrator.terminal import OK, USAGE, readable, table
 from outbox import Connection, transaction
 from outbox.parked import ParkedRow, Places, discard, read_parked, read_value, unpark

@@ -16,12 +16,12 @@ import psycopg
 from confluent_kafka import KafkaException, libversion
 
 from orchestrator import offsets, topics
-from orchestrator.dead_letters import count_handled, find_letters, read_letters
 from orchestrator.metrics import release
 from orchestrator.offsets import Position
+from orchestrator.oncall.dead_letters import count_handled, find_letters, read_letters
+from orchestrator.oncall.repair_partitions import fault_of
+from orchestrator.oncall.selection import Selection
 from orchestrator.reading import Span, find_spans
-from orchestrator.repair_partitions import fault_of
-from orchestrator.selection import Selection
 from orchestrator.settings import Settings
 from orchestrator.topics import TopicMissing
 from outbox import Connection

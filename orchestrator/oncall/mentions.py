@@ -11,12 +11,12 @@ from typing import TextIO, cast
 from uuid import UUID
 
 from orchestrator import offsets, topics
-from orchestrator.dead_letters import Letter, find_letters, read_letters
-from orchestrator.lives import SHOWN, Found, Waiting, place_of
 from orchestrator.offsets import Position
+from orchestrator.oncall.dead_letters import Letter, find_letters, read_letters
+from orchestrator.oncall.lives import SHOWN, Found, Waiting, place_of
+from orchestrator.oncall.repair_partitions import fault_of
+from orchestrator.oncall.selection import Selection
 from orchestrator.reading import Span, find_spans, read_spans
-from orchestrator.repair_partitions import fault_of
-from orchestrator.selection import Selection
 from orchestrator.settings import Settings
 from outbox import Connection
 

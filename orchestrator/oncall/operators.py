@@ -12,11 +12,11 @@ from contextlib import suppress
 import psycopg
 from confluent_kafka import OFFSET_BEGINNING, KafkaException
 
-from orchestrator import audit, doctor, explain, screens, status
 from orchestrator.arguments import a_moment, a_uuid, number_or_all, offset_or_beginning
-from orchestrator.duty import Add, on_duty, print_json, print_lines
-from orchestrator.repair import Repair, repair_lanes
-from orchestrator.repair_partitions import repair_partitions
+from orchestrator.oncall import audit, doctor, explain, screens, status
+from orchestrator.oncall.duty import Add, on_duty, print_json, print_lines
+from orchestrator.oncall.repair import Repair, repair_lanes
+from orchestrator.oncall.repair_partitions import repair_partitions
 from orchestrator.terminal import (
     CHECK_FAILED,
     OK,

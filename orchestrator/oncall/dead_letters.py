@@ -17,7 +17,7 @@ from confluent_kafka import Message as Record
 from orchestrator import topics
 from orchestrator.logs import mask
 from orchestrator.messages import headers_of
-from orchestrator.origins import (
+from orchestrator.oncall.origins import (
     REASON,
     RETRY_OF,
     identity_of,
@@ -25,9 +25,9 @@ from orchestrator.origins import (
     printable,
     which_are_ours,
 )
+from orchestrator.oncall.repairs import write_down
+from orchestrator.oncall.selection import Place, Selection
 from orchestrator.reading import Progress, Span, find_spans, read_spans, time_of
-from orchestrator.repairs import write_down
-from orchestrator.selection import Place, Selection
 from orchestrator.settings import Settings
 from outbox import Connection, Headers, Message, count_lanes, enqueue, transaction
 from outbox.crashpoints import reached

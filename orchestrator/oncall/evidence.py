@@ -14,10 +14,10 @@ from uuid import UUID
 from confluent_kafka import Message as Record
 
 from orchestrator import topics
-from orchestrator.audit import row_of
 from orchestrator.errors import NotRepaired
 from orchestrator.messages import LATEST_MS, headers_of
-from orchestrator.origins import RETRY_OF, Header, name_made_of, origin_of
+from orchestrator.oncall.audit import row_of
+from orchestrator.oncall.origins import RETRY_OF, Header, name_made_of, origin_of
 from orchestrator.reading import (
     Progress,
     find_spans,

@@ -10,9 +10,9 @@ from typing import cast
 
 import psycopg
 
-from orchestrator.doctor_check import Answer, Site
 from orchestrator.ingest import NotUtf8, check_encoding
 from orchestrator.migrations import check_current
+from orchestrator.oncall.doctor_check import Answer, Site
 from outbox import SchemaMismatch, connect, count_lanes
 from outbox.errors import describe
 from outbox.lanes import MEMBER, SessionShared, check_session, lock_class, server_process

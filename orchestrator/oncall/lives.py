@@ -13,7 +13,7 @@ from uuid import UUID
 from confluent_kafka import Message as Record
 
 from orchestrator import topics
-from orchestrator.audit import row_of
+from orchestrator.oncall.audit import row_of
 from orchestrator.reading import Progress, Span, find_spans, read_spans, time_of, to_time
 from orchestrator.settings import Settings
 from orchestrator.workers import MS_BITS, worker_id

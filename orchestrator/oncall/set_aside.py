@@ -12,10 +12,10 @@ from datetime import datetime
 from typing import Protocol, TypeVar
 
 from orchestrator.arguments import a_moment, a_place, at_least_one
-from orchestrator.duty import print_json, print_lines
 from orchestrator.errors import NotRepaired
-from orchestrator.origins import NUMBERS, number_in, which_are_ours
-from orchestrator.selection import Place, Selection
+from orchestrator.oncall.duty import print_json, print_lines
+from orchestrator.oncall.origins import NUMBERS, number_in, which_are_ours
+from orchestrator.oncall.selection import Place, Selection
 from orchestrator.terminal import CHECK_FAILED, OK, USAGE, ask, complain, somebody_answers
 from outbox import Headers
 

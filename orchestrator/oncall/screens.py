@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
-from orchestrator.explain import Story
-from orchestrator.lives import SHOWN, TRIES, Found, Life, Waiting
-from orchestrator.status import BEHIND_S, MOST_COUNTED, DeadLetters, LaneStatus, Status
+from orchestrator.oncall.explain import Story
+from orchestrator.oncall.lives import SHOWN, TRIES, Found, Life, Waiting
+from orchestrator.oncall.status import BEHIND_S, MOST_COUNTED, DeadLetters, LaneStatus, Status
 from orchestrator.terminal import duration, table
 from outbox.errors import describe
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import NamedTuple, TextIO
 from uuid import UUID
 
-from orchestrator.dead_letters import Letter
-from orchestrator.lives import (
+from orchestrator.oncall.dead_letters import Letter
+from orchestrator.oncall.lives import (
     SHOWN,
     Found,
     Life,
@@ -15,7 +15,7 @@ from orchestrator.lives import (
     find_workers_of,
     look_in_kafka,
 )
-from orchestrator.mentions import (
+from orchestrator.oncall.mentions import (
     count_unpublished,
     search_dead_letters,
     search_input,

@@ -19,11 +19,12 @@ from typing import TextIO
 
 from confluent_kafka.admin import AdminClient
 
-from orchestrator import evidence, offsets, topics
+from orchestrator import offsets, topics
 from orchestrator.errors import NotRepaired
-from orchestrator.evidence import Evidence
+from orchestrator.oncall import evidence
+from orchestrator.oncall.evidence import Evidence
+from orchestrator.oncall.repairs import write_down
 from orchestrator.reading import Span, read_spans
-from orchestrator.repairs import write_down
 from orchestrator.settings import Settings
 from orchestrator.workers import set_deployed
 from outbox import Connection, count_lanes, transaction

@@ -13,15 +13,9 @@ from contextlib import ExitStack
 import psycopg
 from confluent_kafka import KafkaException
 
-from orchestrator import (
-    doctor_both,
-    doctor_kafka,
-    doctor_postgres,
-    doctor_rights,
-    doctor_tables,
-    logs,
-)
-from orchestrator.doctor_check import Answer, Away, Check, Finding, Site
+from orchestrator import logs
+from orchestrator.oncall import doctor_both, doctor_kafka, doctor_postgres, doctor_rights, doctor_tables
+from orchestrator.oncall.doctor_check import Answer, Away, Check, Finding, Site
 from orchestrator.settings import Settings
 from outbox import SchemaMismatch
 from outbox.errors import describe

@@ -17,7 +17,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # public, not
     ConsumerGroupDescription,
 )
 
-from orchestrator.doctor_check import Answer, Away, Site
+from orchestrator.oncall.doctor_check import Answer, Away, Site
 from orchestrator.topics import REQUEST_S
 from outbox import SchemaMismatch
 from outbox.publisher import progress_group

@@ -2,7 +2,7 @@
 
 from typing import cast
 
-from orchestrator.doctor_check import Answer, Site, all_of
+from orchestrator.oncall.doctor_check import Answer, Site, all_of
 from orchestrator.terminal import duration
 from orchestrator.workers import read_ids
 

@@ -5,11 +5,11 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
-from orchestrator import set_aside
-from orchestrator.dead_letters import Letter, find_letters, handle, read_letters
-from orchestrator.duty import Add, on_duty, print_json, print_lines
-from orchestrator.selection import Selection
-from orchestrator.set_aside import headers_as_fields, key_of, payload_of
+from orchestrator.oncall import set_aside
+from orchestrator.oncall.dead_letters import Letter, find_letters, handle, read_letters
+from orchestrator.oncall.duty import Add, on_duty, print_json, print_lines
+from orchestrator.oncall.selection import Selection
+from orchestrator.oncall.set_aside import headers_as_fields, key_of, payload_of
 from orchestrator.terminal import OK, USAGE, readable, table
 
 WHAT = "dead letters"

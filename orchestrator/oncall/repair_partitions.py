@@ -13,9 +13,9 @@ from confluent_kafka.admin import AdminClient
 from orchestrator import offsets, topics
 from orchestrator.errors import NotRepaired
 from orchestrator.offsets import Position
+from orchestrator.oncall.repair import Repair
+from orchestrator.oncall.repairs import write_down
 from orchestrator.reading import Span
-from orchestrator.repair import Repair
-from orchestrator.repairs import write_down
 from outbox import transaction
 
 RECREATED, OUT_OF_RANGE, BY_HAND = "topic_recreated", "offset_out_of_range", "moved_by_hand"

@@ -9,13 +9,13 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, Topi
 from confluent_kafka.admin import ResourceType  # type: ignore[attr-defined]  # public
 
 from orchestrator import offsets, topics
-from orchestrator.doctor_check import Answer, Site, all_of, count, partitions
-from orchestrator.doctor_kafka import NOT_ALLOWED, ask_configs, values_of
-from orchestrator.doctor_rights import WRITE, topic_operations
 from orchestrator.ingest import repair_of
+from orchestrator.oncall.doctor_check import Answer, Site, all_of, count, partitions
+from orchestrator.oncall.doctor_kafka import NOT_ALLOWED, ask_configs, values_of
+from orchestrator.oncall.doctor_rights import WRITE, topic_operations
+from orchestrator.oncall.repair import describe_marker
+from orchestrator.oncall.repair_partitions import fault_of
 from orchestrator.reading import Span
-from orchestrator.repair import describe_marker
-from orchestrator.repair_partitions import fault_of
 from orchestrator.terminal import duration
 from orchestrator.topics import REQUEST_S
 from outbox import count_lanes
