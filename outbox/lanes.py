@@ -13,7 +13,7 @@ from uuid import UUID
 from psycopg.conninfo import make_conninfo
 
 from outbox.errors import SchemaMismatch
-from outbox.postgres import Connection, connect
+from outbox.postgres import SILENCE_S, Connection, answers_within, connect
 
 MEMBER = 32_768  # lock number of the members: the first that no lane (smallint) can have
 
@@ -67,7 +67,11 @@ def check_session(conn: Connection) -> None:
     """
     if server_process(conn) == conn.info.backend_pid:
         return
-    with closing(connect(same_address(conn), "outbox relay's look at the pooler")) as other:
+    with (
+        closing(connect(same_address(conn), "outbox relay's look at the pooler")) as other,
+        answers_within(conn, SILENCE_S),  # a pool that is used up keeps either waiting
+        answers_within(other, SILENCE_S),
+    ):
         for _ in range(LOOKS):
             ours = {server_process(conn), server_process(conn)}
             if len(ours) > 1 or server_process(other) in ours:

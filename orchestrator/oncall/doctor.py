@@ -53,7 +53,7 @@ def answer_of(check: Check, site: Site) -> Answer:
     except psycopg.Error as error:
         return doctor_postgres.fault(site, error)
     except KafkaException as error:
-        return doctor_kafka.fault(error)
+        return doctor_kafka.fault(site, error)
 
 
 def exit_code(findings: Iterable[Finding]) -> int:

@@ -39,14 +39,31 @@ NO_ANSWER = frozenset(
 )
 
 
-def fault(error: KafkaException) -> Answer:
-    """Answer for a check that Kafka ended."""
+def fault(site: Site, error: KafkaException) -> Answer:
+    """Answer for a check that Kafka ended; without brokers no later one is made."""
     if error.args[0].code() in NOT_ALLOWED:
         return "skipped", f"not looked at: {describe(error)}: see `kafka acls`"
-    if error.args[0].code() in NO_ANSWER:
+    if was_lost(site, error.args[0]):
+        site.client = None
         advice = "run doctor again, and see its line `kafka reachable`"
-        return "unreachable", f"no answer in time: {describe(error)}: {advice}"
+        return "unreachable", f"no broker answers any more: {describe(error)}: {advice}"
     return "failed", f"could not be looked at: {describe(error)}"
+
+
+def was_lost(site: Site, error: KafkaError) -> bool:
+    """Say whether there is no answer because there are no brokers, and not for a reason of its own.
+
+    A missing right may show as a time-out, too: the client looks for the group's coordinator again and
+    again.
+    """
+    if error.code() not in NO_ANSWER:
+        return False
+    asked = cast("Future[object]", site.admin.describe_cluster(request_timeout=REQUEST_S))
+    try:
+        asked.result()
+    except KafkaException:
+        return True
+    return False
 
 
 class Client(Admin):
@@ -196,7 +213,7 @@ def topics(site: Site) -> Answer:
             if error.args[0].code() in NOT_ALLOWED:
                 site.hidden.add(name)
             if name in ours:
-                state, text = fault(error)
+                state, text = fault(site, error)
                 remarks.append((state, f"topic {name} {text}"))
     return all_of(remarks, ", ".join(ours))
 
