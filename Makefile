@@ -63,8 +63,8 @@ bench-quick: install ## the same with fewer rows, in 3 minutes (report in build/
 bench-check: install ## only the ratios that a change could spoil, in 3 minutes (report in build/bench)
 	@$(BIN)/python -m bench --check --output build/bench
 
-bench-peers: install ## the same with the naive service, the usual polling outbox and Debezium beside it
-	@$(BIN)/python -m bench --peers
+bench-peers: install ## the same with the naive service, the usual polling outbox and Debezium beside it (report in bench/results/peers)
+	@$(BIN)/python -m bench --peers --output bench/results/peers
 
 check: install ## format, lint and types; the Dockerfile too
 	$(BIN)/ruff format --check .
