@@ -35,6 +35,12 @@ def mask(text: str) -> str:
     return ASSIGNED.sub(r"\1***", URL.sub(r"\1***", text))
 
 
+def without_url(text: str) -> str:
+    """Return the text up to its first URL: one with white space in it could end anywhere."""
+    before, scheme, _ = text.partition("://")
+    return f"{before}{scheme}***" if scheme else text
+
+
 def masked(value: object, name: str = "") -> object:
     """Return a value as JSON knows it, with every text in it masked. name: the key it stands under."""
     if SECRET.fullmatch(name):

@@ -44,9 +44,6 @@ class Span(NamedTuple):
         return max(self.end - self.first, 0)
 
 
-Advance = Callable[[int], None]  # told how many offsets were passed
-
-
 def read_to_end(kafka: Mapping[str, str], topic: str) -> Iterator[Message]:
     """Yield every committed record of a topic, from its beginning to its end of now."""
     admin = topics.Admin(kafka)
@@ -95,18 +92,16 @@ def to_time(time_ms: int) -> datetime:
 
 
 def read_spans(
-    kafka: Mapping[str, str],
-    topic: str,
-    spans: Mapping[int, Span],
-    advance: Advance = lambda _offsets: None,
+    kafka: Mapping[str, str], topic: str, spans: Mapping[int, Span], talk: TextIO | None = None
 ) -> Generator[list[Message], None, None]:
     """Yield the committed records of the spans, in chunks, in order per partition.
 
-    Memory is bounded by a chunk and the client's queue. Raises KafkaException.
+    Memory is bounded by a chunk and the client's queue. talk: where the progress is told, if
+    anywhere. Raises KafkaException.
     """
     at = {partition: span.first for partition, span in spans.items() if span.first < span.end}
     places = [TopicPartition(topic, partition, first) for partition, first in at.items()]
-    with closing(_new_reader(kafka)) as consumer:
+    with closing(_new_reader(kafka)) as consumer, closing(Progress(topic, spans, talk)) as progress:
         consumer.assign(places)
         while at:
             chunk: list[Message] = []
@@ -119,7 +114,7 @@ def read_spans(
                     chunk.append(record)
                 # The end of a partition, too, has an offset: that of the record to come.
                 stands_at = min(offset + is_record, end)
-                advance(stands_at - at[partition])
+                progress.advance(stands_at - at[partition])
                 at[partition] = stands_at
                 if stands_at == end:
                     del at[partition]
@@ -211,7 +206,7 @@ class Progress:
             self._say_at = time.monotonic() + self._pause_s
             self._say("" if self._is_terminal else "\n")
 
-    def finish(self) -> None:
+    def close(self) -> None:
         """Leave the line, if there is one."""
         if self._is_terminal:
             self._say("\n")

@@ -79,9 +79,7 @@ def readable(key: bytes | None) -> str | None:
     """
     if key is None:
         return None
-    text = logs.mask(key.decode("utf-8", "backslashreplace"))
-    if "://" in text:
-        text = text.partition("://")[0] + "://***"
+    text = logs.mask(logs.without_url(key.decode("utf-8", "backslashreplace")))
     text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
     return text if len(text) <= KEY_WIDTH else text[: KEY_WIDTH - 1] + "…"
 

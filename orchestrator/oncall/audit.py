@@ -20,7 +20,7 @@ from confluent_kafka import Message as Record
 
 from orchestrator import topics
 from orchestrator.messages import DeployOrder
-from orchestrator.reading import Progress, Span, find_spans, kept_since, read_spans, time_of
+from orchestrator.reading import Span, find_spans, kept_since, read_spans, time_of
 from outbox import Connection
 from outbox.lanes import check_session
 
@@ -144,15 +144,13 @@ def copy_topic(
     """Copy the places and ids of the records into Postgres, chunk by chunk."""
     records = 0
     oldest: dict[int, datetime] = {}
-    progress = Progress(topic, spans, talk)
-    for chunk in read_spans(kafka, topic, spans, progress.advance):
+    for chunk in read_spans(kafka, topic, spans, talk):
         with conn.cursor().copy(COPY) as copy:
             copy.set_types(["int4", "int8", "uuid", "uuid"])
             for record in chunk:
                 copy.write_row(row_of(record))
                 oldest.setdefault(cast("int", record.partition()), time_of(record))
         records += len(chunk)
-    progress.finish()
     conn.execute(ANALYZE)
     return Read(records, oldest)
 

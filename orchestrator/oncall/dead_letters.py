@@ -27,7 +27,7 @@ from orchestrator.oncall.origins import (
 )
 from orchestrator.oncall.repairs import write_down
 from orchestrator.oncall.selection import Place, Selection
-from orchestrator.reading import Progress, Span, find_spans, read_spans, time_of
+from orchestrator.reading import Span, find_spans, read_spans, time_of
 from orchestrator.settings import Settings
 from outbox import Connection, Headers, Message, count_lanes, enqueue, transaction
 from outbox.crashpoints import reached
@@ -88,9 +88,8 @@ def read_letters(
     conn: Connection, letters: Letters, selection: Selection, talk: TextIO | None
 ) -> Iterator[list[Letter]]:
     """Yield what is meant, in chunks, in order per partition; those that are done with, too."""
-    topic = letters.settings.dead_letter_topic
-    progress = Progress(topic, letters.spans, talk)
-    for chunk in read_spans(letters.settings.kafka, topic, letters.spans, progress.advance):
+    settings = letters.settings
+    for chunk in read_spans(settings.kafka, settings.dead_letter_topic, letters.spans, talk):
         found = [
             letter
             for letter in map(letter_of, chunk)
@@ -100,7 +99,6 @@ def read_letters(
         if found:
             actions = read_actions(conn, letters.topic_id, found)
             yield [letter._replace(action=actions[letter.place]) for letter in found]
-    progress.finish()
 
 
 def letter_of(record: Record) -> Letter:

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from orchestrator.oncall import set_aside
 from orchestrator.oncall.dead_letters import Letter, find_letters, handle, read_letters
-from orchestrator.oncall.duty import Add, on_duty, print_json, print_lines
+from orchestrator.oncall.duty import Add, on_duty
 from orchestrator.oncall.selection import Selection
 from orchestrator.oncall.set_aside import headers_as_fields, key_of, payload_of
-from orchestrator.terminal import OK, USAGE, readable, table
+from orchestrator.terminal import USAGE, readable, table
 
 WHAT = "dead letters"
 
@@ -28,16 +28,10 @@ def dlq(options: argparse.Namespace) -> int:
         if options.action == "show":
             fields = (as_fields(one, options.payload) for one in found)
             return set_aside.show(fields, options.payload)
-        listed, counts = set_aside.first_of(found, options.limit)
-    if options.json:
-        letters = [as_fields(one) for one in listed]
-        print_json({"letters": letters, "by_reason": counts, "total": sum(counts.values())})
-    else:
-        print_lines(as_text(listed, counts))
-    return OK
+        return set_aside.list_them(options, WHAT, "letters", found, as_fields, as_text)
 
 
-def as_text(listed: Sequence[Letter], counts: Counter[str]) -> Iterator[str]:
+def as_text(listed: Sequence[Letter]) -> Iterator[str]:
     """Yield the list for a person."""
     rows = [
         (
@@ -52,7 +46,6 @@ def as_text(listed: Sequence[Letter], counts: Counter[str]) -> Iterator[str]:
         for one in listed
     ]
     yield from table(("place", "time (UTC)", "reason", "origin", "key", "bytes", "state"), rows)
-    yield set_aside.last_line(WHAT, counts, len(listed))
 
 
 def as_fields(letter: Letter, payload: bool = False) -> dict[str, object]:

@@ -11,7 +11,7 @@ from confluent_kafka.admin import ResourceType  # type: ignore[attr-defined]  # 
 from orchestrator import offsets, topics
 from orchestrator.ingest import repair_of
 from orchestrator.oncall.doctor_check import Answer, Site, all_of, count, partitions
-from orchestrator.oncall.doctor_kafka import NOT_ALLOWED, ask_configs, values_of, was_lost
+from orchestrator.oncall.doctor_kafka import NOT_ALLOWED, ask_configs, lost, values_of, was_lost
 from orchestrator.oncall.doctor_rights import WRITE, topic_operations
 from orchestrator.oncall.repair import describe_marker
 from orchestrator.oncall.repair_partitions import fault_of
@@ -59,7 +59,7 @@ def transactions(site: Site) -> Answer:
                 return "skipped", "this user is not the relay's: it may take no transactional id"
             if not waits or time.monotonic() - started > TRANSACTIONS_S:
                 if was_lost(site, fault):
-                    raise KafkaException(fault) from None
+                    return lost(site, KafkaException(fault))
                 text = f"{name}: {fault.str()} ({fault.name()}): {advice_on(fault, config)}"
                 return "failed", text
             time.sleep(RETRY_PAUSE_S)

@@ -44,10 +44,15 @@ def fault(site: Site, error: KafkaException) -> Answer:
     if error.args[0].code() in NOT_ALLOWED:
         return "skipped", f"not looked at: {describe(error)}: see `kafka acls`"
     if was_lost(site, error.args[0]):
-        site.client = None
-        advice = "run doctor again, and see its line `kafka reachable`"
-        return "unreachable", f"no broker answers any more: {describe(error)}: {advice}"
+        return lost(site, error)
     return "failed", f"could not be looked at: {describe(error)}"
+
+
+def lost(site: Site, error: KafkaException) -> Answer:
+    """Answer for the check during which the brokers went away."""
+    site.client = None
+    advice = "run doctor again, and see its line `kafka reachable`"
+    return "unreachable", f"no broker answers any more: {describe(error)}: {advice}"
 
 
 def was_lost(site: Site, error: KafkaError) -> bool:

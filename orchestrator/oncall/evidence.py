@@ -19,7 +19,6 @@ from orchestrator.messages import LATEST_MS, headers_of
 from orchestrator.oncall.audit import row_of
 from orchestrator.oncall.origins import RETRY_OF, Header, name_made_of, origin_of
 from orchestrator.reading import (
-    Progress,
     find_spans,
     kept_since,
     read_spans,
@@ -235,14 +234,12 @@ def _look_up_in(
 ) -> None:
     admin = topics.Admin(settings.kafka)
     spans = find_spans(admin, topic)
-    progress = Progress(topic, spans, talk)
     oldest: dict[int, datetime] = {}
-    for chunk in read_spans(settings.kafka, topic, spans, progress.advance):
+    for chunk in read_spans(settings.kafka, topic, spans, talk):
         identities = [identity for record in chunk if (identity := identify(record))]
         conn.execute(NOTE_PUBLISHED, {"seen": identities})
         for record in chunk:
             oldest.setdefault(cast("int", record.partition()), time_of(record))
-    progress.finish()
     kept = kept_since(admin, topic, spans, oldest, datetime.now(UTC))
     if kept:
         conn.execute(NOTE_UNDECIDED, {"topic": topic, "kept_since": kept + CLOCKS})

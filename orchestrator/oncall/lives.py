@@ -14,7 +14,7 @@ from confluent_kafka import Message as Record
 
 from orchestrator import topics
 from orchestrator.oncall.audit import row_of
-from orchestrator.reading import Progress, Span, find_spans, read_spans, time_of, to_time
+from orchestrator.reading import Span, find_spans, read_spans, time_of, to_time
 from orchestrator.settings import Settings
 from orchestrator.workers import MS_BITS, worker_id
 from outbox import Connection
@@ -239,11 +239,7 @@ def _read_since(
     admin, topic = topics.Admin(settings.kafka), settings.output_topic
     since_ms = max(int((since.timestamp() - CLOCKS.total_seconds()) * 1000), 0)
     spans = find_spans(admin, topic, since_ms or None)
-    progress = Progress(topic, spans, talk)
-    try:
-        yield from read_spans(settings.kafka, topic, spans, progress.advance)
-    finally:  # the reader often stops before the end
-        progress.finish()
+    return read_spans(settings.kafka, topic, spans, talk)
 
 
 def place_of(record: Record) -> Found:

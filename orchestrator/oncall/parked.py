@@ -5,11 +5,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from orchestrator.oncall import set_aside
-from orchestrator.oncall.duty import Add, on_duty, print_json, print_lines
+from orchestrator.oncall.duty import Add, on_duty
 from orchestrator.oncall.repairs import write_down
 from orchestrator.oncall.selection import Selection
 from orchestrator.oncall.set_aside import headers_as_fields, key_of, payload_of
-from orchestrator.terminal import OK, USAGE, readable, table
+from orchestrator.terminal import USAGE, readable, table
 from outbox import Connection, transaction
 from outbox.parked import ParkedRow, Places, discard, read_parked, read_value, unpark
 from outbox.postgres import transaction_again
@@ -29,13 +29,7 @@ def parked(options: argparse.Namespace) -> int:
             return set_aside.show(fields, options.payload)
         if options.action != "list":
             return change(options, selection, conn, list(found))
-        listed, counts = set_aside.first_of(found, options.limit)
-    if options.json:
-        rows = [as_fields(row) for row in listed]
-        print_json({"rows": rows, "by_reason": counts, "total": sum(counts.values())})
-    else:
-        print_lines(as_text(listed, counts))
-    return OK
+        return set_aside.list_them(options, WHAT, "rows", found, as_fields, as_text)
 
 
 def is_meant(row: ParkedRow, options: argparse.Namespace, selection: Selection) -> bool:
@@ -47,7 +41,7 @@ def is_meant(row: ParkedRow, options: argparse.Namespace, selection: Selection) 
     )
 
 
-def as_text(listed: Sequence[ParkedRow], counts: Counter[str]) -> Iterator[str]:
+def as_text(listed: Sequence[ParkedRow]) -> Iterator[str]:
     """Yield the list for a person."""
     rows = [
         (
@@ -64,7 +58,6 @@ def as_text(listed: Sequence[ParkedRow], counts: Counter[str]) -> Iterator[str]:
     ]
     head = ("place", "parked (UTC)", "topic", "key", "subject", "bytes", "state", "reason")
     yield from table(head, rows)
-    yield set_aside.last_line(WHAT, counts, len(listed))
 
 
 def as_fields(row: ParkedRow, payload: bool = False) -> dict[str, object]:

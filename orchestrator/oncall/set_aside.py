@@ -7,12 +7,13 @@ import argparse
 import json
 import os
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import datetime
 from typing import Protocol, TypeVar
 
 from orchestrator.arguments import a_moment, a_place, at_least_one
 from orchestrator.errors import NotRepaired
+from orchestrator.logs import without_url
 from orchestrator.oncall.duty import print_json, print_lines
 from orchestrator.oncall.origins import NUMBERS, number_in, which_are_ours
 from orchestrator.oncall.selection import Place, Selection
@@ -56,15 +57,27 @@ def is_clear(options: argparse.Namespace, selection: Selection) -> bool:
 # ---- looking ------------------------------------------------------------------------------------
 
 
-def first_of(found: Iterable[T], limit: int) -> tuple[list[T], Counter[str]]:
-    """Return the first `limit`, and how many there are in all, by reason."""
+def list_them(
+    options: argparse.Namespace,
+    what: str,
+    name: str,
+    found: Iterable[T],
+    as_fields: Callable[[T], dict[str, object]],
+    as_text: Callable[[Sequence[T]], Iterable[str]],
+) -> int:
+    """Print the first ones, and how many there are in all, by reason. name: theirs in JSON."""
     listed: list[T] = []
     counts: Counter[str] = Counter()
     for one in found:
         counts[one.reason] += 1
-        if len(listed) < limit:
+        if len(listed) < options.limit:
             listed.append(one)
-    return listed, counts
+    if options.json:
+        fields = [as_fields(one) for one in listed]
+        print_json({name: fields, "by_reason": counts, "total": sum(counts.values())})
+    else:
+        print_lines([*as_text(listed), last_line(what, counts, len(listed))])
+    return OK
 
 
 def summary(what: str, counts: Counter[str]) -> str:
@@ -117,7 +130,7 @@ def payload_of(value: bytes | None) -> str | None:
 def key_of(key: bytes | None) -> str | None:
     """Return a record's key for a script: whole, but for a URL and all that follows it."""
     text = payload_of(key)
-    return text if text is None or "://" not in text else text.partition("://")[0] + "://***"
+    return text and without_url(text)
 
 
 # ---- changing -------------------------------------------------------------------------------------

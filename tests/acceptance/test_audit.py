@@ -304,5 +304,5 @@ def test_progress_is_one_line_on_a_terminal_and_plain_lines_elsewhere(
     progress = Quick("x", {0: Span(0, 1000), 1: Span(500, 2500)}, stream)
     for _ in range(2):
         progress.advance(1000)
-    progress.finish()
+    progress.close()
     assert stream.getvalue() == wanted
