@@ -2,8 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing, contextmanager
 from statistics import median
 
 from bench.load import fill_input, fill_outbox
@@ -13,6 +12,7 @@ from outbox import store
 from outbox.message import OutboxRow
 from outbox.postgres import Connection
 from outbox.publisher import Publisher
+from outbox.store import Claim
 from tests.system import LANES, OwnedLane, System
 
 SMALL, USUAL = 1, 500  # batch sizes of the comparison
@@ -26,9 +26,7 @@ def relay_price(site: Site, rows: int) -> dict[str, float]:
         all_lanes(system, Publisher) as exact,
         all_lanes(other, PlainPublisher) as plain,
     ):
-        rates = [
-            (drain_all(system, exact, rows // 4), drain_all(other, plain, rows // 4)) for _ in range(4)
-        ]
+        rates = [(drain(system, exact, rows // 4), drain(other, plain, rows // 4)) for _ in range(4)]
     return {
         "exactly_once_rate": median(rate for rate, _ in rates),
         "idempotent_rate": median(rate for _, rate in rates),
@@ -37,28 +35,11 @@ def relay_price(site: Site, rows: int) -> dict[str, float]:
 
 
 @contextmanager
-def all_lanes(system: System, publisher: type[Publisher]) -> Iterator[list[OwnedLane]]:
-    """Give the lanes of an installation, recovered, as one relay would work them."""
-    with ExitStack() as stack:
-        lanes = [
-            stack.enter_context(system.lane(number, batch_size=USUAL, publisher=publisher))
-            for number in range(LANES)
-        ]
-        for lane in lanes:
-            lane.recover()
+def all_lanes(system: System, publisher: type[Publisher]) -> Iterator[OwnedLane]:
+    """Give the lanes of an installation, recovered, as one relay works them."""
+    with system.lane(*range(LANES), batch_size=USUAL, publisher=publisher) as lanes:
+        lanes.recover()
         yield lanes
-
-
-def drain_all(system: System, lanes: Sequence[OwnedLane], rows: int) -> float:
-    """Return rows a second of the lanes, in a thread each, that find them all waiting."""
-    fill_outbox(system, rows)
-    began = time.perf_counter()
-    with ThreadPoolExecutor(len(lanes)) as threads:
-        published = sum(threads.map(OwnedLane.drain, lanes))
-    took = time.perf_counter() - began
-    if published != rows:
-        raise RuntimeError(f"{published} of {rows} rows were published")
-    return rows / took
 
 
 def relay_batches(site: Site, rows: int) -> dict[str, float]:
@@ -94,9 +75,15 @@ def consume(site: Site, commands: int, batch_size: int) -> float:
             return (commands - first) / (time.perf_counter() - began)
 
 
-def drain(system: System, lane: OwnedLane, rows: int) -> float:
-    """Return rows a second of the only lane, that finds them all waiting."""
-    return drain_all(system, [lane], rows)
+def drain(system: System, lanes: OwnedLane, rows: int) -> float:
+    """Return rows a second of a tenure that finds them all waiting."""
+    fill_outbox(system, rows)
+    began = time.perf_counter()
+    published = lanes.drain()
+    took = time.perf_counter() - began
+    if published != rows:
+        raise RuntimeError(f"{published} of {rows} rows were published")
+    return rows / took
 
 
 # ---- what may slow a claim ------------------------------------------------------------------------
@@ -139,9 +126,9 @@ class ClaimTimes:
         """Measure every claim of this process while the block runs."""
         claim = store.claim
 
-        def timed(conn: Connection, lane: int, limit: int, above: int = 0) -> list[OutboxRow]:
+        def timed(conn: Connection, wanted: Sequence[Claim]) -> dict[int, list[OutboxRow]]:
             began = time.perf_counter()
-            rows = claim(conn, lane, limit, above)
+            rows = claim(conn, wanted)
             self._times.append(time.perf_counter() - began)
             return rows
 

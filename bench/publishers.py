@@ -1,6 +1,6 @@
 """Publishers that leave something out, to see what it costs."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from confluent_kafka import Producer
@@ -12,27 +12,27 @@ from outbox.publisher import Publisher
 class NoPublisher(Publisher):
     """Leaves Kafka out."""
 
-    def start(self) -> None:
+    def start(self, carrier: int, earlier: Iterable[int] = ()) -> None:
         """Need no producer."""
 
-    def read_marker(self) -> int | None:
-        """Know of no batch: good for a lane that is new."""
-        return None
+    def read_markers(self, lanes: Collection[int]) -> dict[int, int | None]:
+        """Know of no batch: good for lanes that are new."""
+        return dict.fromkeys(lanes)
 
-    def publish(self, seq: int, rows: Sequence[OutboxRow]) -> None:
+    def publish(self, markers: Mapping[int, int], rows: Iterable[OutboxRow]) -> None:
         """Take the rows, and be done."""
 
 
 class PlainPublisher(NoPublisher):
-    """Leaves transaction and marker out: idempotent, at least once. For a lane that is new."""
+    """Leaves transaction and marker out: idempotent, at least once. For lanes that are new."""
 
-    def start(self) -> None:
+    def start(self, carrier: int, earlier: Iterable[int] = ()) -> None:
         """Make a producer as the relay's, without a transactional id."""
         config = {k: v for k, v in self._config.items() if not k.startswith("transaction")}
         self._producer = Producer(config, logger=self._log)
         self._caller = ThreadPoolExecutor(1)
 
-    def publish(self, seq: int, rows: Sequence[OutboxRow]) -> None:
+    def publish(self, markers: Mapping[int, int], rows: Iterable[OutboxRow]) -> None:
         """Send the rows and wait for all delivery reports."""
         producer = self._usable()
         self._produce(producer, rows)

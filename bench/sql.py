@@ -31,7 +31,7 @@ from orchestrator.embedded.postgres import postgres_binaries
 from orchestrator.messages import DeployOrder, encode_order
 from orchestrator.offsets import Move
 from orchestrator.process import collect_garbage_by_the_clock
-from outbox import Connection, Message, connect, enqueue, store, transaction
+from outbox import Connection, Message, arrays, connect, enqueue, store, transaction
 from tests.system import System
 
 BATCH = 1000
@@ -159,7 +159,7 @@ def relay_product(environ: dict[str, str], rows: int) -> tuple[float, float]:
         done = 0
         while done < rows:
             done += lane.run_once()
-        lane.lane._settle_and_claim(limit=0)
+        lane.tenure._settle()
         return began, time.time()
 
 
@@ -169,20 +169,22 @@ def relay_replay(environ: dict[str, str], rows: int) -> tuple[float, float]:
     with closing(connect(settings.database_url, "bench")) as conn:
         values = {
             "lane": 0,
-            "epoch": store.take_lane(conn, 0),
-            "seq": 1,
-            "above": 0,
-            "limit": BATCH,
+            "lanes": arrays.smallints([0]),
+            "epochs": arrays.bigints([store.take_lane(conn, 0)]),
+            "seqs": arrays.bigints([1]),
+            "carriers": arrays.smallints([0]),
+            "above": arrays.bigints([0]),
+            "limits": arrays.bigints([BATCH]),
             "small": 1 << 20,
         }
         lock, settle, deploy, claim, begin = (
-            encode(conn, sql, values | {"ids": ids})
+            encode(conn, sql, values | {"ids": ids, "inflight": ["{}"]})
             for sql, ids in (
-                (store.LOCK_LANE, [AN_ID]),
+                (store.LOCK_LANES, [AN_ID]),
                 (store.SETTLE, [AN_ID]),
                 (workers.SET_DEPLOYED, [UUID(int=0)]),
                 (store.CLAIM, [AN_ID]),
-                (store.BEGIN_BATCH, [AN_ID]),
+                (store.BEGIN_BATCHES, [AN_ID]),
             )
         )
         plain = Plain(conn)
@@ -194,11 +196,12 @@ def relay_replay(environ: dict[str, str], rows: int) -> tuple[float, float]:
             plain.call(lock)
             if claimed:
                 settled = plain.call(settle.with_array(ids))
-                plain.call(deploy.with_array(array_of(2950, first_column(settled))))
-            found = first_column(plain.call(claim)) if done < rows else []
+                plain.call(deploy.with_array(array_of(2950, column(settled, 0))))
+            found = column(plain.call(claim), 1) if done < rows else []
             ids, claimed = array_of(20, found), len(found)
             done += claimed
-            plain.call(begin.with_array(ids))
+            inflight = b",".join(b"%d" % int.from_bytes(one) for one in found)
+            plain.call(begin.with_array(array_of(25, [b"{" + inflight + b"}"])))
             plain.run(b"COMMIT")
         return began, time.time()
 
@@ -277,9 +280,9 @@ def check(result: pq.abc.PGresult) -> pq.abc.PGresult:
     return result
 
 
-def first_column(result: pq.abc.PGresult) -> list[bytes]:
-    """Return the first value of each row, in the wire's form."""
-    return [cast("bytes", result.get_value(row, 0)) for row in range(result.ntuples)]
+def column(result: pq.abc.PGresult, number: int) -> list[bytes]:
+    """Return one value of each row, in the wire's form."""
+    return [cast("bytes", result.get_value(row, number)) for row in range(result.ntuples)]
 
 
 def array_of(oid: int, values: Sequence[bytes]) -> bytes:

@@ -25,10 +25,6 @@ class Health:
         """Note that a loop is alive."""
         self._ticks[loop] = time.monotonic()
 
-    def forget(self, loop: str) -> None:
-        """Note that a loop has ended as it should."""
-        self._ticks.pop(loop, None)
-
     def stop(self) -> None:
         """Be unready from now on: the process was asked to stop."""
         self._stopping = True

@@ -198,20 +198,19 @@ class RelayMetrics(Observer):
             registry=registry,
         )
 
-    def tick(self, lane: int | None) -> None:
-        """Note that a loop is alive."""
-        self._health.tick("relay" if lane is None else f"lane {lane}")
+    def tick(self) -> None:
+        """Note that the loop is alive."""
+        self._health.tick("relay")
 
-    def idle(self, lane: int) -> None:
-        """Note that a lane is empty."""
-        self._health.tick(f"lane {lane}")
+    def idle(self) -> None:
+        """Note that the lanes are empty."""
         self._success.set_to_current_time()
 
     def phase(self, name: str, seconds: float) -> None:
         """Note a transaction's duration."""
         self._phases.labels(name).observe(seconds)
 
-    def published(self, lane: int, rows: int, oldest_s: float) -> None:
+    def published(self, rows: int, oldest_s: float) -> None:
         """Count a batch that is in Kafka."""
         self._published.inc(rows)
         self._rows.observe(rows)
@@ -227,15 +226,11 @@ class RelayMetrics(Observer):
         """Count a recovery."""
         self._recoveries.labels(verdict).inc()
 
-    def parked(self, lane: int) -> None:
+    def parked(self) -> None:
         """Count a row that was set aside."""
         self._parked.inc()
 
     def lanes_owned(self, lanes: frozenset[int]) -> None:
-        """Report the lanes of now; a new one has to tick from now on, one given up no longer."""
+        """Report the lanes of now."""
         self._lanes.set(len(lanes))
-        for lane in lanes - self.owned:
-            self._health.tick(f"lane {lane}")
-        for lane in self.owned - lanes:
-            self._health.forget(f"lane {lane}")
         self.owned = lanes

@@ -45,8 +45,8 @@ def run_relay(settings: Settings) -> int:
         "kafka": lambda: kafka.trouble,
         "lanes": lane_trouble(relay),
     }
-    logging.getLogger("outbox.lane").addFilter(name_repair)
-    metrics.tick(None)  # or a first connect that hangs would never be missed
+    logging.getLogger("outbox.tenure").addFilter(name_repair)
+    metrics.tick()  # or a first connect that hangs would never be missed
     with in_background(kafka.look), backlog_gauges(settings, metrics):
         return run_process(settings, registry, health, relay.run)
 

@@ -11,6 +11,8 @@
 Anything else is a bug and ends the process.
 """
 
+from collections.abc import Sequence
+
 import psycopg
 from confluent_kafka import KafkaError, KafkaException
 
@@ -28,10 +30,10 @@ class RecordRefused(OutboxError):
 
 
 class OwnershipLost(OutboxError):
-    """Another relay has taken the lane: its epoch is higher than ours."""
+    """Another relay has taken one of the lanes: its epoch is higher than ours."""
 
-    def __init__(self, lane: int, epoch: int) -> None:
-        super().__init__(f"lane {lane}: epoch {epoch} is no longer the owner's")
+    def __init__(self, lanes: Sequence[int]) -> None:
+        super().__init__(f"not the owner any more of all of the lanes {', '.join(map(str, lanes))}")
 
 
 class HistoriesDisagree(OutboxError):

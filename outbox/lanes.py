@@ -57,6 +57,14 @@ def try_lock(conn: Connection, identity: UUID, lane: int) -> bool:
     return locked
 
 
+UNLOCK_LANE = "SELECT pg_advisory_unlock(%(class)s, %(lane)s::int)"
+
+
+def release(conn: Connection, identity: UUID, lane: int) -> None:
+    """Be the lane's owner no longer."""
+    conn.execute(UNLOCK_LANE, {"class": lock_class(identity), "lane": lane})
+
+
 def check_session(conn: Connection) -> None:
     """Raise SessionShared unless this session has a server process of its own.
 

@@ -16,7 +16,7 @@ goes out after what came in between, also of its key.
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from outbox import store
 from outbox.postgres import Connection
@@ -34,19 +34,19 @@ class LowWater:
         self._seen = 0  # the highest id that was claimed
         self._next = 0  # the mark to be, once its writers have ended
         self._writers: frozenset[str] = frozenset()
-        self._ask_at = self._whole_at = self._began = -math.inf
+        self._whole_at = self._began = -math.inf
 
-    def ask(self, conn: Connection) -> None:
-        """Find out who of those that may hold lower ids is still writing. Outside a transaction."""
-        began = time.monotonic()
-        if began < self._ask_at or self._seen == self.id:
-            return
-        writing = store.writers(conn)
+    @property
+    def asks(self) -> bool:
+        """Say whether there is something that it could learn from `hear`."""
+        return self._seen != self.id
+
+    def hear(self, writing: frozenset[str]) -> None:
+        """Take in who is still writing that may hold lower ids. Asked outside a transaction."""
         if self._next <= self.id:
             self._next, self._writers = self._seen, writing
         else:
             self._writers = (self._writers | {store.PREPARED}) & writing
-        self._ask_at = pause_after(began, ENDED_S)
 
     def above(self) -> int:
         """Return the id above which the next look at the lane begins: now and then 0."""
@@ -54,7 +54,7 @@ class LowWater:
         return self.id if self._began < self._whole_at else 0
 
     def saw(self, ids: Sequence[int]) -> None:
-        """Take in what a look found, in its order, that began at `above` and after `ask`."""
+        """Take in what a look found, in its order, that began at `above` and after `hear`."""
         if self._began >= self._whole_at:
             self._whole_at = pause_after(self._began, WHOLE_S)
         if not self._writers:
@@ -64,6 +64,23 @@ class LowWater:
                 self._seen = self._next = 0
             self.id = min(self.id, ids[0] - 1)
             self._seen = max(self._seen, ids[-1])
+
+
+class Writers:
+    """Asks now and then who is writing, for the marks of all lanes of an owner."""
+
+    def __init__(self) -> None:
+        self._ask_at = -math.inf
+
+    def tell(self, conn: Connection, marks: Iterable[LowWater]) -> None:
+        """Let the marks hear it if one asks and it is time. Outside a transaction."""
+        began = time.monotonic()
+        asking = [mark for mark in marks if mark.asks] if began >= self._ask_at else []
+        if asking:
+            writing = store.writers(conn)
+            for mark in asking:
+                mark.hear(writing)
+            self._ask_at = pause_after(began, ENDED_S)
 
 
 def pause_after(began: float, pause_s: float) -> float:

@@ -31,6 +31,7 @@ class OutboxRow(NamedTuple):
     age_s: seconds since the inserting transaction began, by Postgres's clock. octets: of the value.
     """
 
+    lane: int
     id: int
     topic: str
     key: bytes | None

@@ -6,22 +6,22 @@ from outbox.message import OutboxRow
 
 
 class Observer:
-    """Called by the relay's threads, once a batch or rarer, but for `tick`.
+    """Called by the relay's thread, once a batch or rarer, but for `tick`.
 
     Methods must be quick and never raise.
     """
 
-    def tick(self, lane: int | None) -> None:
-        """A loop is alive (None: the relay's own). It ticks while it waits for a server, too."""
+    def tick(self) -> None:
+        """The relay's loop is alive. It ticks while it waits for a server, too."""
 
-    def idle(self, lane: int) -> None:
-        """A lane was looked at and is empty; its loop is alive."""
+    def idle(self) -> None:
+        """The lanes were looked at and are empty."""
 
     def phase(self, name: str, seconds: float) -> None:
         """One transaction took so long; name: `postgres` (settle and claim) or `kafka`."""
 
-    def published(self, lane: int, rows: int, oldest_s: float) -> None:
-        """A batch is in Kafka; oldest_s: from the enqueueing transaction to now, of its first row."""
+    def published(self, rows: int, oldest_s: float) -> None:
+        """A batch is in Kafka; oldest_s: from the enqueueing transaction to now, of its oldest row."""
 
     def sent(self, rows: Sequence[OutboxRow], took_s: float) -> None:
         """The same batch, row by row, for tracing; took_s: of the Kafka transaction that just ended."""
@@ -29,7 +29,7 @@ class Observer:
     def recovered(self, verdict: str) -> None:
         """A recovery came to a verdict; see `Verdict`."""
 
-    def parked(self, lane: int) -> None:
+    def parked(self) -> None:
         """A row was set aside."""
 
     def lanes_owned(self, lanes: frozenset[int]) -> None:

@@ -1,7 +1,7 @@
-"""The Kafka half of the protocol: one transaction a batch, with the lane's marker in it.
+"""The Kafka half of the protocol: one transaction for the batches of all lanes, their markers in it.
 
-Invariant: the marker (group offset `seq` on the lane's partition of the progress topic) is committed
-in the same transaction as the records it speaks for, last. So reading the marker after a fence tells
+Invariant: a lane's marker (group offset `seq` on its partition of the progress topic) is committed in
+the same transaction as the records it speaks for, last. So reading the marker after a fence tells
 whether the batch is in Kafka. And a producer that had any trouble is never used again: librdkafka
 repeats a request by itself when its connection or its patience ends, and lacks KIP-890. So the first
 EndTxn could arrive late and end the next transaction of the same producer epoch: rows of it are
@@ -11,7 +11,7 @@ committed without their marker, and sent again.
 import logging
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from typing import NoReturn, TypeVar
@@ -82,12 +82,14 @@ class Markers:
         )
         self.group_metadata = self._consumer.consumer_group_metadata()
 
-    def read(self, lane: int, timeout_s: float) -> int | None:
-        """Return the lane's marker, None if Kafka has none. Raises KafkaException."""
-        (found,) = self._consumer.committed([TopicPartition(self.topic, lane)], timeout=timeout_s)
-        if found.error:
-            raise KafkaException(found.error)
-        return None if found.offset == OFFSET_INVALID else found.offset
+    def read(self, lanes: Iterable[int], timeout_s: float) -> dict[int, int | None]:
+        """Return each lane's marker, None if Kafka has none. Raises KafkaException."""
+        asked = [TopicPartition(self.topic, lane) for lane in lanes]
+        found = self._consumer.committed(asked, timeout=timeout_s)
+        for one in found:
+            if one.error:
+                raise KafkaException(one.error)
+        return {one.partition: None if one.offset == OFFSET_INVALID else one.offset for one in found}
 
     def close(self) -> None:
         """Close the connections."""
@@ -95,20 +97,18 @@ class Markers:
 
 
 class Publisher:
-    """One lane's transactional producer: made anew by `start`, thrown away by `discard`.
+    """A relay's transactional producer: made anew by `start`, thrown away by `discard`.
 
     tick: called between slices of a blocking call; may raise to abandon it.
     """
 
     def __init__(
         self,
-        lane: int,
         kafka: KafkaConfig,
         identity: UUID,
         markers: Markers,
         tick: Callable[[], None],
     ) -> None:
-        self._lane = lane
         self._markers = markers
         self._tick = tick
         self._failures: list[KafkaError] = []
@@ -120,21 +120,29 @@ class Publisher:
             **PRODUCER,
             **kafka,
             **ALWAYS,
-            "transactional.id": f"outbox-{identity}-{lane}",
             "on_delivery": self._note_delivery,
         }
+        self._prefix = f"outbox-{identity}-"
         self._log = logging.Logger("librdkafka", logging.DEBUG)  # noqa: LOG001  # this producer's alone
         self._log.addHandler(RequestWatch(self._disturb))
 
-    def start(self) -> None:
-        """Make a new producer and fence every older one of this lane.
+    def start(self, carrier: int, earlier: Iterable[int] = ()) -> None:
+        """Make a new producer under a lane's id, and fence every older one under it.
 
-        When it returns, no transaction of an older producer is open or can be committed any more.
-        Raises InDoubt.
+        earlier: more ids to fence. When it returns, no transaction of an older producer is open or can
+        be committed any more. Raises InDoubt.
         """
         self.discard()
+        for other in earlier:
+            self._fence(other)
+            self.discard()
+        self._fence(carrier)
+        reached("relay.fenced")
+
+    def _fence(self, carrier: int) -> None:
+        named = self._config | {"transactional.id": f"{self._prefix}{carrier}"}
         try:
-            producer = Producer(self._config, logger=self._log)
+            producer = Producer(named, logger=self._log)
         except KafkaException as error:  # a setting that only the whole configuration shows wrong
             raise InDoubt(error.args[0].str()) from error
         self._producer = producer
@@ -142,14 +150,20 @@ class Publisher:
         self._in_slices(producer.init_transactions)
         self.serve()  # the log so far: no transaction was open then
         self.disturbed = self._publishing = False
-        reached("relay.fenced")
 
-    def read_marker(self) -> int | None:
-        """Return the number of the last batch in Kafka. Only after `start` is it the last word."""
-        return self._in_slices(lambda timeout_s: self._markers.read(self._lane, timeout_s))
+    def read_markers(self, lanes: Collection[int]) -> dict[int, int | None]:
+        """Return each lane's last batch in Kafka. Only after `start` is it the last word."""
+        return self._in_slices(lambda timeout_s: self._markers.read(lanes, timeout_s))
 
-    def publish(self, seq: int, rows: Sequence[OutboxRow]) -> None:
-        """Commit the rows and marker `seq` in one Kafka transaction.
+    def peek_markers(self, lanes: Collection[int]) -> dict[int, int | None]:
+        """Return the markers as they seem to stand now; none if Kafka does not say at once."""
+        try:
+            return self._markers.read(lanes, SLICE_S)
+        except KafkaException:
+            return {}
+
+    def publish(self, markers: Mapping[int, int], rows: Iterable[OutboxRow]) -> None:
+        """Commit the rows of lanes and each lane's marker in one Kafka transaction.
 
         Raises RecordRefused (a record's own fault) or InDoubt; then the outcome is for recovery.
         """
@@ -163,7 +177,7 @@ class Publisher:
         except (KafkaException, BufferError, SystemError) as error:
             self._raise_failure(error)
         reached("relay.produced")
-        self._mark(producer, seq)
+        self._mark(producer, markers)
         reached("relay.marked")
         self._in_slices(producer.commit_transaction)
         self.serve()  # the log so far: what was repeated, was logged before it was answered
@@ -194,7 +208,7 @@ class Publisher:
             raise InDoubt("the producer was given up")
         return self._producer
 
-    def _produce(self, producer: Producer, rows: Sequence[OutboxRow]) -> None:
+    def _produce(self, producer: Producer, rows: Iterable[OutboxRow]) -> None:
         for row in rows:
             if row.headers is None:
                 producer.produce(row.topic, row.value, row.key)
@@ -211,20 +225,20 @@ class Publisher:
         if self._failures:
             raise KafkaException(self._failures[0])
 
-    def _mark(self, producer: Producer, seq: int) -> None:
-        """Add marker `seq` to the transaction. Raises InDoubt.
+    def _mark(self, producer: Producer, markers: Mapping[int, int]) -> None:
+        """Add the markers to the transaction. Raises InDoubt.
 
         In a thread of its own: librdkafka may ignore this call's time-out when the coordinator is
         away (librdkafka issue 5456). Then producer and thread are left behind, and a fence follows.
         """
-        marker = [TopicPartition(self._markers.topic, self._lane, seq)]
+        offsets = [TopicPartition(self._markers.topic, lane, seq) for lane, seq in markers.items()]
         call = self._caller.submit(
-            producer.send_offsets_to_transaction, marker, self._markers.group_metadata, CALL_LIMIT_S
+            producer.send_offsets_to_transaction, offsets, self._markers.group_metadata, CALL_LIMIT_S
         )
         limit = time.monotonic() + CALL_LIMIT_S
         while not wait([call], timeout=SLICE_S).done:
             if time.monotonic() > limit:
-                raise InDoubt("the marker was not acknowledged in time")
+                raise InDoubt("the markers were not acknowledged in time")
             self._tick()
         if error := call.exception():
             raise InDoubt(str(error)) from error

@@ -18,14 +18,13 @@ import psycopg
 from confluent_kafka import KafkaError, KafkaException
 
 from outbox import store
-from outbox.errors import OutboxError
+from outbox.errors import OutboxError, OwnershipLost
 from outbox.lane import Verdict, compare
 from outbox.lanes import lock_class
 from outbox.postgres import Connection
 from outbox.publisher import RETRY_PAUSE_S, KafkaConfig, Markers, Publisher
 from outbox.store import LaneState
 
-REFUSED = frozenset({Verdict.MARKER_AHEAD, Verdict.MARKER_BEHIND, Verdict.MARKER_MISSING})
 LOOK_S = 15.0  # for the marker; the brokers wait for a transaction that is still being decided
 
 
@@ -44,10 +43,10 @@ class Sight(NamedTuple):
     @property
     def refused(self) -> bool:
         """Say whether the lane waits for a person."""
-        return self.verdict in REFUSED
+        return self.verdict is not None and self.verdict.refused
 
 
-READ_LANE = "SELECT epoch, seq, inflight FROM outbox_lane WHERE lane = %(lane)s"
+READ_LANE = "SELECT epoch, seq, inflight, carrier FROM outbox_lane WHERE lane = %(lane)s"
 
 
 def look(conn: Connection, markers: Markers, lane: int) -> Sight:
@@ -58,9 +57,10 @@ def look(conn: Connection, markers: Markers, lane: int) -> Sight:
     before = conn.execute(READ_LANE, {"lane": lane}).fetchone()
     marker = read_patiently(markers, lane)
     after = conn.execute(READ_LANE, {"lane": lane}).fetchone()
-    _, seq, inflight = cast("tuple[int, int, list[int]]", after)
-    verdict = compare(marker, seq) if before == after else None
-    return Sight(lane, LaneState(seq, inflight), marker, verdict)
+    _, seq, inflight, carrier = cast("tuple[int, int, list[int], int]", after)
+    seen = LaneState(seq, inflight, carrier)
+    verdict = compare(marker, seen.seq) if before == after else None
+    return Sight(lane, seen, marker, verdict)
 
 
 # What a coordinator says for a moment that is just made, or moves to another broker.
@@ -78,7 +78,7 @@ def read_patiently(markers: Markers, lane: int) -> int | None:
     limit = time.monotonic() + LOOK_S
     while True:
         try:
-            return markers.read(lane, LOOK_S)
+            return markers.read([lane], LOOK_S)[lane]
         except KafkaException as error:
             if error.args[0].code() not in COORDINATOR_MOVES or time.monotonic() > limit:
                 raise
@@ -109,10 +109,11 @@ def seize(
     """
     _wait_for_lock(conn, identity, lane)
     epoch = store.take_lane(conn, lane)
-    publisher = Publisher(lane, kafka, identity, markers, lambda: None)
+    carrier = store.read_lanes(conn, {lane: epoch})[lane].carrier
+    publisher = Publisher(kafka, identity, markers, lambda: None)
     try:
-        publisher.start()
-        return SeizedLane(lane, epoch, publisher.read_marker())
+        publisher.start(lane, {carrier} - {lane})
+        return SeizedLane(lane, epoch, publisher.read_markers([lane])[lane])
     finally:
         publisher.discard()
 
@@ -136,10 +137,13 @@ def restart(conn: Connection, seized: SeizedLane) -> tuple[Verdict, LaneState, L
     Return why it was refused, and its state before and after. Without a marker the lane is as a new
     one: the next owner commits marker 0 before it claims. Raises OwnershipLost.
     """
-    before = store.lock_lane(conn, seized.lane, seized.epoch)
+    lane, epochs = seized.lane, {seized.lane: seized.epoch}
+    before = store.lock_lanes(conn, epochs).get(lane)
+    if before is None:
+        raise OwnershipLost([lane])
     verdict = compare(seized.marker, before.seq)
-    if verdict not in REFUSED:
+    if not verdict.refused:
         return verdict, before, before
-    after = LaneState(seized.marker or 0, [])
-    store.begin_batch(conn, seized.lane, seized.epoch, after)
+    after = LaneState(seized.marker or 0, [], carrier=lane)
+    store.begin_batches(conn, epochs, {lane: after})
     return verdict, before, after

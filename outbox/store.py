@@ -1,15 +1,16 @@
 """The Postgres half of the protocol: what each statement does to outbox and outbox_lane.
 
-Invariant: the lane row's lock is taken, under the owner's epoch, before any row of the lane is read,
-and `inflight` is committed before Kafka sees the batch. Without the first, a relay that was replaced
-could settle or publish rows of its successor's; without the second, recovery could not know which
-rows a batch number stands for.
+Invariant: a lane row's lock is taken, under the owner's epoch, before any row of the lane is read,
+and `inflight` and `carrier` are committed before Kafka sees the batch. Without the first, a relay that
+was replaced could settle or publish rows of its successor's; without the others, recovery could not
+know which rows a batch number stands for, nor whose transaction might still bring them in.
 
 Every function takes the connection first; those that write never commit.
 """
 
-from collections.abc import Mapping, Sequence
-from itertools import count
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import count, groupby
+from operator import attrgetter
 from typing import NamedTuple, cast
 from uuid import UUID
 
@@ -80,13 +81,18 @@ def count_lanes(conn: Connection) -> int:
 
 
 class LaneState(NamedTuple):
-    """The lane row: seq is the last batch begun, inflight the ids of its rows not yet settled."""
+    """What a lane row says of the batch in hand.
+
+    seq: number of the last batch begun. inflight: ids of its rows not yet settled. carrier: the lane
+    whose transactional id it goes out under, as does all else that concerns the lane in Kafka.
+    """
 
     seq: int
     inflight: list[int]
+    carrier: int
 
 
-TAKE_LANE = "UPDATE outbox_lane SET epoch = epoch + 1 WHERE lane = %(lane)s RETURNING epoch"
+TAKE_LANE = "UPDATE outbox_lane SET epoch = epoch + 2 WHERE lane = %(lane)s RETURNING epoch"
 
 
 def take_lane(conn: Connection, lane: int) -> int:
@@ -95,32 +101,39 @@ def take_lane(conn: Connection, lane: int) -> int:
     return epoch
 
 
-CHECK_OWNER = "SELECT 1 FROM outbox_lane WHERE lane = %(lane)s AND epoch = %(epoch)s"
-
-
-def check_owner(conn: Connection, lane: int, epoch: int) -> None:
-    """Raise OwnershipLost unless `epoch` is still the lane's. Locks nothing."""
-    if conn.execute(CHECK_OWNER, {"lane": lane, "epoch": epoch}).fetchone() is None:
-        raise OwnershipLost(lane, epoch)
-
-
-LOCK_LANE = """
-    SELECT seq, inflight
+READ_LANES = """
+    SELECT outbox_lane.lane, seq, inflight, carrier
       FROM outbox_lane
-     WHERE lane = %(lane)s AND epoch = %(epoch)s
-       FOR UPDATE
+      JOIN unnest(%(lanes)b::smallint[], %(epochs)b::bigint[]) AS mine (lane, epoch)
+        ON outbox_lane.lane = mine.lane AND outbox_lane.epoch = mine.epoch
+     ORDER BY outbox_lane.lane
 """
 
 
-def lock_lane(conn: Connection, lane: int, epoch: int) -> LaneState:
-    """Lock the lane row, first of all in the caller's transaction, and return its state.
+def read_lanes(conn: Connection, epochs: Mapping[int, int]) -> dict[int, LaneState]:
+    """Return the state of each lane whose epoch is still ours. Locks nothing. epochs: by lane."""
+    found = conn.execute(READ_LANES, _mine(epochs), prepare=True).fetchall()
+    return _states(cast("list[tuple[int, int, list[int], int]]", found))
 
-    Waits for a COMMIT of the same row that is still running. Raises OwnershipLost.
+
+LOCK_LANES = READ_LANES + "FOR UPDATE OF outbox_lane"
+
+
+def lock_lanes(conn: Connection, epochs: Mapping[int, int]) -> dict[int, LaneState]:
+    """Lock the rows of lanes, first of all in the caller's transaction; return those still ours.
+
+    Waits for a COMMIT of the same rows that is still running. epochs: by lane.
     """
-    row = conn.execute(LOCK_LANE, {"lane": lane, "epoch": epoch}, prepare=True).fetchone()
-    if row is None:
-        raise OwnershipLost(lane, epoch)
-    return LaneState(*cast("tuple[int, list[int]]", row))
+    found = conn.execute(LOCK_LANES, _mine(epochs), prepare=True).fetchall()
+    return _states(cast("list[tuple[int, int, list[int], int]]", found))
+
+
+def _states(rows: Iterable[tuple[int, int, list[int], int]]) -> dict[int, LaneState]:
+    return {lane: LaneState(seq, inflight, carrier) for lane, seq, inflight, carrier in rows}
+
+
+def _mine(epochs: Mapping[int, int]) -> dict[str, object]:
+    return {"lanes": arrays.smallints(epochs), "epochs": arrays.bigints(epochs.values())}
 
 
 SETTLE = """
@@ -138,50 +151,76 @@ def settle(conn: Connection, lane: int, ids: Sequence[int]) -> list[UUID]:
     return [cast("UUID", subject) for (subject,) in rows if subject is not None]
 
 
+class Claim(NamedTuple):
+    """Up to `limit` rows of a lane are wanted. above: an id up to which it has none (LowWater)."""
+
+    lane: int
+    limit: int
+    above: int = 0
+
+
 CLAIM = """
-    SELECT id, topic, key,
-           CASE WHEN octet_length(value) <= %(small)s THEN value END AS value,
-           headers,
-           extract(epoch FROM clock_timestamp() - created_at)::float8 AS age_s,
-           coalesce(octet_length(value), 0) AS octets
-      FROM outbox
-     WHERE lane = %(lane)s AND id > %(above)s
-     ORDER BY id
-     LIMIT %(limit)s
-       FOR UPDATE SKIP LOCKED
+    SELECT claimed.*
+      FROM unnest(%(lanes)b::smallint[], %(limits)b::bigint[], %(above)b::bigint[])
+           AS mine (lane, up_to, above),
+           LATERAL (
+               SELECT lane, id, topic, key,
+                      CASE WHEN octet_length(value) <= %(small)s THEN value END AS value,
+                      headers,
+                      extract(epoch FROM clock_timestamp() - created_at)::float8 AS age_s,
+                      coalesce(octet_length(value), 0) AS octets
+                 FROM outbox
+                WHERE outbox.lane = mine.lane AND id > mine.above
+                ORDER BY id
+                LIMIT mine.up_to
+                  FOR UPDATE SKIP LOCKED
+           ) AS claimed
 """
 
 
-def claim(conn: Connection, lane: int, limit: int, above: int = 0) -> list[OutboxRow]:
-    """Lock up to `limit` rows of `lane` in id order. The caller's transaction holds the locks.
+def claim(conn: Connection, wanted: Sequence[Claim]) -> dict[int, list[OutboxRow]]:
+    """Lock rows of lanes, each lane's in id order. The caller's transaction holds the locks.
 
-    above: an id up to which the lane has no rows (LowWater).
-
-    The lane row's lock already keeps other relays away: SKIP LOCKED passes over a row that some
-    other session holds, instead of waiting for it with the lane locked. Large values stay where they
+    The lane rows' locks already keep other relays away: SKIP LOCKED passes over a row that some
+    other session holds, instead of waiting for it with the lanes locked. Large values stay where they
     are until it is known which of them the batch takes: a thousand could be a gigabyte.
     """
-    values = {"lane": lane, "above": above, "limit": limit, "small": MAX_BATCH_BYTES // limit}
+    values = {
+        "lanes": arrays.smallints(one.lane for one in wanted),
+        "limits": arrays.bigints(one.limit for one in wanted),
+        "above": arrays.bigints(one.above for one in wanted),
+        "small": MAX_BATCH_BYTES // sum(one.limit for one in wanted),
+    }
     cursor = conn.execute(CLAIM, values, prepare=True, binary=True)
-    rows = _first_bytes([OutboxRow._make(cast("tuple[int]", row)) for row in cursor.fetchall()])
-    if large := [row.id for row in rows if row.value is None and row.octets]:
-        loaded = {row.id: row for row in load(conn, lane, large)}
-        rows = [loaded.get(row.id, row) for row in rows]
-    return rows
+    found = [OutboxRow._make(cast("tuple[int]", row)) for row in cursor.fetchall()]
+    share = MAX_BATCH_BYTES // len(wanted)
+    return {
+        lane: _with_values(conn, lane, _first_bytes(list(rows), share))
+        for lane, rows in groupby(found, key=attrgetter("lane"))
+    }
 
 
-def _first_bytes(rows: list[OutboxRow]) -> list[OutboxRow]:
-    """Keep the first rows, at least one, that are MAX_BATCH_BYTES together."""
+def _first_bytes(rows: list[OutboxRow], share: int) -> list[OutboxRow]:
+    """Keep the first rows, at least one, that are `share` bytes together."""
     size = 0
     for number, row in enumerate(rows):
         size += row.octets
-        if size > MAX_BATCH_BYTES and number:
+        if size > share and number:
             return rows[:number]
     return rows
 
 
+def _with_values(conn: Connection, lane: int, rows: list[OutboxRow]) -> list[OutboxRow]:
+    """Load what the claim left behind."""
+    large = [row.id for row in rows if row.value is None and row.octets]
+    if not large:
+        return rows
+    loaded = {row.id: row for row in load(conn, lane, large)}
+    return [loaded.get(row.id, row) for row in rows]
+
+
 LOAD = """
-    SELECT id, topic, key, value, headers,
+    SELECT lane, id, topic, key, value, headers,
            extract(epoch FROM clock_timestamp() - created_at)::float8 AS age_s,
            coalesce(octet_length(value), 0) AS octets
       FROM outbox
@@ -196,18 +235,29 @@ def load(conn: Connection, lane: int, ids: Sequence[int]) -> list[OutboxRow]:
     return [OutboxRow._make(cast("tuple[int]", row)) for row in cursor.fetchall()]
 
 
-BEGIN_BATCH = """
+BEGIN_BATCHES = """
     UPDATE outbox_lane
-       SET seq = %(seq)s, inflight = %(ids)b::bigint[]
-     WHERE lane = %(lane)s AND epoch = %(epoch)s
+       SET seq = mine.seq, inflight = mine.inflight::bigint[], carrier = mine.carrier
+      FROM unnest(%(lanes)b::smallint[], %(epochs)b::bigint[],
+                  %(seqs)b::bigint[], %(inflight)b::text[], %(carriers)b::smallint[])
+           AS mine (lane, epoch, seq, inflight, carrier)
+     WHERE outbox_lane.lane = mine.lane AND outbox_lane.epoch = mine.epoch
 """
 
 
-def begin_batch(conn: Connection, lane: int, epoch: int, state: LaneState) -> None:
-    """Write which rows batch `seq` stands for. Raises OwnershipLost."""
-    values = {"lane": lane, "epoch": epoch, "seq": state.seq, "ids": arrays.bigints(state.inflight)}
-    if conn.execute(BEGIN_BATCH, values, prepare=True).rowcount != 1:
-        raise OwnershipLost(lane, epoch)
+def begin_batches(conn: Connection, epochs: Mapping[int, int], states: Mapping[int, LaneState]) -> None:
+    """Write which rows each lane's batch `seq` stands for. Raises OwnershipLost."""
+    if not states:
+        return
+    values = _mine({lane: epochs[lane] for lane in states}) | {
+        "seqs": arrays.bigints(state.seq for state in states.values()),
+        "inflight": arrays.texts(
+            "{" + ",".join(map(str, state.inflight)) + "}" for state in states.values()
+        ),
+        "carriers": arrays.smallints(state.carrier for state in states.values()),
+    }
+    if conn.execute(BEGIN_BATCHES, values, prepare=True).rowcount != len(states):
+        raise OwnershipLost(sorted(states))
 
 
 PARK = """
@@ -230,28 +280,19 @@ def park(conn: Connection, lane: int, row_id: int, reason: str) -> UUID | None:
     return cast("UUID | None", row and row[0])
 
 
-ANY_WAITING = "SELECT 1 FROM outbox WHERE lane = %(lane)s AND id > %(above)s LIMIT 1"
-
-
-def any_waiting(conn: Connection, lane: int, above: int) -> bool:
-    """Say whether the lane has a row above an id: the idle poll, without a transaction."""
-    found = conn.execute(ANY_WAITING, {"lane": lane, "above": above}, prepare=True)
-    return found.fetchone() is not None
-
-
 WAITING_LANES = """
     SELECT lane
-      FROM unnest(%(lanes)b::smallint[], %(above)b::bigint[]) AS idle (lane, above)
-     WHERE EXISTS (SELECT FROM outbox WHERE outbox.lane = idle.lane AND id > idle.above)
+      FROM unnest(%(lanes)b::smallint[], %(above)b::bigint[]) AS mine (lane, above)
+     WHERE EXISTS (SELECT FROM outbox WHERE outbox.lane = mine.lane AND id > mine.above)
 """
 
 
-def waiting_lanes(conn: Connection, idle: Mapping[int, int]) -> list[int]:
-    """Return the lanes that have a row: one question for all idle lanes of a relay.
+def waiting_lanes(conn: Connection, above: Mapping[int, int]) -> list[int]:
+    """Return the lanes that have a row: the idle poll, without a transaction.
 
-    idle: for each of them the id above which its rows are.
+    above: for each lane to look at, the id above which its rows are.
     """
-    values = {"lanes": arrays.smallints(idle), "above": arrays.bigints(idle.values())}
+    values = {"lanes": arrays.smallints(above), "above": arrays.bigints(above.values())}
     found = conn.execute(WAITING_LANES, values, prepare=True)
     return [lane for (lane,) in cast("list[tuple[int]]", found.fetchall())]
 

@@ -47,12 +47,15 @@ END_REPEATED = "EndTxn repeated in silence"
 MARK_REPEATED = "TxnOffsetCommit repeated in silence"
 TIMES_OUT = "transaction times out"
 REFRESHED = "marker refreshed"
+GIVEN_UP = "lane given up"
+EPOCH_RAISED = "epoch raised by a repair"
 RESTORED = "Postgres restored"
 FORGOTTEN = "marker forgotten"
 FAULTS = (
     *(SESSION_ENDS, LOCK_LOST, COMMIT_REPLY_LOST, COMMIT_ROLLED_BACK, KAFKA_ERROR),
     *(END_REPLY_LOST, END_DELAYED, END_REPEATED, MARK_REPEATED, TIMES_OUT, REFRESHED),
 )
+FAULTS_OF_LANES = (*FAULTS, GIVEN_UP, EPOCH_RAISED)  # what needs more than one lane, or matters then
 LOCK_IS_THE_SESSIONS = tuple(kind for kind in FAULTS if kind != LOCK_LOST)
 
 
@@ -71,6 +74,13 @@ RENEWED = "new producer after a silent disconnect"
 OWNER_RENEWED = "ownership checked after the renewal"
 BY_ID = "settle by id"
 ADVISORY = "advisory lock"
+EARLIER = "earlier ids fenced"
+ONCE = "earlier ids fenced once"
+CARRIER = "carrier committed first"
+GIVEN_BACK = "carrier given back"
+CHANGED = "new producer when the set changes"
+UNLOCKED = "lock of a lost lane released"
+AFTER_RESTORE = "all ids fenced after a restore"
 
 
 @dataclass(frozen=True)
@@ -87,7 +97,9 @@ class Check:
     kinds: tuple[str, ...] = FAULTS
     crashes: int = 1
     faults: int = 2
+    lanes: int = 1
     rows: int = 3
+    batch: int = 2
     late: tuple[int, ...] = ()
     strict: bool = False
     reads_fail: bool = False  # one of the two relays never gets its marker
@@ -106,9 +118,10 @@ class Check:
         constants = {
             "Relays": "{a, b}",
             "Nobody": "Nobody",
+            "Lanes": _set(range(1, self.lanes + 1)),
             "Rows": _set(range(1, self.rows + 1)),
             "Late": _set(self.late),
-            "BatchSize": 2,
+            "BatchSize": self.batch,
             "Crashes": self.crashes,
             "Faults": self.faults,
             "Kinds": _set(f'"{kind}"' for kind in self.kinds),

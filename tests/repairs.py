@@ -35,8 +35,8 @@ def is_refused(relay: Running, lane: int, reason: str) -> bool:
 def set_marker(system: System, marker: int, lane: int = 0) -> None:
     """Commit another marker for a lane, as another outbox of the same name would."""
     with system.lane(lane, owner=False) as stranger:
-        stranger.publisher.start()
-        stranger.publisher.publish(marker, ())
+        stranger.publisher.start(lane)
+        stranger.publisher.publish({lane: marker}, ())
 
 
 def forget_markers(system: System) -> None:

@@ -44,9 +44,11 @@ from orchestrator.topics import read_beginnings
 from orchestrator.workers import insert_all, set_deployed
 from outbox import Connection, Message, Observer, connect, count_lanes, enqueue, transaction
 from outbox.lane import Lane
-from outbox.lanes import limit_silence, try_lock
+from outbox.lanes import join, limit_silence
+from outbox.message import OutboxRow
 from outbox.publisher import Markers, Publisher
 from outbox.store import read_identity, take_lane
+from outbox.tenure import Tenure
 from tests.eventually import eventually
 
 PARTITIONS = 2  # of every topic but the progress topic
@@ -226,13 +228,13 @@ class System:
     def lane(
         self,
         number: int = 0,
-        *,
+        *also: int,
         owner: bool = True,
         batch_size: int = 1000,
         publisher: type[Publisher] = Publisher,
         observer: Observer | None = None,
     ) -> Iterator["OwnedLane"]:
-        """Give one lane, to be moved by recover and run_once.
+        """Give a tenure of one lane, and `also` of others, to be moved by recover and run_once.
 
         owner=False: take the epoch without the advisory lock, as a successor does whose predecessor
         is a zombie.
@@ -241,24 +243,27 @@ class System:
             conn = stack.enter_context(closing(self.connect(f"test lane {number}")))
             limit_silence(conn)
             identity = read_identity(conn)
-            if owner:
-                assert try_lock(conn, identity, number)
             kafka, topic = self.settings.kafka, self.settings.progress_topic
             markers = stack.enter_context(closing(Markers(kafka, identity, topic)))
-            made = publisher(number, kafka, identity, markers, lambda: None)
+            made = publisher(kafka, identity, markers, lambda: None)
             stack.callback(made.discard)
-            lane = Lane(
-                number,
-                take_lane(conn, number),
+            tenure = Tenure(
                 conn,
+                identity,
                 made,
                 cast("Callable[[Connection, Sequence[UUID]], None]", set_deployed),
                 batch_size,
                 Event(),
-                Event(),
                 observer or Observer(),
             )
-            yield OwnedLane(lane, made, markers, conn)
+            if owner:
+                join(conn, identity)
+            for one in (number, *also):
+                if owner:
+                    tenure.take(one)
+                else:
+                    tenure.lanes[one] = Lane(one, take_lane(conn, one))
+            yield OwnedLane(tenure, tenure.lanes[number], made, markers, conn)
 
     # ---- the real processes ---------------------------------------------------------------------
 
@@ -279,8 +284,9 @@ class System:
 
 @dataclass(frozen=True)
 class OwnedLane:
-    """A lane and its parts."""
+    """A tenure, its first lane, and its parts."""
 
+    tenure: Tenure
     lane: Lane
     publisher: Publisher
     markers: Markers
@@ -288,11 +294,19 @@ class OwnedLane:
 
     def recover(self) -> None:
         """Do what every tenure begins with."""
-        self.lane._recover()
+        self.tenure._recover()
+
+    def marker(self) -> int | None:
+        """Return the lane's marker in Kafka."""
+        return self.markers.read([self.lane.number], 5)[self.lane.number]
+
+    def claim(self) -> list[OutboxRow]:
+        """Do the half of a cycle that is Postgres's."""
+        return self.tenure._settle_and_claim([self.lane.number]).get(self.lane.number, [])
 
     def run_once(self) -> int:
         """Do one cycle."""
-        return self.lane.run_once()
+        return self.tenure.run_once()
 
     def drain(self) -> int:
         """Publish and settle all that waits; return the rows published."""

@@ -19,11 +19,11 @@ from orchestrator.reading import Span
 from orchestrator.terminal import duration
 from orchestrator.topics import REQUEST_S
 from outbox import count_lanes
-from outbox.lane import MARKER_REFRESH_S
 from outbox.publisher import PRODUCER, RETRY_PAUSE_S, SLICE_S, KafkaConfig, Markers
 from outbox.publisher import fault_of as named_by
 from outbox.repair import look
 from outbox.store import read_identity
+from outbox.tenure import MARKER_REFRESH_S
 
 NOT_OURS = KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED
 TIME_OUT = "transaction.timeout.ms"

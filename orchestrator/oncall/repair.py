@@ -30,7 +30,7 @@ from orchestrator.workers import set_deployed
 from outbox import Connection, count_lanes, transaction
 from outbox.lanes import check_session
 from outbox.publisher import Markers
-from outbox.repair import REFUSED, SeizedLane, Sight, look, restart, seize
+from outbox.repair import SeizedLane, Sight, look, restart, seize
 from outbox.store import read_identity, settle
 
 CATCH_UP_S = 10.0  # a consumer that works has taken what was there before within this time
@@ -198,7 +198,7 @@ def finish(repair: Repair, seized: SeizedLane, found: Evidence) -> None:
     conn, lane = repair.conn, seized.lane
     with transaction(conn):
         verdict, before, after = restart(conn, seized)
-        if verdict in REFUSED:
+        if verdict.refused:
             for ids in evidence.published(conn, lane):
                 set_deployed(conn, settle(conn, lane, ids))
             write_down(
@@ -210,7 +210,7 @@ def finish(repair: Repair, seized: SeizedLane, found: Evidence) -> None:
                 after._asdict(),
                 found._asdict() | {"undecided_taken_for": repair.undecided},
             )
-    if verdict in REFUSED:
+    if verdict.refused:
         repair.say(
             f"lane {lane}: {describe_rows(found)}; batch {before.seq} became {after.seq};"
             " a running relay goes on within seconds"

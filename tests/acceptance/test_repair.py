@@ -220,7 +220,7 @@ def test_no_older_producer_can_commit_once_the_topics_are_read(one_lane: System,
     one_lane.accept(4)
     with one_lane.lane(owner=False) as older:
         older.recover()
-        rows = older.lane._settle_and_claim(limit=10)
+        rows = older.claim()
         producer = older.publisher._usable()
         if begun:
             producer.begin_transaction()
@@ -230,7 +230,9 @@ def test_no_older_producer_can_commit_once_the_topics_are_read(one_lane: System,
         code, said = repair(one_lane, "lane", "0", "--yes")
         assert (code, "0 rows are in their topic already, 4 are to be sent" in said) == (0, True), said
         in_slices, publish = older.publisher._in_slices, older.publisher.publish
-        commit = partial(in_slices, producer.commit_transaction) if begun else partial(publish, 10, ())
+        commit = (
+            partial(in_slices, producer.commit_transaction) if begun else partial(publish, {0: 10}, ())
+        )
         with pytest.raises(InDoubt):
             commit()
     relay = one_lane.start("relay")

@@ -31,7 +31,7 @@ from orchestrator.migrations import Migration, check_current, migrate, read_migr
 from orchestrator.offsets import Move
 from orchestrator.settings import read_settings
 from outbox import Connection, Message, connect, count_lanes, enqueue, lanes, store, transaction
-from outbox.store import LaneState
+from outbox.store import Claim, LaneState
 from tests.acceptance.test_secrets import FOUND, answers, check, secret
 from tests.bare import run_command
 from tests.eventually import eventually
@@ -219,17 +219,17 @@ def relay(conn: Connection) -> None:
     store.waiting_lanes(conn, {0: 0})
     lanes.try_lock(conn, identity, 0)
     epoch = store.take_lane(conn, 0)
-    store.check_owner(conn, 0, epoch)
-    store.lock_lane(conn, 0, epoch)
-    store.any_waiting(conn, 0, 0)
+    store.read_lanes(conn, {0: epoch})
+    store.lock_lanes(conn, {0: epoch})
     store.writers(conn)
-    store.claim(conn, 0, 10)
-    store.begin_batch(conn, 0, epoch, LaneState(1, [1]))
+    store.claim(conn, [Claim(0, 10)])
+    store.begin_batches(conn, {0: epoch}, {0: LaneState(1, [1], 0)})
     store.load(conn, 0, [1])
     store.settle(conn, 0, [1])
     workers.set_deployed(conn, [uuid4()])
     store.park(conn, 0, 1, "why")
     store.read_backlog(conn, [0])
+    lanes.release(conn, identity, 0)
     ids = workers.read_ids(conn)
     if ids is None or ids.given is None:
         raise psycopg.errors.InsufficientPrivilege("for a gauge")

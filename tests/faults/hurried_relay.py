@@ -3,8 +3,8 @@
 import sys
 
 from orchestrator.__main__ import main
-from outbox import lane
+from outbox import tenure
 
 if __name__ == "__main__":
-    lane.MARKER_REFRESH_S = float(sys.argv[1])
+    tenure.MARKER_REFRESH_S = float(sys.argv[1])
     main(["relay"])

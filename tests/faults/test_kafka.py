@@ -327,4 +327,4 @@ def markers(system: System) -> list[int | None]:
     with closing(system.connect()) as conn:
         identity = read_identity(conn)
     with closing(Markers(system.settings.kafka, identity, system.settings.progress_topic)) as reader:
-        return [reader.read(lane, 10) for lane in range(LANES)]
+        return list(reader.read(range(LANES), 10).values())

@@ -29,7 +29,7 @@ from tests.system import OwnedLane, Running, System, take
 from tests.wire import PostgresConversation
 
 RESUME_S = 30  # back-off, a dead member's session
-CONSUMER, LANE = "orchestrator consumer", "outbox lane 0"
+CONSUMER, LANE = "orchestrator consumer", "outbox relay"
 
 
 @pytest.fixture

@@ -178,7 +178,7 @@ def test_lanes_whose_markers_expired_while_no_relay_ran_are_repaired(
         die_in_full_work(system)
         with system.lane(0) as lane:
             markers = lane.markers
-            eventually(lambda: all(markers.read(n, UNDECIDED_S) is None for n in range(LANES)), 120)
+            eventually(lambda: not any(markers.read(range(LANES), UNDECIDED_S).values()), 120)
         relay = system.start("relay")
         wait_refused(relay, "marker_missing")
         assert repair(system, "lane", "all", "--yes")[0] == 0

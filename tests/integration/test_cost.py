@@ -66,10 +66,10 @@ def test_a_batch_of_the_relay(wired_lane: System, wired: WiredKafka) -> None:
             assert lane.run_once() == ROWS
         assert statements == {
             "BEGIN": BATCHES,
-            "SELECT seq,": BATCHES,  # the lane row and its lock
+            "SELECT outbox_lane.lane,": BATCHES,  # the lane row and its lock
             "DELETE FROM": BATCHES,
             "UPDATE workers": BATCHES,
-            "SELECT id,": BATCHES,  # the claim
+            "SELECT claimed.*": BATCHES,  # the claim
             "UPDATE outbox_lane": BATCHES,
             "COMMIT": BATCHES,
         }

@@ -10,9 +10,10 @@ import pytest
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 
 from outbox import Message, enqueue, transaction
-from outbox.lane import MARKER_REFRESH_S, Lane, Verdict, compare
+from outbox.lane import Verdict, compare
 from outbox.publisher import progress_group
-from outbox.store import MAX_BATCH_BYTES, claim
+from outbox.store import MAX_BATCH_BYTES, Claim, claim
+from outbox.tenure import MARKER_REFRESH_S, Tenure
 from tests.eventually import eventually
 from tests.system import System, limit_messages
 
@@ -50,7 +51,7 @@ def test_one_batch_costs_one_postgres_commit_and_one_kafka_commit(one_lane: Syst
         lane.run_once()
         (after,) = lane.conn.execute("SELECT pg_current_xact_id()::text::bigint").fetchone() or (0,)
         assert int(str(after)) - int(str(before)) == 3  # two batches and this question
-        assert lane.markers.read(0, 5) == 3
+        assert lane.marker() == 3
 
 
 def test_rows_of_a_key_come_out_in_the_order_they_went_in(system: System) -> None:
@@ -69,7 +70,7 @@ def test_a_row_held_by_another_session_is_passed_over_and_sent_later(one_lane: S
     with one_lane.lane() as lane, closing(one_lane.connect()) as other:
         lane.recover()
         with transaction(other):
-            assert len(claim(other, 0, 1)) == 1
+            assert len(claim(other, [Claim(0, 1)])[0]) == 1
             assert lane.run_once() == 2
         lane.drain()
     one_lane.check_exactly_once(3)
@@ -83,7 +84,7 @@ def test_a_backlog_of_long_rows_is_taken_in_portions_that_fit_into_memory(one_la
             enqueue(conn, [Message(topic, b"key", value) for value in values], 1)
         with transaction(conn):
             tracemalloc.start()
-            claimed = claim(conn, 0, 1000)
+            claimed = claim(conn, [Claim(0, 1000)])[0]
             _, peak = tracemalloc.get_traced_memory()
             tracemalloc.stop()
         assert peak < 1.5 * MAX_BATCH_BYTES
@@ -136,9 +137,9 @@ def test_a_record_too_large_for_its_topic_is_parked_alone(one_lane: System) -> N
     with one_lane.lane() as lane:
         with closing(one_lane.connect()) as conn, transaction(conn):
             enqueue(conn, [Message(topic, b"k", value) for value in values], 1)
-        with working(lane.lane):
+        with working(lane.tenure):
             eventually(lambda: one_lane.query("SELECT count(*) FROM outbox") == [(0,)])
-        assert lane.markers.read(0, 5) == one_lane.query("SELECT seq FROM outbox_lane")[0][0]
+        assert lane.marker() == one_lane.query("SELECT seq FROM outbox_lane")[0][0]
     assert [record.value() for record in one_lane.read(topic)] == [b"0", b"1", b"3", b"4"]
     parked = one_lane.query("SELECT value, reason FROM outbox_parked ORDER BY id")
     assert [value for value, _ in parked] == [values[2], values[5]]
@@ -149,13 +150,13 @@ def test_a_record_too_large_for_its_topic_is_parked_alone(one_lane: System) -> N
 def test_a_batch_too_large_for_its_topic_goes_out_row_by_row(one_lane: System) -> None:
     limit_messages(one_lane, 2000)
     one_lane.accept(40)  # each alone is small enough
-    with one_lane.lane() as lane, working(lane.lane):
+    with one_lane.lane() as lane, working(lane.tenure):
         one_lane.check_exactly_once(40)
     assert one_lane.query("SELECT count(*) FROM outbox_parked") == [(0,)]
 
 
 def test_a_producer_that_lost_a_connection_is_renewed_before_the_next_batch(one_lane: System) -> None:
-    with one_lane.lane() as lane, working(lane.lane):
+    with one_lane.lane() as lane, working(lane.tenure):
         one_lane.accept(1)
         one_lane.check_exactly_once(1)
         before = lane.publisher._usable()
@@ -179,9 +180,9 @@ def test_a_missing_topic_parks_nothing_and_the_lane_waits(one_lane: System) -> N
 
 def test_a_new_lane_has_a_marker_before_it_claims(one_lane: System) -> None:
     with one_lane.lane() as lane:
-        assert lane.markers.read(0, 5) is None
+        assert lane.marker() is None
         lane.recover()
-        assert lane.markers.read(0, 5) == 0
+        assert lane.marker() == 0
 
 
 def test_an_idle_lane_commits_its_marker_again_before_it_expires(one_lane: System) -> None:
@@ -190,11 +191,11 @@ def test_an_idle_lane_commits_its_marker_again_before_it_expires(one_lane: Syste
         lane.recover()
         lane.drain()
         forget_markers(one_lane)
-        lane.lane._idle()
-        assert lane.markers.read(0, 5) is None  # committed a moment ago: not yet
-        lane.lane._marked_at -= MARKER_REFRESH_S
-        lane.lane._idle()
-        assert lane.markers.read(0, 5) == 1
+        lane.tenure._idle()
+        assert lane.marker() is None  # committed a moment ago: not yet
+        lane.lane.marked_at -= MARKER_REFRESH_S
+        lane.tenure._idle()
+        assert lane.marker() == 1
 
 
 def test_a_repaired_lane_goes_on_by_itself(one_lane: System) -> None:
@@ -227,14 +228,14 @@ def test_the_verdict_follows_from_marker_and_batch(
 
 
 @contextmanager
-def working(lane: Lane) -> Iterator[None]:
-    """Let a lane do its whole work in a thread while the block runs."""
-    thread = Thread(target=lane.work, args=[lambda: None])
+def working(tenure: Tenure) -> Iterator[None]:
+    """Let a tenure do its whole work in a thread while the block runs."""
+    thread = Thread(target=tenure.work, args=[lambda: None])
     thread.start()
     try:
         yield
     finally:
-        lane._stop.set()
+        tenure._stop.set()
         thread.join(10)
 
 

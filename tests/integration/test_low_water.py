@@ -33,7 +33,7 @@ def work(system: System, lane: OwnedLane, batches: int = 8) -> int:
         with closing(system.connect()) as conn, transaction(conn):
             put(conn, system, "other", b"other %d" % number)
         lane.drain()
-    return lane.lane._low_water.id
+    return lane.lane.low_water.id
 
 
 def values(system: System) -> list[bytes | None]:
@@ -54,7 +54,7 @@ def test_the_mark_follows_what_was_settled(one_lane: System, lane: OwnedLane) ->
     assert work(one_lane, lane) >= last_id(one_lane) - 2
     lane.drain()
     lane.drain()
-    assert lane.lane._low_water.id == last_id(one_lane)
+    assert lane.lane.low_water.id == last_id(one_lane)
 
 
 def test_a_row_that_commits_late_goes_before_the_next_of_its_key(
@@ -107,7 +107,7 @@ FOREIGN = """
 
 def look_at_the_whole_lane(lane: OwnedLane) -> None:
     """Do it now."""
-    lane.lane._low_water._whole_at = 0
+    lane.lane.low_water._whole_at = 0
     lane.drain()
 
 
@@ -127,7 +127,7 @@ def test_a_high_id_from_elsewhere_holds_up_nothing_for_long(one_lane: System, la
     lane.drain()
     lane.drain()
     lane.drain()
-    assert lane.lane._low_water.id == 10**12
+    assert lane.lane.low_water.id == 10**12
     assert work(one_lane, lane) == 10**12
     look_at_the_whole_lane(lane)
     work(one_lane, lane)

@@ -21,7 +21,7 @@ from orchestrator import health
 from orchestrator.embedded.server import free_port
 from orchestrator.health import Health
 from orchestrator.http import serve_http
-from orchestrator.metrics import ConsumerMetrics, RelayMetrics, new_registry
+from orchestrator.metrics import ConsumerMetrics, new_registry
 from tests.eventually import eventually
 from tests.system import INHERITED
 
@@ -87,26 +87,16 @@ def test_a_process_that_waits_for_a_server_is_alive() -> None:
 def test_a_process_is_dead_when_one_of_its_loops_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     state, now = Health(), [1000.0]
     monkeypatch.setattr("orchestrator.health.time.monotonic", lambda: now[0])
-    state.tick("lane 0")
+    state.tick("consumer")
     now[0] += health.STALE_S - 1
-    state.tick("lane 1")
+    state.tick("relay")
     assert state.hanging() == []
     now[0] += 2
-    assert state.hanging() == ["lane 0"]
+    assert state.hanging() == ["consumer"]
     monkeypatch.undo()
     monkeypatch.setattr(health, "STALE_S", -1.0)
     with served(state) as probe:
-        assert probe.ask_json("/livez") == (503, {"hanging": ["lane 0", "lane 1"]})
-
-
-def test_a_loop_that_ended_as_it_should_does_not_hang(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(health, "STALE_S", -1.0)
-    state = Health()
-    state.tick("lane 0")
-    state.tick("lane 1")
-    state.forget("lane 0")
-    state.forget("never there")
-    assert state.hanging() == ["lane 1"]
+        assert probe.ask_json("/livez") == (503, {"hanging": ["consumer", "relay"]})
 
 
 @contextmanager
@@ -144,18 +134,6 @@ def test_a_relay_that_hangs_before_its_first_sign_of_life_is_seen(tmp_path: Path
         with impatient_relay(f"{host}:{port}", log) as probe:
             eventually(hangs, 30)
     assert "relay waits for Postgres" not in log.read_text()  # it is still in its first connect
-
-
-def test_a_lane_that_hangs_before_its_first_sign_of_life_is_seen(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(health, "STALE_S", -1.0)
-    state = Health()
-    metrics = RelayMetrics(new_registry("relay"), state)
-    metrics.lanes_owned(frozenset({0, 1}))
-    assert state.hanging() == ["lane 0", "lane 1"]
-    metrics.lanes_owned(frozenset({1}))
-    assert state.hanging() == ["lane 1"]
 
 
 def test_metrics_are_in_the_format_of_prometheus() -> None:

@@ -59,6 +59,7 @@ LEVELS = [
     ["orchestrator.environment", "orchestrator.arguments"],
     ["outbox"],
     ["outbox.relay", "outbox.repair", "outbox.parked"],
+    ["outbox.tenure"],
     ["outbox.lane", "outbox.lanes"],
     ["outbox.low_water"],
     ["outbox.store", "outbox.publisher", "outbox.observer"],

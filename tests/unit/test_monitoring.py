@@ -18,8 +18,7 @@ from orchestrator.health import Health
 from orchestrator.messages import Reason
 from orchestrator.metrics import ConsumerMetrics, RelayMetrics, new_registry
 from orchestrator.oncall.doctor import CHECKS
-from outbox.lane import Verdict
-from outbox.repair import REFUSED
+from outbox.lane import REFUSED, Verdict
 
 Rule = dict[str, Any]
 

@@ -1,0 +1,190 @@
+"""Several lanes in one Kafka transaction: what holds them together, and what keeps them apart."""
+
+from collections.abc import Iterator
+from contextlib import closing
+from itertools import count
+
+import psycopg
+import pytest
+
+from outbox import InDoubt, Message, enqueue, transaction
+from outbox.message import lane_of
+from outbox.store import read_lanes
+from outbox.tenure import MARKER_REFRESH_S
+from tests.eventually import eventually
+from tests.integration.test_lane import working
+from tests.repairs import set_marker
+from tests.system import LANES, OwnedLane, System, limit_messages
+
+ALL = tuple(range(LANES))
+CARRIERS = "SELECT carrier FROM outbox_lane ORDER BY lane"
+
+
+def keys_of(lane: int) -> Iterator[bytes]:
+    """Yield keys that fall in a lane."""
+    return (key for number in count() if lane_of(key := b"%d" % number, LANES) == lane)
+
+
+def put(system: System, lanes: tuple[int, ...] = ALL, value: bytes = b"value") -> None:
+    """Write a row into each of the lanes."""
+    topic = system.settings.output_topic
+    with closing(system.connect()) as conn, transaction(conn):
+        enqueue(conn, [Message(topic, next(keys_of(lane)), value) for lane in lanes], LANES)
+
+
+def sent(system: System) -> list[int]:
+    """Return the lane of each record that a reader sees."""
+    records = system.read(system.settings.output_topic)
+    return sorted(lane_of(record.key() or b"", LANES) for record in records)
+
+
+def begin(lanes: OwnedLane) -> None:
+    """Claim what waits, and leave it in an open transaction with its markers."""
+    batch = lanes.tenure._settle_and_claim(lanes.tenure.lanes)
+    producer = lanes.publisher._usable()
+    producer.begin_transaction()
+    for rows in batch.values():
+        lanes.publisher._produce(producer, rows)
+    producer.flush(5)
+    lanes.publisher._mark(producer, {number: lanes.tenure.lanes[number].seq for number in batch})
+
+
+def test_one_kafka_transaction_carries_a_batch_of_every_lane(system: System) -> None:
+    with system.lane(*ALL) as lanes:
+        lanes.recover()
+        put(system)
+        begin(lanes)
+        assert (
+            system.query("SELECT seq, cardinality(inflight), carrier FROM outbox_lane")
+            == [(1, 1, 0)] * LANES
+        )
+        lanes.publisher._in_slices(lanes.publisher._usable().commit_transaction)
+        assert lanes.markers.read(ALL, 5) == dict.fromkeys(ALL, 1)
+        lanes.drain()
+    assert sent(system) == [0, 1, 2, 3]
+    assert system.query("SELECT count(*) FROM outbox") == [(0,)]
+
+
+def test_a_new_owner_fences_the_id_that_the_batch_went_out_under(system: System) -> None:
+    """Guards: the carrier is committed before Kafka begins, and its older producers are fenced."""
+    with system.lane(1, 2) as older:
+        older.recover()
+        put(system, (1, 2))
+        begin(older)
+        with system.lane(2, owner=False) as successor:
+            successor.recover()
+            with pytest.raises(InDoubt):
+                older.publisher._in_slices(older.publisher._usable().commit_transaction)
+            successor.drain()
+            older.recover()
+            older.drain()
+            assert list(older.tenure.lanes) == [1]
+    assert sent(system) == [1, 2]
+
+
+def test_a_marker_refreshed_under_another_id_is_fenced_too(system: System) -> None:
+    """The marker of an idle lane, still in the air, would fall behind the successor's."""
+    with system.lane(1, 2) as older:
+        older.recover()
+        put(system, (2,))
+        older.drain()
+        producer = older.publisher._usable()
+        producer.begin_transaction()
+        older.publisher._mark(producer, {2: 1})
+        with system.lane(2, owner=False) as successor:
+            successor.recover()
+            put(system, (2,))
+            successor.run_once()
+            with pytest.raises(InDoubt):
+                older.publisher._in_slices(producer.commit_transaction)
+            assert successor.marker() == 2
+
+
+def test_an_earlier_id_is_fenced_once_and_not_at_every_doubt(system: System) -> None:
+    """Or a relay that cannot read its markers would fence its neighbour for ever."""
+    with system.lane(1, 2) as neighbour:
+        neighbour.recover()
+        with system.lane(2, owner=False) as newcomer:
+            states = read_lanes(newcomer.conn, newcomer.tenure._epochs([2]))
+            newcomer.tenure._fence(states)  # and then the markers cannot be read
+            neighbour.recover()
+            newcomer.tenure._fence(states)
+            put(system, (1,))
+            assert neighbour.drain() == 1
+
+
+def test_a_lane_given_up_disturbs_its_owner_of_before_in_nothing(system: System) -> None:
+    with system.lane(0, 1) as older:
+        older.recover()
+        put(system, (0, 1))
+        older.run_once()
+        older.tenure._leaving = [1]
+        older.tenure._settle()
+        assert system.query(CARRIERS)[:2] == [(0,), (1,)]
+        del older.tenure.lanes[1]
+        with system.lane(1, owner=False) as successor:
+            successor.recover()
+            put(system, (0, 1))
+            assert (older.drain(), successor.drain()) == (1, 1)
+    assert sent(system) == [0, 0, 1, 1]
+
+
+def test_a_lane_that_is_lost_does_not_keep_the_others_from_their_work(system: System) -> None:
+    with system.lane(*ALL) as lanes:
+        lanes.recover()
+        put(system)
+        lanes.run_once()
+        with system.lane(0, owner=False) as thief:  # the one whose id carries them all
+            put(system)
+            assert lanes.run_once() == 3
+            lanes.recover()  # under another id; and fences the one of before
+            thief.recover()
+            assert (lanes.drain(), thief.drain()) == (0, 1)
+            assert system.query(CARRIERS) == [(0,), (1,), (1,), (1,)]
+    assert sent(system) == sorted([*ALL, *ALL])
+
+
+def test_a_refused_record_is_parked_and_the_other_lanes_go_out(system: System) -> None:
+    limit_messages(system, 2000)
+    put(system, value=b"good")
+    put(system, (2,), value=b"x" * 5000)
+    put(system, value=b"good")
+    with system.lane(*ALL) as lanes, working(lanes.tenure):
+        eventually(lambda: system.query("SELECT count(*) FROM outbox") == [(0,)], 20)
+    assert sent(system) == sorted([*ALL, *ALL])
+    assert system.query("SELECT lane, octet_length(value) FROM outbox_parked") == [(2, 5000)]
+
+
+def test_a_refused_lane_is_neither_settled_nor_in_the_way(system: System) -> None:
+    put(system)
+    with system.lane(*ALL) as lanes:
+        lanes.recover()
+        lanes.run_once()
+    set_marker(system, 7, lane=1)
+    with system.lane(*ALL) as lanes:
+        lanes.recover()
+        put(system)
+        lanes.drain()
+        lanes.tenure._leaving = list(ALL)
+        lanes.tenure._settle()
+        assert {number for number, lane in lanes.tenure.lanes.items() if lane.refused} == {1}
+        assert system.query("SELECT DISTINCT lane FROM outbox") == [(1,)]
+        assert system.query("SELECT count(*) FROM outbox") == [(2,)]
+
+
+def test_the_marker_of_an_idle_lane_goes_out_with_the_work_of_others(system: System) -> None:
+    """And the rows of a busy lane go out with theirs, however old it is."""
+    with system.lane(0, 1) as lanes:
+        lanes.recover()
+        for number in (0, 1):
+            lanes.tenure.lanes[number].marked_at -= 2 * MARKER_REFRESH_S
+        put(system, (0,))
+        lanes.run_once()
+        assert not lanes.tenure._faded()
+        assert lanes.markers.read((0, 1), 5) == {0: 1, 1: 0}
+    assert sent(system) == [0]
+
+
+def test_relays_of_the_releases_before_can_take_no_lane(system: System) -> None:
+    with pytest.raises(psycopg.errors.CheckViolation, match="no_relay_from_before"):
+        system.query("UPDATE outbox_lane SET epoch = epoch + 1")
