@@ -17,6 +17,8 @@ from tempfile import TemporaryDirectory
 ROOT = Path(__file__).parent.parent
 COPIED = ("orchestrator", "outbox", "schema", "tests", "pyproject.toml")
 GUARDS_TEST = "tests/integration/test_guards.py"
+TENURE_TEST = "tests/integration/test_tenure.py"
+TAKE_OVER_TEST = f"{TENURE_TEST} -k new_owner_fences"
 
 
 @dataclass(frozen=True)
@@ -34,23 +36,44 @@ GUARDS = [
     Guard(
         "epoch compare-and-set",
         "outbox/store.py",
-        " AND epoch = %(epoch)s",
+        " AND outbox_lane.epoch = mine.epoch",
         "",
         f"{GUARDS_TEST}::test_a_replaced_owner_settles_and_claims_nothing",
     ),
     Guard(
         "inflight committed before Kafka begins",
-        "outbox/lane.py",
-        "            if following != state:\n                store.begin_batch",
-        "            if following != state and not rows:\n                store.begin_batch",
+        "outbox/tenure.py",
+        "number, state in after.items() if state != before[number]}",
+        "number, state in after.items() if state != before[number] and number not in batch}",
         f"{GUARDS_TEST}::test_what_kafka_may_have_is_in_postgres_before",
     ),
     Guard(
         "fence before reading the marker",
-        "outbox/lane.py",
-        "        self._publisher.start()\n        marker = self._publisher.read_marker()\n",
-        "        marker = self._publisher.read_marker()\n        self._publisher.start()\n",
+        "outbox/tenure.py",
+        "        self._fence(states)\n        markers = self._publisher.read_markers(states)\n",
+        "        markers = self._publisher.read_markers(states)\n        self._fence(states)\n",
         f"{GUARDS_TEST}::test_a_transaction_that_commits_just_before_the_fence_counts",
+    ),
+    Guard(
+        "earlier ids fenced",
+        "outbox/tenure.py",
+        "self._publisher.start(self._carrier, sorted(earlier))",
+        "self._publisher.start(self._carrier)",
+        TAKE_OVER_TEST,
+    ),
+    Guard(
+        "carrier committed first",
+        "outbox/tenure.py",
+        "compare(marker, state.seq), state._replace(carrier=self._carrier)",
+        "compare(marker, state.seq), state",
+        f"{TENURE_TEST} -k under_another_id",
+    ),
+    Guard(
+        "an earlier id fenced once",
+        "outbox/tenure.py",
+        "not in (self._carrier, self.lanes[number].fenced)",
+        "!= self._carrier",
+        f"{TENURE_TEST} -k fenced_once",
     ),
     Guard(
         "marker in the records' transaction",
@@ -64,15 +87,15 @@ GUARDS = [
     Guard(
         "a new producer after any doubt",
         "outbox/publisher.py",
-        "        self.discard()\n        try:\n            producer = Producer(",
-        "        try:\n            producer = self._producer or Producer(",
+        "        self.discard()\n        for other",
+        "        if self._producer:\n            return\n        for other",
         f"{GUARDS_TEST}::test_a_producer_in_doubt_is_never_used_again",
     ),
     Guard(
         "refusal on disagreement",
         "outbox/lane.py",
-        "                    raise HistoriesDisagree(self.lane, verdict.value, marker, state.seq)",
-        "                    return Verdict.PUBLISHED, []",
+        "        return self in REFUSED",
+        "        return False",
         f"{GUARDS_TEST}::test_a_lane_whose_histories_disagree_sends_nothing",
     ),
     Guard(
@@ -98,9 +121,9 @@ GUARDS = [
     ),
     Guard(
         "ownership after the fence of strict fencing",
-        "outbox/lane.py",
-        "start()\n        store.check_owner(self._conn, self.lane, self._epoch)\n",
-        "start()\n",
+        "outbox/tenure.py",
+        "        mine = store.read_lanes(self._conn, self._epochs(batch))\n",
+        "        mine = batch\n",
         "tests/faults/test_late_end_txn.py -k zombie_that_fences",
     ),
     Guard(
