@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from outbox.low_water import LowWater
 from outbox.message import OutboxRow
 
-WORKING = "working"
+RECOVERING, WORKING = "recovering", "working"  # states of a lane
 
 
 class Verdict(enum.Enum):
@@ -59,7 +59,7 @@ class Lane:
 
     number: int
     epoch: int
-    state: str = "recovering"
+    state: str = RECOVERING
     refused: bool = False
     seq: int = 0
     unsettled: bool = True

@@ -92,7 +92,7 @@ class LaneState(NamedTuple):
     carrier: int
 
 
-TAKE_LANE = "UPDATE outbox_lane SET epoch = epoch + 2 WHERE lane = %(lane)s RETURNING epoch"
+TAKE_LANE = "UPDATE outbox_lane SET epoch = epoch + 1 WHERE lane = %(lane)s RETURNING epoch"
 
 
 def take_lane(conn: Connection, lane: int) -> int:

@@ -20,7 +20,7 @@ from uuid import UUID
 from outbox import lanes, store
 from outbox.crashpoints import reached
 from outbox.errors import HistoriesDisagree, InDoubt, RecordRefused
-from outbox.lane import WORKING, Lane, Verdict, compare
+from outbox.lane import RECOVERING, WORKING, Lane, Verdict, compare
 from outbox.low_water import LowWater, Writers
 from outbox.message import OutboxRow
 from outbox.observer import Observer
@@ -277,6 +277,8 @@ class Tenure:
             self._leaving = tuple(self.lanes)
         if self._publisher.disturbed:
             self._leaving = ()  # something may be in the air: the next owner is to fence us
+            for lane in self._working():
+                lane.state = RECOVERING
         ending = [
             lane.number for lane in self._working() if lane.unsettled or lane.number in self._leaving
         ]
@@ -416,8 +418,10 @@ class Tenure:
         lane.seq, lane.unsettled, lane.low_water = seq, True, LowWater()
         lane.fenced = None  # the carrier is ours from now on
         lane.refused = verdict.refused
-        self._observer.recovered(verdict.value)
         place: dict[str, object] = {"lane": lane.number, "epoch": lane.epoch, "seq": seq}
+        if lane.state == WORKING and verdict is Verdict.PUBLISHED:
+            return  # all was well; only the lanes have changed
+        self._observer.recovered(verdict.value)
         if lane.refused:
             text = str(HistoriesDisagree(lane.number, verdict.value, marker, seq))
             self._change_state(lane, f"refused: {verdict.value}", logging.ERROR, text)

@@ -1,15 +1,15 @@
 """Several lanes in one Kafka transaction: what holds them together, and what keeps them apart."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from itertools import count
 
-import psycopg
 import pytest
 
-from outbox import InDoubt, Message, enqueue, transaction
+from outbox import Connection, InDoubt, Message, enqueue, transaction
 from outbox.message import lane_of
-from outbox.store import read_lanes
+from outbox.store import lock_lanes, read_lanes, take_lane
 from outbox.tenure import MARKER_REFRESH_S
 from tests.eventually import eventually
 from tests.integration.test_lane import working
@@ -185,6 +185,24 @@ def test_the_marker_of_an_idle_lane_goes_out_with_the_work_of_others(system: Sys
     assert sent(system) == [0]
 
 
-def test_relays_of_the_releases_before_can_take_no_lane(system: System) -> None:
-    with pytest.raises(psycopg.errors.CheckViolation, match="no_relay_from_before"):
-        system.query("UPDATE outbox_lane SET epoch = epoch + 1")
+def test_the_locks_wait_for_a_take_over_that_is_being_committed(system: System) -> None:
+    with closing(system.connect()) as owner, closing(system.connect("taker")) as taker:
+        epochs = {number: take_lane(owner, number) for number in ALL}
+        with ThreadPoolExecutor(1) as thread:
+            with transaction(taker):
+                take_lane(taker, 2)
+                locked = thread.submit(lock_in_transaction, owner, epochs)
+                eventually(lambda: system.query(WAITING) == [(1,)])
+            assert locked.result(5) == [0, 1, 3]
+
+
+WAITING = """
+    SELECT count(*) FROM pg_stat_activity
+     WHERE datname = current_database() AND wait_event IN ('transactionid', 'tuple')
+"""
+
+
+def lock_in_transaction(conn: Connection, epochs: dict[int, int]) -> list[int]:
+    """Return which lanes are still ours, by the word of `lock_lanes`."""
+    with transaction(conn):
+        return list(lock_lanes(conn, epochs))
