@@ -102,7 +102,7 @@ def take_lane(conn: Connection, lane: int) -> int:
 
 
 READ_LANES = """
-    SELECT outbox_lane.lane, seq, inflight, carrier
+    SELECT outbox_lane.lane, seq, inflight, coalesce(carrier, outbox_lane.lane)
       FROM outbox_lane
       JOIN unnest(%(lanes)b::smallint[], %(epochs)b::bigint[]) AS mine (lane, epoch)
         ON outbox_lane.lane = mine.lane AND outbox_lane.epoch = mine.epoch
