@@ -18,7 +18,6 @@ The tables are in schema/002_outbox.sql; the topic `outbox-progress` needs one p
 """
 
 from outbox.errors import (
-    HistoriesDisagree,
     InDoubt,
     OutboxError,
     OwnershipLost,
@@ -36,7 +35,6 @@ from outbox.store import count_lanes, enqueue
 __all__ = [
     "Connection",
     "Headers",
-    "HistoriesDisagree",
     "InDoubt",
     "Message",
     "Observer",

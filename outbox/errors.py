@@ -4,10 +4,9 @@
 |--------------------|------------------------------------------------------------------------|
 | InDoubt            | the producer: recover, then decide from the marker                     |
 | RecordRefused      | the producer: recover, narrow the batch, park the row that fails alone |
-| OwnershipLost      | the lane's tenure: somebody else works it now                          |
-| HistoriesDisagree  | work on the lane, until a person repairs it; the rest goes on          |
+| OwnershipLost      | the session: somebody else works one of its lanes now                  |
 | psycopg.Error      | the session: a new one reads the evidence again                        |
-| Stopped            | the lane, because the process was asked to stop                        |
+| Stopped            | the work, because the process was asked to stop                        |
 Anything else is a bug and ends the process.
 """
 
@@ -34,17 +33,6 @@ class OwnershipLost(OutboxError):
 
     def __init__(self, lanes: Sequence[int]) -> None:
         super().__init__(f"not the owner any more of all of the lanes {', '.join(map(str, lanes))}")
-
-
-class HistoriesDisagree(OutboxError):
-    """Postgres and Kafka tell different histories of a lane; sending on could lose or repeat rows."""
-
-    def __init__(self, lane: int, reason: str, marker: int | None, seq: int) -> None:
-        super().__init__(
-            f"lane {lane}: {reason}: the marker in Kafka is {marker}, the batch in Postgres is {seq};"
-            " nothing is sent until the lane is repaired"
-        )
-        self.reason = reason
 
 
 class RolledBack(OutboxError):

@@ -167,6 +167,9 @@ class Publisher:
 
         Raises RecordRefused (a record's own fault) or InDoubt; then the outcome is for recovery.
         """
+        self.serve()
+        if self.disturbed:
+            raise InDoubt("the producer had trouble in silence")
         producer = self._usable()
         self._failures.clear()
         self._publishing = True

@@ -46,7 +46,11 @@ class Sight(NamedTuple):
         return self.verdict is not None and self.verdict.refused
 
 
-READ_LANE = "SELECT epoch, seq, inflight, coalesce(carrier, lane) FROM outbox_lane WHERE lane = %(lane)s"
+READ_LANE = """
+    SELECT epoch, seq, inflight, coalesce(carrier, lane)
+      FROM outbox_lane
+     WHERE lane = %(lane)s
+"""
 
 
 def look(conn: Connection, markers: Markers, lane: int) -> Sight:

