@@ -61,7 +61,7 @@ class Relay:
 
     def states(self) -> dict[int, str]:
         """Say of each lane of this relay `working`, or what it waits for."""
-        held = tuple(self._tenure.lanes.values()) if self._tenure else ()
+        held = tuple(self._tenure.owned.lanes.values()) if self._tenure else ()
         return {
             lane.number: f"waiting: {self.trouble}" if self.trouble else lane.state for lane in held
         }

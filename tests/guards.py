@@ -63,15 +63,15 @@ GUARDS = [
     ),
     Guard(
         "carrier committed first",
-        "outbox/tenure.py",
-        "compare(marker, state.seq), state._replace(carrier=self._carrier)",
-        "compare(marker, state.seq), state",
+        "outbox/recovery.py",
+        "            state = state._replace(carrier=carrier)\n",
+        "",
         f"{TENURE_TEST} -k under_another_id",
     ),
     Guard(
         "an earlier id fenced once",
         "outbox/tenure.py",
-        "not in (self._carrier, self.lanes[number].fenced)",
+        "not in (self._carrier, self.owned.lanes[number].fenced)",
         "!= self._carrier",
         f"{TENURE_TEST} -k fenced_once",
     ),
@@ -122,7 +122,7 @@ GUARDS = [
     Guard(
         "ownership after the fence of strict fencing",
         "outbox/tenure.py",
-        "        mine = store.read_lanes(self._conn, self._epochs(batch))\n",
+        "        mine = self.owned.check(batch)\n",
         "        mine = batch\n",
         "tests/faults/test_late_end_txn.py -k zombie_that_fences",
     ),

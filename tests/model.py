@@ -103,7 +103,8 @@ class Check:
     batch: int = 2
     late: tuple[int, ...] = ()
     strict: bool = False
-    reads_fail: bool = False  # one of the two relays never gets its marker
+    reads_fail: bool = False  # one of the two relays never gets its markers
+    starts_fail: bool = False  # one of the two relays never gets its producer
     checked: tuple[str, ...] = INVARIANTS
     large: bool = False  # takes more than a few seconds
 
@@ -129,6 +130,7 @@ class Check:
             "Without": _set(f'"{guard}"' for guard in self.without),
             "Strict": str(self.strict).upper(),
             "ReadsFail": "{a}" if self.reads_fail else "{}",
+            "StartsFail": "{a}" if self.starts_fail else "{}",
         }
         lines = [
             "SPECIFICATION " + ("FairSpec" if fair else "Spec"),
@@ -163,6 +165,9 @@ LANES_RESTORED = (*FAULTS_OF_LANES, RESTORED)
 LANES_FORGOTTEN = (*FAULTS_OF_LANES, FORGOTTEN)
 READER_FAILS_LANES = two_lanes(
     "one relay never reads its markers", faults=1, reads_fail=True, checked=("OwnerGetsOn",)
+)
+START_FAILS_LANES = two_lanes(
+    "one relay never gets its producer", faults=1, starts_fail=True, checked=("OwnerGetsOn",)
 )
 
 SMALL = [
@@ -225,9 +230,11 @@ GUARDS = [
     Check("", (BY_ID,), "NoLoss", faults=1, late=(2,)),
     Check("no end", (ADVISORY,), "EveryRowSettled", crashes=0, faults=0, checked=("EveryRowSettled",)),
     READER_FAILS_LANES,
+    START_FAILS_LANES,
     two_lanes("", (EARLIER,), "NoDuplicate"),
     two_lanes("strict fencing", (EARLIER,), "NoDuplicate", strict=True),
     replace(READER_FAILS_LANES, without=(ONCE,), found="OwnerGetsOn"),
+    replace(START_FAILS_LANES, without=(ONCE,), found="OwnerGetsOn"),
     two_lanes("", (CARRIER,), "NoDuplicate"),
     two_lanes("", (GIVEN_BACK,)),
     two_lanes("", (CHANGED,)),

@@ -260,10 +260,10 @@ class System:
                 join(conn, identity)
             for one in (number, *also):
                 if owner:
-                    tenure.take(one)
+                    tenure.owned.take(one)
                 else:
-                    tenure.lanes[one] = Lane(one, take_lane(conn, one))
-            yield OwnedLane(tenure, tenure.lanes[number], made, markers, conn)
+                    tenure.owned.lanes[one] = Lane(one, take_lane(conn, one))
+            yield OwnedLane(tenure, tenure.owned.lanes[number], made, markers, conn)
 
     # ---- the real processes ---------------------------------------------------------------------
 

@@ -24,6 +24,7 @@ CONSTANTS
     Without,    \* the guards that are taken out: none in the protocol as it is
     Strict,     \* strict_fencing: a new producer for every batch
     ReadsFail,  \* relays that never get an answer to `read_markers`
+    StartsFail, \* relays whose producer's coordinator never answers
     Nobody
 
 Has(guard) == guard \notin Without
@@ -174,6 +175,9 @@ Keeps(r) == ~Has("new producer when the set changes") /\ Has("new producer after
             /\ relay[r].id # 0 /\ ~relay[r].disturbed
 
 (* check_owners: forget the lanes that are lost, and read the others' carriers. *)
+BeforeRead == IF Has("fence before the marker is read") THEN "fence" ELSE "read"
+AfterFence == IF Has("fence before the marker is read") THEN "read" ELSE "decide"
+
 CheckOwners(r) ==
     /\ At(r, "check")
     /\ ~Has("ownership checked before the fence") \/ (relay[r].session /\ Kept(r) # {})
@@ -184,7 +188,7 @@ CheckOwners(r) ==
                       ELSE {lane[l].carrier : l \in lanes \ relay[r].fenced}
            ids == IF Keeps(r) THEN earlier \ {relay[r].id} ELSE earlier \cup {Min(lanes)}
        IN /\ Set(r, [relay[r] EXCEPT !.lanes = lanes, !.fence = ids, !.fenced = @ \cap lanes,
-                      !.at = IF Has("fence before the marker is read") /\ ids # {} THEN "fence" ELSE "read"])
+                      !.at = IF ids = {} THEN "read" ELSE BeforeRead])
           /\ Unlock(r, lanes)
     /\ UNCHANGED <<tables, owner, backup, kafka, luck>>
 
@@ -196,29 +200,42 @@ NewProducer(r, id) ==
     /\ IF producer[id] = r /\ ~Has("new producer after any doubt") THEN UNCHANGED <<stale, staleMarks>>
        ELSE stale' = [stale EXCEPT ![id] = 0] /\ staleMarks' = [staleMarks EXCEPT ![id] = NoMarks]
 
-(* Publisher.fence: the same by a producer that is thrown away at once. *)
-FenceEarlier(id) ==
+(* From now on no producer of the id is good any more. *)
+Refuse(id) ==
     /\ txn' = [txn EXCEPT ![id] = NoTxn] /\ producer' = [producer EXCEPT ![id] = Nobody]
     /\ stale' = [stale EXCEPT ![id] = 0] /\ staleMarks' = [staleMarks EXCEPT ![id] = NoMarks]
     /\ UNCHANGED <<topic, marker>>
 
-(* The relay's own id first, then the others. *)
-Fence(r) ==
-    /\ At(r, "fence")
-    /\ LET me == relay[r]
-           lead == Min(me.lanes)
-           own == lead \in me.fence /\ ~Keeps(r)
-           id == IF own THEN lead ELSE Min(me.fence)
-           rest == me.fence \ {id}
-       IN /\ IF own THEN NewProducer(r, id) ELSE FenceEarlier(id)
-          /\ Set(r, [me EXCEPT
-                !.id = IF own THEN id ELSE @,
-                !.disturbed = IF own THEN FALSE ELSE @,
+(* The ids that are fenced by a producer that is thrown away at once; last the relay's own. *)
+Earlier(r) == IF Keeps(r) THEN relay[r].fence ELSE relay[r].fence \ {Min(relay[r].lanes)}
+
+(* Publisher.fence. Noted at once: a relay that tries again does not disturb who works by now. *)
+FenceEarlier(r) ==
+    /\ At(r, "fence") /\ Earlier(r) # {}
+    /\ LET id == Min(Earlier(r))
+           rest == relay[r].fence \ {id}
+           shut == {l \in relay[r].lanes : lane[l].carrier = id /\ ~lane[l].restored}
+       IN /\ Refuse(id)
+          /\ Set(r, [relay[r] EXCEPT
                 !.fence = rest,
-                !.fenced = IF rest = {} /\ Has("earlier ids fenced once") THEN me.lanes ELSE @,
-                !.at = IF rest # {} THEN "fence"
-                       ELSE IF Has("fence before the marker is read") THEN "read" ELSE "decide"])
+                !.fenced = IF Has("earlier ids fenced once") THEN @ \cup shut ELSE @,
+                !.at = IF rest # {} THEN "fence" ELSE AfterFence])
     /\ UNCHANGED <<postgres, luck>>
+
+Fence(r) ==
+    /\ At(r, "fence") /\ Earlier(r) = {} /\ r \notin StartsFail
+    /\ LET id == Min(relay[r].lanes) IN
+       /\ NewProducer(r, id)
+       /\ Set(r, [relay[r] EXCEPT
+            !.id = id, !.disturbed = FALSE, !.fence = {},
+            !.fenced = IF Has("earlier ids fenced once") THEN relay[r].lanes ELSE @,
+            !.at = AfterFence])
+    /\ UNCHANGED <<postgres, luck>>
+
+StartTimesOut(r) ==
+    /\ At(r, "fence") /\ Earlier(r) = {} /\ r \in StartsFail
+    /\ Doubt(r)
+    /\ UNCHANGED <<postgres, topic, marker, txn, stale, staleMarks, luck>>
 
 Pending(i) == txn[i].open /\ Marked(txn[i].marks) # {}
 MarkerPending(l) == \E i \in Lanes : txn[i].open /\ txn[i].marks[l] # None
@@ -327,8 +344,10 @@ Commit(r) ==
     /\ lane' = [l \in Lanes |->
             IF l \notin Locked(r) THEN lane[l]
             ELSE IF Has("inflight committed first")
-            THEN [lane[l] EXCEPT !.seq = SeqAfter(r, l), !.inflight = Claimed(r, l), !.carrier = relay[r].id]
-            ELSE [lane[l] EXCEPT !.seq = SeqBefore(r, l), !.inflight = {}, !.carrier = relay[r].id]]
+            THEN [lane[l] EXCEPT !.carrier = relay[r].id,
+                                 !.seq = SeqAfter(r, l), !.inflight = Claimed(r, l)]
+            ELSE [lane[l] EXCEPT !.carrier = relay[r].id,
+                                 !.seq = SeqBefore(r, l), !.inflight = {}]]
     /\ UNCHANGED unborn
 
 (* A lane that is lost drops out, and the producer is renewed before the next batch. *)
@@ -431,7 +450,7 @@ Fenced(r) ==
 Step(r) ==
     \/ \E l \in Lanes : Take(r, l)
     \/ NoticeDeadSession(r) \/ LoseOwnership(r)
-    \/ CheckOwners(r) \/ Fence(r) \/ ReadMarkers(r) \/ ReadTimesOut(r) \/ Decide(r)
+    \/ CheckOwners(r) \/ FenceEarlier(r) \/ Fence(r) \/ StartTimesOut(r) \/ ReadMarkers(r) \/ ReadTimesOut(r) \/ Decide(r)
     \/ Renew(r) \/ Select(r) \/ SettleAndClaim(r) \/ RenewProducer(r) \/ CheckOwnersAgain(r)
     \/ Produce(r) \/ Mark(r) \/ CommitTransaction(r) \/ Fenced(r)
 
@@ -555,7 +574,7 @@ DeliverStaleMarks == \E id \in Lanes :
 (* transaction.timeout.ms: the coordinator aborts and fences the producer. *)
 TimeOutTransaction == \E id \in Lanes :
     /\ Fault("transaction times out") /\ txn[id].open
-    /\ FenceEarlier(id)
+    /\ Refuse(id)
     /\ UNCHANGED <<postgres, relay>>
 
 (* Not a fault, only rare: idle lanes commit their markers again. Tenure._idle *)
@@ -624,7 +643,7 @@ EveryRowSettled == <>[](outbox = {} /\ unborn = {})
 Calm == <>[](\A r \in Relays : relay[r].at \in {"work", "away"})
 
 (* An owner whose calls are answered gets its work done, whatever a relay does that is not the owner. *)
-OwnerGetsOn == \A r \in Relays \ ReadsFail : \A l \in Lanes :
+OwnerGetsOn == \A r \in Relays \ (ReadsFail \cup StartsFail) : \A l \in Lanes :
     <>[](advisory[l] = r) => <>[](OfLanes(outbox, {l}) = {})
 
 Symmetry == Permutations(Relays)

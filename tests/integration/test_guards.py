@@ -23,7 +23,7 @@ def test_a_replaced_owner_settles_and_claims_nothing(one_lane: System) -> None:
         with one_lane.lane(owner=False) as successor:
             one_lane.accept(1)
             assert zombie.run_once() == 0
-            assert not zombie.tenure.lanes
+            assert not zombie.tenure.owned.lanes
             assert one_lane.query("SELECT count(*) FROM outbox") == [(2,)]
             successor.recover()
             successor.drain()

@@ -4,10 +4,11 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from itertools import count
+from typing import Any
 
 import pytest
 
-from outbox import Connection, InDoubt, Message, enqueue, transaction
+from outbox import Connection, InDoubt, Message, enqueue, recovery, tenure, transaction
 from outbox.message import lane_of
 from outbox.store import lock_lanes, read_lanes, take_lane
 from outbox.tenure import MARKER_REFRESH_S
@@ -40,13 +41,13 @@ def sent(system: System) -> list[int]:
 
 def begin(lanes: OwnedLane) -> None:
     """Claim what waits, and leave it in an open transaction with its markers."""
-    batch = lanes.tenure._settle_and_claim(lanes.tenure.lanes)
+    batch = lanes.tenure._settle_and_claim(lanes.tenure.owned.lanes)
     producer = lanes.publisher._usable()
     producer.begin_transaction()
     for rows in batch.values():
         lanes.publisher._produce(producer, rows)
     producer.flush(5)
-    lanes.publisher._mark(producer, {number: lanes.tenure.lanes[number].seq for number in batch})
+    lanes.publisher._mark(producer, {number: lanes.tenure.owned.lanes[number].seq for number in batch})
 
 
 def test_one_kafka_transaction_carries_a_batch_of_every_lane(system: System) -> None:
@@ -78,7 +79,7 @@ def test_a_new_owner_fences_the_id_that_the_batch_went_out_under(system: System)
             successor.drain()
             older.recover()
             older.drain()
-            assert list(older.tenure.lanes) == [1]
+            assert list(older.tenure.owned.lanes) == [1]
     assert sent(system) == [1, 2]
 
 
@@ -105,7 +106,7 @@ def test_an_earlier_id_is_fenced_once_and_not_at_every_doubt(system: System) -> 
     with system.lane(1, 2) as neighbour:
         neighbour.recover()
         with system.lane(2, owner=False) as newcomer:
-            states = read_lanes(newcomer.conn, newcomer.tenure._epochs([2]))
+            states = read_lanes(newcomer.conn, newcomer.tenure.owned.epochs([2]))
             newcomer.tenure._fence(states)  # and then the markers cannot be read
             neighbour.recover()
             newcomer.tenure._fence(states)
@@ -118,10 +119,10 @@ def test_a_lane_given_up_disturbs_its_owner_of_before_in_nothing(system: System)
         older.recover()
         put(system, (0, 1))
         older.run_once()
-        older.tenure._leaving = [1]
+        older.tenure.owned.leaving = [1]
         older.tenure._settle()
         assert system.query(CARRIERS)[:2] == [(0,), (1,)]
-        del older.tenure.lanes[1]
+        del older.tenure.owned.lanes[1]
         with system.lane(1, owner=False) as successor:
             successor.recover()
             put(system, (0, 1))
@@ -155,6 +156,36 @@ def test_a_refused_record_is_parked_and_the_other_lanes_go_out(system: System) -
     assert system.query("SELECT lane, octet_length(value) FROM outbox_parked") == [(2, 5000)]
 
 
+def test_a_doubt_after_a_batch_was_narrowed_parks_nothing(
+    system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The row that is left of the batch was not refused, it was only not sent."""
+    limit_messages(system, 2000)
+    put(system, (1, 1))
+    put(system, (1,), value=b"x" * 5000)
+    with system.lane(*ALL) as lanes:
+        decide, publish = recovery.decide, lanes.publisher.publish
+
+        def narrow_and_lose_kafka(*arguments: Any) -> dict[int, recovery.Decision]:
+            decisions = decide(*arguments)
+            if arguments[-1] and decisions[1].state.inflight:
+                monkeypatch.setattr(lanes.publisher, "publish", lose_kafka)
+            return decisions
+
+        def lose_kafka(*_: object) -> None:
+            monkeypatch.setattr(lanes.publisher, "publish", publish)
+            lost.append(True)
+            raise InDoubt("no answer")
+
+        lost: list[bool] = []
+        monkeypatch.setattr(tenure, "decide", narrow_and_lose_kafka)
+        with working(lanes.tenure):
+            eventually(lambda: system.query("SELECT count(*) FROM outbox") == [(0,)], 20)
+        assert lost
+    assert sent(system) == [1, 1]
+    assert system.query("SELECT octet_length(value) FROM outbox_parked") == [(5000,)]
+
+
 def test_a_refused_lane_is_neither_settled_nor_in_the_way(system: System) -> None:
     put(system)
     with system.lane(*ALL) as lanes:
@@ -165,9 +196,9 @@ def test_a_refused_lane_is_neither_settled_nor_in_the_way(system: System) -> Non
         lanes.recover()
         put(system)
         lanes.drain()
-        lanes.tenure._leaving = list(ALL)
+        lanes.tenure.owned.leaving = list(ALL)
         lanes.tenure._settle()
-        assert {number for number, lane in lanes.tenure.lanes.items() if lane.refused} == {1}
+        assert {number for number, lane in lanes.tenure.owned.lanes.items() if lane.refused} == {1}
         assert system.query("SELECT DISTINCT lane FROM outbox") == [(1,)]
         assert system.query("SELECT count(*) FROM outbox") == [(2,)]
 
@@ -177,7 +208,7 @@ def test_the_marker_of_an_idle_lane_goes_out_with_the_work_of_others(system: Sys
     with system.lane(0, 1) as lanes:
         lanes.recover()
         for number in (0, 1):
-            lanes.tenure.lanes[number].marked_at -= 2 * MARKER_REFRESH_S
+            lanes.tenure.owned.lanes[number].marked_at -= 2 * MARKER_REFRESH_S
         put(system, (0,))
         lanes.run_once()
         assert not lanes.tenure._faded()

@@ -60,6 +60,8 @@ LEVELS = [
     ["outbox"],
     ["outbox.relay", "outbox.repair", "outbox.parked"],
     ["outbox.tenure"],
+    ["outbox.recovery"],
+    ["outbox.ownership"],
     ["outbox.lane", "outbox.lanes"],
     ["outbox.low_water"],
     ["outbox.store", "outbox.publisher", "outbox.observer"],
