@@ -71,6 +71,14 @@ class Ownership:
         epochs = self.epochs(of)
         return self._still_ours(epochs, store.lock_lanes(self._conn, epochs))
 
+    def lock_free(self, of: Collection[int]) -> dict[int, LaneState]:
+        """Do the same, but leave out the lanes whose rows somebody else holds."""
+        epochs = self.epochs(of)
+        states = store.lock_free_lanes(self._conn, epochs)
+        if left := epochs.keys() - states.keys():
+            self.check(left)
+        return states
+
     def _still_ours(self, epochs: dict[int, int], states: dict[int, LaneState]) -> dict[int, LaneState]:
         for number in sorted(epochs.keys() - states.keys()):
             lane = self.lanes.pop(number)

@@ -128,6 +128,15 @@ def lock_lanes(conn: Connection, epochs: Mapping[int, int]) -> dict[int, LaneSta
     return _states(cast("list[tuple[int, int, list[int], int]]", found))
 
 
+LOCK_FREE_LANES = LOCK_LANES + " SKIP LOCKED"
+
+
+def lock_free_lanes(conn: Connection, epochs: Mapping[int, int]) -> dict[int, LaneState]:
+    """Do the same, but wait for nobody: who holds one lane's row holds up no other lane."""
+    found = conn.execute(LOCK_FREE_LANES, _mine(epochs), prepare=True).fetchall()
+    return _states(cast("list[tuple[int, int, list[int], int]]", found))
+
+
 def _states(rows: Iterable[tuple[int, int, list[int], int]]) -> dict[int, LaneState]:
     return {lane: LaneState(seq, inflight, carrier) for lane, seq, inflight, carrier in rows}
 

@@ -166,7 +166,7 @@ class Tenure:
         """One Postgres transaction: the batches before are done, the next ones are in hand."""
         started = time.perf_counter()
         with transaction(self._conn):
-            before = self.owned.lock(active)
+            before = self.owned.lock_free(active)
             reached("relay.locked")
             subjects = [
                 subject

@@ -86,7 +86,7 @@ def held_back(system: System) -> Iterator[Connection]:
     with closing(system.connect()) as conn:
         conn.execute("SET idle_in_transaction_session_timeout = 0")
         conn.execute("BEGIN")
-        conn.execute("SELECT FROM outbox_lane FOR UPDATE")
+        conn.execute("LOCK TABLE outbox_lane IN EXCLUSIVE MODE")
         yield conn
 
 

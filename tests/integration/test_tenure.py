@@ -145,6 +145,19 @@ def test_a_lane_that_is_lost_does_not_keep_the_others_from_their_work(system: Sy
     assert sent(system) == sorted([*ALL, *ALL])
 
 
+def test_who_holds_the_row_of_one_lane_holds_up_no_other(system: System) -> None:
+    with system.lane(*ALL) as lanes, closing(system.connect()) as other:
+        lanes.recover()
+        put(system)
+        lanes.run_once()
+        put(system)
+        with transaction(other):
+            other.execute("SELECT FROM outbox_lane WHERE lane = 2 FOR UPDATE")
+            assert (lanes.drain(), sent(system)) == (3, [0, 0, 1, 1, 2, 3, 3])
+        assert lanes.drain() == 1
+    assert system.query("SELECT count(*) FROM outbox") == [(0,)]
+
+
 def test_a_refused_record_is_parked_and_the_other_lanes_go_out(system: System) -> None:
     limit_messages(system, 2000)
     put(system, value=b"good")
