@@ -126,20 +126,23 @@ class Publisher:
         self._log = logging.Logger("librdkafka", logging.DEBUG)  # noqa: LOG001  # this producer's alone
         self._log.addHandler(RequestWatch(self._disturb))
 
-    def start(self, carrier: int, earlier: Iterable[int] = ()) -> None:
-        """Make a new producer under a lane's id, and fence every older one under it.
+    def start(self, carrier: int) -> None:
+        """Make a new producer under a lane's transactional id, and fence every older one under it.
 
-        earlier: more ids to fence. When it returns, no transaction of an older producer is open or can
-        be committed any more. Raises InDoubt.
+        When it returns, no transaction of an older producer is open or can be committed any more.
+        Raises InDoubt.
         """
         self.discard()
-        for other in earlier:
-            self._fence(other)
-            self.discard()
-        self._fence(carrier)
+        self._make(carrier)
         reached("relay.fenced")
 
-    def _fence(self, carrier: int) -> None:
+    def fence(self, carrier: int) -> None:
+        """Do the same for an id that is not to be ours. Raises InDoubt."""
+        self.discard()
+        self._make(carrier)
+        self.discard()
+
+    def _make(self, carrier: int) -> None:
         named = self._config | {"transactional.id": f"{self._prefix}{carrier}"}
         try:
             producer = Producer(named, logger=self._log)

@@ -116,7 +116,9 @@ def seize(
     carrier = store.read_lanes(conn, {lane: epoch})[lane].carrier
     publisher = Publisher(kafka, identity, markers, lambda: None)
     try:
-        publisher.start(lane, {carrier} - {lane})
+        if carrier != lane:
+            publisher.fence(carrier)
+        publisher.start(lane)
         return SeizedLane(lane, epoch, publisher.read_markers([lane])[lane])
     finally:
         publisher.discard()

@@ -309,9 +309,12 @@ class Tenure:
             for number, state in states.items()
             if state.carrier not in (self._carrier, self.owned.lanes[number].fenced)
         }
-        self._publisher.start(self._carrier, sorted(earlier))
-        for number, state in states.items():
-            self.owned.lanes[number].fenced = state.carrier
+        for carrier in sorted(earlier):
+            self._publisher.fence(carrier)
+            for number, state in states.items():
+                if state.carrier == carrier:
+                    self.owned.lanes[number].fenced = carrier
+        self._publisher.start(self._carrier)
 
     def _take_in(
         self, lane: Lane, decision: Decision, marker: int | None, refusal: Refusal | None

@@ -57,8 +57,8 @@ GUARDS = [
     Guard(
         "earlier ids fenced",
         "outbox/tenure.py",
-        "self._publisher.start(self._carrier, sorted(earlier))",
-        "self._publisher.start(self._carrier)",
+        "            self._publisher.fence(carrier)\n",
+        "",
         TAKE_OVER_TEST,
     ),
     Guard(
@@ -87,8 +87,8 @@ GUARDS = [
     Guard(
         "a new producer after any doubt",
         "outbox/publisher.py",
-        "        self.discard()\n        for other",
-        "        if self._producer:\n            return\n        for other",
+        "        self.discard()\n        self._make(carrier)\n        reached",
+        "        if not self._producer:\n            self._make(carrier)\n        reached",
         f"{GUARDS_TEST}::test_a_producer_in_doubt_is_never_used_again",
     ),
     Guard(

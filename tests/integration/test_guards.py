@@ -3,7 +3,6 @@
 tests/guards.py takes them out, one at a time, in a copy of the code, and watches the tests fail.
 """
 
-from collections.abc import Collection
 from contextlib import closing, suppress
 from threading import Thread
 
@@ -51,9 +50,9 @@ def test_a_transaction_that_commits_just_before_the_fence_counts(
         with one_lane.lane(owner=False) as successor:
             fence = successor.publisher.start
 
-            def commit_older_and_fence(carrier: int, earlier: Collection[int]) -> None:
+            def commit_older_and_fence(carrier: int) -> None:
                 older.publisher.publish({0: 1}, rows)
-                fence(carrier, earlier)
+                fence(carrier)
 
             monkeypatch.setattr(successor.publisher, "start", commit_older_and_fence)
             successor.recover()
