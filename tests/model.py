@@ -161,13 +161,21 @@ def two_lanes(
     return Check(f"2 lanes, {note}" if note else "2 lanes", without, found, **(usual | bounds))
 
 
-LANES_RESTORED = (*FAULTS_OF_LANES, RESTORED)
+LANES_RESTORED = (SESSION_ENDS, END_DELAYED, END_REPEATED, GIVEN_UP, RESTORED)
 LANES_FORGOTTEN = (*FAULTS_OF_LANES, FORGOTTEN)
 READER_FAILS_LANES = two_lanes(
-    "one relay never reads its markers", faults=1, reads_fail=True, checked=("OwnerGetsOn",)
+    "one relay never reads its markers",
+    faults=1,
+    kinds=(LOCK_LOST,),
+    reads_fail=True,
+    checked=("OwnerGetsOn",),
 )
 START_FAILS_LANES = two_lanes(
-    "one relay never gets its producer", faults=1, starts_fail=True, checked=("OwnerGetsOn",)
+    "one relay never gets its producer",
+    faults=1,
+    kinds=(LOCK_LOST,),
+    starts_fail=True,
+    checked=("OwnerGetsOn",),
 )
 
 SMALL = [
@@ -177,7 +185,7 @@ SMALL = [
     Check("marker forgotten, 1 crash, 1 fault", faults=1, kinds=FORGET),
     Check("strict fencing, live, 1 fault", crashes=0, faults=1, strict=True, checked=PROPERTIES),
     two_lanes("1 fault", faults=1),
-    two_lanes("live, 1 fault", faults=1, checked=PROPERTIES),
+    two_lanes("live, 1 fault of 2 kinds", faults=1, kinds=(SESSION_ENDS, GIVEN_UP), checked=PROPERTIES),
     two_lanes("strict fencing, 1 fault", faults=1, strict=True),
     two_lanes("Postgres restored", faults=0, kinds=LANES_RESTORED),
 ]
@@ -191,15 +199,16 @@ LARGE = [
     Check("marker forgotten, 2 crashes, 2 faults", crashes=2, kinds=FORGET, large=True),
     Check("strict fencing, 2 crashes, 3 faults", crashes=2, faults=3, strict=True, large=True),
     Check("strict fencing, live, 1 crash, 1 fault", faults=1, strict=True, checked=PROPERTIES),
-    two_lanes("1 crash, 2 faults", crashes=1, large=True),
-    two_lanes("3 rows, 1 late, 1 crash, 1 fault", crashes=1, faults=1, rows=3, late=(2,), large=True),
-    two_lanes("live, 1 crash, 1 fault", crashes=1, faults=1, checked=PROPERTIES, large=True),
+    two_lanes("2 faults", large=True),
+    two_lanes("1 crash, 1 fault", crashes=1, faults=1, large=True),
+    two_lanes("3 rows, 1 late, 1 fault", faults=1, rows=3, late=(2,), large=True),
+    two_lanes("live, 1 fault", faults=1, checked=PROPERTIES, large=True),
     two_lanes("strict fencing, 2 faults", strict=True, large=True),
     two_lanes("strict fencing, live, 1 fault", faults=1, strict=True, checked=PROPERTIES, large=True),
-    two_lanes("Postgres restored, 1 fault", faults=1, kinds=LANES_RESTORED, large=True),
-    two_lanes(
-        "marker forgotten, 1 crash, 1 fault", crashes=1, faults=1, kinds=LANES_FORGOTTEN, large=True
-    ),
+    two_lanes("Postgres restored, 1 fault of 4 kinds", faults=1, kinds=LANES_RESTORED, large=True),
+    two_lanes("marker forgotten, 1 fault", faults=1, kinds=LANES_FORGOTTEN, large=True),
+    two_lanes("", (GIVEN_BACK,), large=True),
+    two_lanes("", (CHANGED,), large=True),
 ]
 
 GUARDS = [
@@ -224,22 +233,22 @@ GUARDS = [
     replace(READER_FAILS, without=(OWNER_FIRST,), found="OwnerGetsOn"),
     Check("", (OWNER_LOCKED,), "NoFalseRefusal"),
     Check("lock and session end together", (OWNER_LOCKED,), kinds=LOCK_IS_THE_SESSIONS),
-    Check("", (RENEWED,), "NoDuplicate"),
+    Check("rows twice", (RENEWED,), "NoDuplicate", checked=("NoDuplicate",)),
     Check("strict fencing", (RENEWED,), strict=True),
     Check("strict fencing", (OWNER_RENEWED,), "NoDuplicate", faults=1, strict=True),
     Check("", (BY_ID,), "NoLoss", faults=1, late=(2,)),
     Check("no end", (ADVISORY,), "EveryRowSettled", crashes=0, faults=0, checked=("EveryRowSettled",)),
     READER_FAILS_LANES,
     START_FAILS_LANES,
-    two_lanes("", (EARLIER,), "NoDuplicate"),
-    two_lanes("strict fencing", (EARLIER,), "NoDuplicate", strict=True),
+    two_lanes("", (EARLIER,), "NoDuplicate", faults=1),
+    two_lanes("strict fencing", (EARLIER,), "NoDuplicate", faults=1, strict=True),
     replace(READER_FAILS_LANES, without=(ONCE,), found="OwnerGetsOn"),
     replace(START_FAILS_LANES, without=(ONCE,), found="OwnerGetsOn"),
-    two_lanes("", (CARRIER,), "NoDuplicate"),
-    two_lanes("", (GIVEN_BACK,)),
-    two_lanes("", (CHANGED,)),
+    two_lanes("", (CARRIER,), "NoDuplicate", faults=1),
     two_lanes("strict fencing", (CHANGED,), "NoDuplicate", strict=True, kinds=(LOCK_LOST,)),
-    two_lanes("no end", (UNLOCKED,), "EveryRowSettled", faults=1, checked=("EveryRowSettled",)),
+    two_lanes(
+        "no end", (UNLOCKED,), "EveryRowSettled", kinds=(EPOCH_RAISED,), checked=("EveryRowSettled",)
+    ),
     two_lanes("Postgres restored", (AFTER_RESTORE,), "NoDuplicate", faults=0, kinds=LANES_RESTORED),
 ]
 

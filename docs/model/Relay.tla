@@ -320,7 +320,10 @@ Locks(r) ==
        THEN At(r, "work") /\ OfLanes(outbox, Working(r)) # {}
        ELSE At(r, "selected")
 
-Locked(r) == Kept(r) \ relay[r].refused
+(* Tenure._active: lanes with rows, but for those whose rows somebody else holds for a moment. *)
+Active(r) == IF Has("lane locked before the select")
+             THEN SUBSET {l \in Working(r) : Of(outbox, l) # {}} \ {{}}
+             ELSE {Working(r)}
 
 (* The batch before, as Postgres knows it; as the process remembers it where it is not written. *)
 SeqBefore(r, l) == IF Has("inflight committed first") THEN lane[l].seq ELSE relay[r].seq[l]
@@ -339,10 +342,10 @@ Claimed(r, l) ==
 SeqAfter(r, l) == SeqBefore(r, l) + (IF Claimed(r, l) = {} THEN 0 ELSE 1)
 
 (* settle, claim, begin_batches; COMMIT. *)
-Commit(r) ==
-    /\ outbox' = outbox \ UNION {Settled(r, l) : l \in Locked(r)}
+Commit(r, active) ==
+    /\ outbox' = outbox \ UNION {Settled(r, l) : l \in active \cap Kept(r)}
     /\ lane' = [l \in Lanes |->
-            IF l \notin Locked(r) THEN lane[l]
+            IF l \notin active \cap Kept(r) THEN lane[l]
             ELSE IF Has("inflight committed first")
             THEN [lane[l] EXCEPT !.carrier = relay[r].id,
                                  !.seq = SeqAfter(r, l), !.inflight = Claimed(r, l)]
@@ -351,26 +354,27 @@ Commit(r) ==
     /\ UNCHANGED unborn
 
 (* A lane that is lost drops out, and the producer is renewed before the next batch. *)
-GoOnWithBatch(r) ==
-    LET claimed == [l \in Locked(r) |-> Claimed(r, l)]
-        new == {l \in Locked(r) : claimed[l] # {}}
-        lost == Kept(r) # relay[r].lanes
-        me == [relay[r] EXCEPT
-            !.lanes = Kept(r), !.refused = @ \cap Kept(r),
-            !.seq = [l \in Lanes |-> IF l \in Locked(r) THEN SeqAfter(r, l)
-                                     ELSE IF l \in Kept(r) THEN @[l] ELSE 0],
-            !.batch = UNION {claimed[l] : l \in new},
-            !.marks = [l \in Lanes |-> IF l \in new THEN SeqAfter(r, l) ELSE None],
-            !.disturbed = @ \/ lost,
-            !.at = IF new = {} THEN "work" ELSE FirstOfKafka]
-    IN /\ Unlock(r, Kept(r))
-       /\ IF new = {} /\ (Renews(r) \/ lost)
-          THEN /\ Set(r, Recovering(r, Kept(r)))
+GoOnWithBatch(r, active) ==
+    LET lost == active \ Kept(r)
+        lanes == relay[r].lanes \ lost
+        new == {l \in active \ lost : Claimed(r, l) # {}}
+    IN /\ Unlock(r, lanes)
+       /\ IF new = {} /\ (Renews(r) \/ lost # {})
+          THEN /\ Set(r, Recovering(r, lanes))
                /\ producer' = Freed(producer, r)
-          ELSE Set(r, me) /\ UNCHANGED producer
+          ELSE /\ Set(r, [relay[r] EXCEPT
+                    !.lanes = lanes,
+                    !.seq = [l \in Lanes |-> IF l \in active \ lost THEN SeqAfter(r, l)
+                                             ELSE IF l \in lanes THEN @[l] ELSE 0],
+                    !.batch = UNION {Claimed(r, l) : l \in new},
+                    !.marks = [l \in Lanes |-> IF l \in new THEN SeqAfter(r, l) ELSE None],
+                    !.disturbed = @ \/ lost # {},
+                    !.at = IF new = {} THEN "work" ELSE FirstOfKafka])
+               /\ UNCHANGED producer
 
 SettleAndClaim(r) ==
-    /\ Locks(r) /\ Commit(r) /\ GoOnWithBatch(r)
+    /\ Locks(r)
+    /\ \E active \in Active(r) : Commit(r, active) /\ GoOnWithBatch(r, active)
     /\ UNCHANGED <<owner, backup, topic, marker, txn, stale, staleMarks, luck>>
 
 (* Tenure._renew_producer, with strict_fencing only: Publisher.start; check_owners. *)
@@ -515,7 +519,7 @@ RaiseEpoch(l) ==
    that still runs holds the lanes' rows, so nobody can tell it from one that is done. *)
 LoseReplyOfCommit(r) ==
     /\ Fault("reply of COMMIT lost") /\ Locks(r)
-    /\ Commit(r)
+    /\ \E active \in Active(r) : Commit(r, active)
     /\ Set(r, Away)
     /\ advisory' = Freed(advisory, r) /\ producer' = Freed(producer, r)
     /\ UNCHANGED <<owner, backup, topic, marker, txn, stale, staleMarks>>
@@ -524,7 +528,7 @@ LoseReplyOfCommit(r) ==
 AnswerRollback(r) ==
     /\ Fault("COMMIT answers ROLLBACK") /\ Locks(r)
     /\ IF Has("command tag of COMMIT") THEN Leave(r)
-       ELSE /\ GoOnWithBatch(r)
+       ELSE /\ \E active \in Active(r) : GoOnWithBatch(r, active)
             /\ UNCHANGED <<tables, owner, backup, topic, marker, txn, stale, staleMarks>>
 
 (* Any error or time-out of a Kafka call that had no effect: InDoubt. *)

@@ -8,6 +8,7 @@ import msgspec
 import psutil  # type: ignore[import-untyped]
 import pytest
 
+from orchestrator.gauges import EVERY_S
 from tests.bare import end_all
 from tests.eventually import eventually
 from tests.own_servers import Work, own_servers, start, wait_ready, wait_unready
@@ -41,11 +42,11 @@ def complaints(process: Running) -> Counter[str]:
     )
 
 
-def cpu_shares(processes: Sequence[Running]) -> list[float]:
+def cpu_shares(processes: Sequence[Running], over_s: float = CPU_OVER_S) -> list[float]:
     """Return how much of a core each process uses while it waits."""
     before = [psutil.Process(process.process.pid).cpu_times() for process in processes]
     started = time.monotonic()
-    eventually(lambda: time.monotonic() - started > CPU_OVER_S)
+    eventually(lambda: time.monotonic() - started > over_s, over_s + 5)
     after = [psutil.Process(process.process.pid).cpu_times() for process in processes]
     return [
         (late.user + late.system - early.user - early.system) / (time.monotonic() - started)
@@ -65,7 +66,8 @@ def test_processes_started_before_the_servers_wait_for_them(work: Work) -> None:
     work.check()
     for process, event in ((consumer, "consumer waits"), (relay, "relay waits for Postgres")):
         said = [text for text in complaints(process).elements() if event in text]
-        assert len(said) == 1, said
+        assert said
+        assert len(said) == len(set(said)), said  # each once; Postgres is back before Kafka
         process.stop()
 
 
@@ -101,7 +103,7 @@ def test_kafka_may_go_and_come_back(work: Work) -> None:
     work.check()
     work.kafka.kill()
     wait_unready(*processes)
-    assert max(cpu_shares(processes)) < CPU_SHARE
+    assert max(cpu_shares(processes, over_s=2 * EVERY_S)) < CPU_SHARE
     work.bring_back()
     work.send()
     work.check()
