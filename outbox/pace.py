@@ -9,7 +9,7 @@ import math
 
 
 class Pace:
-    """Paces the batches of one lane, or of one consumer. longest_s: no pause is longer."""
+    """Paces the batches of a relay, or of a consumer. longest_s: no pause is longer."""
 
     def __init__(self, longest_s: float) -> None:
         self._longest_s = longest_s

@@ -12,7 +12,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
-LIMIT_S = 5.0  # below the silence after which Postgres ends a lane's session
+LIMIT_S = 5.0  # below the silence after which Postgres ends a relay's session
 
 
 def persist(

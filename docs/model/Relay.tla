@@ -1,7 +1,7 @@
 ------------------------------- MODULE Relay -------------------------------
-(* How the lanes of the outbox get from Postgres to Kafka: outbox/tenure.py and outbox/lanes.py
-   (the steps), outbox/store.py (Postgres), outbox/publisher.py (Kafka), with the faults that may
-   hit between any two steps. Names are the code's. README.md says what is left out.
+(* How the lanes of the outbox get from Postgres to Kafka: outbox/tenure.py, outbox/recovery.py and
+   outbox/ownership.py (the steps), outbox/store.py (Postgres), outbox/publisher.py (Kafka), with the
+   faults that may hit between any two steps. Names are the code's. README.md says what is left out.
 
    Three abstractions keep the model finite without losing a behaviour:
    - An epoch is only ever compared for equality with the newest one. So a lane's row holds the
@@ -121,7 +121,7 @@ NoticeDeadSession(r) ==
     /\ ~At(r, "away") /\ ~relay[r].session
     /\ Leave(r) /\ UNCHANGED luck
 
-(* lock_lanes, check_owners: no row with our epoch. A relay without lanes is the same as one that has
+(* lock_lanes, read_lanes: no row with our epoch. A relay without lanes is the same as one that has
    just come. *)
 LoseOwnership(r) ==
     /\ relay[r].session /\ Kept(r) = {}
@@ -134,7 +134,8 @@ LoseOwnership(r) ==
 
 (* A lane that is not the relay's any more is unlocked: the session goes on with the others. *)
 Unlock(r, lanes) ==
-    advisory' = [l \in Lanes |-> IF advisory[l] = r /\ l \notin lanes /\ Has("lock of a lost lane released")
+    LET lost == {l \in Lanes \ lanes : advisory[l] = r} IN
+    advisory' = [l \in Lanes |-> IF l \in lost /\ Has("lock of a lost lane released")
                                  THEN Nobody ELSE advisory[l]]
 
 (* What a relay still knows when it recovers. The producer is not used any more. *)
@@ -155,9 +156,9 @@ OtherLanes(r, lanes) ==
     ELSE /\ Set(r, [Recovering(r, lanes) EXCEPT !.id = relay[r].id, !.disturbed = relay[r].disturbed])
          /\ UNCHANGED producer
 
-(* ---- ownership: lanes.try_lock, store.take_lane; Tenure._adjust ------------------------------- *)
+(* ---- ownership: Ownership.adjust -------------------------------------------------------------- *)
 
-(* The UPDATE of the epoch waits for the lock of the lane's row. *)
+(* lanes.try_lock; store.take_lane, whose UPDATE waits for the lock of the lane's row. *)
 Take(r, l) ==
     /\ l \notin relay[r].lanes
     /\ At(r, "away") \/ (relay[r].session /\ relay[r].at \in {"check", "work"})
@@ -171,13 +172,15 @@ Take(r, l) ==
 
 (* ---- recovery: Tenure._recover ---------------------------------------------------------------- *)
 
+(* Only where that guard is taken out. *)
 Keeps(r) == ~Has("new producer when the set changes") /\ Has("new producer after any doubt")
             /\ relay[r].id # 0 /\ ~relay[r].disturbed
 
-(* check_owners: forget the lanes that are lost, and read the others' carriers. *)
 BeforeRead == IF Has("fence before the marker is read") THEN "fence" ELSE "read"
 AfterFence == IF Has("fence before the marker is read") THEN "read" ELSE "decide"
 
+(* read_lanes: forget the lanes that are lost, and read the others' carriers. A row that was restored
+   may name an old one. *)
 CheckOwners(r) ==
     /\ At(r, "check")
     /\ ~Has("ownership checked before the fence") \/ (relay[r].session /\ Kept(r) # {})
@@ -264,7 +267,7 @@ Verdict(seen, seq) ==
 
 FirstOfKafka == IF Strict THEN "renew" ELSE IF Has("marker last") THEN "produce" ELSE "mark"
 
-(* Tenure._decide: under the locks of the lanes' rows. It writes who carries the lanes from now on,
+(* recovery.decide: under the locks of the lanes' rows. It writes who carries the lanes from now on,
    before anything of them goes out. *)
 Decide(r) ==
     /\ At(r, "decide") /\ relay[r].session
@@ -301,7 +304,8 @@ Renew(r) ==
 
 (* What `claim` leaves to others: FOR UPDATE SKIP LOCKED passes over the rows of a transaction that
    read before it had the lock of the lane's row. *)
-Skipped(r) == UNION {relay[o].batch : o \in {o \in Relays \ {r} : At(o, "selected") /\ relay[o].session}}
+Skipped(r) == UNION {relay[o].batch : o \in {o \in Relays \ {r} :
+                        At(o, "selected") /\ relay[o].session}}
 
 (* Without the guard the rows are selected first, and the epoch is compared when the lane's row is
    written. *)
@@ -377,7 +381,7 @@ SettleAndClaim(r) ==
     /\ \E active \in Active(r) : Commit(r, active) /\ GoOnWithBatch(r, active)
     /\ UNCHANGED <<owner, backup, topic, marker, txn, stale, staleMarks, luck>>
 
-(* Tenure._renew_producer, with strict_fencing only: Publisher.start; check_owners. *)
+(* Tenure._renew_producer, with strict_fencing only: Publisher.start; read_lanes. *)
 RenewProducer(r) ==
     /\ At(r, "renew")
     /\ NewProducer(r, relay[r].id)
@@ -454,7 +458,8 @@ Fenced(r) ==
 Step(r) ==
     \/ \E l \in Lanes : Take(r, l)
     \/ NoticeDeadSession(r) \/ LoseOwnership(r)
-    \/ CheckOwners(r) \/ FenceEarlier(r) \/ Fence(r) \/ StartTimesOut(r) \/ ReadMarkers(r) \/ ReadTimesOut(r) \/ Decide(r)
+    \/ CheckOwners(r) \/ FenceEarlier(r) \/ Fence(r) \/ StartTimesOut(r)
+    \/ ReadMarkers(r) \/ ReadTimesOut(r) \/ Decide(r)
     \/ Renew(r) \/ Select(r) \/ SettleAndClaim(r) \/ RenewProducer(r) \/ CheckOwnersAgain(r)
     \/ Produce(r) \/ Mark(r) \/ CommitTransaction(r) \/ Fenced(r)
 
@@ -469,8 +474,8 @@ Fault(kind) ==
     /\ kind \in Kinds /\ faults > 0 /\ faults' = faults - 1
     /\ UNCHANGED <<crashes, history>>
 
-(* Not a fault, but rare: Tenure._adjust gives a lane up between two batches. One transaction settles
-   it, and nothing of it is in the air: it may be carried under any id again. *)
+(* Not a fault, but rare: a lane is given up between two batches. One transaction settles it
+   (Tenure._settle), and nothing of it is in the air: it is its own carrier again. *)
 GiveUp(r, l) ==
     /\ Fault("lane given up") /\ At(r, "work") /\ relay[r].session /\ ~relay[r].disturbed
     /\ l \in Working(r) /\ Mine(r, l)
@@ -516,7 +521,8 @@ RaiseEpoch(l) ==
     /\ UNCHANGED <<tables, advisory, backup, kafka, relay>>
 
 (* COMMIT was carried out and the relay does not learn it. (Not carried out: EndSession.) A COMMIT
-   that still runs holds the lanes' rows, so nobody can tell it from one that is done. *)
+   that still runs holds the lanes' rows, so nobody can tell it from one that is done. Of
+   the COMMITs of Decide and GiveUp the same is a Crash right after them. *)
 LoseReplyOfCommit(r) ==
     /\ Fault("reply of COMMIT lost") /\ Locks(r)
     /\ \E active \in Active(r) : Commit(r, active)

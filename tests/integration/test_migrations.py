@@ -28,6 +28,7 @@ FILES = [
     "004_repairs.sql",
     "005_set_aside.sql",
     "006_retry_once.sql",
+    "007_carrier.sql",
 ]
 NEXT = len(FILES) + 1
 
