@@ -45,7 +45,7 @@ test: install ## all tests on real servers (TEST_BACKEND=docker|embedded forces 
 guards: install ## take the protocol's guards out one by one and see the tests fail
 	$(BIN)/python -m tests.guards
 
-model: install ## check the formal model of the relay's protocol, and each guard's removal (BOUND=small: under a minute)
+model: install ## check the formal model of the relay's protocol, and each guard's removal (BOUND=small: 2 minutes)
 	$(BIN)/python -m tests.model $(BOUND:%=--%)
 
 faults: install ## every row of the fault matrix, slow ones too, then the guards; prints the matrix
