@@ -44,7 +44,7 @@ PRODUCER: KafkaConfig = {
     "retry.backoff.max.ms": 50,  # the transaction before
     "linger.ms": 5,  # fills requests while a batch is produced; flush() does not wait for it
     "message.max.bytes": 67_108_864,  # the topic's limit decides, not the client's
-    "queue.buffering.max.messages": 1_000_000,  # a whole batch, whatever its size
+    "queue.buffering.max.messages": 0,  # no limit: a whole batch, whatever its size
 }
 
 # What the user cannot change.
