@@ -90,7 +90,7 @@ TARGETS = [
         lambda r: r["price"]["price"],
         0.90,
         0.80,
-        alarm=0.40,
+        alarm=0.60,
     ),
     Target("4a", "relay: batch 500 / batch 1", lambda r: r["relay_batches"]["gain"], 50, 30),
     Target("4b", "consumer: batch 500 / batch 1", lambda r: r["consumer_batches"]["gain"], 50, 30),
