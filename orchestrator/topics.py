@@ -32,7 +32,7 @@ class TopicMissing(Exception):
 
 
 # Connections made on demand let a request that waits for the controller try them again without a pause
-# while no broker can be reached: a whole core. Hidden property of librdkafka; seen with 2.13 to 2.15.
+# while no broker can be reached: a whole core. Hidden property of librdkafka; seen with 2.15.1.
 CONNECTED = {"enable.sparse.connections": "false"}
 
 

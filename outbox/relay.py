@@ -23,8 +23,6 @@ from outbox.tenure import OnSettled, Tenure
 
 log = logging.getLogger(__name__)
 
-MAX_LANES = 32_768  # a lane is a smallint from 0
-
 
 class Relay:
     """Publishes the rows of an outbox to Kafka, exactly once and in order per key.

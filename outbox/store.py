@@ -8,10 +8,10 @@ know which rows a batch number stands for, nor whose transaction might still bri
 Every function takes the connection first; those that write never commit.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import count, groupby
 from operator import attrgetter
-from typing import NamedTuple, cast
+from typing import LiteralString, NamedTuple, cast
 from uuid import UUID
 
 import psycopg
@@ -112,8 +112,7 @@ READ_LANES = """
 
 def read_lanes(conn: Connection, epochs: Mapping[int, int]) -> dict[int, LaneState]:
     """Return the state of each lane whose epoch is still ours. Locks nothing. epochs: by lane."""
-    found = conn.execute(READ_LANES, _mine(epochs), prepare=True).fetchall()
-    return _states(cast("list[tuple[int, int, list[int], int]]", found))
+    return _states(conn, READ_LANES, epochs)
 
 
 LOCK_LANES = READ_LANES + "FOR UPDATE OF outbox_lane"
@@ -124,8 +123,7 @@ def lock_lanes(conn: Connection, epochs: Mapping[int, int]) -> dict[int, LaneSta
 
     Waits for a COMMIT of the same rows that is still running. epochs: by lane.
     """
-    found = conn.execute(LOCK_LANES, _mine(epochs), prepare=True).fetchall()
-    return _states(cast("list[tuple[int, int, list[int], int]]", found))
+    return _states(conn, LOCK_LANES, epochs)
 
 
 LOCK_FREE_LANES = LOCK_LANES + " SKIP LOCKED"
@@ -133,11 +131,14 @@ LOCK_FREE_LANES = LOCK_LANES + " SKIP LOCKED"
 
 def lock_free_lanes(conn: Connection, epochs: Mapping[int, int]) -> dict[int, LaneState]:
     """Do the same, but wait for nobody: who holds one lane's row holds up no other lane."""
-    found = conn.execute(LOCK_FREE_LANES, _mine(epochs), prepare=True).fetchall()
-    return _states(cast("list[tuple[int, int, list[int], int]]", found))
+    return _states(conn, LOCK_FREE_LANES, epochs)
 
 
-def _states(rows: Iterable[tuple[int, int, list[int], int]]) -> dict[int, LaneState]:
+def _states(
+    conn: Connection, statement: LiteralString, epochs: Mapping[int, int]
+) -> dict[int, LaneState]:
+    found = conn.execute(statement, _mine(epochs), prepare=True).fetchall()
+    rows = cast("list[tuple[int, int, list[int], int]]", found)
     return {lane: LaneState(seq, inflight, carrier) for lane, seq, inflight, carrier in rows}
 
 

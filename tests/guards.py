@@ -18,7 +18,6 @@ ROOT = Path(__file__).parent.parent
 COPIED = ("orchestrator", "outbox", "schema", "tests", "pyproject.toml")
 GUARDS_TEST = "tests/integration/test_guards.py"
 TENURE_TEST = "tests/integration/test_tenure.py"
-TAKE_OVER_TEST = f"{TENURE_TEST} -k new_owner_fences"
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ GUARDS = [
         "outbox/tenure.py",
         "            self._publisher.fence(carrier)\n",
         "",
-        TAKE_OVER_TEST,
+        f"{TENURE_TEST} -k new_owner_fences",
     ),
     Guard(
         "carrier committed first",
