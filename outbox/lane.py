@@ -52,7 +52,7 @@ class Lane:
 
     epoch: from `take_lane`. state: for people: `recovering`, `working`, or why it waits or is refused.
     seq: the batch known to be in Kafka, once it works. unsettled: rows of it may still be in flight.
-    fenced: the carrier in its row, once no earlier owner can send under it any more.
+    fenced: lanes under whose transactional ids no earlier owner of it can send any more.
     alone_until: up to this id its rows go out one by one. marked_at: when its marker was last sent,
     monotonic.
     """
@@ -63,7 +63,7 @@ class Lane:
     refused: bool = False
     seq: int = 0
     unsettled: bool = True
-    fenced: int | None = None
+    fenced: set[int] = field(default_factory=set)
     alone_until: int = 0
     marked_at: float = -math.inf
     low_water: LowWater = field(default_factory=LowWater)

@@ -59,7 +59,7 @@ def decide(
         decisions = {}
         for number, state in before.items():
             refused = refusal.error if refusal and refusal.lane == number else None
-            state = state._replace(carrier=carrier)
+            state = state._replace(carrier=carrier, foreign=False)
             decisions[number] = _decide(conn, owned.lanes[number], markers[number], state, refused)
         begun = {n: one.state for n, one in decisions.items() if one.state != before[n]}
         store.begin_batches(conn, owned.epochs(begun), begun)

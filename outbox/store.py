@@ -85,11 +85,13 @@ class LaneState(NamedTuple):
 
     seq: number of the last batch begun. inflight: ids of its rows not yet settled. carrier: the lane
     whose transactional id it goes out under, as does all else that concerns the lane in Kafka.
+    foreign: the row was maybe restored, and the carrier is an old one.
     """
 
     seq: int
     inflight: list[int]
     carrier: int
+    foreign: bool = False
 
 
 TAKE_LANE = "UPDATE outbox_lane SET epoch = epoch + 1 WHERE lane = %(lane)s RETURNING epoch"
@@ -101,13 +103,19 @@ def take_lane(conn: Connection, lane: int) -> int:
     return epoch
 
 
-READ_LANES = """
-    SELECT outbox_lane.lane, seq, inflight, coalesce(carrier, outbox_lane.lane)
+# Whatever brings an old row back starts the server, or another one, or puts the row into another file.
+INCARNATION = """
+    concat(extract(epoch FROM pg_postmaster_start_time()), ' ', pg_relation_filepath('outbox_lane'))
+"""
+
+READ_LANES = f"""
+    SELECT outbox_lane.lane, seq, inflight, coalesce(carrier, outbox_lane.lane),
+           incarnation IS DISTINCT FROM {INCARNATION}
       FROM outbox_lane
       JOIN unnest(%(lanes)b::smallint[], %(epochs)b::bigint[]) AS mine (lane, epoch)
         ON outbox_lane.lane = mine.lane AND outbox_lane.epoch = mine.epoch
      ORDER BY outbox_lane.lane
-"""
+"""  # noqa: S608
 
 
 def read_lanes(conn: Connection, epochs: Mapping[int, int]) -> dict[int, LaneState]:
@@ -138,8 +146,8 @@ def _states(
     conn: Connection, statement: LiteralString, epochs: Mapping[int, int]
 ) -> dict[int, LaneState]:
     found = conn.execute(statement, _mine(epochs), prepare=True).fetchall()
-    rows = cast("list[tuple[int, int, list[int], int]]", found)
-    return {lane: LaneState(seq, inflight, carrier) for lane, seq, inflight, carrier in rows}
+    rows = cast("list[tuple[int, int, list[int], int, bool]]", found)
+    return {row[0]: LaneState(*row[1:]) for row in rows}
 
 
 def _mine(epochs: Mapping[int, int]) -> dict[str, object]:
@@ -245,14 +253,15 @@ def load(conn: Connection, lane: int, ids: Sequence[int]) -> list[OutboxRow]:
     return [OutboxRow._make(cast("tuple[int]", row)) for row in cursor.fetchall()]
 
 
-BEGIN_BATCHES = """
+BEGIN_BATCHES = f"""
     UPDATE outbox_lane
-       SET seq = mine.seq, inflight = mine.inflight::bigint[], carrier = mine.carrier
+       SET seq = mine.seq, inflight = mine.inflight::bigint[], carrier = mine.carrier,
+           incarnation = {INCARNATION}
       FROM unnest(%(lanes)b::smallint[], %(epochs)b::bigint[],
                   %(seqs)b::bigint[], %(inflight)b::text[], %(carriers)b::smallint[])
            AS mine (lane, epoch, seq, inflight, carrier)
      WHERE outbox_lane.lane = mine.lane AND outbox_lane.epoch = mine.epoch
-"""
+"""  # noqa: S608
 
 
 def begin_batches(conn: Connection, epochs: Mapping[int, int], states: Mapping[int, LaneState]) -> None:

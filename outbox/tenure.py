@@ -6,7 +6,8 @@ time-out, another set of lanes) leads through `_recover`, which decides from two
 markers in Kafka and the lane rows in Postgres, and from nothing that this process remembers.
 
 All lanes go out in one Kafka transaction, under the transactional id of the lowest. What concerns a
-lane is sent under no other id than the `carrier` that its row names; a new owner fences that one.
+lane is sent under no other id than the `carrier` that its row names; a new owner fences that one, or
+all where the row may have been restored with an old one.
 """
 
 import logging
@@ -304,16 +305,17 @@ class Tenure:
         An earlier owner's id once, and not again after a doubt: a relay that works may have it now.
         """
         self._carrier = min(states)
+        every = range(store.count_lanes(self._conn))
         earlier = {
-            state.carrier
+            carrier
             for number, state in states.items()
-            if state.carrier not in (self._carrier, self.owned.lanes[number].fenced)
+            for carrier in (every if state.foreign else [state.carrier])
+            if carrier not in self.owned.lanes[number].fenced
         }
-        for carrier in sorted(earlier):
+        for carrier in sorted(earlier - {self._carrier}):
             self._publisher.fence(carrier)
-            for number, state in states.items():
-                if state.carrier == carrier:
-                    self.owned.lanes[number].fenced = carrier
+            for number in states:
+                self.owned.lanes[number].fenced.add(carrier)
         self._publisher.start(self._carrier)
 
     def _take_in(
@@ -322,7 +324,7 @@ class Tenure:
         """Remember what was decided of a lane, and say it."""
         verdict, seq = decision.verdict, decision.state.seq
         lane.seq, lane.unsettled, lane.low_water = seq, True, LowWater()
-        lane.fenced = None  # the carrier is ours from now on
+        lane.fenced.clear()  # the carrier is ours from now on
         lane.refused = verdict.refused
         place: dict[str, object] = {"lane": lane.number, "epoch": lane.epoch, "seq": seq}
         if lane.state == WORKING and verdict is Verdict.PUBLISHED:

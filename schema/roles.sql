@@ -89,7 +89,7 @@ GRANT UPDATE (next_offset, leader_epoch) ON consumed_offsets TO orchestrator_con
 -- the one that does the least harm.
 GRANT SELECT (worker_id, status), UPDATE (status, updated_at) ON workers TO orchestrator_relay;
 GRANT SELECT, DELETE, UPDATE (created_at) ON outbox TO orchestrator_relay;
-GRANT SELECT, UPDATE (epoch, seq, inflight, carrier) ON outbox_lane TO orchestrator_relay;
+GRANT SELECT, UPDATE (epoch, seq, inflight, carrier, incarnation) ON outbox_lane TO orchestrator_relay;
 GRANT INSERT (lane, id, topic, key, value, headers, subject, created_at, reason) ON outbox_parked
    TO orchestrator_relay;
 GRANT SELECT (identity) ON outbox_identity TO orchestrator_relay;

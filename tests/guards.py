@@ -61,17 +61,24 @@ GUARDS = [
         f"{TENURE_TEST} -k new_owner_fences",
     ),
     Guard(
+        "all ids fenced after a restore",
+        "outbox/tenure.py",
+        "(every if state.foreign else [state.carrier])",
+        "[state.carrier]",
+        f"{TENURE_TEST} -k after_a_restore",
+    ),
+    Guard(
         "carrier committed first",
         "outbox/recovery.py",
-        "            state = state._replace(carrier=carrier)\n",
+        "            state = state._replace(carrier=carrier, foreign=False)\n",
         "",
         f"{TENURE_TEST} -k under_another_id",
     ),
     Guard(
         "an earlier id fenced once",
         "outbox/tenure.py",
-        "not in (self._carrier, self.owned.lanes[number].fenced)",
-        "!= self._carrier",
+        "            if carrier not in self.owned.lanes[number].fenced\n",
+        "",
         f"{TENURE_TEST} -k fenced_once",
     ),
     Guard(

@@ -66,11 +66,11 @@ NoTxn == [open |-> FALSE, rows |-> {}, marks |-> NoMarks]
    lanes: what it believes to own; refused: those of them that wait for a person;
    id: the transactional id of its producer, 0 if it has none; disturbed: it is to be renewed before
    the next batch, for it lost a connection in silence or a lane is gone;
-   fence: the ids that are still to be fenced; fenced: the lanes whose earlier ids are;
+   fence: the ids that are still to be fenced; fenced: of each lane, the ids that are;
    seen: the markers as read; marks: the markers of the batch in hand; batch: its rows;
    seq: the lanes' last batches. *)
 Away == [at |-> "away", session |-> FALSE, lanes |-> {}, refused |-> {}, id |-> 0,
-         disturbed |-> FALSE, fence |-> {}, fenced |-> {}, seen |-> NoMarks, marks |-> NoMarks,
+         disturbed |-> FALSE, fence |-> {}, fenced |-> [l \in Lanes |-> {}], seen |-> NoMarks, marks |-> NoMarks,
          batch |-> {}, seq |-> [l \in Lanes |-> 0]]
 
 LaneOf(row) == 1 + ((row - 1) % Cardinality(Lanes))
@@ -141,7 +141,7 @@ Unlock(r, lanes) ==
 (* What a relay still knows when it recovers. The producer is not used any more. *)
 Recovering(r, lanes) ==
     [Away EXCEPT !.at = "check", !.session = relay[r].session, !.lanes = lanes,
-                 !.fenced = relay[r].fenced \cap lanes]
+                 !.fenced = [l \in Lanes |-> IF l \in lanes THEN relay[r].fenced[l] ELSE {}]]
 
 (* InDoubt. Without the guard the producer in doubt goes on. *)
 Doubt(r) ==
@@ -185,12 +185,14 @@ CheckOwners(r) ==
     /\ At(r, "check")
     /\ ~Has("ownership checked before the fence") \/ (relay[r].session /\ Kept(r) # {})
     /\ LET lanes == IF Has("ownership checked before the fence") THEN Kept(r) ELSE relay[r].lanes
-           unknown == \E l \in lanes \ relay[r].fenced : lane[l].restored
-           earlier == IF ~Has("earlier ids fenced") THEN {}
-                      ELSE IF unknown /\ Has("all ids fenced after a restore") THEN Lanes
-                      ELSE {lane[l].carrier : l \in lanes \ relay[r].fenced}
+           needed == [l \in Lanes |->
+                        IF l \notin lanes \/ ~Has("earlier ids fenced") THEN {}
+                        ELSE IF lane[l].restored /\ Has("all ids fenced after a restore") THEN Lanes
+                        ELSE {lane[l].carrier}]
+           earlier == UNION {needed[l] \ relay[r].fenced[l] : l \in lanes}
            ids == IF Keeps(r) THEN earlier \ {relay[r].id} ELSE earlier \cup {Min(lanes)}
-       IN /\ Set(r, [relay[r] EXCEPT !.lanes = lanes, !.fence = ids, !.fenced = @ \cap lanes,
+       IN /\ Set(r, [relay[r] EXCEPT !.lanes = lanes, !.fence = ids,
+                      !.fenced = [l \in Lanes |-> IF l \in lanes THEN @[l] ELSE {}],
                       !.at = IF ids = {} THEN "read" ELSE BeforeRead])
           /\ Unlock(r, lanes)
     /\ UNCHANGED <<tables, owner, backup, kafka, luck>>
@@ -217,11 +219,11 @@ FenceEarlier(r) ==
     /\ At(r, "fence") /\ Earlier(r) # {}
     /\ LET id == Min(Earlier(r))
            rest == relay[r].fence \ {id}
-           shut == {l \in relay[r].lanes : lane[l].carrier = id /\ ~lane[l].restored}
        IN /\ Refuse(id)
           /\ Set(r, [relay[r] EXCEPT
                 !.fence = rest,
-                !.fenced = IF Has("earlier ids fenced once") THEN @ \cup shut ELSE @,
+                !.fenced = [l \in Lanes |-> IF l \in relay[r].lanes /\ Has("earlier ids fenced once")
+                                            THEN @[l] \cup {id} ELSE @[l]],
                 !.at = IF rest # {} THEN "fence" ELSE AfterFence])
     /\ UNCHANGED <<postgres, luck>>
 
@@ -230,9 +232,7 @@ Fence(r) ==
     /\ LET id == Min(relay[r].lanes) IN
        /\ NewProducer(r, id)
        /\ Set(r, [relay[r] EXCEPT
-            !.id = id, !.disturbed = FALSE, !.fence = {},
-            !.fenced = IF Has("earlier ids fenced once") THEN relay[r].lanes ELSE @,
-            !.at = AfterFence])
+            !.id = id, !.disturbed = FALSE, !.fence = {}, !.at = AfterFence])
     /\ UNCHANGED <<postgres, luck>>
 
 StartTimesOut(r) ==
@@ -281,7 +281,7 @@ Decide(r) ==
        IN /\ lanes # {} /\ Unlock(r, lanes)
           /\ Set(r, [me EXCEPT
                 !.at = IF again = {} THEN "work" ELSE FirstOfKafka,
-                !.lanes = lanes, !.refused = refused, !.fenced = {}, !.seen = NoMarks,
+                !.lanes = lanes, !.refused = refused, !.fenced = Away.fenced, !.seen = NoMarks,
                 !.disturbed = @ \/ lanes # me.lanes,
                 !.seq = [l \in Lanes |-> IF l \in lanes THEN lane[l].seq ELSE 0],
                 !.marks = [l \in Lanes |-> IF l \in again THEN lane[l].seq ELSE None],

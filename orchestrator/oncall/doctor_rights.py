@@ -78,7 +78,7 @@ RIGHTS = """
         ('relay', 'outbox', 'UPDATE', '{created_at}', false),
         ('relay', 'outbox', 'DELETE', NULL, true),
         ('relay', 'outbox_lane', 'SELECT', NULL, false),
-        ('relay', 'outbox_lane', 'UPDATE', '{epoch,seq,inflight,carrier}', true),
+        ('relay', 'outbox_lane', 'UPDATE', '{epoch,seq,inflight,carrier,incarnation}', true),
         ('relay', 'outbox_parked', 'INSERT',
          '{lane,id,topic,key,value,headers,subject,created_at,reason}', true),
         ('relay', 'outbox_identity', 'SELECT', '{identity}', false),

@@ -29,6 +29,7 @@ FILES = [
     "005_set_aside.sql",
     "006_retry_once.sql",
     "007_carrier.sql",
+    "008_incarnation.sql",
 ]
 NEXT = len(FILES) + 1
 

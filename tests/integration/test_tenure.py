@@ -14,7 +14,7 @@ from outbox.store import lock_lanes, read_lanes, take_lane
 from outbox.tenure import MARKER_REFRESH_S
 from tests.eventually import eventually
 from tests.integration.test_lane import working
-from tests.repairs import set_marker
+from tests.repairs import back_up, restore, set_marker
 from tests.system import LANES, OwnedLane, System, limit_messages
 
 ALL = tuple(range(LANES))
@@ -112,6 +112,26 @@ def test_an_earlier_id_is_fenced_once_and_not_at_every_doubt(system: System) -> 
             newcomer.tenure._fence(states)
             put(system, (1,))
             assert neighbour.drain() == 1
+
+
+@pytest.mark.fault(10)
+def test_after_a_restore_every_id_is_fenced_whatever_carrier_the_row_names(system: System) -> None:
+    """Guard: a relay that took a lane among the lost commits may still send what is sent again now."""
+    with system.lane(2) as first:
+        first.recover()
+    put(system, (2,))
+    back_up(system)
+    with system.lane(1, 2, owner=False) as frozen:
+        frozen.recover()
+        batch = frozen.tenure._settle_and_claim([2])
+        restore(system)
+        assert system.query("SELECT carrier FROM outbox_lane WHERE lane = 2") == [(2,)]
+        with system.lane(2) as successor:
+            successor.recover()
+            with pytest.raises(InDoubt):
+                frozen.publisher.publish({2: 1}, batch[2])
+            assert successor.drain() == 1
+    assert sent(system) == [2]
 
 
 def test_a_lane_given_up_disturbs_its_owner_of_before_in_nothing(system: System) -> None:
