@@ -70,8 +70,8 @@ GUARDS = [
     Guard(
         "carrier committed first",
         "outbox/recovery.py",
-        "            state = state._replace(carrier=carrier, foreign=False)\n",
-        "",
+        "_replace(carrier=carrier, foreign=False)",
+        "_replace(foreign=False)",
         f"{TENURE_TEST} -k under_another_id",
     ),
     Guard(
