@@ -113,11 +113,10 @@ def seize(
     """
     _wait_for_lock(conn, identity, lane)
     epoch = store.take_lane(conn, lane)
-    carrier = store.read_lanes(conn, {lane: epoch})[lane].carrier
+    earlier = set(store.read_lanes(conn, {lane: epoch})[lane].senders(store.count_lanes(conn)))
     publisher = Publisher(kafka, identity, markers, lambda: None)
     try:
-        if carrier != lane:
-            publisher.fence(carrier)
+        list(publisher.fence(sorted(earlier - {lane})))
         publisher.start(lane)
         return SeizedLane(lane, epoch, publisher.read_markers([lane])[lane])
     finally:

@@ -8,7 +8,7 @@ know which rows a batch number stands for, nor whose transaction might still bri
 Every function takes the connection first; those that write never commit.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import count, groupby
 from operator import attrgetter
 from typing import LiteralString, NamedTuple, cast
@@ -92,6 +92,10 @@ class LaneState(NamedTuple):
     inflight: list[int]
     carrier: int
     foreign: bool = False
+
+    def senders(self, lanes: int) -> Iterable[int]:
+        """Return the lanes, of so many, under whose ids something of this one may be in the air."""
+        return range(lanes) if self.foreign else [self.carrier]
 
 
 TAKE_LANE = "UPDATE outbox_lane SET epoch = epoch + 1 WHERE lane = %(lane)s RETURNING epoch"

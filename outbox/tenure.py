@@ -305,15 +305,14 @@ class Tenure:
         An earlier owner's id once, and not again after a doubt: a relay that works may have it now.
         """
         self._carrier = min(states)
-        every = range(store.count_lanes(self._conn))
+        lanes = store.count_lanes(self._conn)
         earlier = {
             carrier
             for number, state in states.items()
-            for carrier in (every if state.foreign else [state.carrier])
+            for carrier in state.senders(lanes)
             if carrier not in self.owned.lanes[number].fenced
         }
-        for carrier in sorted(earlier - {self._carrier}):
-            self._publisher.fence(carrier)
+        for carrier in self._publisher.fence(sorted(earlier - {self._carrier})):
             for number in states:
                 self.owned.lanes[number].fenced.add(carrier)
         self._publisher.start(self._carrier)

@@ -56,15 +56,15 @@ GUARDS = [
     Guard(
         "earlier ids fenced",
         "outbox/tenure.py",
-        "            self._publisher.fence(carrier)\n",
-        "",
+        "self._publisher.fence(sorted(earlier - {self._carrier}))",
+        "sorted(earlier - {self._carrier})",
         f"{TENURE_TEST} -k new_owner_fences",
     ),
     Guard(
         "all ids fenced after a restore",
-        "outbox/tenure.py",
-        "(every if state.foreign else [state.carrier])",
-        "[state.carrier]",
+        "outbox/store.py",
+        "range(lanes) if self.foreign else [self.carrier]",
+        "[self.carrier]",
         f"{TENURE_TEST} -k after_a_restore",
     ),
     Guard(
@@ -93,8 +93,8 @@ GUARDS = [
     Guard(
         "a new producer after any doubt",
         "outbox/publisher.py",
-        "        self.discard()\n        self._make(carrier)\n        reached",
-        "        if not self._producer:\n            self._make(carrier)\n        reached",
+        "        self.discard()\n        self._producer = producer = self._make(carrier)\n",
+        "        self._producer = producer = self._producer or self._make(carrier)\n",
         f"{GUARDS_TEST}::test_a_producer_in_doubt_is_never_used_again",
     ),
     Guard(
