@@ -169,6 +169,8 @@ class Tenure:
         with transaction(self._conn):
             before = self.owned.lock_free(active)
             reached("relay.locked")
+            if any(state.foreign for state in before.values()):
+                raise InDoubt("outbox_lane was rewritten under us: restored?")
             subjects = [
                 subject
                 for number, state in before.items()

@@ -134,6 +134,25 @@ def test_after_a_restore_every_id_is_fenced_whatever_carrier_the_row_names(syste
     assert sent(system) == [2]
 
 
+@pytest.mark.fault(10)
+def test_rows_that_are_put_back_while_the_relay_works_are_not_sent_again(system: System) -> None:
+    with system.lane(2) as lane:
+        lane.recover()
+        put(system, (2,))
+        system.query("CREATE TABLE older_lane AS TABLE outbox_lane")
+        system.query("CREATE TABLE older AS SELECT lane, topic, key, value FROM outbox")
+        assert lane.drain() == 1
+        with closing(system.connect()) as conn, transaction(conn):
+            conn.execute("TRUNCATE outbox_lane, outbox")
+            conn.execute("INSERT INTO outbox_lane SELECT * FROM older_lane")
+            conn.execute("INSERT INTO outbox (lane, topic, key, value) TABLE older")
+        with pytest.raises(InDoubt):
+            lane.run_once()
+        lane.recover()
+        assert lane.lane.refused
+    assert sent(system) == [2]
+
+
 def test_a_lane_given_up_disturbs_its_owner_of_before_in_nothing(system: System) -> None:
     with system.lane(0, 1) as older:
         older.recover()
