@@ -148,13 +148,24 @@ class Publisher:
         Many at a time, since the client takes 0.2 s for each and does next to nothing in it.
         """
         for first in range(0, len(carriers), FENCES_AT_ONCE):
-            some = {number: self._make(number) for number in carriers[first : first + FENCES_AT_ONCE]}
-            for producer in some.values():
-                with suppress(KafkaException, SystemError):  # which come again below
-                    producer.init_transactions(BEGIN_S)  # goes on in the background
-            for number, producer in some.items():
-                self._in_slices(producer.init_transactions)
-                yield number
+            yield from self._fence_at_once(carriers[first : first + FENCES_AT_ONCE])
+
+    def _fence_at_once(self, carriers: Sequence[int]) -> Iterator[int]:
+        producers = [self._make(carrier) for carrier in carriers]
+        for producer in producers:
+            with suppress(KafkaException, SystemError):  # which come again below
+                producer.init_transactions(BEGIN_S)  # goes on in the background
+        trouble: InDoubt | None = None
+        for carrier, producer in zip(carriers, producers, strict=True):
+            self._tick()
+            try:
+                self._in_slices(producer.init_transactions, 0.0 if trouble else CALL_LIMIT_S)
+            except InDoubt as error:
+                trouble = trouble or error  # of one; those that are done are to be known as such
+            else:
+                yield carrier
+        if trouble:
+            raise trouble
 
     def _make(self, carrier: int) -> Producer:
         named = self._config | {"transactional.id": f"{self._prefix}{carrier}"}
@@ -267,9 +278,9 @@ class Publisher:
                 raise RecordRefused(report.str()) from error
         raise InDoubt(reports[0].str() if reports else str(error)) from error
 
-    def _in_slices(self, call: Callable[[float], T]) -> T:
+    def _in_slices(self, call: Callable[[float], T], limit_s: float = CALL_LIMIT_S) -> T:
         """Repeat a blocking call, a slice at a time, until it answers. Raises InDoubt."""
-        limit = time.monotonic() + CALL_LIMIT_S
+        limit = time.monotonic() + limit_s
         while True:
             try:
                 return call(SLICE_S)

@@ -107,7 +107,8 @@ def take_lane(conn: Connection, lane: int) -> int:
     return epoch
 
 
-# Whatever brings an old row back starts the server, or another one, or puts the row into another file.
+# What brings an old row back starts the server, or another one, or puts the row into another file; but
+# not if it is written over by hand, or a virtual machine is put back with its memory.
 INCARNATION = """
     concat(extract(epoch FROM pg_postmaster_start_time()), ' ', pg_relation_filepath('outbox_lane'))
 """

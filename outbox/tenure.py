@@ -169,8 +169,8 @@ class Tenure:
         with transaction(self._conn):
             before = self.owned.lock_free(active)
             reached("relay.locked")
-            if any(state.foreign for state in before.values()):
-                raise InDoubt("outbox_lane was rewritten under us: restored?")
+            if any(state.seq != self.owned.lanes[number].seq for number, state in before.items()):
+                raise InDoubt("outbox_lane does not hold what we wrote: restored?")
             subjects = [
                 subject
                 for number, state in before.items()

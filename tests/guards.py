@@ -70,7 +70,7 @@ GUARDS = [
     Guard(
         "a lane row that was put back leads to a recovery",
         "outbox/tenure.py",
-        "if any(state.foreign for state in before.values()):",
+        "if any(state.seq != self.owned.lanes[number].seq for number, state in before.items()):",
         "if False:",
         f"{TENURE_TEST} -k put_back",
     ),
