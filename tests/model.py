@@ -50,6 +50,7 @@ TIMES_OUT = "transaction times out"
 REFRESHED = "marker refreshed"
 GIVEN_UP = "lane given up"
 EPOCH_RAISED = "epoch raised by a repair"
+RESTARTED = "Postgres restarted"
 RESTORED = "Postgres restored"
 FORGOTTEN = "marker forgotten"
 FAULTS = (
@@ -162,6 +163,7 @@ def two_lanes(
 
 
 LANES_RESTORED = (SESSION_ENDS, END_DELAYED, END_REPEATED, GIVEN_UP, RESTORED)
+RESTARTS = (RESTARTED, SESSION_ENDS, LOCK_LOST, GIVEN_UP)
 LANES_FORGOTTEN = (*FAULTS_OF_LANES, FORGOTTEN)
 READER_FAILS_LANES = two_lanes(
     "one relay never reads its markers",
@@ -187,6 +189,7 @@ SMALL = [
     two_lanes("1 fault", faults=1),
     two_lanes("live, a lane given up", faults=1, kinds=(GIVEN_UP,), checked=PROPERTIES),
     two_lanes("strict fencing, a lock lost", faults=1, kinds=(LOCK_LOST,), strict=True),
+    two_lanes("live, Postgres restarted", faults=1, kinds=(RESTARTED,), checked=PROPERTIES),
     two_lanes("Postgres restored", faults=0, kinds=LANES_RESTORED),
 ]
 
@@ -205,6 +208,7 @@ LARGE = [
     two_lanes("live, 1 fault", faults=1, checked=PROPERTIES, large=True),
     two_lanes("strict fencing, 2 faults", strict=True, large=True),
     two_lanes("strict fencing, live, 1 fault", faults=1, strict=True, checked=PROPERTIES, large=True),
+    two_lanes("live, Postgres restarted and 1 more", kinds=RESTARTS, checked=PROPERTIES, large=True),
     two_lanes("Postgres restored, 1 fault of 4 kinds", faults=1, kinds=LANES_RESTORED, large=True),
     two_lanes("marker forgotten, 1 fault", faults=1, kinds=LANES_FORGOTTEN, large=True),
     two_lanes("", (GIVEN_BACK,), large=True),
@@ -240,7 +244,9 @@ GUARDS = [
     Check("", (BY_ID,), "NoLoss", faults=1, late=(2,)),
     Check("no end", (ADVISORY,), "EveryRowSettled", crashes=0, faults=0, checked=("EveryRowSettled",)),
     READER_FAILS_LANES,
+    replace(READER_FAILS_LANES, note=f"{READER_FAILS_LANES.note}, restarted", kinds=(RESTARTED,)),
     START_FAILS_LANES,
+    replace(START_FAILS_LANES, note=f"{START_FAILS_LANES.note}, restarted", kinds=(RESTARTED,)),
     two_lanes("", (EARLIER,), "NoDuplicate", faults=1),
     two_lanes("strict fencing", (EARLIER,), "NoDuplicate", faults=1, strict=True),
     replace(READER_FAILS_LANES, without=(ONCE,), found="OwnerGetsOn"),

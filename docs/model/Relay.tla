@@ -508,6 +508,14 @@ EndSession(r) ==
     /\ advisory' = Freed(advisory, r)
     /\ UNCHANGED <<tables, owner, backup, kafka>>
 
+(* All sessions end, and nothing is lost; but a row cannot tell this from a restore. *)
+RestartPostgres ==
+    /\ Fault("Postgres restarted")
+    /\ lane' = [l \in Lanes |-> [lane[l] EXCEPT !.restored = TRUE]]
+    /\ relay' = [r \in Relays |-> [relay[r] EXCEPT !.session = FALSE]]
+    /\ advisory' = [l \in Lanes |-> Nobody]
+    /\ UNCHANGED <<outbox, unborn, owner, backup, kafka>>
+
 (* A lock is gone and the session is not: a pooler, pg_advisory_unlock_all, a bug of ours. *)
 LoseLock(r, l) ==
     /\ Fault("advisory lock lost") /\ advisory[l] = r
@@ -617,7 +625,7 @@ ForgetMarkers ==
 
 Environment ==
     \/ Insert \/ DeliverStaleEndTxn \/ DeliverStaleMarks \/ TimeOutTransaction
-    \/ Backup \/ Restore \/ ForgetMarkers \/ (\E l \in Lanes : RaiseEpoch(l))
+    \/ RestartPostgres \/ Backup \/ Restore \/ ForgetMarkers \/ (\E l \in Lanes : RaiseEpoch(l))
     \/ \E r \in Relays :
         \/ Crash(r) \/ EndSession(r) \/ LoseReplyOfCommit(r) \/ AnswerRollback(r)
         \/ KafkaError(r) \/ LoseReplyOfEndTxn(r) \/ DelayEndTxn(r) \/ RepeatEndTxn(r)
