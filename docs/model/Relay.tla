@@ -138,10 +138,13 @@ Unlock(r, lanes) ==
     advisory' = [l \in Lanes |-> IF l \in lost /\ Has("lock of a lost lane released")
                                  THEN Nobody ELSE advisory[l]]
 
+(* What is noted as fenced of these lanes; of the others nothing. *)
+Noted(r, lanes) == [l \in Lanes |-> IF l \in lanes THEN relay[r].fenced[l] ELSE {}]
+
 (* What a relay still knows when it recovers. The producer is not used any more. *)
 Recovering(r, lanes) ==
     [Away EXCEPT !.at = "check", !.session = relay[r].session, !.lanes = lanes,
-                 !.fenced = [l \in Lanes |-> IF l \in lanes THEN relay[r].fenced[l] ELSE {}]]
+                 !.fenced = Noted(r, lanes)]
 
 (* InDoubt. Without the guard the producer in doubt goes on. *)
 Doubt(r) ==
@@ -191,8 +194,7 @@ CheckOwners(r) ==
                         ELSE {lane[l].carrier}]
            earlier == UNION {needed[l] \ relay[r].fenced[l] : l \in lanes}
            ids == IF Keeps(r) THEN earlier \ {relay[r].id} ELSE earlier \cup {Min(lanes)}
-       IN /\ Set(r, [relay[r] EXCEPT !.lanes = lanes, !.fence = ids,
-                      !.fenced = [l \in Lanes |-> IF l \in lanes THEN @[l] ELSE {}],
+       IN /\ Set(r, [relay[r] EXCEPT !.lanes = lanes, !.fence = ids, !.fenced = Noted(r, lanes),
                       !.at = IF ids = {} THEN "read" ELSE BeforeRead])
           /\ Unlock(r, lanes)
     /\ UNCHANGED <<tables, owner, backup, kafka, luck>>
