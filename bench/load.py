@@ -17,7 +17,7 @@ PATIENCE_S = 120.0  # without a new record; then something is broken
 
 FILL = """
     WITH fresh AS MATERIALIZED (
-        SELECT number, gen_random_uuid() AS worker_id,
+        SELECT number, uuidv7() AS worker_id,
                ('00000000-0000-4000-8000-' || lpad(to_hex(number / 10), 12, '0'))::uuid AS scenario,
                'rtsp://bench:secret@camera.example/' || number AS url
           FROM generate_series(1, %s) AS number

@@ -177,7 +177,7 @@ def pinned_horizon(site: Site, rows: int, dead: int = 400_000) -> dict[str, floa
 
 BARE_INSERT = """
     WITH fresh AS MATERIALIZED (
-        SELECT number, gen_random_uuid() AS worker_id, gen_random_uuid() AS scenario,
+        SELECT number, uuidv7() AS worker_id, gen_random_uuid() AS scenario,
                'rtsp://bench:secret@camera.example/' || number AS url
           FROM generate_series(1, 1000) AS number
     ), accepted AS (
