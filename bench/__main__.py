@@ -62,7 +62,8 @@ EACH_ROUND: dict[str, Phase] = {
     "sql_replay": lambda site, scale: sql.sql_replay(site, scale.rows // 2),
     "sql_pgbench": lambda site, scale: sql.sql_pgbench(site, scale.rows // 2),
     "kafka": lambda site, scale: kafka.kafka_floor(site, scale.rows),
-    "relay": lambda site, scale: whole.relay_alone(site, scale.rows),
+    "relay": lambda site, scale: whole.relays_alone(site, scale.rows),
+    "relay_pair": lambda site, scale: whole.relays_alone(site, scale.rows, relays=2),
     "price": lambda site, scale: parts.relay_price(site, scale.rows // 2),
     "relay_batches": lambda site, scale: parts.relay_batches(site, scale.rows // 2),
     "consumer_batches": lambda site, scale: parts.consumer_batches(site, scale.rows // 2),
@@ -75,6 +76,7 @@ EACH_ROUND: dict[str, Phase] = {
 }
 PEERS: dict[str, Callable[[Site, Path], AbstractContextManager[Peer]]] = {
     "peer_ours": lambda site, _: ours(site),
+    "peer_ours_pair": lambda site, _: ours(site, relays=2),
     "peer_debezium": lambda site, place: debezium(site.servers, place, exactly_once=True),
     "peer_debezium_at_least_once": lambda site, place: debezium(
         site.servers, place, exactly_once=False

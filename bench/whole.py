@@ -34,13 +34,13 @@ def whole_way(site: Site, commands: int) -> dict[str, float]:
     return {"rate": arrivals.rate(commands), "commits": commits / commands} | figures
 
 
-def relay_alone(site: Site, rows: int) -> dict[str, float]:
-    """Measure the relay with all rows waiting in the outbox, ten to a key, in four lanes."""
+def relays_alone(site: Site, rows: int, relays: int = 1) -> dict[str, float]:
+    """Measure relays with all rows waiting in the outbox, ten to a key, in four lanes."""
     with site.system() as system:
         fill_outbox(system, rows)
         with reading(system) as arrivals:
-            relay = system.start("relay")
-            meters = Meters(system, pids_of(site, [relay]))
+            processes = [system.start("relay") for _ in range(relays)]
+            meters = Meters(system, pids_of(site, processes))
             arrivals.wait_for(rows)
             figures = meters.per_message(rows)
     return {"rate": arrivals.rate(rows)} | figures
@@ -131,8 +131,9 @@ def both_processes(system: System) -> Iterator[list[Running]]:
 
 
 def pids_of(site: Site, processes: Sequence[Running], *, servers: bool = True) -> Mapping[str, int]:
-    """Return the processes' ids by name, the servers' too where they run here."""
-    ours: dict[str, int] = {
-        running.log.stem.partition("-")[2]: running.process.pid for running in processes
-    }
+    """Return the ids of processes, at most two of a kind, by name; the servers' if they run here."""
+    ours: dict[str, int] = {}
+    for running in processes:
+        name = running.log.stem.partition("-")[2]
+        ours[f"{name}_2" if name in ours else name] = running.process.pid
     return {**ours, **(site.pids if servers else {})}

@@ -12,6 +12,7 @@ from confluent_kafka import Message
 from orchestrator.embedded import Servers
 from orchestrator.messages import DeployOrder, encode_order
 from orchestrator.reading import following
+from orchestrator.workers import worker_id
 
 PATIENCE_S = 60.0  # without a new order; then something is broken
 LOOK_S = 0.02
@@ -33,9 +34,10 @@ def new_order(due_ns: int | None = None) -> Order:
 
     The time is in the camera's URL, so that the reader can tell how long the order took.
     """
-    scenario = uuid4()
-    url = f"rtsp://bench:secret@camera.example/{due_ns or time.time_ns()}"
-    return Order(str(scenario), encode_order(DeployOrder(uuid4(), scenario, url)).decode())
+    scenario, at_ns = uuid4(), due_ns or time.time_ns()
+    worker = worker_id(uuid4(), 0, 0, at_ns // 1_000_000)  # of no record, but in order of time as well
+    url = f"rtsp://bench:secret@camera.example/{at_ns}"
+    return Order(str(scenario), encode_order(DeployOrder(worker, scenario, url)).decode())
 
 
 def pace(rate: int, rows: int, send: Callable[[Order], None]) -> None:

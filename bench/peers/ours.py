@@ -13,16 +13,15 @@ SETTLE_S = 10.0
 
 
 @contextmanager
-def ours(site: Site) -> Iterator["RelayPeer"]:
-    """Give the relay, with an installation of its own, for the block."""
+def ours(site: Site, relays: int = 1) -> Iterator["RelayPeer"]:
+    """Give relays, with an installation of their own, for the block."""
     with site.system() as system:
-        yield RelayPeer(site, system)
+        yield RelayPeer(site, system, relays)
 
 
 class RelayPeer(OutboxPeer):
-    """The relay's process, as in production."""
+    """The relay's processes, as in production."""
 
-    name = "our relay"
     insert = b"""
         WITH new AS (
             SELECT topic, key, value, (value::json ->> 'worker_id')::uuid AS worker_id
@@ -37,17 +36,20 @@ class RelayPeer(OutboxPeer):
           FROM new
     """
 
-    def __init__(self, site: Site, system: System) -> None:
+    def __init__(self, site: Site, system: System, relays: int) -> None:
         super().__init__(site.servers, system.settings.database_url)
+        self.name = f"our relay ({relays})"
         self._system = system
+        self._relays = relays
 
     @contextmanager
     def _running(self, topic: str) -> Iterator[None]:
-        relay = self._system.start("relay")
-        wait_ready(relay)
+        relays = [self._system.start("relay") for _ in range(self._relays)]
+        wait_ready(*relays)
         yield
         eventually(self._is_settled, SETTLE_S)
-        relay.stop()
+        for relay in relays:
+            relay.stop()
 
     def _is_settled(self) -> bool:
         return self._system.query("SELECT count(*) FROM outbox") == [(0,)]
