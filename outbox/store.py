@@ -170,8 +170,9 @@ def settle(conn: Connection, lane: int, ids: Sequence[int]) -> list[UUID]:
     """Delete rows that are in Kafka; return their subjects. An id array, never a range."""
     if not ids:
         return []
-    rows = conn.execute(SETTLE, {"lane": lane, "ids": arrays.bigints(ids)}, prepare=True, binary=True)
-    return [cast("UUID", subject) for (subject,) in rows if subject is not None]
+    values = {"lane": lane, "ids": arrays.bigints(ids)}
+    rows = conn.execute(SETTLE, values, prepare=True, binary=True).fetchall()
+    return [subject for (subject,) in cast("list[tuple[UUID]]", rows) if subject is not None]
 
 
 class Claim(NamedTuple):
@@ -214,8 +215,7 @@ def claim(conn: Connection, wanted: Sequence[Claim]) -> dict[int, list[OutboxRow
         "above": arrays.bigints(one.above for one in wanted),
         "small": MAX_BATCH_BYTES // sum(one.limit for one in wanted),
     }
-    cursor = conn.execute(CLAIM, values, prepare=True, binary=True)
-    found = [OutboxRow._make(cast("tuple[int]", row)) for row in cursor.fetchall()]
+    found = _rows(conn.execute(CLAIM, values, prepare=True, binary=True))
     share = MAX_BATCH_BYTES // len(wanted)
     return {
         lane: _with_values(conn, lane, _first_bytes(list(rows), share))
@@ -254,8 +254,11 @@ LOAD = """
 
 def load(conn: Connection, lane: int, ids: Sequence[int]) -> list[OutboxRow]:
     """Return the rows of a batch that was begun before, in id order."""
-    cursor = conn.execute(LOAD, {"lane": lane, "ids": arrays.bigints(ids)}, binary=True)
-    return [OutboxRow._make(cast("tuple[int]", row)) for row in cursor.fetchall()]
+    return _rows(conn.execute(LOAD, {"lane": lane, "ids": arrays.bigints(ids)}, binary=True))
+
+
+def _rows(cursor: psycopg.Cursor[tuple[object, ...]]) -> list[OutboxRow]:
+    return [*map(OutboxRow._make, cast("list[tuple[int]]", cursor.fetchall()))]
 
 
 BEGIN_BATCHES = f"""
