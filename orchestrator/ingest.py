@@ -358,7 +358,7 @@ def repair_of(partition: int) -> str:
 
 def place_of(record: Record) -> tuple[int, int]:
     """Return partition and offset, which a consumed record always has."""
-    return cast("int", record.partition()), cast("int", record.offset())
+    return cast("tuple[int, int]", (record.partition(), record.offset()))
 
 
 SERVER_ENCODING = "SHOW server_encoding"

@@ -73,7 +73,9 @@ class CommandParser:
         self._max_bytes = max_bytes
         self._decode = msgspec.json.Decoder(Command).decode
         names = "|".join(re.escape(scheme) for scheme in schemes)
-        self._is_url = re.compile(rf"(?:{names})://[^/?#\s].*", re.IGNORECASE | re.DOTALL).fullmatch
+        self._is_url = re.compile(
+            rf"(?:{names})://[^/?#{FORBIDDEN}][^{FORBIDDEN}]*", re.IGNORECASE
+        ).fullmatch
 
     def parse(self, value: bytes | None) -> Command:
         """Return the command in a record's value. Raises Rejected, and nothing else."""
@@ -87,16 +89,16 @@ class CommandParser:
             raise Rejected(Reason.WRONG_FIELDS) from None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise Rejected(Reason.NOT_JSON) from None
-        if HAS_FORBIDDEN(command.camera_url):
-            raise Rejected(Reason.URL_CHARACTERS)
         if not self._is_url(command.camera_url):
-            raise Rejected(Reason.URL_SCHEME)
+            is_bad = HAS_FORBIDDEN(command.camera_url)
+            raise Rejected(Reason.URL_CHARACTERS if is_bad else Reason.URL_SCHEME)
         return command
 
 
 # White space (RFC 3986 has none, and masks in logs end there), C0, DEL and C1 controls (NUL among them:
 # Postgres's text has none), and surrogates, which UTF-8 lacks.
-HAS_FORBIDDEN = re.compile("[\\s\x00-\x1f\x7f-\x9f\ud800-\udfff]").search
+FORBIDDEN = "\\s\x00-\x1f\x7f-\x9f\ud800-\udfff"
+HAS_FORBIDDEN = re.compile(f"[{FORBIDDEN}]").search
 
 encode = msgspec.json.Encoder().encode
 encode_order: Callable[[DeployOrder], bytes] = encode

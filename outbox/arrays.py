@@ -14,8 +14,8 @@ from psycopg.pq import Format
 
 HEAD = struct.Struct(">iiIii").pack  # dimensions, flags, type of the elements, length, lower bound
 LENGTH = struct.Struct(">i").pack
-NULL = LENGTH(-1)
-TWO, EIGHT, SIXTEEN = LENGTH(2), LENGTH(8), LENGTH(16)
+NULL, SIXTEEN = LENGTH(-1), LENGTH(16)
+SHORT, LONG = struct.Struct(">ih").pack, struct.Struct(">iq").pack  # each with its length before it
 BYTEA, BIGINT, SMALLINT, TEXT, A_UUID = 17, 20, 21, 25, 2950
 
 
@@ -38,12 +38,12 @@ psycopg.adapters.register_dumper(Array, ArrayDumper)
 
 def uuids(values: Iterable[UUID | None]) -> Array:
     """Return a uuid[]."""
-    return _array(A_UUID, [NULL if v is None else SIXTEEN + v.bytes for v in values])
+    return _array(A_UUID, [NULL if v is None else SIXTEEN + v.int.to_bytes(16, "big") for v in values])
 
 
 def texts(values: Iterable[str | None]) -> Array:
     """Return a text[], for a session in UTF-8."""
-    return byteas((None if v is None else v.encode() for v in values), TEXT)
+    return byteas([None if v is None else v.encode() for v in values], TEXT)
 
 
 def byteas(values: Iterable[bytes | None], element: int = BYTEA) -> Array:
@@ -53,12 +53,12 @@ def byteas(values: Iterable[bytes | None], element: int = BYTEA) -> Array:
 
 def bigints(values: Iterable[int]) -> Array:
     """Return a bigint[]."""
-    return _array(BIGINT, [EIGHT + v.to_bytes(8, "big", signed=True) for v in values])
+    return _array(BIGINT, [LONG(8, v) for v in values])
 
 
 def smallints(values: Iterable[int]) -> Array:
     """Return a smallint[]."""
-    return _array(SMALLINT, [TWO + v.to_bytes(2, "big", signed=True) for v in values])
+    return _array(SMALLINT, [SHORT(2, v) for v in values])
 
 
 def _array(element: int, values: Sequence[bytes]) -> Array:
