@@ -148,7 +148,6 @@ TARGETS = [
     ),
     Target("9a", "whole way, batch 1000, rows/s", lambda r: r["whole"]["rate"], 50_000, 30_000),
     Target("9b", "relay alone, rows/s", lambda r: r["relay"]["rate"], 70_000, 45_000),
-    Target("9c", "two relays alone, rows/s", lambda r: r["relay_pair"]["rate"], 70_000, 45_000),
     Target("10", "idle, percent of a core", lambda r: r["idle"]["cpu_percent"], 2, 4, most=True),
     Target("11a", "consumer, RSS in MB", lambda r: r["memory"]["consumer_mb"], 150, 150, most=True),
     Target("11b", "relay, RSS in MB", lambda r: r["memory"]["relay_mb"], 150, 150, most=True),
