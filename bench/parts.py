@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from itertools import product
 from statistics import median
 
 from bench.load import fill_input, fill_outbox
@@ -194,8 +195,13 @@ BARE_INSERT = """
 
 
 def wal(site: Site, rows: int) -> dict[str, float]:
-    """Measure the WAL of a message's whole way, and of the bare insert into the two tables."""
+    """Measure the WAL of a message's whole way, and of the bare insert into the two tables.
+
+    Without that of autovacuum, which comes by the clock, to the tables of either.
+    """
     with site.system(lanes=1) as system, site.system(lanes=1, BATCH_SIZE="1000") as whole:
+        for one, table in product((system, whole), ("workers", "outbox")):
+            one.query(f"ALTER TABLE {table} SET (autovacuum_enabled = false)")
         site.query("CHECKPOINT")
         before = read_wal(system)
         for _ in range(rows // 1000):
