@@ -1,5 +1,6 @@
 """Fixtures for every test."""
 
+import signal
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -24,6 +25,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Choose the servers once; none is started before a test asks for it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
     config.stash[BACKEND] = choose_backend()
 
 
