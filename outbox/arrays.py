@@ -1,6 +1,7 @@
 """Arrays as Postgres takes them in binary: a statement writes all rows of a batch with a few of them.
 
 psycopg's own lists ask each element for its type and dumper; these know it, in a third of the time.
+`int.to_bytes` is what `UUID.bytes` calls, without the property.
 The statement names the type (`%b::uuid[]`). Wire format: PostgreSQL, array_recv.
 """
 
