@@ -19,7 +19,7 @@ from orchestrator.consumer import run_consumer
 from orchestrator.environment import SettingsError
 from orchestrator.errors import NotRepaired, ServerStartError
 from orchestrator.healthcheck import check_health
-from orchestrator.migrations import read_migrations, read_pending
+from orchestrator.migrations import read_pending, write_script
 from orchestrator.oncall.dlq import add_dlq
 from orchestrator.oncall.operators import add_operators
 from orchestrator.oncall.parked import add_parked
@@ -123,8 +123,7 @@ def setup(_options: argparse.Namespace) -> int:
 def migrate(options: argparse.Namespace) -> int:
     """Migrate the database."""
     if options.sql:
-        for migration in read_migrations():
-            print(f"-- {migration.name}\n{migration.sql}")
+        print(write_script(), end="")
         return OK
     settings = settings_from_environment()
     if not options.check:
@@ -201,7 +200,11 @@ def parser() -> argparse.ArgumentParser:
     add("setup", setup, "LANES=8 orchestrator setup")
     migrate_parser = add("migrate", migrate, "orchestrator migrate --check")
     migrate_parser.add_argument("--check", action="store_true", help="exit 1 if a migration is pending")
-    migrate_parser.add_argument("--sql", action="store_true", help="print the SQL, run nothing")
+    migrate_parser.add_argument(
+        "--sql",
+        action="store_true",
+        help="print the SQL for psql, run nothing; it makes 4 lanes, or as many as `SET outbox.lanes` says",
+    )
     add("healthcheck", healthcheck, "METRICS_PORT=9464 orchestrator healthcheck")
     submit_parser = add(
         "submit", submit_commands, "orchestrator submit rtsp://user:pw@cam/1 --count 10"

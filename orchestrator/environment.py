@@ -76,6 +76,11 @@ def some_text(text: str) -> str:
     return text
 
 
+def if_set(parse: Callable[[str], T]) -> Callable[[str], T | None]:
+    """Accept what `parse` does; with "" as the default, None stands for a variable that is not set."""
+    return lambda text: parse(text) if text else None
+
+
 def one_of(*choices: str) -> Callable[[str], str]:
     """Accept one of the words, in any case."""
 

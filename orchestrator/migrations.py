@@ -78,6 +78,16 @@ def migrate(conn: Connection, lanes: int) -> list[Migration]:
     return pending
 
 
+def write_script() -> str:
+    """Return what `migrate` does to an empty database, for psql: outbox.lanes, or else 4 lanes."""
+    return f"{CREATE_HISTORY.strip()};\n" + "".join(
+        f"\nBEGIN;\n-- {one.name}\n{one.sql}"
+        f"INSERT INTO schema_migrations (version, checksum) VALUES ({one.version}, '{one.checksum}');\n"
+        "COMMIT;\n"
+        for one in read_migrations()
+    )
+
+
 def read_pending(conn: Connection) -> list[Migration]:
     """Compare the files with the database; return those not yet run. Raises SchemaRefused."""
     migrations = read_migrations()

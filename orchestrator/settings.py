@@ -16,6 +16,7 @@ from orchestrator.environment import (
     Environment,
     SettingsError,
     between,
+    if_set,
     one_of,
     read_address,
     some_text,
@@ -50,6 +51,7 @@ OURS = frozenset(
 )
 OTHER_SETTING = {"bootstrap.servers": "KAFKA_BOOTSTRAP_SERVERS", "group.id": "CONSUMER_GROUP"}
 
+DEFAULT_LANES = 4
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 TOPIC_NAME = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,249}")
 SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
@@ -69,7 +71,7 @@ class Settings:
     dead_letter_topic: str
     progress_topic: str
     batch_size: int
-    lanes: int
+    lanes: int | None  # None: not set; the first setup makes DEFAULT_LANES then
     max_message_bytes: int
     camera_url_schemes: tuple[str, ...]
     metrics_host: str
@@ -97,7 +99,7 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         dead_letter_topic=env.read("DEAD_LETTER_TOPIC", a_topic, "init_scenario.dlq"),
         progress_topic=env.read("PROGRESS_TOPIC", a_topic, "outbox-progress"),
         batch_size=env.read("BATCH_SIZE", between(1, 100_000), "1000"),
-        lanes=env.read("LANES", between(1, 1024), "4"),
+        lanes=env.read("LANES", if_set(between(1, 1024)), ""),
         max_message_bytes=env.read("MAX_MESSAGE_BYTES", between(64, 64 * 1024 * 1024), "65536"),
         camera_url_schemes=env.read("CAMERA_URL_SCHEMES", schemes, "rtsp,rtsps,http,https"),
         metrics_host=metrics_host,

@@ -5,7 +5,7 @@ from contextlib import closing
 
 from orchestrator import topics
 from orchestrator.migrations import migrate
-from orchestrator.settings import Settings
+from orchestrator.settings import DEFAULT_LANES, Settings
 from outbox import connect, count_lanes
 
 log = logging.getLogger(__name__)
@@ -14,10 +14,10 @@ log = logging.getLogger(__name__)
 def migrate_database(settings: Settings) -> int:
     """Run pending migrations; return the number of lanes, which the first one fixed."""
     with closing(connect(settings.database_url, "orchestrator migrate")) as conn:
-        for migration in migrate(conn, settings.lanes):
+        for migration in migrate(conn, settings.lanes or DEFAULT_LANES):
             log.info("migrated", extra={"file": migration.name})
         lanes = count_lanes(conn)
-    if lanes != settings.lanes:
+    if settings.lanes not in {None, lanes}:
         log.warning(
             "LANES is ignored: the number of lanes is fixed when the schema is made",
             extra={"LANES": settings.lanes, "lanes": lanes},

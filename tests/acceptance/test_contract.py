@@ -21,7 +21,7 @@ from referencing import Registry
 from referencing.jsonschema import DRAFT202012
 
 from orchestrator.messages import HAS_FORBIDDEN, Reason
-from orchestrator.settings import read_settings
+from orchestrator.settings import DEFAULT_LANES, read_settings
 from tests.bare import run_command
 from tests.eventually import eventually
 from tests.system import System
@@ -373,7 +373,7 @@ def test_the_channels_are_the_topics_of_the_default_settings() -> None:
         name: getattr(DEFAULTS, name.lower())
         for name in ("INPUT_TOPIC", "OUTPUT_TOPIC", "DEAD_LETTER_TOPIC", "PROGRESS_TOPIC")
     }
-    assert ASYNCAPI["channels"]["progress"]["bindings"]["kafka"]["partitions"] == DEFAULTS.lanes
+    assert ASYNCAPI["channels"]["progress"]["bindings"]["kafka"]["partitions"] == DEFAULT_LANES
     group = ASYNCAPI["operations"]["acceptCommand"]["bindings"]["kafka"]["groupId"]
     assert group["const"] == DEFAULTS.consumer_group
     assert str(DEFAULTS.max_message_bytes) in FILES["command.schema.json"]["description"]

@@ -166,6 +166,7 @@ def test_lanes_are_judged_only_where_somebody_set_their_number(system: System) -
     system.query("DELETE FROM outbox_lane WHERE lane > 1")
     assert look(system)["lanes"] == Finding("lanes", "ok", "2")
     check_fault(system, "lanes", "warning", "2; LANES=3 is ignored", "set LANES=2", LANES="3")
+    check_fault(system, "lanes", "warning", "2; LANES=4 is ignored", "set LANES=2", LANES="4")
 
 
 def test_the_last_remedy_of_the_runbook_for_ids_gives_none_that_is_there(system: System) -> None:

@@ -133,11 +133,15 @@ def test_sql_prints_every_file_and_needs_no_settings() -> None:
         assert f"-- {migration.name}\n{migration.sql}" in printed.stdout
 
 
-def test_the_printed_sql_can_be_run_by_hand(bare: System) -> None:
-    with psycopg.connect(bare.settings.database_url) as conn:
-        for migration in migrations.read_migrations():
-            conn.execute(migration.sql.encode())
-    assert bare.query("SELECT count(*) FROM outbox_lane") == [(4,)]
+@pytest.mark.parametrize(("before", "lanes"), [("", 4), ("SET outbox.lanes = 7;", 7)])
+def test_the_printed_sql_can_be_run_by_hand(bare: System, before: str, lanes: int) -> None:
+    printed = run_command({}, "migrate", "--sql").stdout
+    with closing(psycopg.connect(bare.settings.database_url, autocommit=True)) as conn:
+        conn.execute((before + printed).encode())
+    assert bare.query("SELECT count(*) FROM outbox_lane") == [(lanes,)]
+    assert migrate(bare) == []
+    with closing(bare.connect()) as conn:
+        check_current(conn)
 
 
 def test_the_platforms_own_workers_table_is_adopted_untouched_with_its_rows(bare: System) -> None:
@@ -230,6 +234,7 @@ def test_lanes_are_seeded_once_and_another_number_later_is_ignored_with_a_warnin
     bare: System, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert migrate_database(replace(bare.settings, lanes=7)) == 7
+    assert migrate_database(replace(bare.settings, lanes=None)) == 7
     assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
     assert migrate_database(replace(bare.settings, lanes=3)) == 7
     assert "LANES is ignored" in caplog.text

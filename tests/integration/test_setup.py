@@ -14,6 +14,7 @@ from psycopg.conninfo import make_conninfo
 from orchestrator.embedded import Servers
 from orchestrator.embedded.server import free_port
 from orchestrator.migrations import read_migrations
+from orchestrator.settings import DEFAULT_LANES
 from orchestrator.setup import set_up
 from tests.bare import bare_system, run_command
 from tests.eventually import eventually
@@ -63,7 +64,7 @@ def test_topics_that_are_there_stay_as_they_are(bare: System) -> None:
 def test_a_progress_topic_with_too_few_partitions_is_widened(bare: System) -> None:
     create(bare, bare.settings.progress_topic, 2)
     set_up(bare.settings)
-    eventually(lambda: partitions(bare)[bare.settings.progress_topic] == bare.settings.lanes)
+    eventually(lambda: partitions(bare)[bare.settings.progress_topic] == DEFAULT_LANES)
 
 
 def test_the_lanes_of_the_database_count_and_not_those_of_the_settings(bare: System) -> None:

@@ -33,7 +33,7 @@ def test_two_settings_are_required_and_all_others_have_these_defaults() -> None:
         "dead_letter_topic": "init_scenario.dlq",
         "progress_topic": "outbox-progress",
         "batch_size": 1000,
-        "lanes": 4,
+        "lanes": None,
         "max_message_bytes": 65536,
         "camera_url_schemes": ("rtsp", "rtsps", "http", "https"),
         "metrics_host": "0.0.0.0",
