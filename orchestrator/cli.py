@@ -203,7 +203,7 @@ def parser() -> argparse.ArgumentParser:
     migrate_parser.add_argument(
         "--sql",
         action="store_true",
-        help="print the SQL for psql, run nothing; it makes 4 lanes, or as many as `SET outbox.lanes` says",
+        help="print the SQL for psql, run nothing; 4 lanes, unless `SET outbox.lanes = N` goes before",
     )
     add("healthcheck", healthcheck, "METRICS_PORT=9464 orchestrator healthcheck")
     submit_parser = add(

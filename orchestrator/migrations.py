@@ -80,12 +80,12 @@ def migrate(conn: Connection, lanes: int) -> list[Migration]:
 
 def write_script() -> str:
     """Return what `migrate` does to an empty database, for psql: outbox.lanes, or else 4 lanes."""
-    return f"{CREATE_HISTORY.strip()};\n" + "".join(
-        f"\nBEGIN;\n-- {one.name}\n{one.sql}"
-        f"INSERT INTO schema_migrations (version, checksum) VALUES ({one.version}, '{one.checksum}');\n"
-        "COMMIT;\n"
-        for one in read_migrations()
-    )
+    script = f"{CREATE_HISTORY.strip()};\n"
+    for one in read_migrations():
+        row = f"({one.version}, '{one.checksum}')"
+        record = f"INSERT INTO schema_migrations (version, checksum) VALUES {row};"  # noqa: S608
+        script += f"\nBEGIN;\n-- {one.name}\n{one.sql}{record}\nCOMMIT;\n"
+    return script
 
 
 def read_pending(conn: Connection) -> list[Migration]:

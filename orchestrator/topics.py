@@ -16,6 +16,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # public, not
     OffsetSpec,
     TopicDescription,
 )
+from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixed
 
 LONGS = struct.Struct(">qq")  # Kafka gives the id as two signed longs
 REQUEST_S = 5.0  # one request to the brokers
@@ -207,6 +208,13 @@ def create_missing(
     return created
 
 
+# A topic that somebody has just made is known to the controller before all brokers have heard of it.
+@retry(
+    retry=retry_if_exception_type(TopicMissing),
+    wait=wait_fixed(0.1),
+    stop=stop_after_delay(REQUEST_S),
+    reraise=True,
+)
 def _widen(admin: AdminClient, progress_topic: str, lanes: int) -> None:
     """Give the progress topic a partition a lane; it holds no records, so no key moves."""
     if len(describe(admin, progress_topic).partitions) < lanes:

@@ -14,7 +14,7 @@ them in Kafka transactions. A `read_committed` reader sees each message exactly 
     relay = Relay(conninfo, {"bootstrap.servers": "kafka:9092"}, on_settled=mark_announced)
     relay.run(stop)  # until the threading.Event is set; see Relay for its parameters
 
-The tables are in schema/002_outbox.sql; the topic `outbox-progress` needs one partition a lane.
+The tables, the topic that it needs and how to take it into a service: README.md beside this file.
 """
 
 from outbox.errors import (

@@ -1,18 +1,49 @@
 """The outbox library in the hands of a service that is not this one."""
 
+import re
+import shlex
+from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 from threading import Event, Thread
 from uuid import UUID, uuid4
 
 import psycopg
 import pytest
 
+from orchestrator.embedded import Servers
 from outbox import Message, Relay, connect, count_lanes, enqueue, transaction
+from outbox.parked import read_parked
+from tests.bare import bare_system
 from tests.eventually import eventually
-from tests.system import System
+from tests.system import System, create_topics
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "outbox" / "README.md").read_text()
 
 
-def test_another_service_writes_messages_and_hears_when_they_are_in_kafka(system: System) -> None:
+@pytest.fixture
+def library(servers: Servers, tmp_path: Path) -> Iterator[System]:
+    """An installation of nothing but the library, with the tables that its README tells to make."""
+    with bare_system(servers, tmp_path) as system:
+        with closing(psycopg.connect(system.settings.database_url, autocommit=True)) as conn:
+            for statements in tables_of_the_readme():
+                conn.execute(statements.encode())
+        create_topics(system)
+        yield system
+
+
+def tables_of_the_readme() -> list[str]:
+    """Return what its psql command runs, option by option."""
+    command = re.search(r'(?ms)^    psql -v ON_ERROR_STOP=1 (.*?)"\$DATABASE_URL"', README)
+    assert command
+    words = shlex.split(command[1].replace("\\\n", ""))
+    options = zip(words[::2], words[1::2], strict=True)
+    return [(ROOT / text).read_text() if option == "-f" else text for option, text in options]
+
+
+def test_another_service_writes_messages_and_hears_when_they_are_in_kafka(library: System) -> None:
+    system = library
     conninfo, kafka = system.settings.database_url, system.settings.kafka
     topic, settled = system.settings.output_topic, list[UUID]()
     orders = [uuid4() for _ in range(20)]
@@ -36,6 +67,8 @@ def test_another_service_writes_messages_and_hears_when_they_are_in_kafka(system
     assert not thread.is_alive()
     found = [(record.key(), record.value(), record.headers()) for record in system.read(topic)]
     assert sorted(found) == sorted((order.bytes, b"paid", [("n", b"1")]) for order in orders)
+    with closing(system.connect()) as conn:
+        assert list(read_parked(conn)) == []
 
 
 def test_a_transaction_rolled_back_leaves_no_message(one_lane: System) -> None:
