@@ -22,7 +22,7 @@ $(VENV)/installed: requirements-dev.txt pyproject.toml
 run: install ## PostgreSQL, Kafka, consumer and relay; Ctrl-C ends all (or: DATABASE_URL=... KAFKA_BOOTSTRAP_SERVERS=... make run)
 	@exec $(BIN)/orchestrator run --embedded
 
-demo: install ## 20,000 scenarios, both processes killed on the way, audited
+demo: install ## 20,000 commands, both processes killed on the way, audited
 	@exec $(BIN)/orchestrator demo
 
 image: ## build the container image vap-orchestrator
@@ -51,7 +51,7 @@ model: install ## check the formal model of the relay's protocol, and each guard
 faults: install ## every row of the fault matrix, slow ones too, then the guards; prints the matrix
 	@$(BIN)/python -m pytest --faults; faults=$$?; $(BIN)/python -m tests.guards && exit $$faults
 
-chaos: install ## 100,000 scenarios under 200 SIGKILLs and all else at random (SEED=7 repeats one, SCENARIOS= KILLS= shorten it)
+chaos: install ## 100,000 commands under 200 SIGKILLs and all else at random (SEED=7 repeats one, SCENARIOS= KILLS= shorten it)
 	@$(BIN)/python -m tests.chaos $(SEED:%=--seed %) $(SCENARIOS:%=--scenarios %) $(KILLS:%=--kills %)
 
 bench: install ## measure everything against the machine's limits and judge it (15 minutes; report in bench/results)
@@ -64,7 +64,7 @@ bench-check: install ## only the ratios that a change could spoil, in 3 minutes 
 	@$(BIN)/python -m bench --check --output build/bench
 
 bench-peers: install ## the same with the naive service, the usual polling outbox and Debezium beside it (report in bench/results/peers)
-	@$(BIN)/python -m bench --peers --output bench/results/peers
+	@$(BIN)/python -m bench --peers $(ROUNDS:%=--rounds %) $(ONLY:%=--only %) --output bench/results/peers
 
 check: install ## format, lint and types; the Dockerfile too
 	$(BIN)/ruff format --check .

@@ -45,6 +45,9 @@ from outbox.repair import LaneBusy
 
 log = logging.getLogger(__name__)
 
+DESCRIPTION = (
+    "Scenario commands from Kafka, by way of Postgres, to deploy orders in Kafka: exactly once."
+)
 DATA = Path(".data")  # where the embedded servers keep their data
 
 
@@ -136,9 +139,9 @@ def migrate(options: argparse.Namespace) -> int:
     return CHECK_FAILED if pending else OK
 
 
-def healthcheck(_options: argparse.Namespace) -> int:
+def healthcheck(options: argparse.Namespace) -> int:
     """Ask the process in this container whether it is alive."""
-    return check_health(os.environ)
+    return check_health(os.environ, "/readyz" if options.ready else "/livez")
 
 
 def submit_commands(options: argparse.Namespace) -> int:
@@ -178,7 +181,7 @@ class Parser(argparse.ArgumentParser):
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser; each subcommand's function is its `command`."""
-    root = Parser(prog="orchestrator", description=__doc__, epilog=EXIT_CODES)
+    root = Parser(prog="orchestrator", description=DESCRIPTION, epilog=EXIT_CODES)
     commands = root.add_subparsers(required=True, metavar="COMMAND")
 
     def add(
@@ -205,7 +208,10 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="print the SQL for psql, run nothing; 4 lanes, unless `SET outbox.lanes = N` goes before",
     )
-    add("healthcheck", healthcheck, "METRICS_PORT=9464 orchestrator healthcheck")
+    health_parser = add("healthcheck", healthcheck, "METRICS_PORT=9464 orchestrator healthcheck")
+    health_parser.add_argument(
+        "--ready", action="store_true", help="whether it works, and else why not"
+    )
     submit_parser = add(
         "submit", submit_commands, "orchestrator submit rtsp://user:pw@cam/1 --count 10"
     )

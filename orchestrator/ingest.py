@@ -23,6 +23,7 @@ from orchestrator.messages import CommandParser, DeployOrder, Rejected, dead_let
 from orchestrator.metrics import ConsumerMetrics
 from orchestrator.migrations import check_current
 from orchestrator.offsets import Fenced, Move, Position
+from orchestrator.refusals import repair_of_partition
 from orchestrator.settings import Settings
 from orchestrator.topics import TopicMissing, TopicRecreated
 from outbox import Connection, Message, SchemaMismatch, count_lanes, enqueue, transaction
@@ -185,7 +186,9 @@ class ConsumerSession:
         if error.code() not in LOG_LOST:
             raise KafkaException(error)
         if (partition := cast("int", record.partition())) in self._positions:
-            self._pause(partition, f"its next offset is not in the log: {repair_of(partition)}")
+            self._pause(
+                partition, f"its next offset is not in the log: {repair_of_partition(partition)}"
+            )
 
     def _read(self, records: Sequence[Record]) -> Batch:
         """Turn records into workers, orders and dead letters."""
@@ -293,7 +296,8 @@ class ConsumerSession:
             del self.paused[partition]
         for partition, position in self._positions.items():
             if position.topic_id != self._topic.id:
-                self._pause(partition, f"the topic was deleted and made again: {repair_of(partition)}")
+                why = "the topic was deleted and made again"
+                self._pause(partition, f"{why}: {repair_of_partition(partition)}")
             else:
                 self.paused.pop(partition, None)
         self._consumer.assign(
@@ -349,11 +353,6 @@ class ConsumerSession:
         )
         if any(stored.get(number) != self._positions[number] for number in self.paused):
             self._assign(list(self._positions))
-
-
-def repair_of(partition: int) -> str:
-    """Name the command that lets a paused partition go on."""
-    return f"orchestrator repair partition {partition}"
 
 
 def place_of(record: Record) -> tuple[int, int]:

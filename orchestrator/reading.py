@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from threading import Event, Thread
 from typing import NamedTuple, TextIO, cast
 from uuid import uuid4
@@ -29,6 +29,7 @@ from orchestrator.messages import LATEST_MS
 
 SILENCE_S = 30.0  # the brokers must show the next record or the end within this time
 CHUNK = 10_000  # records handed on at once
+CLOCKS = timedelta(minutes=5)  # how far the clocks of API, Postgres, relays and brokers may be apart
 LOOK_S = 0.02  # how soon a follower sees that it is to end
 
 
@@ -42,13 +43,6 @@ class Span(NamedTuple):
     def length(self) -> int:
         """Return how many offsets it has; not all of them need be records."""
         return max(self.end - self.first, 0)
-
-
-def read_to_end(kafka: Mapping[str, str], topic: str) -> Iterator[Message]:
-    """Yield every committed record of a topic, from its beginning to its end of now."""
-    admin = topics.Admin(kafka)
-    for chunk in read_spans(kafka, topic, find_spans(admin, topic)):
-        yield from chunk
 
 
 def find_spans(admin: AdminClient, topic: str, since_ms: int | None = None) -> dict[int, Span]:

@@ -8,6 +8,7 @@ from orchestrator.health import Health
 from orchestrator.metrics import RelayMetrics, new_registry
 from orchestrator.migrations import check_current
 from orchestrator.process import run_process
+from orchestrator.refusals import repair_of_lane
 from orchestrator.settings import Settings
 from orchestrator.workers import set_deployed
 from outbox import Relay
@@ -72,4 +73,4 @@ def name_repair(record: logging.LogRecord) -> bool:
 
 def repair_of(lane: int, state: str) -> str:
     """Return the command that repairs a lane in this state, as the end of a sentence; or nothing."""
-    return f": orchestrator repair lane {lane}" if state.startswith(REFUSED) else ""
+    return f": {repair_of_lane(lane)}" if state.startswith(REFUSED) else ""

@@ -6,6 +6,8 @@
 | RecordRefused      | the producer: recover, narrow the batch, park the row that fails alone |
 | OwnershipLost      | the session: somebody else works one of its lanes now                  |
 | psycopg.Error      | the session: a new one reads the evidence again                        |
+| KafkaException     | the session, outside of a batch: tried again with patience             |
+| SchemaMismatch     | the session: tried again with patience                                 |
 | Stopped            | the work, because the process was asked to stop                        |
 Anything else is a bug and ends the process.
 """

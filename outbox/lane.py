@@ -46,6 +46,14 @@ def compare(marker: int | None, seq: int) -> Verdict:
     return Verdict.MARKER_AHEAD if marker > seq else Verdict.MARKER_BEHIND
 
 
+def disagreement(lane: int, verdict: Verdict, marker: int | None, seq: int) -> str:
+    """Say in one line why a lane is refused."""
+    known = "missing" if marker is None else marker
+    return (
+        f"lane {lane}: {verdict.value}: the marker in Kafka is {known}, the batch in Postgres is {seq}"
+    )
+
+
 @dataclass
 class Lane:
     """A lane while this relay owns it.

@@ -35,16 +35,17 @@ class Ownership:
         """Return the lanes that do not wait for a person."""
         return [lane for lane in self.lanes.values() if not lane.refused]
 
-    def look(self) -> None:
+    def look(self) -> lanes.Survey:
         """See from all relays and lanes whether ours are to change."""
         survey = lanes.survey(self._conn, self._identity)
         self.leaving = sorted(self.lanes)[survey.share() :]
         self.changed |= bool(self.leaving or (survey.free and len(self.lanes) < survey.share()))
+        return survey
 
     def adjust(self) -> None:
         """Give up lanes beyond our share, take free ones up to it."""
-        survey = lanes.survey(self._conn, self._identity)
-        for number in sorted(self.lanes)[survey.share() :]:
+        survey = self.look()
+        for number in self.leaving:
             lanes.release(self._conn, self._identity, number)
             del self.lanes[number]
         for number in survey.free[: max(survey.share() - len(self.lanes), 0)]:

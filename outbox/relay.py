@@ -120,5 +120,5 @@ class Relay:
             if trouble is None:
                 log.info("relay takes part")
             else:
-                log.warning("relay waits for Postgres", extra={"error": trouble})
+                log.warning("relay waits", extra={"error": trouble})
         self.trouble = trouble

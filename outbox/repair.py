@@ -10,6 +10,7 @@ Which rows are in the topics already only their writer can know: it finds them b
 """
 
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import NamedTuple, cast
 from uuid import UUID
@@ -19,7 +20,7 @@ from confluent_kafka import KafkaError, KafkaException
 
 from outbox import store
 from outbox.errors import OutboxError, OwnershipLost
-from outbox.lane import Verdict, compare
+from outbox.lane import Verdict, compare, disagreement
 from outbox.lanes import lock_class
 from outbox.postgres import Connection
 from outbox.publisher import RETRY_PAUSE_S, KafkaConfig, Markers, Publisher
@@ -36,35 +37,33 @@ class Sight(NamedTuple):
     """How a lane stands. verdict: None if it moved on meanwhile, as a lane that works does."""
 
     lane: int
-    state: LaneState
+    seq: int
     marker: int | None
     verdict: Verdict | None
 
     @property
-    def refused(self) -> bool:
-        """Say whether the lane waits for a person."""
-        return self.verdict is not None and self.verdict.refused
+    def refusal(self) -> str | None:
+        """Say in one line why the lane waits for a person, if it does."""
+        if self.verdict is None or not self.verdict.refused:
+            return None
+        return disagreement(self.lane, self.verdict, self.marker, self.seq)
 
 
-READ_LANE = """
-    SELECT epoch, seq, inflight, coalesce(carrier, lane)
-      FROM outbox_lane
-     WHERE lane = %(lane)s
-"""
+READ_LANES = "SELECT lane, epoch, seq FROM outbox_lane ORDER BY lane"
 
 
-def look(conn: Connection, markers: Markers, lane: int) -> Sight:
-    """Compare marker and lane row without touching either. Raises KafkaException.
+def look(conn: Connection, markers: Markers) -> list[Sight]:
+    """Compare all lanes' markers and rows without touching either. Raises KafkaException.
 
     No fence, no lock: good for a first look, and not for a decision.
     """
-    before = conn.execute(READ_LANE, {"lane": lane}).fetchone()
-    marker = read_patiently(markers, lane)
-    after = conn.execute(READ_LANE, {"lane": lane}).fetchone()
-    _, seq, inflight, carrier = cast("tuple[int, int, list[int], int]", after)
-    seen = LaneState(seq, inflight, carrier)
-    verdict = compare(marker, seen.seq) if before == after else None
-    return Sight(lane, seen, marker, verdict)
+    before = cast("list[tuple[int, int, int]]", conn.execute(READ_LANES).fetchall())
+    found = read_patiently(markers, [lane for lane, *_ in before])
+    after = set(conn.execute(READ_LANES).fetchall())
+    return [
+        Sight(row[0], row[2], found[row[0]], compare(found[row[0]], row[2]) if row in after else None)
+        for row in before
+    ]
 
 
 # What a coordinator says for a moment that is just made, or moves to another broker.
@@ -77,12 +76,12 @@ COORDINATOR_MOVES = frozenset(
 )
 
 
-def read_patiently(markers: Markers, lane: int) -> int | None:
-    """Return the lane's marker; wait for its coordinator up to LOOK_S. Raises KafkaException."""
+def read_patiently(markers: Markers, lanes: Sequence[int]) -> dict[int, int | None]:
+    """Return the lanes' markers; wait for their coordinator up to LOOK_S. Raises KafkaException."""
     limit = time.monotonic() + LOOK_S
     while True:
         try:
-            return markers.read([lane], LOOK_S)[lane]
+            return markers.read(lanes, LOOK_S)
         except KafkaException as error:
             if error.args[0].code() not in COORDINATOR_MOVES or time.monotonic() > limit:
                 raise

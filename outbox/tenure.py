@@ -20,7 +20,7 @@ from uuid import UUID
 from outbox import store
 from outbox.crashpoints import reached
 from outbox.errors import InDoubt, RecordRefused
-from outbox.lane import RECOVERING, WORKING, Lane, Verdict, compare
+from outbox.lane import RECOVERING, WORKING, Lane, Verdict, compare, disagreement
 from outbox.low_water import LowWater, Writers
 from outbox.message import OutboxRow
 from outbox.observer import Observer
@@ -332,10 +332,8 @@ class Tenure:
             return  # all was well; only the lanes have changed
         self._observer.recovered(verdict.value)
         if lane.refused:
-            text = (
-                f"lane {lane.number}: {verdict.value}: the marker in Kafka is {marker}, the batch in"
-                f" Postgres is {seq}; nothing is sent until the lane is repaired"
-            )
+            text = disagreement(lane.number, verdict, marker, seq)
+            text += "; nothing is sent until the lane is repaired"
             self._change_state(lane, f"refused: {verdict.value}", logging.ERROR, text)
             return
         log.info("lane recovered", extra=place | {"verdict": verdict.value})

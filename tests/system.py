@@ -38,7 +38,7 @@ from orchestrator.messages import DeployOrder, encode_order
 from orchestrator.metrics import ConsumerMetrics, new_registry
 from orchestrator.migrations import migrate
 from orchestrator.oncall.audit import Audit, audit
-from orchestrator.reading import read_to_end
+from orchestrator.reading import find_spans, read_spans
 from orchestrator.settings import Settings, read_settings
 from orchestrator.topics import read_beginnings
 from orchestrator.workers import insert_all, set_deployed
@@ -169,7 +169,9 @@ class System:
 
     def read(self, topic: str) -> list[Record]:
         """Return all committed records of a topic."""
-        return list(read_to_end(self.settings.kafka, topic))
+        kafka = self.settings.kafka
+        spans = find_spans(AdminClient(dict(kafka)), topic)
+        return [record for chunk in read_spans(kafka, topic, spans) for record in chunk]
 
     def orders(self) -> list[DeployOrder]:
         """Return the deploy orders that a read_committed Runner sees."""

@@ -11,7 +11,7 @@ transaction stays open while Kafka is read, so vacuum is not held up.
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import NamedTuple, TextIO, cast
 from uuid import UUID
 
@@ -20,11 +20,10 @@ from confluent_kafka import Message as Record
 
 from orchestrator import topics
 from orchestrator.messages import DeployOrder
-from orchestrator.reading import Span, find_spans, kept_since, read_spans, time_of
+from orchestrator.reading import CLOCKS, Span, find_spans, kept_since, read_spans, time_of
 from outbox import Connection
 from outbox.lanes import check_session
 
-CLOCKS = timedelta(minutes=5)  # how far the clocks of Postgres and of the relays may be apart
 EXAMPLES = 5  # of each fault
 
 KINDS = {

@@ -3,19 +3,17 @@
 import logging
 import time
 from contextlib import closing
-from typing import cast
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import ResourceType  # type: ignore[attr-defined]  # public
 
 from orchestrator import offsets, topics
-from orchestrator.ingest import repair_of
 from orchestrator.oncall.doctor_check import Answer, Site, all_of, count, partitions
 from orchestrator.oncall.doctor_kafka import NOT_ALLOWED, ask_configs, lost, values_of, was_lost
 from orchestrator.oncall.doctor_rights import WRITE, topic_operations
-from orchestrator.oncall.repair import describe_marker
 from orchestrator.oncall.repair_partitions import fault_of
 from orchestrator.reading import Span
+from orchestrator.refusals import repair_of_lane, repair_of_partition
 from orchestrator.terminal import duration
 from orchestrator.topics import REQUEST_S
 from outbox import count_lanes
@@ -95,7 +93,9 @@ def input_positions(site: Site) -> Answer:
             text = f"partition {partition} is not in {topic} any more: was it made again with fewer?"
             remarks.append(("warning", text))
         elif fault := fault_of(position, topic_id, Span(beginnings[partition], ends[partition])):
-            remarks.append(("failed", f"partition {partition}: {fault}: {repair_of(partition)}"))
+            remarks.append(
+                ("failed", f"partition {partition}: {fault}: {repair_of_partition(partition)}")
+            )
         elif shown.get(partition, 0) > position.next_offset:
             remarks.append(("warning", ahead(partition, shown[partition], position.next_offset)))
     lag = sum(max(ends[p] - stored[p].next_offset, 0) for p in ids if p in stored)
@@ -150,25 +150,14 @@ def retention(site: Site) -> Answer:
     return "failed" if min(known) < RETENTION_MIN_S else "warning", danger
 
 
-MARKERS_S = 5.0  # a look takes milliseconds, unless a transaction is still being decided
-LANES = "SELECT lane FROM outbox_lane ORDER BY lane"
-
-
 def markers(site: Site) -> Answer:
     """Compare each lane's marker in Kafka with its batch in Postgres, as the relay does."""
-    identity, remarks = read_identity(site.conn), list[Answer]()
-    give_up_at = time.monotonic() + MARKERS_S
-    lanes = [lane for (lane,) in cast("list[tuple[int]]", site.conn.execute(LANES).fetchall())]
     topic = site.topic(site.settings.progress_topic).name
-    with closing(Markers(site.kafka, identity, topic)) as reader:
-        for lane in lanes:
-            if time.monotonic() > give_up_at:
-                text = f"lane {lane} and the next ones were not looked at: Kafka answers slowly"
-                remarks.append(("warning", text))
-                break
-            sight = look(site.conn, reader, lane)
-            if sight.refused and sight.verdict:
-                text = f"lane {lane}: {sight.verdict.value}: the marker in Kafka is"
-                text += f" {describe_marker(sight.marker)}, the batch in Postgres {sight.state.seq}"
-                remarks.append(("failed", f"{text}: orchestrator repair lane {lane}"))
-    return all_of(remarks, f"those of {count(len(lanes), 'lane')} agree with Postgres")
+    with closing(Markers(site.kafka, read_identity(site.conn), topic)) as reader:
+        sights = look(site.conn, reader)
+    remarks: list[Answer] = [
+        ("failed", f"{sight.refusal}: {repair_of_lane(sight.lane)}")
+        for sight in sights
+        if sight.refusal
+    ]
+    return all_of(remarks, f"those of {count(len(sights), 'lane')} agree with Postgres")

@@ -7,7 +7,7 @@ dead letter that it was. Other rows are not ours to judge: they are named, and n
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import NamedTuple, TextIO, cast
 from uuid import UUID
 
@@ -19,6 +19,7 @@ from orchestrator.messages import LATEST_MS, headers_of
 from orchestrator.oncall.audit import row_of
 from orchestrator.oncall.origins import RETRY_OF, Header, name_made_of, origin_of
 from orchestrator.reading import (
+    CLOCKS,
     find_spans,
     kept_since,
     read_spans,
@@ -29,7 +30,6 @@ from orchestrator.settings import Settings
 from outbox import Connection
 from outbox.message import decode_headers
 
-CLOCKS = timedelta(minutes=5)  # how far the clocks of API, Postgres and relays may be apart
 PORTION = 5000  # dead letters looked at together
 
 

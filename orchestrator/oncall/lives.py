@@ -6,7 +6,7 @@ around the time that the id begins with, and a match of the 74 bits proves it wi
 
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import NamedTuple, TextIO, cast
 from uuid import UUID
 
@@ -14,12 +14,11 @@ from confluent_kafka import Message as Record
 
 from orchestrator import topics
 from orchestrator.oncall.audit import row_of
-from orchestrator.reading import Span, find_spans, read_spans, time_of, to_time
+from orchestrator.reading import CLOCKS, Span, find_spans, read_spans, time_of, to_time
 from orchestrator.settings import Settings
 from orchestrator.workers import MS_BITS, worker_id
 from outbox import Connection
 
-CLOCKS = timedelta(minutes=5)  # how far the clocks of API, Postgres and relays may be apart
 SHOWN = 10  # of each kind, the latest
 TRIES = 1_000_000  # places to try in a partition, a few microseconds each
 

@@ -175,7 +175,8 @@ def add_repair(parser: argparse.ArgumentParser) -> None:
     lane.add_argument(
         "--undecided",
         choices=("send", "settle"),
-        help="what to do with rows that only a record deleted by retention could tell of",
+        help="rows that only a record deleted by retention could tell of: send them, perhaps a second"
+        " time, or settle them, perhaps never sent",
     )
     partition = kinds.add_parser(
         "partition",

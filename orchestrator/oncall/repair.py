@@ -25,6 +25,7 @@ from orchestrator.oncall import evidence
 from orchestrator.oncall.evidence import Evidence
 from orchestrator.oncall.repairs import write_down
 from orchestrator.reading import Span, read_spans
+from orchestrator.refusals import repair_of_partition
 from orchestrator.settings import Settings
 from orchestrator.workers import set_deployed
 from outbox import Connection, count_lanes, transaction
@@ -91,23 +92,10 @@ def find_refused(repair: Repair, markers: Markers, wanted: int | None) -> list[S
     lanes = count_lanes(repair.conn)
     if wanted is not None and wanted >= lanes:
         raise NotRepaired(f"there is no lane {wanted}: the lanes are 0 to {lanes - 1}")
-    sights = [
-        look(repair.conn, markers, lane) for lane in (range(lanes) if wanted is None else [wanted])
-    ]
+    sights = [sight for sight in look(repair.conn, markers) if wanted in {None, sight.lane}]
     for sight in sights:
-        if sight.refused and sight.verdict:
-            repair.say(
-                f"lane {sight.lane}: {sight.verdict.value}: the marker in Kafka is"
-                f" {describe_marker(sight.marker)}, the batch in Postgres is {sight.state.seq}"
-            )
-        else:
-            repair.say(f"lane {sight.lane}: needs no repair")
-    return [sight for sight in sights if sight.refused]
-
-
-def describe_marker(marker: int | None) -> str:
-    """Return the marker's number in words."""
-    return "missing" if marker is None else str(marker)
+        repair.say(sight.refusal or f"lane {sight.lane}: needs no repair")
+    return [sight for sight in sights if sight.refusal]
 
 
 # ---- has the consumer taken everything? -----------------------------------------------------------
@@ -144,7 +132,7 @@ def find_unread(
         if position.topic_id != topic_id or position.next_offset < beginnings[partition]:
             raise NotRepaired(
                 f"partition {partition} of {topic} waits for a repair itself:"
-                f" orchestrator repair partition {partition}"
+                f" {repair_of_partition(partition)}"
             )
     nexts = {p: positions[p].next_offset if p in positions else beginnings[p] for p in ends}
     return {p: Span(nexts[p], end) for p, end in ends.items() if nexts[p] < end}

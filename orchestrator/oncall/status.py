@@ -22,6 +22,7 @@ from orchestrator.oncall.dead_letters import count_handled, find_letters, read_l
 from orchestrator.oncall.repair_partitions import fault_of
 from orchestrator.oncall.selection import Selection
 from orchestrator.reading import Span, find_spans
+from orchestrator.refusals import repair_of_lane, repair_of_partition
 from orchestrator.settings import Settings
 from orchestrator.topics import TopicMissing
 from outbox import Connection
@@ -191,11 +192,10 @@ def read_sessions(conn: Connection, identity: UUID) -> Sessions:
 
 def read_verdicts(settings: Settings, conn: Connection, identity: UUID) -> dict[int, str]:
     """Compare every lane's batch with its marker; return the verdicts that refuse a lane."""
-    lanes = cast("list[tuple[int]]", conn.execute("SELECT lane FROM outbox_lane").fetchall())
     with closing(Markers(settings.kafka, identity, settings.progress_topic)) as markers:
-        sights = {lane: look(conn, markers, lane) for (lane,) in lanes}
+        sights = look(conn, markers)
     return {
-        lane: sight.verdict.value for lane, sight in sights.items() if sight.refused and sight.verdict
+        sight.lane: sight.verdict.value for sight in sights if sight.verdict and sight.verdict.refused
     }
 
 
@@ -228,7 +228,7 @@ def read_lanes(
         pending, oldest_s = waiting.get(lane, (None, None))
         refused = verdicts.get(lane)
         state = refused or state_of(lane in owners, oldest_s)
-        repair = f"orchestrator repair lane {lane}" if refused else None
+        repair = repair_of_lane(lane) if refused else None
         found.append(
             LaneStatus(lane, owners.get(lane), epoch, seq, inflight, state, pending, oldest_s, repair)
         )
@@ -263,7 +263,7 @@ def _judge(number: int, position: Position | None, topic_id: UUID, log: Span) ->
         log.end,
         log.length if fault else max(log.end - position.next_offset, 0),
         fault,
-        f"orchestrator repair partition {number}" if fault else None,
+        repair_of_partition(number) if fault else None,
     )
 
 

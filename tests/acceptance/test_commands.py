@@ -1,5 +1,6 @@
 """The commands as people and containers run them: what they do, print, and exit with."""
 
+import json
 import re
 import signal
 import socket
@@ -205,10 +206,23 @@ def test_healthcheck_asks_the_process_and_the_one_beside_it(
         assert run_command({"METRICS_PORT": str(port)}, "healthcheck").returncode == code
 
 
+def test_healthcheck_can_say_what_a_process_waits_for() -> None:
+    trouble: dict[str, str | None] = {"lanes": "lane 3: refused: marker_ahead"}
+    process = Health({"lanes": lambda: trouble["lanes"]})
+    with serve_http(HOST, 0, CollectorRegistry(), process) as port:
+        waits = run_command({"METRICS_PORT": str(port)}, "healthcheck", "--ready")
+        assert waits.returncode == 1
+        assert json.loads(waits.stdout) == {"ready": False, "checks": trouble}
+        trouble["lanes"] = None
+        assert run_command({"METRICS_PORT": str(port)}, "healthcheck", "--ready").returncode == 0
+
+
 def test_healthcheck_gives_up_on_a_process_that_does_not_answer() -> None:
     with socket.create_server((HOST, 0)) as silent:
         port = str(silent.getsockname()[1])
-        assert run_command({"METRICS_PORT": port}, "healthcheck").returncode == 1
+        answered = run_command({"METRICS_PORT": port}, "healthcheck")
+    assert answered.returncode == 1
+    assert answered.stdout == f"no answer on port {port}: TimeoutError\n"
 
 
 def test_healthcheck_asks_where_the_process_listens() -> None:

@@ -503,7 +503,7 @@ def consume(system: System, records: int) -> None:
 
 def test_a_marker_that_is_ahead_of_postgres_is_found_with_its_repair(system: System) -> None:
     set_marker(system, 99, lane=2)
-    words = "lane 2: marker_ahead: the marker in Kafka is 99, the batch in Postgres 0: "
+    words = "lane 2: marker_ahead: the marker in Kafka is 99, the batch in Postgres is 0: "
     check_fault(system, "markers", "failed", words + "orchestrator repair lane 2")
 
 

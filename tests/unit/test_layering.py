@@ -56,7 +56,7 @@ LEVELS = [
     ["orchestrator.migrations", "orchestrator.topics", "orchestrator.health", "orchestrator.submit"],
     ["orchestrator.messages", "orchestrator.settings", "orchestrator.logs", "orchestrator.errors"],
     ["orchestrator.healthcheck"],
-    ["orchestrator.environment", "orchestrator.arguments"],
+    ["orchestrator.environment", "orchestrator.arguments", "orchestrator.refusals"],
     ["outbox"],
     ["outbox.relay", "outbox.repair", "outbox.parked"],
     ["outbox.tenure"],
