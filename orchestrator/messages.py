@@ -74,7 +74,7 @@ class CommandParser:
         self._decode = msgspec.json.Decoder(Command).decode
         names = "|".join(re.escape(scheme) for scheme in schemes)
         self._is_url = re.compile(
-            rf"(?:{names})://[^/?#{FORBIDDEN}][^{FORBIDDEN}]*", re.IGNORECASE
+            rf"(?a:{names})://[^/?#{FORBIDDEN}][^{FORBIDDEN}]*", re.IGNORECASE
         ).fullmatch
 
     def parse(self, value: bytes | None) -> Command:

@@ -151,6 +151,7 @@ BAD_URL = {
     "no host but a query": url(b"rtsp://?a"),
     "no host but a fragment": url(b"rtsp://#a"),
     "scheme inside": url(b"xrtsp://camera"),
+    "a letter that only folds to s": url("rt\u017fp://camera".encode()),
 }
 FIXED_LIST = [
     (None, Reason.EMPTY),
