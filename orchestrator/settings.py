@@ -220,10 +220,10 @@ def a_database_url(text: str) -> str:
         raise ValueError(
             "is no connection string: write postgresql://USER:PASSWORD@HOST/DATABASE"
         ) from None
-    # A password with a bare @ or / ends too early: the rest would be in the server's place, and in errors.
+    # A password with a bare @ or / ends too early: its rest would be in the host, and so in errors.
     place = [str(parts.get(part) or "") for part in ("host", "dbname")]
     if "://" in text and ("@" in "".join(place) or not PORTS.fullmatch(str(parts.get("port") or ""))):
-        raise ValueError("cannot be meant so: in user and password write @ as %40, : as %3A and / as %2F")
+        raise ValueError("cannot be meant so: in user and password write @ as %40 and / as %2F")
     return make_conninfo(**{name: str(value) for name, value in parts.items() if value is not None})
 
 

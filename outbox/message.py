@@ -28,7 +28,8 @@ class Message(NamedTuple):
 class OutboxRow(NamedTuple):
     """A claimed row.
 
-    age_s: seconds since the inserting transaction began, by Postgres's clock. octets: of the value.
+    age_s: seconds since the inserting transaction began, by Postgres's clock. octets: of
+    key, value and headers, as they are stored.
     """
 
     lane: int

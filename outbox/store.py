@@ -183,42 +183,49 @@ class Claim(NamedTuple):
     above: int = 0
 
 
-CLAIM = """
-    SELECT claimed.*
+OCTETS = """
+    coalesce(octet_length(key), 0) + coalesce(octet_length(value), 0)
+    + coalesce(octet_length(headers::text), 0)
+"""
+
+CLAIM = f"""
+    SELECT claimed.lane, id, topic,
+           CASE WHEN octets <= %(small)s THEN key END AS key,
+           CASE WHEN octets <= %(small)s THEN value END AS value,
+           CASE WHEN octets <= %(small)s THEN headers END AS headers,
+           extract(epoch FROM clock_timestamp() - created_at)::float8 AS age_s,
+           octets
       FROM unnest(%(lanes)b::smallint[], %(limits)b::bigint[], %(above)b::bigint[])
            AS mine (lane, up_to, above),
            LATERAL (
-               SELECT lane, id, topic, key,
-                      CASE WHEN octet_length(value) <= %(small)s THEN value END AS value,
-                      headers,
-                      extract(epoch FROM clock_timestamp() - created_at)::float8 AS age_s,
-                      coalesce(octet_length(value), 0) AS octets
+               SELECT outbox.lane, id, topic, key, value, headers, created_at, {OCTETS} AS octets
                  FROM outbox
                 WHERE outbox.lane = mine.lane AND id > mine.above
                 ORDER BY id
                 LIMIT mine.up_to
                   FOR UPDATE SKIP LOCKED
            ) AS claimed
-"""
+"""  # noqa: S608
 
 
 def claim(conn: Connection, wanted: Sequence[Claim]) -> dict[int, list[OutboxRow]]:
     """Lock rows of lanes, each lane's in id order. The caller's transaction holds the locks.
 
     The lane rows' locks already keep other relays away: SKIP LOCKED passes over a row that some
-    other session holds, instead of waiting for it with the lanes locked. Large values stay where they
+    other session holds, instead of waiting for it with the lanes locked. Large rows stay where they
     are until it is known which of them the batch takes: a thousand could be a gigabyte.
     """
+    small = MAX_BATCH_BYTES // sum(one.limit for one in wanted)
     values = {
         "lanes": arrays.smallints(one.lane for one in wanted),
         "limits": arrays.bigints(one.limit for one in wanted),
         "above": arrays.bigints(one.above for one in wanted),
-        "small": MAX_BATCH_BYTES // sum(one.limit for one in wanted),
+        "small": small,
     }
     found = _rows(conn.execute(CLAIM, values, prepare=True, binary=True))
     share = MAX_BATCH_BYTES // len(wanted)
     return {
-        lane: _with_values(conn, lane, _first_bytes(list(rows), share))
+        lane: _with_large(conn, lane, _first_bytes(list(rows), share), small)
         for lane, rows in groupby(found, key=attrgetter("lane"))
     }
 
@@ -233,23 +240,23 @@ def _first_bytes(rows: list[OutboxRow], share: int) -> list[OutboxRow]:
     return rows
 
 
-def _with_values(conn: Connection, lane: int, rows: list[OutboxRow]) -> list[OutboxRow]:
+def _with_large(conn: Connection, lane: int, rows: list[OutboxRow], small: int) -> list[OutboxRow]:
     """Load what the claim left behind."""
-    large = [row.id for row in rows if row.value is None and row.octets]
+    large = [row.id for row in rows if row.octets > small]
     if not large:
         return rows
     loaded = {row.id: row for row in load(conn, lane, large)}
     return [loaded.get(row.id, row) for row in rows]
 
 
-LOAD = """
+LOAD = f"""
     SELECT lane, id, topic, key, value, headers,
            extract(epoch FROM clock_timestamp() - created_at)::float8 AS age_s,
-           coalesce(octet_length(value), 0) AS octets
+           {OCTETS} AS octets
       FROM outbox
      WHERE lane = %(lane)s AND id = ANY(%(ids)b::bigint[])
      ORDER BY id
-"""
+"""  # noqa: S608
 
 
 def load(conn: Connection, lane: int, ids: Sequence[int]) -> list[OutboxRow]:
