@@ -9,7 +9,7 @@ Every function takes the connection first; those that write never commit.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import count, groupby
+from itertools import groupby
 from operator import attrgetter
 from typing import LiteralString, NamedTuple, cast
 from uuid import UUID
@@ -23,8 +23,6 @@ from outbox.postgres import Connection
 
 # A claim stops growing here: a transaction must fit into the producer's queue and its time-out.
 MAX_BATCH_BYTES = 16 * 1024 * 1024
-
-_turn = count()  # rows without a key are dealt to the lanes in turn
 
 ENQUEUE = """
     INSERT INTO outbox (lane, topic, key, value, headers, subject)
@@ -41,20 +39,31 @@ def enqueue(conn: Connection, messages: Sequence[Message], lanes: int) -> None:
     """
     if not messages:
         return
+    headers = [encode_headers(m.headers) for m in messages]
     conn.execute(
         ENQUEUE,
         (
             arrays.smallints(
-                next(_turn) % lanes if m.key is None else lane_of(m.key, lanes) for m in messages
+                lane_of(content(m.value, text) if m.key is None else m.key, lanes)
+                for m, text in zip(messages, headers, strict=True)
             ),
             arrays.texts(m.topic for m in messages),
             arrays.byteas(m.key for m in messages),
             arrays.byteas(m.value for m in messages),
-            arrays.texts(encode_headers(m.headers) for m in messages),
+            arrays.texts(headers),
             arrays.uuids(m.subject for m in messages),
         ),
         prepare=True,
     )
+
+
+def content(value: bytes | None, headers: str | None) -> bytes:
+    """Return what decides the lane of a message without a key.
+
+    Nothing that the process remembers does: after a restore it is written again, and has to come to
+    the lane that knows whether it was sent.
+    """
+    return (headers or "").encode() + (value or b"")
 
 
 IDENTITY = "SELECT identity FROM outbox_identity"

@@ -16,7 +16,7 @@ from outbox import Message, Relay, connect, count_lanes, enqueue, transaction
 from outbox.parked import read_parked
 from tests.bare import bare_system
 from tests.eventually import eventually
-from tests.system import System, create_topics
+from tests.system import LANES, System, create_topics
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "outbox" / "README.md").read_text()
@@ -69,6 +69,19 @@ def test_another_service_writes_messages_and_hears_when_they_are_in_kafka(librar
     assert sorted(found) == sorted((order.bytes, b"paid", [("n", b"1")]) for order in orders)
     with closing(system.connect()) as conn:
         assert list(read_parked(conn)) == []
+
+
+def test_a_message_without_a_key_comes_to_the_lane_that_it_came_to_before(system: System) -> None:
+    messages = [Message("topic", None, None, [("offset", b"%d" % number)]) for number in range(50)]
+    found = []
+    with closing(system.connect()) as conn:
+        for some in (messages, messages[::-1]):  # as after a restore: again, but not in the same order
+            with transaction(conn):
+                enqueue(conn, some, LANES)
+            rows = system.query("DELETE FROM outbox RETURNING headers::text, lane")
+            assert {lane for _, lane in rows} == set(range(LANES))
+            found.append(dict(rows))
+    assert found[0] == found[1]
 
 
 def test_a_transaction_rolled_back_leaves_no_message(one_lane: System) -> None:
