@@ -92,7 +92,7 @@ KEEPALIVES: dict[str, Any] = {
 }
 
 # A client whose host froze or vanished is given up by the server within about 10 s, in a transaction
-# too: its row locks would hold up its successor.
+# and while it is sent rows, too: its locks would hold up its successor.
 # lock_timeout: a wait on a forgotten lock becomes 55P03, and the whole transaction is repeated.
 # synchronous_commit: `off` acknowledges what a crash may lose; any other choice of the DBA stays.
 PREPARE_SESSION = """
@@ -103,6 +103,7 @@ PREPARE_SESSION = """
            set_config('tcp_keepalives_idle', '5', false),
            set_config('tcp_keepalives_interval', '2', false),
            set_config('tcp_keepalives_count', '3', false),
+           set_config('tcp_user_timeout', '10000', false),
            CASE current_setting('synchronous_commit')
                WHEN 'off' THEN set_config('synchronous_commit', 'on', false)
            END

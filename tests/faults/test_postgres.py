@@ -248,6 +248,20 @@ def test_processes_frozen_in_a_transaction_lose_it_and_do_it_again(own: System) 
     assert duplicates(consumer) == 0
 
 
+@pytest.mark.slow
+@pytest.mark.fault(12)
+def test_a_session_frozen_while_it_is_sent_rows_loses_its_locks(own: System) -> None:
+    with closing(own.connect("frozen")) as frozen:
+        frozen.execute("BEGIN")
+        frozen.execute("SELECT FROM outbox_lane FOR UPDATE")
+        frozen.pgconn.send_query(b"SELECT repeat('x', 1000000) FROM generate_series(1, 100)")
+        eventually(lambda: waits(own, "frozen") == {"ClientWrite"})
+        eventually(lambda: own.query(FROZEN) == [(0,)], 30)  # after 10 s, as we ask the server
+
+
+FROZEN = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'frozen'"
+
+
 @pytest.mark.fault(12)
 def test_an_idle_time_out_of_the_administrators_costs_sessions_and_nothing_else(own: System) -> None:
     name = conninfo_to_dict(own.settings.database_url)["dbname"]
