@@ -60,6 +60,8 @@ class Lane:
 
     epoch: from `take_lane`. state: for people: `recovering`, `working`, or why it waits or is refused.
     seq: the batch known to be in Kafka, once it works. unsettled: rows of it may still be in flight.
+    failures: how often in a row it could not be sent though it was alone. rests_until: monotonic; it is
+    left out until then, 0: it is not.
     fenced: lanes under whose transactional ids no earlier owner of it can send any more.
     alone_until: up to this id its rows go out one by one. marked_at: when its marker was last sent,
     monotonic.
@@ -71,6 +73,8 @@ class Lane:
     refused: bool = False
     seq: int = 0
     unsettled: bool = True
+    failures: int = 0
+    rests_until: float = 0.0
     fenced: set[int] = field(default_factory=set)
     alone_until: int = 0
     marked_at: float = -math.inf
@@ -79,5 +83,6 @@ class Lane:
     def published(self, rows: Sequence[OutboxRow]) -> None:
         """Take in that the batch in hand is in Kafka, or the marker once more."""
         self.marked_at = time.monotonic()
+        self.failures = 0
         if rows and rows[-1].id >= self.alone_until:
             self.alone_until = 0

@@ -32,8 +32,8 @@ class Ownership:
         self._identity = identity
 
     def working(self) -> list[Lane]:
-        """Return the lanes that do not wait for a person."""
-        return [lane for lane in self.lanes.values() if not lane.refused]
+        """Return the lanes that neither wait for a person nor rest."""
+        return [lane for lane in self.lanes.values() if not (lane.refused or lane.rests_until)]
 
     def look(self) -> lanes.Survey:
         """See from all relays and lanes whether ours are to change."""

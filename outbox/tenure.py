@@ -38,6 +38,7 @@ OnSettled = Callable[[Connection, Sequence[UUID]], None]
 Batch = Mapping[int, Sequence[OutboxRow]]  # by lane
 
 SURVEY_S = 0.5  # how soon a lane without an owner is seen
+REST_S, RESTS_AFTER = 60.0, 2  # a lane that fails alone, so often, holds up the others no longer
 REFUSED_S = 5.0  # how soon it is seen that a refused lane is as it was
 LONGEST_PAUSE_S = 0.1  # between two batches of a busy relay
 MARKER_REFRESH_S = 6 * 3600.0  # the offsets of a group without members expire after 7 days
@@ -120,6 +121,7 @@ class Tenure:
             self._look_at = now + SURVEY_S
             self.owned.look()
             self._look_at_refused()
+            self.owned.changed |= any(0 < lane.rests_until <= now for lane in self.owned.lanes.values())
         return self.owned.changed
 
     def _look_at_refused(self) -> None:
@@ -289,6 +291,7 @@ class Tenure:
         if not states:
             self._publisher.discard()
             return
+        self._end_rests()
         reached("relay.owner_checked")
         self._fence(states)
         markers = self._publisher.read_markers(states)
@@ -343,14 +346,38 @@ class Tenure:
             log.error("row parked", extra=place | about)
             self._observer.parked()
 
+    def _end_rests(self) -> None:
+        """Try lanes again that have rested, or all where no other would be held up."""
+        now, nobody_works = time.monotonic(), not self.owned.working()
+        for lane in self.owned.lanes.values():
+            if nobody_works or lane.rests_until <= now:
+                lane.rests_until = 0.0
+
     def _publish_again(self, decisions: Mapping[int, Decision], refusal: Refusal | None) -> None:
-        """Send what is not in Kafka; lane by lane if a record was refused, to find out whose it is."""
+        """Send what is not in Kafka, rows lane by lane: so it shows whose cannot be sent, if any.
+
+        What failed alone comes last. Lanes without rows have only markers, and none can fail alone.
+        """
         again = {number: decision.rows for number, decision in decisions.items() if decision.sends}
-        if refusal:
-            for number in sorted(again, key=lambda number: number == refusal.lane):
-                self._publish({number: again[number]})
-        elif again:
-            self._publish(again)
+        if markers := {number: rows for number, rows in again.items() if not rows}:
+            self._publish(markers)
+        refused = refusal.lane if refusal else None
+        alone = [self.owned.lanes[number] for number in sorted(again.keys() - markers.keys())]
+        for lane in sorted(alone, key=lambda lane: (lane.number == refused, lane.failures)):
+            if not lane.rests_until:
+                self._publish_alone(lane, again[lane.number])
+
+    def _publish_alone(self, lane: Lane, rows: Sequence[OutboxRow]) -> None:
+        """Publish the batch of one lane, as long as that does not hold up the others for ever."""
+        try:
+            self._publish({lane.number: rows})
+        except InDoubt as error:
+            lane.failures += 1
+            if lane.failures >= RESTS_AFTER:
+                lane.rests_until = time.monotonic() + REST_S
+                state = f"waiting: {error}; sent alone, and again in {REST_S:.0f} s"
+                self._change_state(lane, state, logging.WARNING, "lane rests")
+            raise
 
     # ---- what people see ------------------------------------------------------------------------
 

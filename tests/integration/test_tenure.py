@@ -5,15 +5,16 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from itertools import count
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
-from outbox import Connection, InDoubt, Message, enqueue, recovery, tenure, transaction
+from outbox import Connection, InDoubt, Message, enqueue, publisher, recovery, tenure, transaction
 from outbox.message import lane_of
 from outbox.store import lock_lanes, read_lanes, take_lane
 from outbox.tenure import MARKER_REFRESH_S
 from tests.eventually import eventually
-from tests.integration.test_lane import working
+from tests.integration.test_lane import create_topic, working
 from tests.repairs import back_up, restore, set_marker
 from tests.system import LANES, OwnedLane, System, limit_messages
 
@@ -26,9 +27,9 @@ def keys_of(lane: int) -> Iterator[bytes]:
     return (key for number in count() if lane_of(key := b"%d" % number, LANES) == lane)
 
 
-def put(system: System, lanes: tuple[int, ...] = ALL, value: bytes = b"value") -> None:
-    """Write a row into each of the lanes."""
-    topic = system.settings.output_topic
+def put(system: System, lanes: tuple[int, ...] = ALL, value: bytes = b"value", topic: str = "") -> None:
+    """Write a row into each of the lanes, for the output topic unless told."""
+    topic = topic or system.settings.output_topic
     with closing(system.connect()) as conn, transaction(conn):
         enqueue(conn, [Message(topic, next(keys_of(lane)), value) for lane in lanes], LANES)
 
@@ -210,6 +211,25 @@ def test_a_refused_record_is_parked_and_the_other_lanes_go_out(system: System) -
         eventually(lambda: system.query("SELECT count(*) FROM outbox") == [(0,)], 20)
     assert sent(system) == sorted([*ALL, *ALL])
     assert system.query("SELECT lane, octet_length(value) FROM outbox_parked") == [(2, 5000)]
+
+
+def test_a_lane_that_cannot_be_sent_does_not_hold_up_the_others(
+    system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publisher, "CALL_LIMIT_S", 1.0)
+    monkeypatch.setattr(tenure, "REST_S", 3.0)
+    missing, others = f"missing-{uuid4()}", (0, 2, 3)
+    put(system, (1,), topic=missing)
+    put(system)
+    with system.lane(*ALL) as lanes, working(lanes.tenure):
+        eventually(lambda: sent(system) == [0, 2, 3], 20)
+        eventually(lambda: [lane.number for lane in lanes.tenure.owned.working()] == [0, 2, 3], 20)
+        put(system, others)
+        eventually(lambda: sent(system) == sorted(2 * others))
+        create_topic(system, missing)
+        eventually(lambda: system.query("SELECT count(*) FROM outbox") == [(0,)], 20)
+    assert sent(system) == sorted([1, *others, *others])
+    assert [record.value() for record in system.read(missing)] == [b"value"]
 
 
 def test_a_doubt_after_a_batch_was_narrowed_parks_nothing(
