@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from confluent_kafka import Producer
 
 from outbox.message import OutboxRow
-from outbox.publisher import Publisher
+from outbox.publisher import Marker, Publisher
 
 
 class NoPublisher(Publisher):
@@ -15,11 +15,11 @@ class NoPublisher(Publisher):
     def start(self, carrier: int) -> None:
         """Need no producer."""
 
-    def read_markers(self, lanes: Collection[int]) -> dict[int, int | None]:
+    def read_markers(self, lanes: Collection[int]) -> dict[int, Marker | None]:
         """Know of no batch: good for lanes that are new."""
         return dict.fromkeys(lanes)
 
-    def publish(self, markers: Mapping[int, int], rows: Iterable[OutboxRow]) -> None:
+    def publish(self, markers: Mapping[int, Marker], rows: Iterable[OutboxRow]) -> None:
         """Take the rows, and be done."""
 
 
@@ -32,7 +32,7 @@ class PlainPublisher(NoPublisher):
         self._producer = Producer(config, logger=self._log)
         self._caller = ThreadPoolExecutor(1)
 
-    def publish(self, markers: Mapping[int, int], rows: Iterable[OutboxRow]) -> None:
+    def publish(self, markers: Mapping[int, Marker], rows: Iterable[OutboxRow]) -> None:
         """Send the rows and wait for all delivery reports."""
         producer = self._usable()
         self._produce(producer, rows)

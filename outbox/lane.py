@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from outbox.low_water import LowWater
 from outbox.message import OutboxRow
+from outbox.publisher import Marker
 
 RECOVERING, WORKING = "recovering", "working"  # states of a lane
 
@@ -31,27 +32,30 @@ class Verdict(enum.Enum):
 REFUSED = frozenset({Verdict.MARKER_AHEAD, Verdict.MARKER_BEHIND, Verdict.MARKER_MISSING})
 
 
-def compare(marker: int | None, seq: int) -> Verdict:
-    """Decide from the marker in Kafka and the batch in Postgres.
+def compare(marker: Marker | None, seq: int, rows: int) -> Verdict:
+    """Decide from the marker in Kafka and the batch in Postgres. rows: of it, and not yet settled.
 
-    Sound only after a fence and under the lane row's lock. Ahead: Postgres went back in time.
-    Behind or missing: the marker expired, was deleted, or is another outbox's.
+    Sound only after a fence and under the lane row's lock. Ahead: Postgres went back in time, maybe to
+    before the batch was narrowed. Behind or missing: the marker expired, was deleted, or is another
+    outbox's.
     """
     if marker is None:
         return Verdict.MARKER_MISSING if seq else Verdict.NEW_LANE
-    if marker == seq:
-        return Verdict.PUBLISHED
-    if marker == seq - 1:
+    if marker.seq == seq:
+        same = not rows or marker.rows in {None, rows}
+        return Verdict.PUBLISHED if same else Verdict.MARKER_AHEAD
+    if marker.seq == seq - 1:
         return Verdict.NOT_PUBLISHED
-    return Verdict.MARKER_AHEAD if marker > seq else Verdict.MARKER_BEHIND
+    return Verdict.MARKER_AHEAD if marker.seq > seq else Verdict.MARKER_BEHIND
 
 
-def disagreement(lane: int, verdict: Verdict, marker: int | None, seq: int) -> str:
+def disagreement(lane: int, verdict: Verdict, marker: Marker | None, seq: int) -> str:
     """Say in one line why a lane is refused."""
-    known = "missing" if marker is None else marker
-    return (
-        f"lane {lane}: {verdict.value}: the marker in Kafka is {known}, the batch in Postgres is {seq}"
-    )
+    known = "missing" if marker is None else str(marker.seq)
+    if marker and marker.seq == seq:
+        known += f" with {marker.rows} rows"
+    why = f"the marker in Kafka is {known}, the batch in Postgres is {seq}"
+    return f"lane {lane}: {verdict.value}: {why}"
 
 
 @dataclass
@@ -59,7 +63,7 @@ class Lane:
     """A lane while this relay owns it.
 
     epoch: from `take_lane`. state: for people: `recovering`, `working`, or why it waits or is refused.
-    seq: the batch known to be in Kafka, once it works. unsettled: rows of it may still be in flight.
+    seq, rows: the batch known to be in Kafka, once it works. unsettled: its rows may still be there.
     failures: how often in a row it could not be sent though it was alone. rests_until: monotonic; it is
     left out until then, 0: it is not.
     fenced: lanes under whose transactional ids no earlier owner of it can send any more.
@@ -72,6 +76,7 @@ class Lane:
     state: str = RECOVERING
     refused: bool = False
     seq: int = 0
+    rows: int | None = None
     unsettled: bool = True
     failures: int = 0
     rests_until: float = 0.0

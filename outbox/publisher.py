@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
-from typing import NoReturn, TypeVar
+from typing import NamedTuple, NoReturn, TypeVar
 from uuid import UUID
 
 from confluent_kafka import (
@@ -63,6 +63,17 @@ ALWAYS: KafkaConfig = {
 }
 
 
+class Marker(NamedTuple):
+    """What Kafka knows of a lane: its last batch, and how many rows that had; None: not noted.
+
+    A batch that Kafka refuses is narrowed under its number. Were that lost in Postgres, by a restore or
+    a failover, the number alone would take rows for published that were left out.
+    """
+
+    seq: int
+    rows: int | None = None
+
+
 def progress_group(identity: UUID) -> str:
     """Return the name of the group that holds the markers of an outbox."""
     return f"outbox-{identity}"
@@ -84,14 +95,19 @@ class Markers:
         )
         self.group_metadata = self._consumer.consumer_group_metadata()
 
-    def read(self, lanes: Iterable[int], timeout_s: float) -> dict[int, int | None]:
+    def read(self, lanes: Iterable[int], timeout_s: float) -> dict[int, Marker | None]:
         """Return each lane's marker, None if Kafka has none. Raises KafkaException."""
         asked = [TopicPartition(self.topic, lane) for lane in lanes]
         found = self._consumer.committed(asked, timeout=timeout_s)
         for one in found:
             if one.error:
                 raise KafkaException(one.error)
-        return {one.partition: None if one.offset == OFFSET_INVALID else one.offset for one in found}
+        return {
+            one.partition: None
+            if one.offset == OFFSET_INVALID
+            else Marker(one.offset, int(one.metadata) if one.metadata else None)
+            for one in found
+        }
 
     def close(self) -> None:
         """Close the connections."""
@@ -174,18 +190,18 @@ class Publisher:
         except KafkaException as error:  # a setting that only the whole configuration shows wrong
             raise InDoubt(error.args[0].str()) from error
 
-    def read_markers(self, lanes: Collection[int]) -> dict[int, int | None]:
+    def read_markers(self, lanes: Collection[int]) -> dict[int, Marker | None]:
         """Return each lane's last batch in Kafka. Only after `start` is it the last word."""
         return self._in_slices(lambda timeout_s: self._markers.read(lanes, timeout_s))
 
-    def peek_markers(self, lanes: Collection[int]) -> dict[int, int | None]:
+    def peek_markers(self, lanes: Collection[int]) -> dict[int, Marker | None]:
         """Return the markers as they seem to stand now; none if Kafka does not say at once."""
         try:
             return self._markers.read(lanes, SLICE_S)
         except KafkaException:
             return {}
 
-    def publish(self, markers: Mapping[int, int], rows: Iterable[OutboxRow]) -> None:
+    def publish(self, markers: Mapping[int, Marker], rows: Iterable[OutboxRow]) -> None:
         """Commit the rows of lanes and each lane's marker in one Kafka transaction.
 
         Raises RecordRefused (a record's own fault) or InDoubt; then the outcome is for recovery.
@@ -251,13 +267,16 @@ class Publisher:
         if self._failures:
             raise KafkaException(self._failures[0])
 
-    def _mark(self, producer: Producer, markers: Mapping[int, int]) -> None:
+    def _mark(self, producer: Producer, markers: Mapping[int, Marker]) -> None:
         """Add the markers to the transaction. Raises InDoubt.
 
         In a thread of its own: librdkafka may ignore this call's time-out when the coordinator is
         away (librdkafka issue 5456). Then producer and thread are left behind, and a fence follows.
         """
-        offsets = [TopicPartition(self._markers.topic, lane, seq) for lane, seq in markers.items()]
+        offsets = [
+            TopicPartition(self._markers.topic, lane, seq, "" if rows is None else str(rows))
+            for lane, (seq, rows) in markers.items()
+        ]
         call = self._caller.submit(
             producer.send_offsets_to_transaction, offsets, self._markers.group_metadata, CALL_LIMIT_S
         )

@@ -15,6 +15,7 @@ from outbox.lane import Lane, Verdict, compare
 from outbox.message import OutboxRow
 from outbox.ownership import Ownership
 from outbox.postgres import Connection, transaction, transaction_again
+from outbox.publisher import Marker
 from outbox.store import LaneState
 
 
@@ -46,7 +47,7 @@ class Decision(NamedTuple):
 def decide(
     conn: Connection,
     owned: Ownership,
-    markers: Mapping[int, int | None],
+    markers: Mapping[int, Marker | None],
     carrier: int,
     refusal: Refusal | None,
 ) -> dict[int, Decision]:
@@ -71,11 +72,11 @@ def decide(
 def _decide(
     conn: Connection,
     lane: Lane,
-    marker: int | None,
+    marker: Marker | None,
     state: LaneState,
     refused: RecordRefused | None,
 ) -> Decision:
-    verdict = compare(marker, state.seq)
+    verdict = compare(marker, state.seq, len(state.inflight))
     if verdict is not Verdict.NOT_PUBLISHED:
         return Decision(verdict, state)
     if refused and state.inflight:

@@ -23,7 +23,7 @@ from outbox.errors import OutboxError, OwnershipLost
 from outbox.lane import Verdict, compare, disagreement
 from outbox.lanes import lock_class
 from outbox.postgres import Connection
-from outbox.publisher import RETRY_PAUSE_S, KafkaConfig, Markers, Publisher
+from outbox.publisher import RETRY_PAUSE_S, KafkaConfig, Marker, Markers, Publisher
 from outbox.store import LaneState
 
 LOOK_S = 15.0  # for the marker; the brokers wait for a transaction that is still being decided
@@ -38,7 +38,7 @@ class Sight(NamedTuple):
 
     lane: int
     seq: int
-    marker: int | None
+    marker: Marker | None
     verdict: Verdict | None
 
     @property
@@ -49,7 +49,7 @@ class Sight(NamedTuple):
         return disagreement(self.lane, self.verdict, self.marker, self.seq)
 
 
-READ_LANES = "SELECT lane, epoch, seq FROM outbox_lane ORDER BY lane"
+READ_LANES = "SELECT lane, seq, cardinality(inflight), epoch FROM outbox_lane ORDER BY lane"
 
 
 def look(conn: Connection, markers: Markers) -> list[Sight]:
@@ -57,13 +57,15 @@ def look(conn: Connection, markers: Markers) -> list[Sight]:
 
     No fence, no lock: good for a first look, and not for a decision.
     """
-    before = cast("list[tuple[int, int, int]]", conn.execute(READ_LANES).fetchall())
+    before = cast("list[tuple[int, int, int, int]]", conn.execute(READ_LANES).fetchall())
     found = read_patiently(markers, [lane for lane, *_ in before])
     after = set(conn.execute(READ_LANES).fetchall())
-    return [
-        Sight(row[0], row[2], found[row[0]], compare(found[row[0]], row[2]) if row in after else None)
-        for row in before
-    ]
+    sights = []
+    for row in before:
+        lane, seq, rows, _ = row
+        verdict = compare(found[lane], seq, rows) if row in after else None
+        sights.append(Sight(lane, seq, found[lane], verdict))
+    return sights
 
 
 # What a coordinator says for a moment that is just made, or moves to another broker.
@@ -76,7 +78,7 @@ COORDINATOR_MOVES = frozenset(
 )
 
 
-def read_patiently(markers: Markers, lanes: Sequence[int]) -> dict[int, int | None]:
+def read_patiently(markers: Markers, lanes: Sequence[int]) -> dict[int, Marker | None]:
     """Return the lanes' markers; wait for their coordinator up to LOOK_S. Raises KafkaException."""
     limit = time.monotonic() + LOOK_S
     while True:
@@ -93,7 +95,7 @@ class SeizedLane(NamedTuple):
 
     lane: int
     epoch: int
-    marker: int | None
+    marker: Marker | None
 
 
 # Longer than an owner backs off between two looks; all attempts together, longer than it takes
@@ -145,9 +147,9 @@ def restart(conn: Connection, seized: SeizedLane) -> tuple[Verdict, LaneState, L
     before = store.lock_lanes(conn, epochs).get(lane)
     if before is None:
         raise OwnershipLost([lane])
-    verdict = compare(seized.marker, before.seq)
+    verdict = compare(seized.marker, before.seq, len(before.inflight))
     if not verdict.refused:
         return verdict, before, before
-    after = LaneState(seized.marker or 0, [], carrier=lane)
+    after = LaneState(seized.marker.seq if seized.marker else 0, [], carrier=lane)
     store.begin_batches(conn, epochs, {lane: after})
     return verdict, before, after

@@ -28,7 +28,7 @@ from outbox.ownership import Ownership
 from outbox.pace import Pace
 from outbox.patience import persist
 from outbox.postgres import Connection, transaction, transaction_again
-from outbox.publisher import Publisher
+from outbox.publisher import Marker, Publisher
 from outbox.recovery import Decision, Refusal, decide
 from outbox.store import Claim, LaneState
 
@@ -131,7 +131,8 @@ class Tenure:
         if states and time.monotonic() >= self._refused_at:
             self._refused_at = time.monotonic() + REFUSED_S
             for number, marker in self._publisher.peek_markers(states).items():
-                self.owned.changed |= not compare(marker, states[number].seq).refused
+                state = states[number]
+                self.owned.changed |= not compare(marker, state.seq, len(state.inflight)).refused
 
     # ---- the way of a batch ---------------------------------------------------------------------
 
@@ -193,6 +194,8 @@ class Tenure:
         for number, state in after.items():
             lane = self.owned.lanes[number]
             lane.seq, lane.unsettled = state.seq, number in batch
+            if number in batch:
+                lane.rows = len(state.inflight)
         self._observer.phase("postgres", time.perf_counter() - started)
         return batch
 
@@ -235,7 +238,8 @@ class Tenure:
         started = time.perf_counter()
         if self._strict_fencing and not (batch := self._renew_producer(batch)):
             return
-        markers = {number: self.owned.lanes[number].seq for number in batch}
+        lanes = {number: self.owned.lanes[number] for number in batch}
+        markers = {number: Marker(lane.seq, lane.rows) for number, lane in lanes.items()}
         try:
             self._publisher.publish(markers, chain.from_iterable(batch.values()))
         except RecordRefused as error:
@@ -243,8 +247,8 @@ class Tenure:
             raise
         took_s = time.perf_counter() - started
         self._observer.phase("kafka", took_s)
-        for number, rows in batch.items():
-            self.owned.lanes[number].published(rows)
+        for number, lane in lanes.items():
+            lane.published(batch[number])
         if sent := [row for rows in batch.values() for row in rows]:
             oldest_s = max(rows[0].age_s for rows in batch.values() if rows)
             self._observer.published(len(sent), oldest_s + took_s)
@@ -323,11 +327,12 @@ class Tenure:
         self._publisher.start(self._carrier)
 
     def _take_in(
-        self, lane: Lane, decision: Decision, marker: int | None, refusal: Refusal | None
+        self, lane: Lane, decision: Decision, marker: Marker | None, refusal: Refusal | None
     ) -> None:
         """Remember what was decided of a lane, and say it."""
         verdict, seq = decision.verdict, decision.state.seq
         lane.seq, lane.unsettled, lane.low_water = seq, True, LowWater()
+        lane.rows = len(decision.state.inflight) if decision.sends or marker is None else marker.rows
         lane.fenced.clear()  # the carrier is ours from now on
         lane.refused = verdict.refused
         place: dict[str, object] = {"lane": lane.number, "epoch": lane.epoch, "seq": seq}

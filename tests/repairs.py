@@ -6,7 +6,7 @@ import psycopg
 from confluent_kafka.admin import AdminClient
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from outbox.publisher import progress_group
+from outbox.publisher import Marker, progress_group
 from tests.bare import run_command
 from tests.system import Running, System
 
@@ -36,7 +36,7 @@ def set_marker(system: System, marker: int, lane: int = 0) -> None:
     """Commit another marker for a lane, as another outbox of the same name would."""
     with system.lane(lane, owner=False) as stranger:
         stranger.publisher.start(lane)
-        stranger.publisher.publish({lane: marker}, ())
+        stranger.publisher.publish({lane: Marker(marker)}, ())
 
 
 def forget_markers(system: System) -> None:

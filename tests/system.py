@@ -300,7 +300,8 @@ class OwnedLane:
 
     def marker(self) -> int | None:
         """Return the lane's marker in Kafka."""
-        return self.markers.read([self.lane.number], 5)[self.lane.number]
+        marker = self.markers.read([self.lane.number], 5)[self.lane.number]
+        return None if marker is None else marker.seq
 
     def claim(self) -> list[OutboxRow]:
         """Do the half of a cycle that is Postgres's."""

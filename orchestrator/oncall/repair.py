@@ -194,7 +194,7 @@ def finish(repair: Repair, seized: SeizedLane, found: Evidence) -> None:
                 repair.command,
                 f"lane {lane}",
                 verdict.value,
-                before._asdict() | {"marker": seized.marker},
+                before._asdict() | {"marker": seized.marker and seized.marker._asdict()},
                 after._asdict(),
                 found._asdict() | {"undecided_taken_for": repair.undecided},
             )

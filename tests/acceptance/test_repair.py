@@ -17,6 +17,7 @@ from confluent_kafka import Producer
 
 from orchestrator.messages import DeployOrder, encode_order
 from outbox import InDoubt, Message, enqueue, transaction
+from outbox.publisher import Marker
 from tests.bare import run_command
 from tests.eventually import eventually
 from tests.repairs import (
@@ -231,7 +232,9 @@ def test_no_older_producer_can_commit_once_the_topics_are_read(one_lane: System,
         assert (code, "0 rows are in their topic already, 4 are to be sent" in said) == (0, True), said
         in_slices, publish = older.publisher._in_slices, older.publisher.publish
         commit = (
-            partial(in_slices, producer.commit_transaction) if begun else partial(publish, {0: 10}, ())
+            partial(in_slices, producer.commit_transaction)
+            if begun
+            else partial(publish, {0: Marker(10)}, ())
         )
         with pytest.raises(InDoubt):
             commit()

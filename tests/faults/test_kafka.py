@@ -327,4 +327,4 @@ def markers(system: System) -> list[int | None]:
     with closing(system.connect()) as conn:
         identity = read_identity(conn)
     with closing(Markers(system.settings.kafka, identity, system.settings.progress_topic)) as reader:
-        return list(reader.read(range(LANES), 10).values())
+        return [marker and marker.seq for marker in reader.read(range(LANES), 10).values()]

@@ -15,6 +15,7 @@ from confluent_kafka import KafkaError
 
 from outbox import InDoubt
 from outbox.message import OutboxRow
+from outbox.publisher import Marker
 from tests.eventually import eventually
 from tests.proxy import ANY, Action, Address, Connection, Rule, cut_before, replay, swallow
 from tests.system import OwnedLane, System, end_sessions
@@ -65,7 +66,7 @@ def test_a_late_end_txn_of_the_same_producer_epoch_does_this_harm(
     ):
         lane.publisher.start(0)
         for seq in range(1, 2 * replays, 2):
-            lane.publisher.publish({0: seq}, batch(topic, seq))
+            lane.publisher.publish({0: Marker(seq)}, batch(topic, seq))
             meeting.is_due = True
             publish_or_recover(lane, seq + 1, batch(topic, seq + 1))
             assert not meeting.is_due
@@ -110,11 +111,11 @@ def batch(topic: str, seq: int) -> list[OutboxRow]:
 def publish_or_recover(lane: OwnedLane, seq: int, rows: list[OutboxRow]) -> None:
     """Publish a batch; after a doubt decide by the marker, as the lane does."""
     try:
-        lane.publisher.publish({0: seq}, rows)
+        lane.publisher.publish({0: Marker(seq)}, rows)
     except InDoubt:
         lane.publisher.start(0)
-        if lane.publisher.read_markers([0]) == {0: seq - 1}:
-            lane.publisher.publish({0: seq}, rows)
+        if lane.publisher.read_markers([0]) == {0: Marker(seq - 1)}:
+            lane.publisher.publish({0: Marker(seq)}, rows)
 
 
 def fate(seen: list[int]) -> str:

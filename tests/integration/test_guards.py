@@ -10,6 +10,7 @@ import psycopg
 import pytest
 
 from outbox import InDoubt, RolledBack, transaction
+from outbox.publisher import Marker
 from tests.system import System
 
 
@@ -51,7 +52,7 @@ def test_a_transaction_that_commits_just_before_the_fence_counts(
             fence = successor.publisher.start
 
             def commit_older_and_fence(carrier: int) -> None:
-                older.publisher.publish({0: 1}, rows)
+                older.publisher.publish({0: Marker(1)}, rows)
                 fence(carrier)
 
             monkeypatch.setattr(successor.publisher, "start", commit_older_and_fence)
@@ -119,7 +120,7 @@ def test_a_lane_whose_histories_disagree_sends_nothing(
     with one_lane.lane() as lane:
         if marker is not None:
             lane.publisher.start(0)
-            lane.publisher.publish({0: marker}, ())
+            lane.publisher.publish({0: Marker(marker)}, ())
         one_lane.query("UPDATE outbox_lane SET seq = %s", seq)
         one_lane.accept(1)
         lane.recover()

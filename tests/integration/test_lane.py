@@ -11,7 +11,7 @@ from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-def
 
 from outbox import Message, enqueue, transaction
 from outbox.lane import Verdict, compare
-from outbox.publisher import progress_group
+from outbox.publisher import Marker, progress_group
 from outbox.store import MAX_BATCH_BYTES, Claim, claim
 from outbox.tenure import MARKER_REFRESH_S, Tenure
 from tests.eventually import eventually
@@ -227,22 +227,26 @@ def test_a_repaired_lane_goes_on_by_itself(one_lane: System) -> None:
 
 
 @pytest.mark.parametrize(
-    ("marker", "seq", "verdict"),
+    ("marker", "seq", "rows", "verdict"),
     [
-        (None, 0, Verdict.NEW_LANE),
-        (None, 1, Verdict.MARKER_MISSING),
-        (0, 0, Verdict.PUBLISHED),
-        (5, 5, Verdict.PUBLISHED),
-        (4, 5, Verdict.NOT_PUBLISHED),
-        (3, 5, Verdict.MARKER_BEHIND),
-        (6, 5, Verdict.MARKER_AHEAD),
-        (1, 0, Verdict.MARKER_AHEAD),
+        (None, 0, 0, Verdict.NEW_LANE),
+        (None, 1, 1, Verdict.MARKER_MISSING),
+        (Marker(0, 0), 0, 0, Verdict.PUBLISHED),
+        (Marker(5, 3), 5, 3, Verdict.PUBLISHED),
+        (Marker(5, 3), 5, 0, Verdict.PUBLISHED),  # and settled
+        (Marker(5), 5, 3, Verdict.PUBLISHED),  # of a release that did not note the rows
+        (Marker(5, 1), 5, 3, Verdict.MARKER_AHEAD),  # narrowed, and Postgres lost that
+        (Marker(5, 0), 5, 1, Verdict.MARKER_AHEAD),  # parked, and Postgres lost that
+        (Marker(4, 3), 5, 1, Verdict.NOT_PUBLISHED),
+        (Marker(3, 1), 5, 1, Verdict.MARKER_BEHIND),
+        (Marker(6, 1), 5, 1, Verdict.MARKER_AHEAD),
+        (Marker(1, 1), 0, 0, Verdict.MARKER_AHEAD),
     ],
 )
 def test_the_verdict_follows_from_marker_and_batch(
-    marker: int | None, seq: int, verdict: Verdict
+    marker: Marker | None, seq: int, rows: int, verdict: Verdict
 ) -> None:
-    assert compare(marker, seq) is verdict
+    assert compare(marker, seq, rows) is verdict
 
 
 @contextmanager

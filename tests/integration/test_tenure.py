@@ -9,8 +9,20 @@ from uuid import uuid4
 
 import pytest
 
-from outbox import Connection, InDoubt, Message, enqueue, publisher, recovery, tenure, transaction
+from outbox import (
+    Connection,
+    InDoubt,
+    Message,
+    RecordRefused,
+    enqueue,
+    publisher,
+    recovery,
+    tenure,
+    transaction,
+)
 from outbox.message import lane_of
+from outbox.publisher import Marker
+from outbox.recovery import Refusal
 from outbox.store import lock_lanes, read_lanes, take_lane
 from outbox.tenure import MARKER_REFRESH_S
 from tests.eventually import eventually
@@ -48,7 +60,9 @@ def begin(lanes: OwnedLane) -> None:
     for rows in batch.values():
         lanes.publisher._produce(producer, rows)
     producer.flush(5)
-    lanes.publisher._mark(producer, {number: lanes.tenure.owned.lanes[number].seq for number in batch})
+    lanes.publisher._mark(
+        producer, {number: Marker(lanes.tenure.owned.lanes[number].seq) for number in batch}
+    )
 
 
 def test_one_kafka_transaction_carries_a_batch_of_every_lane(system: System) -> None:
@@ -61,7 +75,7 @@ def test_one_kafka_transaction_carries_a_batch_of_every_lane(system: System) -> 
             == [(1, 1, 0)] * LANES
         )
         lanes.publisher._in_slices(lanes.publisher._usable().commit_transaction)
-        assert lanes.markers.read(ALL, 5) == dict.fromkeys(ALL, 1)
+        assert lanes.markers.read(ALL, 5) == dict.fromkeys(ALL, Marker(1))
         lanes.drain()
     assert sent(system) == [0, 1, 2, 3]
     assert system.query("SELECT count(*) FROM outbox") == [(0,)]
@@ -92,7 +106,7 @@ def test_a_marker_refreshed_under_another_id_is_fenced_too(system: System) -> No
         older.recover()
         producer = older.publisher._usable()
         producer.begin_transaction()
-        older.publisher._mark(producer, {2: 0})
+        older.publisher._mark(producer, {2: Marker(0)})
         with system.lane(2, owner=False) as successor:
             successor.recover()
             put(system, (2,))
@@ -131,7 +145,7 @@ def test_after_a_restore_every_id_is_fenced_whatever_carrier_the_row_names(syste
         with system.lane(2) as successor:
             successor.recover()
             with pytest.raises(InDoubt):
-                frozen.publisher.publish({2: 1}, batch[2])
+                frozen.publisher.publish({2: Marker(1)}, batch[2])
             assert successor.drain() == 1
     assert sent(system) == [2]
 
@@ -156,6 +170,27 @@ def test_rows_that_are_put_back_while_the_relay_works_are_not_sent_again(
         lane.recover()
         assert lane.lane.refused
     assert sent(system) == [2]
+
+
+@pytest.mark.fault(10)
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_restore_to_before_a_batch_was_narrowed_is_seen(system: System, rows: int) -> None:
+    """The number is the same: rows that were left out of the batch, or parked, would be lost."""
+    with system.lane(2) as lane:
+        lane.recover()
+        put(system, (2,) * rows)
+        assert len(lane.claim()) == rows
+    back_up(system)
+    with system.lane(2) as lane:
+        lane.tenure._refusal = Refusal(2, RecordRefused("too large"))
+        lane.recover()
+        assert lane.marker() == 1
+    restore(system)
+    with system.lane(2) as lane:
+        lane.recover()
+        assert lane.lane.state == "refused: marker_ahead"
+        assert lane.drain() == 0
+    assert system.query("SELECT count(*) FROM outbox") == [(rows,)]
 
 
 def test_a_lane_given_up_disturbs_its_owner_of_before_in_nothing(system: System) -> None:
@@ -288,7 +323,7 @@ def test_the_marker_of_an_idle_lane_goes_out_with_the_work_of_others(system: Sys
         put(system, (0,))
         lanes.run_once()
         assert not lanes.tenure._faded()
-        assert lanes.markers.read((0, 1), 5) == {0: 1, 1: 0}
+        assert lanes.markers.read((0, 1), 5) == {0: Marker(1, 1), 1: Marker(0, 0)}
     assert sent(system) == [0]
 
 
