@@ -14,7 +14,7 @@ from orchestrator.process import run_process
 from orchestrator.settings import Settings
 from outbox import connect
 from outbox.errors import describe
-from outbox.patience import persist
+from outbox.patience import LIMIT_S, persist
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class InputConsumer:
 
     def run(self, stop: Event) -> None:
         """Consume until `stop` is set. Servers that are away are waited for."""
-        persist(lambda good: self._consume(stop, good), NEW_SESSION, self._note_trouble, stop)
+        persist(lambda good: self._consume(stop, good), NEW_SESSION, self._note_trouble, stop, LIMIT_S)
 
     def positions(self) -> Mapping[int, int]:
         """Return the committed offset of each partition assigned here."""

@@ -1,5 +1,6 @@
 """Back-off for what must not give up: a session is opened again until the process is to stop."""
 
+import time
 from collections.abc import Callable
 from threading import Event
 
@@ -20,21 +21,23 @@ def persist(
     errors: tuple[type[Exception], ...],
     note: Callable[[Exception], None],
     stop: Event,
+    steady_s: float = 0.0,
 ) -> None:
     """Run `session(good)` until it returns without an error or `stop` is set; back off on errors.
 
     session calls good() as soon as it works: a later error then starts a new session at once, and
-    the back-off from its beginning. errors: what a new session may cure, told to `note` every time;
-    anything else is raised.
+    the back-off from its beginning, unless that was within steady_s: it may be of what every session
+    meets once it works. errors: what a new session may cure, told to `note` every time; anything else
+    is raised.
     """
 
     def attempt() -> bool:
-        works = Event()
+        works, began = Event(), time.monotonic()
         try:
             session(works.set)
         except errors as error:
             note(error)
-            if not works.is_set():
+            if not works.is_set() or time.monotonic() - began < steady_s:
                 raise
             return False
         return True

@@ -16,7 +16,7 @@ from confluent_kafka import KafkaException
 from outbox import lanes, store
 from outbox.errors import OwnershipLost, SchemaMismatch, Stopped, describe
 from outbox.observer import Observer
-from outbox.patience import persist
+from outbox.patience import LIMIT_S, persist
 from outbox.postgres import Connection, connect
 from outbox.publisher import KafkaConfig, Markers, Publisher
 from outbox.tenure import OnSettled, Tenure
@@ -76,6 +76,7 @@ class Relay:
                 (psycopg.Error, SchemaMismatch, OwnershipLost, KafkaException),
                 self._note_trouble,
                 stop,
+                LIMIT_S,
             )
         except Stopped:
             log.info("batch in hand abandoned")

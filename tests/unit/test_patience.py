@@ -1,0 +1,49 @@
+"""Sessions one after another: at once, or with a pause that grows."""
+
+from collections.abc import Callable
+from threading import Event, Timer
+
+import pytest
+
+from outbox.patience import persist
+
+SESSIONS = 100
+
+
+def lives(steady_s: float, each_s: float) -> list[Exception]:
+    """Let sessions work and fail for a second, or until SESSIONS have."""
+    ended: list[Exception] = []
+    stop, waits = Event(), Event()
+
+    def session(good: Callable[[], None]) -> None:
+        good()
+        waits.wait(each_s)
+        raise ValueError
+
+    def note(error: Exception) -> None:
+        ended.append(error)
+        if len(ended) == SESSIONS:
+            stop.set()
+
+    timer = Timer(1, stop.set)
+    timer.start()
+    persist(session, (ValueError,), note, stop, steady_s)
+    timer.cancel()
+    return ended
+
+
+def test_a_session_that_worked_is_followed_at_once() -> None:
+    assert len(lives(steady_s=0, each_s=0)) == SESSIONS
+    assert len(lives(steady_s=0.005, each_s=0.006)) > SESSIONS / 3
+
+
+def test_sessions_that_fail_as_soon_as_they_work_are_tried_with_patience() -> None:
+    assert 1 < len(lives(steady_s=5, each_s=0)) < SESSIONS / 3
+
+
+def test_what_no_session_cures_is_raised() -> None:
+    def session(_good: Callable[[], None]) -> None:
+        raise KeyError
+
+    with pytest.raises(KeyError):
+        persist(session, (ValueError,), lambda _error: None, Event())
