@@ -17,7 +17,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from threading import Event, Lock, Timer
-from typing import Any, cast
+from typing import Any, LiteralString
 
 import psycopg
 import tenacity
@@ -95,19 +95,21 @@ KEEPALIVES: dict[str, Any] = {
 # and while it is sent rows, too: its locks would hold up its successor.
 # lock_timeout: a wait on a forgotten lock becomes 55P03, and the whole transaction is repeated.
 # synchronous_commit: `off` acknowledges what a crash may lose; any other choice of the DBA stays.
-PREPARE_SESSION = """
-    SELECT pg_backend_pid(),
-           set_config('TimeZone', 'UTC', false),
-           set_config('lock_timeout', '10s', false),
-           set_config('idle_in_transaction_session_timeout', '10s', false),
-           set_config('tcp_keepalives_idle', '5', false),
-           set_config('tcp_keepalives_interval', '2', false),
-           set_config('tcp_keepalives_count', '3', false),
-           set_config('tcp_user_timeout', '10000', false),
+PREPARE: LiteralString = """
+    SELECT set_config('TimeZone', 'UTC', {local}),
+           set_config('lock_timeout', '10s', {local}),
+           set_config('idle_in_transaction_session_timeout', '10s', {local}),
+           set_config('tcp_keepalives_idle', '5', {local}),
+           set_config('tcp_keepalives_interval', '2', {local}),
+           set_config('tcp_keepalives_count', '3', {local}),
+           set_config('tcp_user_timeout', '10000', {local}),
            CASE current_setting('synchronous_commit')
-               WHEN 'off' THEN set_config('synchronous_commit', 'on', false)
+               WHEN 'off' THEN set_config('synchronous_commit', 'on', {local})
            END
 """
+PREPARE_SESSION = PREPARE.format(local="false")
+PREPARE_TRANSACTION = PREPARE.format(local="true")
+SERVER_PROCESS = "SELECT pg_backend_pid()"
 
 SILENCE_S = 10.0  # for the first statement of a session
 
@@ -135,14 +137,15 @@ def connect(conninfo: str, name: str) -> Connection:
     conn.add_notice_handler(conn.confirmation)
     try:
         with answers_within(conn, SILENCE_S):
-            (process, *_) = cast("tuple[int]", conn.execute(PREPARE_SESSION).fetchone())
+            if conn.execute(SERVER_PROCESS).fetchone() == (conn.info.backend_pid,):
+                conn.execute(PREPARE_SESSION)
+            else:
+                # A pooler stands between: it makes up the number that a connection begins with. What
+                # was prepared or set could be missing, or another's, where the next transaction runs.
+                conn.prepare_threshold = None
     except psycopg.Error:
         conn.close()
         raise
-    if process != conn.info.backend_pid:
-        # A pooler stands between: it makes up the number that a connection begins with. A prepared
-        # statement could be missing, or another session's, where the next transaction runs.
-        conn.prepare_threshold = None
     return conn
 
 
@@ -182,6 +185,8 @@ def transaction(conn: Connection) -> Iterator[None]:
     outcome is unknown and the session must be given up.
     """
     conn.execute("BEGIN")
+    if conn.prepare_threshold is None:  # through a pooler
+        conn.execute(PREPARE_TRANSACTION)
     try:
         yield
     except BaseException:

@@ -4,6 +4,7 @@ import re
 from contextlib import closing
 from functools import partial
 
+import psycopg
 import pytest
 
 from orchestrator.embedded import EmbeddedPostgres
@@ -94,6 +95,28 @@ def test_consumers_work_through_a_pooler_in_transaction_mode(
         for consumer in consumers[-2:]:
             assert counted(consumer, "duplicate") == 0
             consumer.stop()
+
+
+@pytest.mark.slow
+def test_a_consumer_frozen_in_a_transaction_of_the_pools_loses_it(
+    own: System, postgres: EmbeddedPostgres
+) -> None:
+    with pooler(postgres, "transaction", default_pool_size="3", server_round_robin="1") as pgbouncer:
+        through = {"DATABASE_URL": pgbouncer.url(own)}
+        frozen = own.start("consumer", crash_at="consumer.enqueued:1:freeze", **through)
+        own.start("relay")
+        own.submit(20)
+        frozen.wait_frozen()
+        assert own.query(IN_TRANSACTION) == [(1,)]
+        eventually(lambda: own.query(IN_TRANSACTION) == [(0,)], 20)  # after 10 s, as we ask the server
+        frozen.thaw()
+        own.check_exactly_once(20)
+        with closing(psycopg.connect(pgbouncer.url(own), autocommit=True)) as stranger:
+            for _ in range(6):  # whatever process the pool lends
+                assert stranger.execute("SHOW lock_timeout", prepare=False).fetchone() == ("0",)
+
+
+IN_TRANSACTION = "SELECT count(*) FROM pg_stat_activity WHERE state = 'idle in transaction'"
 
 
 def has_workers(system: System, workers: int) -> bool:
