@@ -13,7 +13,7 @@ from uuid import UUID
 from psycopg.conninfo import make_conninfo
 
 from outbox.errors import SchemaMismatch
-from outbox.postgres import SILENCE_S, Connection, answers_within, connect
+from outbox.postgres import SERVER_PROCESS, SILENCE_S, Connection, answers_within, connect
 
 MEMBER = 32_768  # lock number of the members: the first that no lane (smallint) can have
 
@@ -88,7 +88,7 @@ def check_session(conn: Connection) -> None:
 
 def server_process(conn: Connection) -> int:
     """Return the server process that works for this session right now."""
-    (process,) = cast("tuple[int]", conn.execute("SELECT pg_backend_pid()").fetchone())
+    (process,) = cast("tuple[int]", conn.execute(SERVER_PROCESS).fetchone())
     return process
 
 
