@@ -104,7 +104,7 @@ audit-deps: $(SUPPLY)/installed ## look all locked packages up among the known v
 		echo "audit-deps: a vulnerability, or the service could not be asked; the last lines above say which" >&2; exit 1; }
 AUDITED := $(wildcard requirements*.txt)
 
-ci: check test ## what CI runs
+ci: check test ## check and test, which every push has to pass
 
 clean: ## remove the environment, the embedded servers' data and caches
 	rm -rf $(VENV) .data build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -372,7 +372,7 @@ def test_a_pooler_that_lends_processes_by_the_transaction_is_found(
             check_fault(own, "postgres sessions", "failed", words, DATABASE_URL=url)
             assert bad(look(own)) == ONE_BROKER
             monkeypatch.setattr(postgres, "SILENCE_S", 1.0)
-            second = [Rule(postgres.SERVER_PROCESS, swallow, hit=3)]  # what the other session begins with
+            second = [Rule(postgres.SERVER_PROCESS, swallow, hit=3)]  # the other session
             with proxy(PostgresConversation, (HOST, int(pgbouncer.port)), second) as port:
                 url = make_conninfo(url, host=HOST, port=port)
                 words = "could not be looked at: ServerSilent: no answer for 1 s"
