@@ -75,6 +75,20 @@ GUARDS = [
         f"{TENURE_TEST} -k put_back",
     ),
     Guard(
+        "rows of the batch noted in the marker",
+        "outbox/lane.py",
+        "        same = not rows or marker.rows in {None, rows}\n",
+        "        same = True\n",
+        f"{TENURE_TEST} -k narrowed_is_seen",
+    ),
+    Guard(
+        "resting lanes left out",
+        "outbox/ownership.py",
+        "if not (lane.refused or lane.rests_until)",
+        "if not lane.refused",
+        f"{TENURE_TEST} -k cannot_be_sent",
+    ),
+    Guard(
         "carrier committed first",
         "outbox/recovery.py",
         "_replace(carrier=carrier, foreign=False)",

@@ -50,6 +50,7 @@ TIMES_OUT = "transaction times out"
 REFRESHED = "marker refreshed"
 GIVEN_UP = "lane given up"
 EPOCH_RAISED = "epoch raised by a repair"
+RESTS = "lane rests"
 RESTARTED = "Postgres restarted"
 RESTORED = "Postgres restored"
 FORGOTTEN = "marker forgotten"
@@ -83,6 +84,7 @@ GIVEN_BACK = "carrier given back"
 CHANGED = "new producer when the set changes"
 UNLOCKED = "lock of a lost lane released"
 AFTER_RESTORE = "all ids fenced after a restore"
+LEFT_OUT = "resting lanes left out"
 
 
 @dataclass(frozen=True)
@@ -163,6 +165,7 @@ def two_lanes(
 
 
 LANES_RESTORED = (SESSION_ENDS, END_DELAYED, END_REPEATED, GIVEN_UP, RESTORED)
+LANES_REST = (RESTS, SESSION_ENDS, KAFKA_ERROR, END_REPLY_LOST, END_DELAYED, END_REPEATED, TIMES_OUT)
 RESTARTS = (RESTARTED, SESSION_ENDS, LOCK_LOST, GIVEN_UP)
 LANES_FORGOTTEN = (*FAULTS_OF_LANES, FORGOTTEN)
 READER_FAILS_LANES = two_lanes(
@@ -188,6 +191,7 @@ SMALL = [
     Check("strict fencing, live, 1 fault", crashes=0, faults=1, strict=True, checked=PROPERTIES),
     two_lanes("1 fault", faults=1),
     two_lanes("live, a lane given up", faults=1, kinds=(GIVEN_UP,), checked=PROPERTIES),
+    two_lanes("live, a lane rests", faults=1, kinds=(RESTS,), crashes=1, checked=PROPERTIES),
     two_lanes("strict fencing, a lock lost", faults=1, kinds=(LOCK_LOST,), strict=True),
     two_lanes("live, Postgres restarted", faults=1, kinds=(RESTARTED,), checked=PROPERTIES),
     two_lanes("Postgres restored", faults=0, kinds=LANES_RESTORED),
@@ -211,6 +215,7 @@ LARGE = [
     two_lanes("live, Postgres restarted and 1 more", kinds=RESTARTS, checked=PROPERTIES, large=True),
     two_lanes("Postgres restored, 1 fault of 4 kinds", faults=1, kinds=LANES_RESTORED, large=True),
     two_lanes("marker forgotten, 1 fault", faults=1, kinds=LANES_FORGOTTEN, large=True),
+    two_lanes("a lane rests, 1 crash, 2 faults", crashes=1, kinds=LANES_REST, large=True),
     two_lanes("", (GIVEN_BACK,), large=True),
     two_lanes("", (CHANGED,), large=True),
     two_lanes("strict fencing", (CHANGED,), "NoDuplicate", strict=True, kinds=(LOCK_LOST,)),
@@ -256,6 +261,7 @@ GUARDS = [
         "no end", (UNLOCKED,), "EveryRowSettled", kinds=(EPOCH_RAISED,), checked=("EveryRowSettled",)
     ),
     two_lanes("Postgres restored", (AFTER_RESTORE,), "NoDuplicate", faults=0, kinds=LANES_RESTORED),
+    two_lanes("rows lost", (LEFT_OUT,), "NoLoss", kinds=LANES_REST, checked=("NoLoss",)),
 ]
 
 

@@ -63,13 +63,14 @@ NoMarks == [l \in Lanes |-> None]
 NoTxn == [open |-> FALSE, rows |-> {}, marks |-> NoMarks]
 
 (* at: the next step; session: whether Postgres still keeps the session (the relay cannot know);
-   lanes: what it believes to own; refused: those of them that wait for a person;
+   lanes: what it believes to own; refused: those of them that wait for a person; resting: those that
+   could not be sent, and are left out until the next recovery;
    id: the transactional id of its producer, 0 if it has none; disturbed: it is to be renewed before
    the next batch, for it lost a connection in silence or a lane is gone;
    fence: the ids that are still to be fenced; fenced: of each lane, the ids that are;
    seen: the markers as read; marks: the markers of the batch in hand; batch: its rows;
    seq: the lanes' last batches. *)
-Away == [at |-> "away", session |-> FALSE, lanes |-> {}, refused |-> {}, id |-> 0,
+Away == [at |-> "away", session |-> FALSE, lanes |-> {}, refused |-> {}, resting |-> {}, id |-> 0,
          disturbed |-> FALSE, fence |-> {}, fenced |-> [l \in Lanes |-> {}], seen |-> NoMarks, marks |-> NoMarks,
          batch |-> {}, seq |-> [l \in Lanes |-> 0]]
 
@@ -114,7 +115,8 @@ Leave(r) ==
 
 Mine(r, l) == owner[l] = r \/ ~Has("epoch compare-and-set")
 Kept(r) == {l \in relay[r].lanes : Mine(r, l)}
-Working(r) == relay[r].lanes \ relay[r].refused
+Working(r) == relay[r].lanes \ (relay[r].refused \cup
+                                 IF Has("resting lanes left out") THEN relay[r].resting ELSE {})
 
 (* A statement in a session that Postgres has ended. While Kafka is waited for, `tick` finds out. *)
 NoticeDeadSession(r) ==
@@ -270,20 +272,22 @@ Verdict(seen, seq) ==
 FirstOfKafka == IF Strict THEN "renew" ELSE IF Has("marker last") THEN "produce" ELSE "mark"
 
 (* recovery.decide: under the locks of the lanes' rows. It writes who carries the lanes from now on,
-   before anything of them goes out. *)
-Decide(r) ==
+   before anything of them goes out. rest: lanes that are to be sent again, and are left out. *)
+DecideBut(r, rest) ==
     /\ At(r, "decide") /\ relay[r].session
     /\ LET me == relay[r]
            lanes == IF Has("ownership checked under the lock") THEN Kept(r) ELSE me.lanes
            verdict == [l \in lanes |-> Verdict(me.seen[l], lane[l].seq)]
-           again == {l \in lanes : verdict[l] \in {"new_lane", "not_published"}}
+           unsent == {l \in lanes : verdict[l] \in {"new_lane", "not_published"}}
+           again == unsent \ rest
            refused == IF ~Has("refusal") THEN {}
                       ELSE {l \in lanes : verdict[l] = "marker_ahead or marker_behind"
                                           \/ verdict[l] = "marker_missing"}
-       IN /\ lanes # {} /\ Unlock(r, lanes)
+       IN /\ lanes # {} /\ rest \subseteq unsent /\ Unlock(r, lanes)
           /\ Set(r, [me EXCEPT
                 !.at = IF again = {} THEN "work" ELSE FirstOfKafka,
-                !.lanes = lanes, !.refused = refused, !.fenced = Away.fenced, !.seen = NoMarks,
+                !.lanes = lanes, !.refused = refused, !.resting = rest,
+                !.fenced = Away.fenced, !.seen = NoMarks,
                 !.disturbed = @ \/ lanes # me.lanes,
                 !.seq = [l \in Lanes |-> IF l \in lanes THEN lane[l].seq ELSE 0],
                 !.marks = [l \in Lanes |-> IF l \in again THEN lane[l].seq ELSE None],
@@ -292,7 +296,9 @@ Decide(r) ==
                      ELSE [l \in Lanes |-> IF l \in lanes /\ Mine(r, l)
                                            THEN [lane[l] EXCEPT !.carrier = me.id, !.restored = FALSE]
                                            ELSE lane[l]]
-    /\ UNCHANGED <<outbox, unborn, owner, backup, kafka, luck>>
+    /\ UNCHANGED <<outbox, unborn, owner, backup, kafka>>
+
+Decide(r) == DecideBut(r, {}) /\ UNCHANGED luck
 
 (* ---- the way of a batch: Tenure.run_once ------------------------------------------------------ *)
 
@@ -301,6 +307,12 @@ Renews(r) == relay[r].disturbed /\ Has("new producer after a silent disconnect")
 (* The cycle ends when the producer was disturbed (and what it published is settled). *)
 Renew(r) ==
     /\ At(r, "work") /\ OfLanes(outbox, Working(r)) = {} /\ Renews(r)
+    /\ Doubt(r)
+    /\ UNCHANGED <<postgres, topic, marker, txn, stale, staleMarks, luck>>
+
+(* A lane has rested. *)
+EndRest(r) ==
+    /\ At(r, "work") /\ relay[r].resting # {}
     /\ Doubt(r)
     /\ UNCHANGED <<postgres, topic, marker, txn, stale, staleMarks, luck>>
 
@@ -396,7 +408,7 @@ CheckOwnersAgain(r) ==
     /\ LET lanes == IF Has("ownership checked after the renewal") THEN Kept(r) ELSE relay[r].lanes IN
        /\ Has("ownership checked after the renewal") => relay[r].session /\ lanes # {}
        /\ Set(r, [relay[r] EXCEPT
-            !.lanes = lanes, !.refused = @ \cap lanes,
+            !.lanes = lanes, !.refused = @ \cap lanes, !.resting = @ \cap lanes,
             !.batch = OfLanes(@, lanes),
             !.seq = [l \in Lanes |-> IF l \in lanes THEN @[l] ELSE 0],
             !.marks = [l \in Lanes |-> IF l \in lanes THEN @[l] ELSE None],
@@ -462,7 +474,7 @@ Step(r) ==
     \/ NoticeDeadSession(r) \/ LoseOwnership(r)
     \/ CheckOwners(r) \/ FenceEarlier(r) \/ Fence(r) \/ StartTimesOut(r)
     \/ ReadMarkers(r) \/ ReadTimesOut(r) \/ Decide(r)
-    \/ Renew(r) \/ Select(r) \/ SettleAndClaim(r) \/ RenewProducer(r) \/ CheckOwnersAgain(r)
+    \/ Renew(r) \/ EndRest(r) \/ Select(r) \/ SettleAndClaim(r) \/ RenewProducer(r) \/ CheckOwnersAgain(r)
     \/ Produce(r) \/ Mark(r) \/ CommitTransaction(r) \/ Fenced(r)
 
 (* The consumer's transaction with a row of a lower id than others commits at last. *)
@@ -497,6 +509,9 @@ LetGo(r, l) ==
     /\ advisory' = [advisory EXCEPT ![l] = IF @ = r THEN Nobody ELSE @]
     /\ producer' = Freed(producer, r)
     /\ UNCHANGED <<tables, owner, backup, topic, marker, txn, stale, staleMarks>>
+
+(* Not a fault of the protocol's: the topic of a lane's rows is missing, or they may not be sent to it. *)
+Rest(r) == \E rest \in SUBSET Lanes \ {{}} : Fault("lane rests") /\ DecideBut(r, rest)
 
 (* kill -9. The kernel closes the sockets, so Postgres ends the session at once. *)
 Crash(r) ==
@@ -631,7 +646,7 @@ Environment ==
     \/ \E r \in Relays :
         \/ Crash(r) \/ EndSession(r) \/ LoseReplyOfCommit(r) \/ AnswerRollback(r)
         \/ KafkaError(r) \/ LoseReplyOfEndTxn(r) \/ DelayEndTxn(r) \/ RepeatEndTxn(r)
-        \/ RepeatMark(r) \/ RefreshMarkers(r)
+        \/ RepeatMark(r) \/ RefreshMarkers(r) \/ Rest(r)
         \/ \E l \in Lanes : LoseLock(r, l) \/ GiveUp(r, l) \/ LetGo(r, l)
 
 Next == Environment \/ \E r \in Relays : Step(r)
