@@ -102,16 +102,18 @@ class Markers:
         for one in found:
             if one.error:
                 raise KafkaException(one.error)
-        return {
-            one.partition: None
-            if one.offset == OFFSET_INVALID
-            else Marker(one.offset, int(one.metadata) if one.metadata else None)
-            for one in found
-        }
+        return {one.partition: marker_of(one.offset, one.metadata or "") for one in found}
 
     def close(self) -> None:
         """Close the connections."""
         self._consumer.close()
+
+
+def marker_of(offset: int, metadata: str) -> Marker | None:
+    """Return what a committed offset and the text beside it say; a stranger may write any text."""
+    if offset == OFFSET_INVALID:
+        return None
+    return Marker(offset, int(metadata) if metadata.isdecimal() else None)
 
 
 class Publisher:

@@ -7,11 +7,12 @@ from threading import Thread
 from uuid import uuid4
 
 import pytest
+from confluent_kafka import OFFSET_INVALID
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 
 from outbox import Message, enqueue, transaction
 from outbox.lane import Verdict, compare
-from outbox.publisher import Marker, progress_group
+from outbox.publisher import Marker, marker_of, progress_group
 from outbox.store import MAX_BATCH_BYTES, Claim, claim
 from outbox.tenure import MARKER_REFRESH_S, Tenure
 from tests.eventually import eventually
@@ -247,6 +248,24 @@ def test_the_verdict_follows_from_marker_and_batch(
     marker: Marker | None, seq: int, rows: int, verdict: Verdict
 ) -> None:
     assert compare(marker, seq, rows) is verdict
+
+
+@pytest.mark.parametrize(
+    ("offset", "metadata", "marker"),
+    [
+        (OFFSET_INVALID, "", None),
+        (7, "", Marker(7)),
+        (7, "3", Marker(7, 3)),
+        (7, "0", Marker(7, 0)),
+        (7, "-1", Marker(7)),
+        (7, "by hand", Marker(7)),
+        (7, "\N{SUPERSCRIPT TWO}", Marker(7)),
+    ],
+)
+def test_a_marker_is_read_whatever_stands_beside_its_offset(
+    offset: int, metadata: str, marker: Marker | None
+) -> None:
+    assert marker_of(offset, metadata) == marker
 
 
 @contextmanager
