@@ -2,6 +2,7 @@
 
 import random
 import struct
+import time
 from itertools import chain
 from typing import Any, NamedTuple, cast
 from uuid import uuid4
@@ -19,6 +20,7 @@ from tests.system import System, take
 from tests.unit.test_messages import FIXED_LIST, near_misses, outcome
 
 GENERATED = 1000
+SENT_MS = int(time.time() * 1000)  # of an old record retention would make short work
 Headers = list[tuple[str, str | bytes | None]]
 
 
@@ -77,7 +79,7 @@ def send(system: System, records: list[Sent], **config: Any) -> None:
     producer = Producer({**system.settings.kafka, "linger.ms": 5, **config})
     topic = system.settings.input_topic
     for sent in records:
-        producer.produce(topic, sent.value, sent.key, headers=sent.headers, timestamp=1_700_000_000_123)
+        producer.produce(topic, sent.value, sent.key, headers=sent.headers, timestamp=SENT_MS)
     assert producer.flush(30) == 0
 
 
@@ -135,7 +137,7 @@ def check_dead_letters(system: System, bad: int) -> None:
         (offset,) = struct.unpack(">q", found["kafka_dlt-original-offset"])
         assert original(letter) == source[partition, offset]
         assert not is_command(letter.value())
-        assert found["kafka_dlt-original-timestamp"] == struct.pack(">q", 1_700_000_000_123)
+        assert found["kafka_dlt-original-timestamp"] == struct.pack(">q", SENT_MS)
         assert found["kafka_dlt-original-topic"] == system.settings.input_topic.encode()
         seen.add((partition, offset))
     assert len(seen) == len(letters) == bad
