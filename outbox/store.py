@@ -44,7 +44,7 @@ def enqueue(conn: Connection, messages: Sequence[Message], lanes: int) -> None:
         ENQUEUE,
         (
             arrays.smallints(
-                lane_of(content(m.value, text) if m.key is None else m.key, lanes)
+                lane_of(_content(m.value, text) if m.key is None else m.key, lanes)
                 for m, text in zip(messages, headers, strict=True)
             ),
             arrays.texts(m.topic for m in messages),
@@ -57,7 +57,7 @@ def enqueue(conn: Connection, messages: Sequence[Message], lanes: int) -> None:
     )
 
 
-def content(value: bytes | None, headers: str | None) -> bytes:
+def _content(value: bytes | None, headers: str | None) -> bytes:
     """Return what decides the lane of a message without a key.
 
     Nothing that the process remembers does: after a restore it is written again, and has to come to
