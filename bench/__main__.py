@@ -32,7 +32,7 @@ from bench.peers.polling import polling
 from bench.report import read_facts, show, spread, write_report
 from bench.site import Site, open_site
 from bench.targets import Round, Verdict, judge
-from orchestrator.process import collect_garbage_by_the_clock
+from orchestrator.runtime.process import collect_garbage_by_the_clock
 
 RESULTS = Path(__file__).parent / "results"
 

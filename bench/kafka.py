@@ -7,9 +7,9 @@ from uuid import uuid4
 from confluent_kafka import OFFSET_BEGINNING, Consumer, Producer, TopicPartition
 
 from bench.site import Site
-from orchestrator.messages import DeployOrder, encode_order
-from outbox.publisher import PRODUCER, Markers
-from tests.system import PARTITIONS, System
+from orchestrator.contract.messages import DeployOrder, encode_order
+from outbox.publisher import PRODUCER, MarkerReader
+from testkit.system import PARTITIONS, System
 
 BATCH = 1000
 
@@ -33,13 +33,13 @@ def transactions(system: System, record: tuple[bytes, bytes], rows: int) -> floa
     producer = Producer({**PRODUCER, **kafka, "transactional.id": f"bench-{uuid4()}"})
     producer.init_transactions(30)
     key, value = record
-    with closing(Markers(kafka, uuid4(), system.settings.progress_topic)) as markers:
+    with closing(MarkerReader(kafka, uuid4(), system.settings.marker_topic)) as markers:
         began = time.perf_counter()
-        for seq in range(rows // BATCH):
+        for batch_number in range(rows // BATCH):
             producer.begin_transaction()
             for _ in range(BATCH):
                 producer.produce(topic, value, key)
-            marker = [TopicPartition(markers.topic, 0, seq)]
+            marker = [TopicPartition(markers.topic, 0, batch_number)]
             producer.send_offsets_to_transaction(marker, markers.group_metadata, 30)
             producer.commit_transaction(30)
         return rows / (time.perf_counter() - began)

@@ -8,9 +8,9 @@ from uuid import uuid4
 import msgspec
 from confluent_kafka import Message, Producer
 
-from orchestrator.messages import DeployOrder
-from orchestrator.reading import following
-from tests.system import System
+from orchestrator.contract.messages import DeployOrder
+from orchestrator.kafka.reader import following
+from testkit.system import System
 
 COMMANDS_PER_SCENARIO = 10
 PATIENCE_S = 120.0  # without a new record; then something is broken
@@ -25,7 +25,7 @@ FILL = """
         INSERT INTO workers (worker_id, scenario_uuid, camera_url)
         SELECT worker_id, scenario, url FROM fresh ORDER BY number
     )
-    INSERT INTO outbox (lane, topic, key, value, subject)
+    INSERT INTO outbox (lane, topic, key, value, aggregate_id)
     SELECT (number / 10) %% (SELECT count(*) FROM outbox_lane), %s, convert_to(scenario::text, 'UTF8'),
            convert_to('{"worker_id":"' || worker_id || '","scenario_uuid":"' || scenario
                       || '","camera_url":"' || url || '"}', 'UTF8'),

@@ -14,7 +14,7 @@ from outbox.message import OutboxRow
 from outbox.postgres import Connection
 from outbox.publisher import Publisher
 from outbox.store import Claim
-from tests.system import LANES, OwnedLane, System
+from testkit.system import LANES, OwnedLane, System
 
 SMALL, USUAL = 1, 500  # batch sizes of the comparison
 
@@ -185,7 +185,7 @@ BARE_INSERT = """
         INSERT INTO workers (worker_id, scenario_uuid, camera_url)
         SELECT worker_id, scenario, url FROM fresh
     )
-    INSERT INTO outbox (lane, topic, key, value, subject)
+    INSERT INTO outbox (lane, topic, key, value, aggregate_id)
     SELECT 0, %s, convert_to(scenario::text, 'UTF8'),
            convert_to(concat('{"worker_id":"', worker_id, '","scenario_uuid":"', scenario,
                              '","camera_url":"', url, '"}'), 'UTF8'),

@@ -9,7 +9,7 @@ WITH fresh AS MATERIALIZED (
     INSERT INTO workers (worker_id, scenario_uuid, camera_url)
     SELECT worker_id, scenario, url FROM fresh
 )
-INSERT INTO outbox (lane, topic, key, value, subject)
+INSERT INTO outbox (lane, topic, key, value, aggregate_id)
 SELECT 0, 'to_deploy', convert_to(scenario::text, 'UTF8'),
        convert_to(concat('{"worker_id":"', worker_id, '","scenario_uuid":"', scenario,
                          '","camera_url":"', url, '"}'), 'UTF8'),

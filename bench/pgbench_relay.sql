@@ -1,13 +1,13 @@
 BEGIN;
-SELECT seq, inflight FROM outbox_lane WHERE lane = 0 FOR UPDATE
+SELECT batch_number, inflight FROM outbox_lane WHERE lane = 0 FOR UPDATE
 \gset
 WITH gone AS (
-    DELETE FROM outbox WHERE lane = 0 AND id = ANY(:inflight::bigint[]) RETURNING subject
+    DELETE FROM outbox WHERE lane = 0 AND id = ANY(:inflight::bigint[]) RETURNING aggregate_id
 )
-SELECT coalesce(array_agg(subject), '{}') AS subjects FROM gone
+SELECT coalesce(array_agg(aggregate_id), '{}') AS aggregate_ids FROM gone
 \gset
 UPDATE workers SET status = 'deployed', updated_at = NOW()
- WHERE worker_id = ANY(:subjects::uuid[]) AND status = 'pending';
+ WHERE worker_id = ANY(:aggregate_ids::uuid[]) AND status = 'pending';
 SELECT coalesce(array_agg(id), '{}') AS ids
   FROM (SELECT id, topic, key, value, headers
           FROM outbox
@@ -16,5 +16,5 @@ SELECT coalesce(array_agg(id), '{}') AS ids
          LIMIT 1000
            FOR UPDATE SKIP LOCKED) AS claimed
 \gset
-UPDATE outbox_lane SET seq = seq + 1, inflight = :ids::bigint[] WHERE lane = 0;
+UPDATE outbox_lane SET batch_number = batch_number + 1, inflight = :ids::bigint[] WHERE lane = 0;
 COMMIT;

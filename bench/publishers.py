@@ -12,7 +12,7 @@ from outbox.publisher import Marker, Publisher
 class NoPublisher(Publisher):
     """Leaves Kafka out."""
 
-    def start(self, carrier: int) -> None:
+    def start(self, transactional_lane: int) -> None:
         """Need no producer."""
 
     def read_markers(self, lanes: Collection[int]) -> dict[int, Marker | None]:
@@ -26,7 +26,7 @@ class NoPublisher(Publisher):
 class PlainPublisher(NoPublisher):
     """Leaves transaction and marker out: idempotent, at least once. For lanes that are new."""
 
-    def start(self, carrier: int) -> None:
+    def start(self, transactional_lane: int) -> None:
         """Make a producer as the relay's, without a transactional id."""
         config = {k: v for k, v in self._config.items() if not k.startswith("transaction")}
         self._producer = Producer(config, logger=self._log)

@@ -10,9 +10,9 @@ from contextlib import closing
 from bench.load import fill_input, fill_outbox, reading
 from bench.site import Site
 from orchestrator.embedded import Servers
-from tests.proxy import ANY, Rule, delay
-from tests.system import System, new_system
-from tests.wired import led_through, wired_kafka
+from testkit.proxied import led_through, wired_kafka
+from testkit.proxy import ANY, Rule, delay
+from testkit.system import System, new_system
 
 LATE_S = 0.005
 BATCH = "20"

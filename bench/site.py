@@ -12,7 +12,7 @@ import psutil  # type: ignore[import-untyped]
 import psycopg
 
 from orchestrator.embedded import EmbeddedKafka, EmbeddedPostgres, Servers
-from tests.system import System, new_system, template_database
+from testkit.system import System, new_system, template_database
 
 # Of the embedded PostgreSQL. wal_level: for Debezium; all that is measured runs under the same one.
 POSTGRES = {

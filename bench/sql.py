@@ -26,13 +26,14 @@ from psycopg.adapt import Transformer
 from bench.load import fill_outbox
 from bench.publishers import NoPublisher
 from bench.site import Site
-from orchestrator import offsets, workers
+from orchestrator.consumer import offsets
+from orchestrator.consumer.offsets import Move
+from orchestrator.contract import workers
+from orchestrator.contract.messages import DeployOrder, encode_order
 from orchestrator.embedded.postgres import postgres_binaries
-from orchestrator.messages import DeployOrder, encode_order
-from orchestrator.offsets import Move
-from orchestrator.process import collect_garbage_by_the_clock
+from orchestrator.runtime.process import collect_garbage_by_the_clock
 from outbox import Connection, Message, arrays, connect, enqueue, store, transaction
-from tests.system import System
+from testkit.system import System
 
 BATCH = 1000
 TOPIC_ID = UUID(int=1)
@@ -53,7 +54,7 @@ def sql_replay(site: Site, rows: int) -> dict[str, float]:
 
 
 def both_sides(site: Site, rows: int, insert: Side, relay: Side) -> dict[str, float]:
-    """Insert so many rows while as many others are claimed and settled; rate of the slower side."""
+    """Insert so many rows while as many others are claimed and acknowledged; rate of the slower side."""
     context = get_context("spawn")
     with site.system(lanes=1) as system:
         fill_outbox(system, rows)
@@ -100,7 +101,7 @@ def inputs(topic: str, rows: int) -> Iterator[Input]:
             for number in range(first, first + BATCH)
         ]
         messages = [
-            Message(topic, str(o.scenario_uuid).encode(), encode_order(o), subject=o.worker_id)
+            Message(topic, str(o.scenario_uuid).encode(), encode_order(o), aggregate_id=o.worker_id)
             for o in orders
         ]
         yield Input([Move(0, first, first + BATCH, 0)], orders, messages)
@@ -150,7 +151,7 @@ def insert_replay(environ: dict[str, str], rows: int) -> tuple[float, float]:
 
 
 def relay_product(environ: dict[str, str], rows: int) -> tuple[float, float]:
-    """Claim and settle as a lane does, and publish nothing."""
+    """Claim and acknowledge as a lane does, and publish nothing."""
     system = System(environ, Path())
     with system.lane(batch_size=BATCH, publisher=NoPublisher) as lane:
         lane.recover()
@@ -159,7 +160,7 @@ def relay_product(environ: dict[str, str], rows: int) -> tuple[float, float]:
         done = 0
         while done < rows:
             done += lane.run_once()
-        lane.tenure._settle()
+        lane.tenure._acknowledge()
         return began, time.time()
 
 
@@ -171,17 +172,17 @@ def relay_replay(environ: dict[str, str], rows: int) -> tuple[float, float]:
             "lane": 0,
             "lanes": arrays.smallints([0]),
             "epochs": arrays.bigints([store.take_lane(conn, 0)]),
-            "seqs": arrays.bigints([1]),
-            "carriers": arrays.smallints([0]),
+            "batch_numbers": arrays.bigints([1]),
+            "transactional_lanes": arrays.smallints([0]),
             "above": arrays.bigints([0]),
             "limits": arrays.bigints([BATCH]),
             "small": 1 << 20,
         }
-        lock, settle, deploy, claim, begin = (
+        lock, acknowledge, deploy, claim, begin = (
             encode(conn, sql, values | {"ids": ids, "inflight": ["{}"]})
             for sql, ids in (
                 (store.LOCK_LANES, [AN_ID]),
-                (store.SETTLE, [AN_ID]),
+                (store.ACKNOWLEDGE, [AN_ID]),
                 (workers.SET_DEPLOYED, [UUID(int=0)]),
                 (store.CLAIM, [AN_ID]),
                 (store.BEGIN_BATCHES, [AN_ID]),
@@ -195,8 +196,8 @@ def relay_replay(environ: dict[str, str], rows: int) -> tuple[float, float]:
             plain.run(b"BEGIN")
             plain.call(lock)
             if claimed:
-                settled = plain.call(settle.with_array(ids))
-                plain.call(deploy.with_array(array_of(2950, column(settled, 0))))
+                acknowledged = plain.call(acknowledge.with_array(ids))
+                plain.call(deploy.with_array(array_of(2950, column(acknowledged, 0))))
             found = column(plain.call(claim), 1) if done < rows else []
             ids, claimed = array_of(20, found), len(found)
             done += claimed

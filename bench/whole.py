@@ -9,8 +9,8 @@ from statistics import quantiles
 
 from bench.load import Arrivals, fill_input, fill_outbox, reading, send_at
 from bench.site import Meters, Site, read_commits, resident_mb
-from tests.own_servers import wait_ready
-from tests.system import Running, System
+from testkit.private_servers import wait_ready
+from testkit.system import Running, System
 
 WARM_S = 2.0  # of a measurement of latency, not counted
 BURN = "while True: pass"

@@ -14,10 +14,10 @@ def main(arguments: Sequence[str] = sys.argv[1:]) -> NoReturn:
     if arguments and arguments[0] in PROCESSES:
         signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # nothing is in hand yet
     if arguments == ["healthcheck"]:  # spare what is asked every few seconds all other imports
-        from orchestrator.healthcheck import check_health
+        from orchestrator.cli.healthcheck import check_health
 
         sys.exit(check_health(os.environ))
-    from orchestrator import cli
+    from orchestrator.cli import main as cli
 
     cli.main(arguments)
 

@@ -1,16 +1,16 @@
-"""The relay process: the outbox library's Relay, told what a settled row means to us."""
+"""The relay process: the outbox library's Relay, told what a acknowledged row means to us."""
 
 import logging
 from collections.abc import Callable
 
-from orchestrator.gauges import KafkaLook, backlog_gauges, in_background
-from orchestrator.health import Health
-from orchestrator.metrics import RelayMetrics, new_registry
-from orchestrator.migrations import check_current
-from orchestrator.process import run_process
-from orchestrator.refusals import repair_of_lane
-from orchestrator.settings import Settings
-from orchestrator.workers import set_deployed
+from orchestrator.config.settings import Settings
+from orchestrator.contract.repair_commands import repair_of_lane
+from orchestrator.contract.workers import set_deployed
+from orchestrator.observability.gauges import KafkaLook, backlog_gauges, in_background
+from orchestrator.observability.health import Health
+from orchestrator.observability.metrics import RelayMetrics, new_registry
+from orchestrator.runtime.migrations import check_current
+from orchestrator.runtime.process import run_process
 from outbox import Relay
 
 REFUSED = "refused: "  # how the state of a lane begins that waits for a person
@@ -21,9 +21,9 @@ def new_relay(settings: Settings, metrics: RelayMetrics | None = None) -> Relay:
     return Relay(
         settings.database_url,
         settings.kafka,
-        on_settled=set_deployed,
+        on_published=set_deployed,
         batch_size=settings.batch_size,
-        progress_topic=settings.progress_topic,
+        marker_topic=settings.marker_topic,
         observer=metrics,
         check=check_current,
         strict_fencing=settings.strict_fencing,
@@ -39,14 +39,14 @@ def run_relay(settings: Settings) -> int:
         lambda: sum(state.startswith(REFUSED) for state in relay.states().values())
     )
     kafka = KafkaLook(
-        settings, [settings.output_topic, settings.dead_letter_topic, settings.progress_topic]
+        settings, [settings.output_topic, settings.dead_letter_topic, settings.marker_topic]
     )
     health.checks = {
         "postgres": lambda: relay.trouble,
         "kafka": lambda: kafka.trouble,
         "lanes": lane_trouble(relay),
     }
-    logging.getLogger("outbox.tenure").addFilter(name_repair)
+    logging.getLogger("outbox.session").addFilter(name_repair)
     metrics.tick()  # or a first connect that hangs would never be missed
     with in_background(kafka.look), backlog_gauges(settings, metrics):
         return run_process(settings, registry, health, relay.run)

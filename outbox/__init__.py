@@ -9,21 +9,21 @@ them in Kafka transactions. A `read_committed` reader sees each message exactly 
         lanes = count_lanes(conn)
         with transaction(conn):
             conn.execute("UPDATE orders SET state = 'paid' WHERE id = %s", [order_id])
-            enqueue(conn, [Message("paid", key=b"4711", value=b"...", subject=order_id)], lanes)
+            enqueue(conn, [Message("paid", key=b"4711", value=b"...", aggregate_id=order_id)], lanes)
 
-    relay = Relay(conninfo, {"bootstrap.servers": "kafka:9092"}, on_settled=mark_announced)
+    relay = Relay(conninfo, {"bootstrap.servers": "kafka:9092"}, on_published=mark_announced)
     relay.run(stop)  # until the threading.Event is set; see Relay for its parameters
 
 The tables, the topic that it needs and how to take it into a service: README.md beside this file.
 """
 
 from outbox.errors import (
+    DatabaseNotReady,
     InDoubt,
     OutboxError,
     OwnershipLost,
-    RecordRefused,
+    RecordRejected,
     RolledBack,
-    SchemaMismatch,
     Stopped,
 )
 from outbox.message import Headers, Message
@@ -34,16 +34,16 @@ from outbox.store import count_lanes, enqueue
 
 __all__ = [
     "Connection",
+    "DatabaseNotReady",
     "Headers",
     "InDoubt",
     "Message",
     "Observer",
     "OutboxError",
     "OwnershipLost",
-    "RecordRefused",
+    "RecordRejected",
     "Relay",
     "RolledBack",
-    "SchemaMismatch",
     "Stopped",
     "connect",
     "count_lanes",

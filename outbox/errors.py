@@ -3,11 +3,11 @@
 | error              | ends                                                                   |
 |--------------------|------------------------------------------------------------------------|
 | InDoubt            | the producer: recover, then decide from the marker                     |
-| RecordRefused      | the producer: recover, narrow the batch, park the row that fails alone |
+| RecordRejected      | the producer: recover, narrow the batch, park the row that fails alone |
 | OwnershipLost      | the session: somebody else works one of its lanes now                  |
 | psycopg.Error      | the session: a new one reads the evidence again                        |
 | KafkaException     | the session, outside of a batch: tried again with patience             |
-| SchemaMismatch     | the session: tried again with patience                                 |
+| DatabaseNotReady     | the session: tried again with patience                                 |
 | Stopped            | the work, because the process was asked to stop                        |
 Anything else is a bug and ends the process.
 """
@@ -26,7 +26,7 @@ class InDoubt(OutboxError):
     """The outcome of a Kafka call is unknown, or the producer can no longer be trusted."""
 
 
-class RecordRefused(OutboxError):
+class RecordRejected(OutboxError):
     """Kafka refuses a record of the batch for what it is; another attempt would meet the same."""
 
 
@@ -41,7 +41,7 @@ class RolledBack(OutboxError):
     """COMMIT was answered with ROLLBACK: an error inside the transaction had been swallowed."""
 
 
-class SchemaMismatch(OutboxError):
+class DatabaseNotReady(OutboxError):
     """The database is not what the code needs, or not yet; looked at again with patience."""
 
 
@@ -50,14 +50,14 @@ class Stopped(OutboxError):
 
 
 # The whole transaction is repeated: serialization failure, deadlock, lock not available.
-TRANSACTION_AGAIN = (
+RETRYABLE_ERRORS = (
     psycopg.errors.SerializationFailure,
     psycopg.errors.DeadlockDetected,
     psycopg.errors.LockNotAvailable,
 )
 
 # Kafka's errors that are about one record. RECORD_LIST_TOO_LARGE is about a batch of the protocol: a
-# record sent alone gets a verdict of its own. Not INVALID_TIMESTAMP: the time is that of our clock.
+# record sent alone gets a outcome of its own. Not INVALID_TIMESTAMP: the time is that of our clock.
 RECORD_ERRORS = frozenset(
     {
         KafkaError.MSG_SIZE_TOO_LARGE,

@@ -6,15 +6,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from outbox.low_water import LowWater
 from outbox.message import OutboxRow
 from outbox.publisher import Marker
+from outbox.watermark import LowWater
 
 RECOVERING, WORKING = "recovering", "working"  # states of a lane
 
 
-class Verdict(enum.Enum):
-    """What the evidence says of batch `seq`."""
+class Outcome(enum.Enum):
+    """What the evidence says of batch `batch_number`."""
 
     NEW_LANE = "new_lane"
     PUBLISHED = "published"
@@ -29,33 +29,33 @@ class Verdict(enum.Enum):
         return self in REFUSED
 
 
-REFUSED = frozenset({Verdict.MARKER_AHEAD, Verdict.MARKER_BEHIND, Verdict.MARKER_MISSING})
+REFUSED = frozenset({Outcome.MARKER_AHEAD, Outcome.MARKER_BEHIND, Outcome.MARKER_MISSING})
 
 
-def compare(marker: Marker | None, seq: int, rows: int) -> Verdict:
-    """Decide from the marker in Kafka and the batch in Postgres. rows: of it, and not yet settled.
+def compare(marker: Marker | None, batch_number: int, rows: int) -> Outcome:
+    """Decide from the marker in Kafka and the batch in Postgres. rows: of it, and not yet acknowledged.
 
     Sound only after a fence and under the lane row's lock. Ahead: Postgres went back in time, maybe to
     before the batch was narrowed. Behind or missing: the marker expired, was deleted, or is another
     outbox's.
     """
     if marker is None:
-        return Verdict.MARKER_MISSING if seq else Verdict.NEW_LANE
-    if marker.seq == seq:
+        return Outcome.MARKER_MISSING if batch_number else Outcome.NEW_LANE
+    if marker.batch_number == batch_number:
         same = not rows or marker.rows in {None, rows}
-        return Verdict.PUBLISHED if same else Verdict.MARKER_AHEAD
-    if marker.seq == seq - 1:
-        return Verdict.NOT_PUBLISHED
-    return Verdict.MARKER_AHEAD if marker.seq > seq else Verdict.MARKER_BEHIND
+        return Outcome.PUBLISHED if same else Outcome.MARKER_AHEAD
+    if marker.batch_number == batch_number - 1:
+        return Outcome.NOT_PUBLISHED
+    return Outcome.MARKER_AHEAD if marker.batch_number > batch_number else Outcome.MARKER_BEHIND
 
 
-def disagreement(lane: int, verdict: Verdict, marker: Marker | None, seq: int) -> str:
+def disagreement(lane: int, outcome: Outcome, marker: Marker | None, batch_number: int) -> str:
     """Say in one line why a lane is refused."""
-    known = "missing" if marker is None else str(marker.seq)
-    if marker and marker.seq == seq:
+    known = "missing" if marker is None else str(marker.batch_number)
+    if marker and marker.batch_number == batch_number:
         known += f" with {marker.rows} rows"
-    why = f"the marker in Kafka is {known}, the batch in Postgres is {seq}"
-    return f"lane {lane}: {verdict.value}: {why}"
+    why = f"the marker in Kafka is {known}, the batch in Postgres is {batch_number}"
+    return f"lane {lane}: {outcome.value}: {why}"
 
 
 @dataclass
@@ -63,7 +63,7 @@ class Lane:
     """A lane while this relay owns it.
 
     epoch: from `take_lane`. state: for people: `recovering`, `working`, or why it waits or is refused.
-    seq, rows: the batch known to be in Kafka, once it works. unsettled: its rows may still be there.
+    batch_number, rows: the batch known to be in Kafka, once it works. unacknowledged: its rows may still be there.
     failures: how often in a row it could not be sent though it was alone. rests_until: monotonic; it is
     left out until then, 0: it is not.
     fenced: lanes under whose transactional ids no earlier owner of it can send any more.
@@ -75,9 +75,9 @@ class Lane:
     epoch: int
     state: str = RECOVERING
     refused: bool = False
-    seq: int = 0
+    batch_number: int = 0
     rows: int | None = None
-    unsettled: bool = True
+    unacknowledged: bool = True
     failures: int = 0
     rests_until: float = 0.0
     fenced: set[int] = field(default_factory=set)

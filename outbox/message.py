@@ -15,20 +15,20 @@ class Message(NamedTuple):
 
     topic: Kafka topic. key: decides the lane and the partition; rows of one key keep their order;
     None: no order. value: None is a tombstone. headers: (name, value) pairs, in order, repeats
-    allowed. subject: whom the message is about; handed to `on_settled` when it is in Kafka.
+    allowed. aggregate_id: whom the message is about; handed to `on_published` when it is in Kafka.
     """
 
     topic: str
     key: bytes | None
     value: bytes | None
     headers: Headers = ()
-    subject: UUID | None = None
+    aggregate_id: UUID | None = None
 
 
 class OutboxRow(NamedTuple):
     """A claimed row.
 
-    age_s: seconds since the inserting transaction began, by Postgres's clock. octets: of
+    age_s: seconds since the inserting transaction began, by Postgres's clock. size_bytes: of
     key, value and headers, as they are stored.
     """
 
@@ -39,7 +39,7 @@ class OutboxRow(NamedTuple):
     value: bytes | None
     headers: list[tuple[str, str | None]] | None
     age_s: float
-    octets: int
+    size_bytes: int
 
 
 def lane_of(key: bytes, lanes: int) -> int:

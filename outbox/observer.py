@@ -18,7 +18,7 @@ class Observer:
         """The lanes were looked at and are empty."""
 
     def phase(self, name: str, seconds: float) -> None:
-        """One transaction took so long; name: `postgres` (settle and claim) or `kafka`."""
+        """One transaction took so long; name: `postgres` (acknowledge and claim) or `kafka`."""
 
     def published(self, rows: int, oldest_s: float) -> None:
         """A batch is in Kafka; oldest_s: from the enqueueing transaction to now, of its oldest row."""
@@ -26,8 +26,8 @@ class Observer:
     def sent(self, rows: Sequence[OutboxRow], took_s: float) -> None:
         """The same batch, row by row, for tracing; took_s: of the Kafka transaction that just ended."""
 
-    def recovered(self, verdict: str) -> None:
-        """A recovery came to a verdict; see `Verdict`."""
+    def recovered(self, outcome: str) -> None:
+        """A recovery came to a outcome; see `Outcome`."""
 
     def parked(self) -> None:
         """A row was set aside."""

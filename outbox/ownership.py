@@ -9,8 +9,9 @@ import logging
 from collections.abc import Collection
 from uuid import UUID
 
-from outbox import lanes, store
-from outbox.crashpoints import reached
+from outbox import membership as lanes
+from outbox import store
+from outbox.crash_points import crash_point
 from outbox.lane import Lane
 from outbox.postgres import Connection
 from outbox.store import LaneState
@@ -56,7 +57,7 @@ class Ownership:
         """Become a lane's owner, unless another relay is."""
         if lanes.try_lock(self._conn, self._identity, number):
             self.lanes[number] = Lane(number, store.take_lane(self._conn, number))
-            reached("relay.taken")
+            crash_point("relay.taken")
 
     def epochs(self, of: Collection[int]) -> dict[int, int]:
         """Return the epochs of those of the lanes that are ours."""

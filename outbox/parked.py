@@ -17,7 +17,7 @@ PORTION = 1000  # rows read at once
 
 
 class ParkedRow(NamedTuple):
-    """A row that Kafka refused for itself. octets: of its value, which `read_value` returns.
+    """A row that Kafka refused for itself. size_bytes: of its value, which `read_value` returns.
 
     (lane, id) names it, and is what it had in the outbox.
     """
@@ -26,9 +26,9 @@ class ParkedRow(NamedTuple):
     id: int
     topic: str
     key: bytes | None
-    octets: int
+    size_bytes: int
     headers: Headers
-    subject: UUID | None
+    aggregate_id: UUID | None
     created_at: datetime
     reason: str
     parked_at: datetime
@@ -36,7 +36,7 @@ class ParkedRow(NamedTuple):
 
 
 LIST = """
-    SELECT lane, id, topic, key, coalesce(octet_length(value), 0) AS octets, headers, subject,
+    SELECT lane, id, topic, key, coalesce(octet_length(value), 0) AS size_bytes, headers, aggregate_id,
            created_at, reason, parked_at, discarded_at
       FROM outbox_parked
      WHERE (lane, id) > (%(lane)s::smallint, %(id)s)
@@ -79,10 +79,10 @@ UNPARK = """
     ), taken AS (
         DELETE FROM outbox_parked
          WHERE (lane, id) IN (SELECT lane, id FROM locked)
-     RETURNING lane, id, topic, key, value, headers, subject
+     RETURNING lane, id, topic, key, value, headers, aggregate_id
     ), sent AS (
-        INSERT INTO outbox (lane, topic, key, value, headers, subject)
-        SELECT lane, topic, key, value, headers, subject
+        INSERT INTO outbox (lane, topic, key, value, headers, aggregate_id)
+        SELECT lane, topic, key, value, headers, aggregate_id
           FROM taken
          ORDER BY id
     )

@@ -23,7 +23,7 @@ import psycopg
 import tenacity
 from psycopg.abc import Params, Query
 
-from outbox.errors import TRANSACTION_AGAIN, RolledBack
+from outbox.errors import RETRYABLE_ERRORS, RolledBack
 
 log = logging.getLogger(__name__)
 
@@ -115,8 +115,8 @@ SILENCE_S = 10.0  # for the first statement of a session
 
 # The whole transaction is repeated after a serialization failure, a deadlock or a lock time-out: the
 # server said that it was rolled back. Bounded: then the session's owner decides.
-transaction_again = tenacity.retry(
-    retry=tenacity.retry_if_exception_type(TRANSACTION_AGAIN),
+retry_transaction = tenacity.retry(
+    retry=tenacity.retry_if_exception_type(RETRYABLE_ERRORS),
     stop=tenacity.stop_after_attempt(10),
     wait=tenacity.wait_random_exponential(multiplier=0.01, max=0.5),
     reraise=True,
@@ -136,7 +136,7 @@ def connect(conninfo: str, name: str) -> Connection:
     conn.confirmation = Confirmation(name)
     conn.add_notice_handler(conn.confirmation)
     try:
-        with answers_within(conn, SILENCE_S):
+        with hang_up_after(conn, SILENCE_S):
             if conn.execute(SERVER_PROCESS).fetchone() == (conn.info.backend_pid,):
                 conn.execute(PREPARE_SESSION)
             else:
@@ -150,7 +150,7 @@ def connect(conninfo: str, name: str) -> Connection:
 
 
 @contextmanager
-def answers_within(conn: Connection, seconds: float) -> Iterator[None]:
+def hang_up_after(conn: Connection, seconds: float) -> Iterator[None]:
     """Hang up if the block takes longer: psycopg would wait for ever. Raises ServerSilent.
 
     Keepalives find out a host that is gone; not a server, or a pooler before it, that is there and

@@ -1,6 +1,6 @@
 """The Kafka half of the protocol: one transaction for the batches of all lanes, their markers in it.
 
-Invariant: a lane's marker (group offset `seq` on its partition of the progress topic) is committed in
+Invariant: a lane's marker (group offset `batch_number` on its partition of the marker topic) is committed in
 the same transaction as the records it speaks for, last. So reading the marker after a fence tells
 whether the batch is in Kafka. And a producer that had any trouble is never used again: librdkafka
 repeats a request by itself when its connection or its patience ends, and lacks KIP-890. So the first
@@ -27,8 +27,8 @@ from confluent_kafka import (
     TopicPartition,
 )
 
-from outbox.crashpoints import reached
-from outbox.errors import RECORD_ERRORS, InDoubt, RecordRefused
+from outbox.crash_points import crash_point
+from outbox.errors import RECORD_ERRORS, InDoubt, RecordRejected
 from outbox.message import OutboxRow, decode_headers
 
 T = TypeVar("T")
@@ -70,16 +70,16 @@ class Marker(NamedTuple):
     a failover, the number alone would take rows for published that were left out.
     """
 
-    seq: int
+    batch_number: int
     rows: int | None = None
 
 
-def progress_group(identity: UUID) -> str:
+def marker_group(identity: UUID) -> str:
     """Return the name of the group that holds the markers of an outbox."""
     return f"outbox-{identity}"
 
 
-class Markers:
+class MarkerReader:
     """Reads the lanes' markers: a member of no group, so the group can never rebalance."""
 
     def __init__(self, kafka: KafkaConfig, identity: UUID, topic: str) -> None:
@@ -87,7 +87,7 @@ class Markers:
         self._consumer = Consumer(
             {
                 **kafka,
-                "group.id": progress_group(identity),
+                "group.id": marker_group(identity),
                 "isolation.level": "read_committed",  # committed() waits for pending transactions
                 "enable.auto.commit": False,
                 "log_level": 0,  # nobody polls it; what goes wrong shows itself in the calls
@@ -126,7 +126,7 @@ class Publisher:
         self,
         kafka: KafkaConfig,
         identity: UUID,
-        markers: Markers,
+        markers: MarkerReader,
         tick: Callable[[], None],
     ) -> None:
         self._markers = markers
@@ -146,47 +146,47 @@ class Publisher:
         self._log = logging.Logger("librdkafka", logging.DEBUG)  # noqa: LOG001  # this producer's alone
         self._log.addHandler(RequestWatch(self._disturb))
 
-    def start(self, carrier: int) -> None:
+    def start(self, transactional_lane: int) -> None:
         """Make a new producer under a lane's transactional id, and fence every older one under it.
 
         When it returns, no transaction of an older producer is open or can be committed any more.
         Raises InDoubt.
         """
         self.discard()
-        self._producer = producer = self._make(carrier)
+        self._producer = producer = self._make(transactional_lane)
         self._caller = ThreadPoolExecutor(1, thread_name_prefix="marker")
         self._in_slices(producer.init_transactions)
         self.serve()  # the log so far: no transaction was open then
         self.disturbed = self._publishing = False
-        reached("relay.fenced")
+        crash_point("relay.fenced")
 
-    def fence(self, carriers: Sequence[int]) -> Iterator[int]:
+    def fence(self, transactional_lanes: Sequence[int]) -> Iterator[int]:
         """Do the same for ids that are not to be ours; yield each as it is done. Raises InDoubt.
 
         Many at a time, since the client takes 0.2 s for each and does next to nothing in it.
         """
-        for first in range(0, len(carriers), FENCES_AT_ONCE):
-            yield from self._fence_at_once(carriers[first : first + FENCES_AT_ONCE])
+        for first in range(0, len(transactional_lanes), FENCES_AT_ONCE):
+            yield from self._fence_at_once(transactional_lanes[first : first + FENCES_AT_ONCE])
 
-    def _fence_at_once(self, carriers: Sequence[int]) -> Iterator[int]:
-        producers = [self._make(carrier) for carrier in carriers]
+    def _fence_at_once(self, transactional_lanes: Sequence[int]) -> Iterator[int]:
+        producers = [self._make(transactional_lane) for transactional_lane in transactional_lanes]
         for producer in producers:
             with suppress(KafkaException, SystemError):  # which come again below
                 producer.init_transactions(BEGIN_S)  # goes on in the background
         trouble: InDoubt | None = None
-        for carrier, producer in zip(carriers, producers, strict=True):
+        for transactional_lane, producer in zip(transactional_lanes, producers, strict=True):
             self._tick()
             try:
                 self._in_slices(producer.init_transactions, 0.0 if trouble else CALL_LIMIT_S)
             except InDoubt as error:
                 trouble = trouble or error  # of one; those that are done are to be known as such
             else:
-                yield carrier
+                yield transactional_lane
         if trouble:
             raise trouble
 
-    def _make(self, carrier: int) -> Producer:
-        named = self._config | {"transactional.id": f"{self._prefix}{carrier}"}
+    def _make(self, transactional_lane: int) -> Producer:
+        named = self._config | {"transactional.id": f"{self._prefix}{transactional_lane}"}
         try:
             return Producer(named, logger=self._log)
         except KafkaException as error:  # a setting that only the whole configuration shows wrong
@@ -206,7 +206,7 @@ class Publisher:
     def publish(self, markers: Mapping[int, Marker], rows: Iterable[OutboxRow]) -> None:
         """Commit the rows of lanes and each lane's marker in one Kafka transaction.
 
-        Raises RecordRefused (a record's own fault) or InDoubt; then the outcome is for recovery.
+        Raises RecordRejected (a record's own fault) or InDoubt; then the outcome is for recovery.
         """
         self.serve()
         if self.disturbed:
@@ -220,13 +220,13 @@ class Publisher:
             self._flush(producer)
         except (KafkaException, BufferError, SystemError) as error:
             self._raise_failure(error)
-        reached("relay.produced")
+        crash_point("relay.produced")
         self._mark(producer, markers)
-        reached("relay.marked")
+        crash_point("relay.marked")
         self._in_slices(producer.commit_transaction)
         self.serve()  # the log so far: what was repeated, was logged before it was answered
         self._publishing = False
-        reached("relay.published")
+        crash_point("relay.published")
 
     def serve(self) -> None:
         """Take in what the producer has to say while nothing is published: a lost connection.
@@ -276,8 +276,8 @@ class Publisher:
         away (librdkafka issue 5456). Then producer and thread are left behind, and a fence follows.
         """
         offsets = [
-            TopicPartition(self._markers.topic, lane, seq, "" if rows is None else str(rows))
-            for lane, (seq, rows) in markers.items()
+            TopicPartition(self._markers.topic, lane, batch_number, "" if rows is None else str(rows))
+            for lane, (batch_number, rows) in markers.items()
         ]
         call = self._caller.submit(
             producer.send_offsets_to_transaction, offsets, self._markers.group_metadata, CALL_LIMIT_S
@@ -296,7 +296,7 @@ class Publisher:
         reports = [*self._failures, *([fault] if fault else [])]
         for report in reports:
             if report.code() in RECORD_ERRORS:
-                raise RecordRefused(report.str()) from error
+                raise RecordRejected(report.str()) from error
         raise InDoubt(reports[0].str() if reports else str(error)) from error
 
     def _in_slices(self, call: Callable[[float], T], limit_s: float = CALL_LIMIT_S) -> T:

@@ -13,13 +13,14 @@ from threading import Event
 import psycopg
 from confluent_kafka import KafkaException
 
-from outbox import lanes, store
-from outbox.errors import OwnershipLost, SchemaMismatch, Stopped, describe
+from outbox import membership as lanes
+from outbox import store
+from outbox.backoff import LIMIT_S, persist
+from outbox.errors import DatabaseNotReady, OwnershipLost, Stopped, describe
 from outbox.observer import Observer
-from outbox.patience import LIMIT_S, persist
 from outbox.postgres import Connection, connect
-from outbox.publisher import KafkaConfig, Markers, Publisher
-from outbox.tenure import OnSettled, Tenure
+from outbox.publisher import KafkaConfig, MarkerReader, Publisher
+from outbox.session import OnPublished, Tenure
 
 log = logging.getLogger(__name__)
 
@@ -28,10 +29,10 @@ class Relay:
     """Publishes the rows of an outbox to Kafka, exactly once and in order per key.
 
     conninfo: libpq connection string, of the database with the outbox tables. kafka: librdkafka
-    properties, at least bootstrap.servers. on_settled(conn, subjects): called inside the
+    properties, at least bootstrap.servers. on_published(conn, aggregate_ids): called inside the
     transaction that removes published rows; writes on conn, never commits. batch_size: rows of each
-    lane in a transaction. progress_topic: at least one partition a lane, never holds a record.
-    check(conn): called in every new session; raises SchemaMismatch if the database is not fit (yet).
+    lane in a transaction. marker_topic: at least one partition a lane, never holds a record.
+    check(conn): called in every new session; raises DatabaseNotReady if the database is not fit (yet).
     strict_fencing: a new producer epoch for every batch, and not only after trouble with Kafka.
     """
 
@@ -39,18 +40,18 @@ class Relay:
         self,
         conninfo: str,
         kafka: KafkaConfig,
-        on_settled: OnSettled,
+        on_published: OnPublished,
         batch_size: int = 1000,
-        progress_topic: str = "outbox-progress",
+        marker_topic: str = "outbox-markers",
         observer: Observer | None = None,
         check: Callable[[Connection], None] = lambda _conn: None,
         strict_fencing: bool = False,
     ) -> None:
         self._conninfo = conninfo
         self._kafka = kafka
-        self._on_settled = on_settled
+        self._on_acknowledged = on_published
         self._batch_size = batch_size
-        self._progress_topic = progress_topic
+        self._progress_topic = marker_topic
         self._observer = observer or Observer()
         self._check = check
         self._strict_fencing = strict_fencing
@@ -73,7 +74,7 @@ class Relay:
         try:
             persist(
                 lambda good: self._take_part(stop, good),
-                (psycopg.Error, SchemaMismatch, OwnershipLost, KafkaException),
+                (psycopg.Error, DatabaseNotReady, OwnershipLost, KafkaException),
                 self._note_trouble,
                 stop,
                 LIMIT_S,
@@ -96,7 +97,7 @@ class Relay:
                 conn.execute("SELECT 1")  # keeps the session, and with it the locks
                 self._observer.tick()
 
-            markers = Markers(self._kafka, identity, self._progress_topic)
+            markers = MarkerReader(self._kafka, identity, self._progress_topic)
             stack.enter_context(closing(markers))
             publisher = Publisher(self._kafka, identity, markers, tick)
             stack.callback(publisher.discard)
@@ -104,7 +105,7 @@ class Relay:
                 conn,
                 identity,
                 publisher,
-                self._on_settled,
+                self._on_acknowledged,
                 self._batch_size,
                 stop,
                 self._observer,

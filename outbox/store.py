@@ -1,8 +1,8 @@
 """The Postgres half of the protocol: what each statement does to outbox and outbox_lane.
 
 Invariant: a lane row's lock is taken, under the owner's epoch, before any row of the lane is read,
-and `inflight` and `carrier` are committed before Kafka sees the batch. Without the first, a relay that
-was replaced could settle or publish rows of its successor's; without the others, recovery could not
+and `inflight` and `transactional_lane` are committed before Kafka sees the batch. Without the first, a relay that
+was replaced could acknowledge or publish rows of its successor's; without the others, recovery could not
 know which rows a batch number stands for, nor whose transaction might still bring them in.
 
 Every function takes the connection first; those that write never commit.
@@ -17,7 +17,7 @@ from uuid import UUID
 import psycopg
 
 from outbox import arrays
-from outbox.errors import OwnershipLost, SchemaMismatch
+from outbox.errors import DatabaseNotReady, OwnershipLost
 from outbox.message import Message, OutboxRow, encode_headers, lane_of
 from outbox.postgres import Connection
 
@@ -25,10 +25,10 @@ from outbox.postgres import Connection
 MAX_BATCH_BYTES = 16 * 1024 * 1024
 
 ENQUEUE = """
-    INSERT INTO outbox (lane, topic, key, value, headers, subject)
-    SELECT lane, topic, key, value, headers::json, subject
+    INSERT INTO outbox (lane, topic, key, value, headers, aggregate_id)
+    SELECT lane, topic, key, value, headers::json, aggregate_id
       FROM unnest(%b::smallint[], %b::text[], %b::bytea[], %b::bytea[], %b::text[], %b::uuid[])
-           AS message (lane, topic, key, value, headers, subject)
+           AS message (lane, topic, key, value, headers, aggregate_id)
 """
 
 
@@ -51,7 +51,7 @@ def enqueue(conn: Connection, messages: Sequence[Message], lanes: int) -> None:
             arrays.byteas(m.key for m in messages),
             arrays.byteas(m.value for m in messages),
             arrays.texts(headers),
-            arrays.uuids(m.subject for m in messages),
+            arrays.uuids(m.aggregate_id for m in messages),
         ),
         prepare=True,
     )
@@ -70,13 +70,13 @@ IDENTITY = "SELECT identity FROM outbox_identity"
 
 
 def read_identity(conn: Connection) -> UUID:
-    """Return the outbox's own name. Raises SchemaMismatch where nobody migrated yet."""
+    """Return the outbox's own name. Raises DatabaseNotReady where nobody migrated yet."""
     try:
         row = conn.execute(IDENTITY).fetchone()
     except psycopg.errors.UndefinedTable as error:
-        raise SchemaMismatch("table outbox_identity is missing: run the migration first") from error
+        raise DatabaseNotReady("table outbox_identity is missing: run the migration first") from error
     if row is None:
-        raise SchemaMismatch("table outbox_identity is empty: run the migration first")
+        raise DatabaseNotReady("table outbox_identity is empty: run the migration first")
     return cast("UUID", row[0])
 
 
@@ -92,19 +92,19 @@ def count_lanes(conn: Connection) -> int:
 class LaneState(NamedTuple):
     """What a lane row says of the batch in hand.
 
-    seq: number of the last batch begun. inflight: ids of its rows not yet settled. carrier: the lane
+    batch_number: number of the last batch begun. inflight: ids of its rows not yet acknowledged. transactional_lane: the lane
     whose transactional id it goes out under, as does all else that concerns the lane in Kafka.
-    foreign: the row was maybe restored, and the carrier is an old one.
+    maybe_restored: the row was maybe restored, and the transactional_lane is an old one.
     """
 
-    seq: int
+    batch_number: int
     inflight: list[int]
-    carrier: int
-    foreign: bool = False
+    transactional_lane: int
+    maybe_restored: bool = False
 
     def senders(self, lanes: int) -> Iterable[int]:
         """Return the lanes, of so many, under whose ids something of this one may be in the air."""
-        return range(lanes) if self.foreign else [self.carrier]
+        return range(lanes) if self.maybe_restored else [self.transactional_lane]
 
 
 TAKE_LANE = "UPDATE outbox_lane SET epoch = epoch + 1 WHERE lane = %(lane)s RETURNING epoch"
@@ -118,13 +118,13 @@ def take_lane(conn: Connection, lane: int) -> int:
 
 # What brings an old row back starts the server, or another one, or puts the row into another file; but
 # not if it is written over by hand, or a virtual machine is put back with its memory.
-INCARNATION = """
+SERVER_RUN = """
     concat(extract(epoch FROM pg_postmaster_start_time()), ' ', pg_relation_filepath('outbox_lane'))
 """
 
 READ_LANES = f"""
-    SELECT outbox_lane.lane, seq, inflight, coalesce(carrier, outbox_lane.lane),
-           incarnation IS DISTINCT FROM {INCARNATION}
+    SELECT outbox_lane.lane, batch_number, inflight, coalesce(transactional_lane, outbox_lane.lane),
+           server_run IS DISTINCT FROM {SERVER_RUN}
       FROM outbox_lane
       JOIN unnest(%(lanes)b::smallint[], %(epochs)b::bigint[]) AS mine (lane, epoch)
         ON outbox_lane.lane = mine.lane AND outbox_lane.epoch = mine.epoch
@@ -168,20 +168,22 @@ def _mine(epochs: Mapping[int, int]) -> dict[str, object]:
     return {"lanes": arrays.smallints(epochs), "epochs": arrays.bigints(epochs.values())}
 
 
-SETTLE = """
+ACKNOWLEDGE = """
     DELETE FROM outbox
      WHERE lane = %(lane)s AND id = ANY(%(ids)b::bigint[])
- RETURNING subject
+ RETURNING aggregate_id
 """
 
 
-def settle(conn: Connection, lane: int, ids: Sequence[int]) -> list[UUID]:
-    """Delete rows that are in Kafka; return their subjects. An id array, never a range."""
+def acknowledge(conn: Connection, lane: int, ids: Sequence[int]) -> list[UUID]:
+    """Delete rows that are in Kafka; return their aggregate_ids. An id array, never a range."""
     if not ids:
         return []
     values = {"lane": lane, "ids": arrays.bigints(ids)}
-    rows = conn.execute(SETTLE, values, prepare=True, binary=True).fetchall()
-    return [subject for (subject,) in cast("list[tuple[UUID]]", rows) if subject is not None]
+    rows = conn.execute(ACKNOWLEDGE, values, prepare=True, binary=True).fetchall()
+    return [
+        aggregate_id for (aggregate_id,) in cast("list[tuple[UUID]]", rows) if aggregate_id is not None
+    ]
 
 
 class Claim(NamedTuple):
@@ -192,22 +194,22 @@ class Claim(NamedTuple):
     above: int = 0
 
 
-OCTETS = """
+SIZE_BYTES = """
     coalesce(octet_length(key), 0) + coalesce(octet_length(value), 0)
     + coalesce(octet_length(headers::text), 0)
 """
 
 CLAIM = f"""
     SELECT claimed.lane, id, topic,
-           CASE WHEN octets <= %(small)s THEN key END AS key,
-           CASE WHEN octets <= %(small)s THEN value END AS value,
-           CASE WHEN octets <= %(small)s THEN headers END AS headers,
+           CASE WHEN size_bytes <= %(small)s THEN key END AS key,
+           CASE WHEN size_bytes <= %(small)s THEN value END AS value,
+           CASE WHEN size_bytes <= %(small)s THEN headers END AS headers,
            extract(epoch FROM clock_timestamp() - created_at)::float8 AS age_s,
-           octets
+           size_bytes
       FROM unnest(%(lanes)b::smallint[], %(limits)b::bigint[], %(above)b::bigint[])
            AS mine (lane, up_to, above),
            LATERAL (
-               SELECT outbox.lane, id, topic, key, value, headers, created_at, {OCTETS} AS octets
+               SELECT outbox.lane, id, topic, key, value, headers, created_at, {SIZE_BYTES} AS size_bytes
                  FROM outbox
                 WHERE outbox.lane = mine.lane AND id > mine.above
                 ORDER BY id
@@ -243,7 +245,7 @@ def _first_bytes(rows: list[OutboxRow], share: int) -> list[OutboxRow]:
     """Keep the first rows, at least one, that are `share` bytes together."""
     size = 0
     for number, row in enumerate(rows):
-        size += row.octets
+        size += row.size_bytes
         if size > share and number:
             return rows[:number]
     return rows
@@ -251,7 +253,7 @@ def _first_bytes(rows: list[OutboxRow], share: int) -> list[OutboxRow]:
 
 def _with_large(conn: Connection, lane: int, rows: list[OutboxRow], small: int) -> list[OutboxRow]:
     """Load what the claim left behind."""
-    large = [row.id for row in rows if row.octets > small]
+    large = [row.id for row in rows if row.size_bytes > small]
     if not large:
         return rows
     loaded = {row.id: row for row in load(conn, lane, large)}
@@ -261,7 +263,7 @@ def _with_large(conn: Connection, lane: int, rows: list[OutboxRow], small: int) 
 LOAD = f"""
     SELECT lane, id, topic, key, value, headers,
            extract(epoch FROM clock_timestamp() - created_at)::float8 AS age_s,
-           {OCTETS} AS octets
+           {SIZE_BYTES} AS size_bytes
       FROM outbox
      WHERE lane = %(lane)s AND id = ANY(%(ids)b::bigint[])
      ORDER BY id
@@ -279,25 +281,25 @@ def _rows(cursor: psycopg.Cursor[tuple[object, ...]]) -> list[OutboxRow]:
 
 BEGIN_BATCHES = f"""
     UPDATE outbox_lane
-       SET seq = mine.seq, inflight = mine.inflight::bigint[], carrier = mine.carrier,
-           incarnation = {INCARNATION}
+       SET batch_number = mine.batch_number, inflight = mine.inflight::bigint[], transactional_lane = mine.transactional_lane,
+           server_run = {SERVER_RUN}
       FROM unnest(%(lanes)b::smallint[], %(epochs)b::bigint[],
-                  %(seqs)b::bigint[], %(inflight)b::text[], %(carriers)b::smallint[])
-           AS mine (lane, epoch, seq, inflight, carrier)
+                  %(batch_numbers)b::bigint[], %(inflight)b::text[], %(transactional_lanes)b::smallint[])
+           AS mine (lane, epoch, batch_number, inflight, transactional_lane)
      WHERE outbox_lane.lane = mine.lane AND outbox_lane.epoch = mine.epoch
 """  # noqa: S608
 
 
 def begin_batches(conn: Connection, epochs: Mapping[int, int], states: Mapping[int, LaneState]) -> None:
-    """Write which rows each lane's batch `seq` stands for. Raises OwnershipLost."""
+    """Write which rows each lane's batch `batch_number` stands for. Raises OwnershipLost."""
     if not states:
         return
     values = _mine({lane: epochs[lane] for lane in states}) | {
-        "seqs": arrays.bigints(state.seq for state in states.values()),
+        "batch_numbers": arrays.bigints(state.batch_number for state in states.values()),
         "inflight": arrays.texts(
             "{" + ",".join(map(str, state.inflight)) + "}" for state in states.values()
         ),
-        "carriers": arrays.smallints(state.carrier for state in states.values()),
+        "transactional_lanes": arrays.smallints(state.transactional_lane for state in states.values()),
     }
     if conn.execute(BEGIN_BATCHES, values, prepare=True).rowcount != len(states):
         raise OwnershipLost(sorted(states))
@@ -307,18 +309,18 @@ PARK = """
     WITH refused AS (
         DELETE FROM outbox
          WHERE lane = %(lane)s AND id = %(id)s
-     RETURNING lane, id, topic, key, value, headers, subject, created_at
+     RETURNING lane, id, topic, key, value, headers, aggregate_id, created_at
     ), parked AS (
-        INSERT INTO outbox_parked (lane, id, topic, key, value, headers, subject, created_at, reason)
-        SELECT lane, id, topic, key, value, headers, subject, created_at, %(reason)s
+        INSERT INTO outbox_parked (lane, id, topic, key, value, headers, aggregate_id, created_at, reason)
+        SELECT lane, id, topic, key, value, headers, aggregate_id, created_at, %(reason)s
           FROM refused
     )
-    SELECT subject FROM refused
+    SELECT aggregate_id FROM refused
 """
 
 
 def park(conn: Connection, lane: int, row_id: int, reason: str) -> UUID | None:
-    """Move one row out of the way, to be looked at by a person; return its subject."""
+    """Move one row out of the way, to be looked at by a person; return its aggregate_id."""
     row = conn.execute(PARK, {"lane": lane, "id": row_id, "reason": reason}).fetchone()
     return cast("UUID | None", row and row[0])
 

@@ -78,7 +78,7 @@ GRANT SELECT (version, checksum) ON schema_migrations
 -- The consumer: accepts commands. It never reads a camera URL, nor the outbox.
 GRANT INSERT (worker_id, scenario_uuid, camera_url) ON workers TO orchestrator_consumer;
 GRANT SELECT (worker_id) ON workers TO orchestrator_consumer;                 -- ON CONFLICT, RETURNING
-GRANT INSERT (lane, topic, key, value, headers, subject) ON outbox TO orchestrator_consumer;
+GRANT INSERT (lane, topic, key, value, headers, aggregate_id) ON outbox TO orchestrator_consumer;
 GRANT SELECT (lane) ON outbox_lane TO orchestrator_consumer;                  -- how many there are
 GRANT SELECT ON consumed_offsets TO orchestrator_consumer;
 GRANT INSERT (consumer_group, topic, partition, topic_id, next_offset) ON consumed_offsets
@@ -89,8 +89,8 @@ GRANT UPDATE (next_offset, leader_epoch) ON consumed_offsets TO orchestrator_con
 -- the one that does the least harm.
 GRANT SELECT (worker_id, status), UPDATE (status, updated_at) ON workers TO orchestrator_relay;
 GRANT SELECT, DELETE, UPDATE (created_at) ON outbox TO orchestrator_relay;
-GRANT SELECT, UPDATE (epoch, seq, inflight, carrier, incarnation) ON outbox_lane TO orchestrator_relay;
-GRANT INSERT (lane, id, topic, key, value, headers, subject, created_at, reason) ON outbox_parked
+GRANT SELECT, UPDATE (epoch, batch_number, inflight, transactional_lane, server_run) ON outbox_lane TO orchestrator_relay;
+GRANT INSERT (lane, id, topic, key, value, headers, aggregate_id, created_at, reason) ON outbox_parked
    TO orchestrator_relay;
 GRANT SELECT (identity) ON outbox_identity TO orchestrator_relay;
 
@@ -98,7 +98,7 @@ GRANT SELECT (identity) ON outbox_identity TO orchestrator_relay;
 -- aside are shown whole, since somebody must judge them.
 GRANT SELECT (id, worker_id, scenario_uuid, status, process_pid, created_at, updated_at) ON workers
    TO orchestrator_operator;
-GRANT SELECT (lane, id, topic, subject, created_at) ON outbox TO orchestrator_operator;
+GRANT SELECT (lane, id, topic, aggregate_id, created_at) ON outbox TO orchestrator_operator;
 GRANT SELECT ON outbox_lane, outbox_parked, outbox_identity, consumed_offsets, repairs,
                 dead_letters_handled
    TO orchestrator_operator;

@@ -32,16 +32,16 @@ import psycopg
 from confluent_kafka import Message as Record
 from confluent_kafka import Producer
 
-from orchestrator.demo import count_swapped
+from orchestrator.cli.demo import count_swapped
+from orchestrator.contract.messages import Command, DeployOrder
 from orchestrator.embedded.server import HOST
-from orchestrator.messages import Command, DeployOrder
-from orchestrator.reading import open_reader
-from tests.eventually import eventually
-from tests.own_servers import Work, own_servers, pause, wake
-from tests.proxy import Rule, cut_after, cut_before, delay, proxy
-from tests.system import Running, System, end_sessions
-from tests.wire import KafkaConversation
-from tests.wired import postgres_proxied
+from orchestrator.kafka.reader import open_reader
+from testkit.eventually import eventually
+from testkit.private_servers import Work, own_servers, pause, wake
+from testkit.proxied import postgres_proxied
+from testkit.proxy import Rule, cut_after, cut_before, delay, proxy
+from testkit.system import Running, System, end_sessions
+from testkit.wire_protocol import KafkaConversation
 
 REPORTS = Path("build")
 PROCESSES = 5  # two consumers, three relays

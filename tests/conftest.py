@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from orchestrator.embedded import Servers
-from tests import report
+from testkit import summary as report
+from testkit.proxied import WiredKafka, wired_kafka
+from testkit.servers import START_ERRORS, Backend, choose_backend
+from testkit.system import LANES, System, new_system, template_database
 from tests.matrix import Outcomes, reason_of, rows_of
-from tests.servers import START_ERRORS, Backend, choose_backend
-from tests.system import LANES, System, new_system, template_database
-from tests.wired import WiredKafka, wired_kafka
 
 BACKEND = pytest.StashKey[Backend]()
 OUTCOMES = pytest.StashKey[Outcomes]()

@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 ROOT = Path(__file__).parent.parent
-COPIED = ("orchestrator", "outbox", "schema", "tests", "pyproject.toml")
+COPIED = ("orchestrator", "outbox", "schema", "testkit", "tests", "pyproject.toml")
 GUARDS_TEST = "tests/integration/test_guards.py"
 TENURE_TEST = "tests/integration/test_tenure.py"
 
@@ -37,40 +37,40 @@ GUARDS = [
         "outbox/store.py",
         " AND outbox_lane.epoch = mine.epoch",
         "",
-        f"{GUARDS_TEST}::test_a_replaced_owner_settles_and_claims_nothing",
+        f"{GUARDS_TEST}::test_a_replaced_owner_acknowledges_and_claims_nothing",
     ),
     Guard(
         "inflight committed before Kafka begins",
-        "outbox/tenure.py",
+        "outbox/session.py",
         "number, state in after.items() if state != before[number]}",
         "number, state in after.items() if state != before[number] and number not in batch}",
         f"{GUARDS_TEST}::test_what_kafka_may_have_is_in_postgres_before",
     ),
     Guard(
         "fence before reading the marker",
-        "outbox/tenure.py",
+        "outbox/session.py",
         "        self._fence(states)\n        markers = self._publisher.read_markers(states)\n",
         "        markers = self._publisher.read_markers(states)\n        self._fence(states)\n",
         f"{GUARDS_TEST}::test_a_transaction_that_commits_just_before_the_fence_counts",
     ),
     Guard(
         "earlier ids fenced",
-        "outbox/tenure.py",
-        "self._publisher.fence(sorted(earlier - {self._carrier}))",
-        "sorted(earlier - {self._carrier})",
+        "outbox/session.py",
+        "self._publisher.fence(sorted(earlier - {self._transactional_lane}))",
+        "sorted(earlier - {self._transactional_lane})",
         f"{TENURE_TEST} -k new_owner_fences",
     ),
     Guard(
         "all ids fenced after a restore",
         "outbox/store.py",
-        "range(lanes) if self.foreign else [self.carrier]",
-        "[self.carrier]",
+        "range(lanes) if self.maybe_restored else [self.transactional_lane]",
+        "[self.transactional_lane]",
         f"{TENURE_TEST} -k after_a_restore",
     ),
     Guard(
         "a lane row that was put back leads to a recovery",
-        "outbox/tenure.py",
-        "if any(state.seq != self.owned.lanes[number].seq for number, state in before.items()):",
+        "outbox/session.py",
+        "if any(state.batch_number != self.owned.lanes[number].batch_number for number, state in before.items()):",
         "if False:",
         f"{TENURE_TEST} -k put_back",
     ),
@@ -89,24 +89,24 @@ GUARDS = [
         f"{TENURE_TEST} -k cannot_be_sent",
     ),
     Guard(
-        "carrier committed first",
+        "transactional_lane committed first",
         "outbox/recovery.py",
-        "_replace(carrier=carrier, foreign=False)",
-        "_replace(foreign=False)",
+        "_replace(transactional_lane=transactional_lane, maybe_restored=False)",
+        "_replace(maybe_restored=False)",
         f"{TENURE_TEST} -k under_another_id",
     ),
     Guard(
         "an earlier id fenced once",
-        "outbox/tenure.py",
-        "            if carrier not in self.owned.lanes[number].fenced\n",
+        "outbox/session.py",
+        "            if transactional_lane not in self.owned.lanes[number].fenced\n",
         "",
         f"{TENURE_TEST} -k fenced_once",
     ),
     Guard(
         "marker in the records' transaction",
         "outbox/publisher.py",
-        '        reached("relay.produced")\n',
-        '        reached("relay.produced")\n'
+        '        crash_point("relay.produced")\n',
+        '        crash_point("relay.produced")\n'
         "        self._in_slices(producer.commit_transaction)\n"
         "        producer.begin_transaction()\n",
         f"{GUARDS_TEST}::test_records_and_marker_are_there_together_or_not_at_all",
@@ -114,8 +114,8 @@ GUARDS = [
     Guard(
         "a new producer after any doubt",
         "outbox/publisher.py",
-        "        self.discard()\n        self._producer = producer = self._make(carrier)\n",
-        "        self._producer = producer = self._producer or self._make(carrier)\n",
+        "        self.discard()\n        self._producer = producer = self._make(transactional_lane)\n",
+        "        self._producer = producer = self._producer or self._make(transactional_lane)\n",
         f"{GUARDS_TEST}::test_a_producer_in_doubt_is_never_used_again",
     ),
     Guard(
@@ -126,11 +126,11 @@ GUARDS = [
         f"{GUARDS_TEST}::test_a_lane_whose_histories_disagree_sends_nothing",
     ),
     Guard(
-        "status guard in settle",
-        "orchestrator/workers.py",
+        "status guard in acknowledge",
+        "orchestrator/contract/workers.py",
         " AND status = 'pending'",
         "",
-        f"{GUARDS_TEST}::test_settling_never_turns_a_running_worker_back",
+        f"{GUARDS_TEST}::test_acknowledging_never_turns_a_running_worker_back",
     ),
     Guard(
         "command tag of COMMIT",
@@ -148,28 +148,28 @@ GUARDS = [
     ),
     Guard(
         "ownership after the fence of strict fencing",
-        "outbox/tenure.py",
+        "outbox/session.py",
         "        mine = self.owned.check(batch)\n",
         "        mine = batch\n",
         "tests/faults/test_late_end_txn.py -k zombie_that_fences",
     ),
     Guard(
         "writers ended below the low-water mark",
-        "outbox/low_water.py",
+        "outbox/watermark.py",
         "            self._next, self._writers = self._seen, writing\n",
         "            self._next, self._writers = self._seen, frozenset()\n",
         "tests/integration/test_low_water.py -k commits_late",
     ),
     Guard(
         "looks at the whole lane",
-        "outbox/low_water.py",
+        "outbox/watermark.py",
         "        return self.id if self._began < self._whole_at else 0\n",
         "        return self.id\n",
         "tests/integration/test_low_water.py -k low_id_from_elsewhere",
     ),
     Guard(
         "compare-and-set of consumed offsets",
-        "orchestrator/offsets.py",
+        "orchestrator/consumer/offsets.py",
         "       AND position.next_offset = move.expected\n",
         "",
         "tests/integration/test_ingest.py -k guard",

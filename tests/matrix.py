@@ -12,7 +12,7 @@ import pytest
 ROWS = {
     1: "consumer killed at any point: no loss, no second worker or outbox row",
     2: "relay killed before the Kafka commit: batch published once, under the same number",
-    3: "relay killed between Kafka commit and settle: settled, nothing sent again",
+    3: "relay killed between Kafka commit and acknowledge: acknowledged, nothing sent again",
     4: "killed during recovery itself, repeatedly: same end state",
     5: "COMMIT done, reply lost: found out under the lock, no second insert",
     6: "COMMIT never arrives: rolled back, done again once",
@@ -30,7 +30,7 @@ ROWS = {
     18: "stale EndTxn reaches the next transaction: no effect",
     19: "record too large or invalid for its topic: it alone is parked, neighbours go out once",
     20: "zombie relay: fenced, gives up, owner unharmed",
-    21: "relays start together, stop, join, leave: lanes settle within 5 s, no fencing back and forth",
+    21: "relays start together, stop, join, leave: lanes acknowledge within 5 s, no fencing back and forth",
     22: "zombie consumer: compare-and-set fails, rolled back, joins again",
     23: "rebalance storm: progress, no duplicate",
     24: "input topic deleted and made anew: partition paused and reported, never silently restarted",
@@ -77,13 +77,13 @@ class Outcomes:
             failed = [report.nodeid for report in reports if report.failed]
             why = ""
             if failed:
-                verdict = f"BROKEN ({len(failed)} of {len(reports)})"
+                outcome = f"BROKEN ({len(failed)} of {len(reports)})"
             elif passed:
-                verdict = f"holds ({passed})"
+                outcome = f"holds ({passed})"
             else:
-                verdict = "not run"
+                outcome = "not run"
                 why = "".join(f" [{reason}]" for reason in dict.fromkeys(map(reason_of, reports)))
-            yield f"{row:>3}  {verdict:<16} {text}{why}"
+            yield f"{row:>3}  {outcome:<16} {text}{why}"
             yield from (f"     {test}" for test in failed)
 
 

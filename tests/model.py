@@ -35,7 +35,7 @@ TLC_COMMAND = ("tlc2.TLC", "-deadlock", "-workers", "1")  # deadlock: a lane tha
 SHORT_LIVED = ("-XX:TieredStopAtLevel=1",)  # half the time for a run of a few seconds
 
 INVARIANTS = ("NoDuplicate", "NoLoss", "OrderPerKey", "NoFalseRefusal")
-PROPERTIES = ("EveryRowSettled", "Calm")
+PROPERTIES = ("EveryRowAcknowledged", "Calm")
 
 SESSION_ENDS = "session ends in silence"
 LOCK_LOST = "advisory lock lost"
@@ -75,12 +75,12 @@ OWNER_FIRST = "ownership checked before the fence"
 OWNER_LOCKED = "ownership checked under the lock"
 RENEWED = "new producer after a silent disconnect"
 OWNER_RENEWED = "ownership checked after the renewal"
-BY_ID = "settle by id"
+BY_ID = "acknowledge by id"
 ADVISORY = "advisory lock"
 EARLIER = "earlier ids fenced"
 ONCE = "earlier ids fenced once"
-CARRIER = "carrier committed first"
-GIVEN_BACK = "carrier given back"
+TRANSACTIONAL_LANE = "transactional_lane committed first"
+GIVEN_BACK = "transactional_lane given back"
 CHANGED = "new producer when the set changes"
 UNLOCKED = "lock of a lost lane released"
 AFTER_RESTORE = "all ids fenced after a restore"
@@ -247,7 +247,14 @@ GUARDS = [
     Check("strict fencing", (RENEWED,), strict=True),
     Check("strict fencing", (OWNER_RENEWED,), "NoDuplicate", faults=1, strict=True),
     Check("", (BY_ID,), "NoLoss", faults=1, late=(2,)),
-    Check("no end", (ADVISORY,), "EveryRowSettled", crashes=0, faults=0, checked=("EveryRowSettled",)),
+    Check(
+        "no end",
+        (ADVISORY,),
+        "EveryRowAcknowledged",
+        crashes=0,
+        faults=0,
+        checked=("EveryRowAcknowledged",),
+    ),
     READER_FAILS_LANES,
     replace(READER_FAILS_LANES, note=f"{READER_FAILS_LANES.note}, restarted", kinds=(RESTARTED,)),
     START_FAILS_LANES,
@@ -256,9 +263,13 @@ GUARDS = [
     two_lanes("strict fencing", (EARLIER,), "NoDuplicate", faults=1, strict=True),
     replace(READER_FAILS_LANES, without=(ONCE,), found="OwnerGetsOn"),
     replace(START_FAILS_LANES, without=(ONCE,), found="OwnerGetsOn"),
-    two_lanes("", (CARRIER,), "NoDuplicate", faults=1),
+    two_lanes("", (TRANSACTIONAL_LANE,), "NoDuplicate", faults=1),
     two_lanes(
-        "no end", (UNLOCKED,), "EveryRowSettled", kinds=(EPOCH_RAISED,), checked=("EveryRowSettled",)
+        "no end",
+        (UNLOCKED,),
+        "EveryRowAcknowledged",
+        kinds=(EPOCH_RAISED,),
+        checked=("EveryRowAcknowledged",),
     ),
     two_lanes("Postgres restored", (AFTER_RESTORE,), "NoDuplicate", faults=0, kinds=LANES_RESTORED),
     two_lanes("rows lost", (LEFT_OUT,), "NoLoss", kinds=LANES_REST, checked=("NoLoss",)),

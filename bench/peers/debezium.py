@@ -33,7 +33,7 @@ from bench.peers import NotDelivered, OutboxPeer
 from bench.peers.connect import ConnectRefused, ConnectWorker, fetch_jars
 from bench.peers.places import new_database
 from orchestrator.embedded import Servers, ServerStartError
-from orchestrator.topics import Admin
+from orchestrator.kafka.topics import Admin
 
 DEBEZIUM_VERSION = "3.6.1.Final"
 START_S = 60.0  # for a connector to start or to stop

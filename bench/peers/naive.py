@@ -18,8 +18,8 @@ from confluent_kafka import Consumer, Message, Producer
 from bench.peers import MeasuredPeer
 from bench.peers.orders import Order
 from bench.peers.places import child, new_database, new_producer
+from orchestrator.contract.messages import Command, DeployOrder, encode_order
 from orchestrator.embedded import Servers
-from orchestrator.messages import Command, DeployOrder, encode_order
 
 INPUT = ".in"  # what the input topic's name has at its end
 PRODUCER = {"linger.ms": 0}

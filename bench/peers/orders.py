@@ -9,10 +9,10 @@ from uuid import uuid4
 import msgspec
 from confluent_kafka import Message
 
+from orchestrator.contract.messages import DeployOrder, encode_order
+from orchestrator.contract.workers import worker_id
 from orchestrator.embedded import Servers
-from orchestrator.messages import DeployOrder, encode_order
-from orchestrator.reading import following
-from orchestrator.workers import worker_id
+from orchestrator.kafka.reader import following
 
 PATIENCE_S = 60.0  # without a new order; then something is broken
 LOOK_S = 0.02

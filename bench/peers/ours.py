@@ -5,9 +5,9 @@ from contextlib import contextmanager
 
 from bench.peers import OutboxPeer
 from bench.site import Site
-from tests.eventually import eventually
-from tests.own_servers import wait_ready
-from tests.system import System
+from testkit.eventually import eventually
+from testkit.private_servers import wait_ready
+from testkit.system import System
 
 SETTLE_S = 10.0
 
@@ -30,7 +30,7 @@ class RelayPeer(OutboxPeer):
             INSERT INTO workers (worker_id, scenario_uuid, camera_url)
             SELECT worker_id, key::uuid, value::json ->> 'camera_url' FROM new
         )
-        INSERT INTO outbox (lane, topic, key, value, subject)
+        INSERT INTO outbox (lane, topic, key, value, aggregate_id)
         SELECT abs(hashtext(key) %% 4), topic, convert_to(key, 'UTF8'), convert_to(value, 'UTF8'),
                worker_id
           FROM new
@@ -47,9 +47,9 @@ class RelayPeer(OutboxPeer):
         relays = [self._system.start("relay") for _ in range(self._relays)]
         wait_ready(*relays)
         yield
-        eventually(self._is_settled, SETTLE_S)
+        eventually(self._is_acknowledged, SETTLE_S)
         for relay in relays:
             relay.stop()
 
-    def _is_settled(self) -> bool:
+    def _is_acknowledged(self) -> bool:
         return self._system.query("SELECT count(*) FROM outbox") == [(0,)]

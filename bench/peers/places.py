@@ -20,9 +20,9 @@ from psycopg.conninfo import make_conninfo
 
 from bench.peers.orders import NotDelivered
 from orchestrator.embedded import Servers
-from orchestrator.topics import Admin, read_beginnings
-from tests.eventually import eventually
-from tests.system import PARTITIONS
+from orchestrator.kafka.topics import Admin, read_beginnings
+from testkit.eventually import eventually
+from testkit.system import PARTITIONS
 
 TOPIC_S = 30.0  # for a new topic to have leaders
 

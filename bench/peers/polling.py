@@ -18,7 +18,7 @@ from confluent_kafka import Producer
 from bench.peers import OutboxPeer
 from bench.peers.places import child, new_database, new_producer
 from orchestrator.embedded import Servers
-from tests.eventually import eventually
+from testkit.eventually import eventually
 
 IDLE_S = 0.002
 PRODUCER = {

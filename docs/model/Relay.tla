@@ -1,5 +1,5 @@
 ------------------------------- MODULE Relay -------------------------------
-(* How the lanes of the outbox get from Postgres to Kafka: outbox/tenure.py, outbox/recovery.py and
+(* How the lanes of the outbox get from Postgres to Kafka: outbox/session.py, outbox/recovery.py and
    outbox/ownership.py (the steps), outbox/store.py (Postgres), outbox/publisher.py (Kafka), with the
    faults that may hit between any two steps. Names are the code's. README.md says what is left out.
 
@@ -32,9 +32,9 @@ None == -1      \* no marker
 
 VARIABLES
     \* Postgres, as committed
-    outbox,     \* rows inserted and not settled
+    outbox,     \* rows inserted and not acknowledged
     unborn,     \* rows whose INSERT has not committed yet
-    lane,       \* the lane rows: seq, inflight, carrier
+    lane,       \* the lane rows: batch_number, inflight, transactional_lane
     owner,      \* per lane the relay whose epoch its row holds
     advisory,   \* per lane who holds its advisory lock
     backup,     \* an older state of the tables, or Nobody
@@ -69,10 +69,10 @@ NoTxn == [open |-> FALSE, rows |-> {}, marks |-> NoMarks]
    the next batch, for it lost a connection in silence or a lane is gone;
    fence: the ids that are still to be fenced; fenced: of each lane, the ids that are;
    seen: the markers as read; marks: the markers of the batch in hand; batch: its rows;
-   seq: the lanes' last batches. *)
+   batch_number: the lanes' last batches. *)
 Away == [at |-> "away", session |-> FALSE, lanes |-> {}, refused |-> {}, resting |-> {}, id |-> 0,
          disturbed |-> FALSE, fence |-> {}, fenced |-> [l \in Lanes |-> {}], seen |-> NoMarks, marks |-> NoMarks,
-         batch |-> {}, seq |-> [l \in Lanes |-> 0]]
+         batch |-> {}, batch_number |-> [l \in Lanes |-> 0]]
 
 LaneOf(row) == 1 + ((row - 1) % Cardinality(Lanes))
 Of(S, l) == {row \in S : LaneOf(row) = l}
@@ -80,7 +80,7 @@ OfLanes(S, L) == {row \in S : LaneOf(row) \in L}
 
 Init ==
     /\ outbox = Rows \ Late /\ unborn = Late
-    /\ lane = [l \in Lanes |-> [seq |-> 0, inflight |-> {}, carrier |-> l, restored |-> FALSE]]
+    /\ lane = [l \in Lanes |-> [batch_number |-> 0, inflight |-> {}, transactional_lane |-> l, restored |-> FALSE]]
     /\ owner = [l \in Lanes |-> Nobody] /\ advisory = [l \in Lanes |-> Nobody] /\ backup = Nobody
     /\ topic = [l \in Lanes |-> <<>>] /\ marker = NoMarks
     /\ txn = [i \in Lanes |-> NoTxn] /\ producer = [i \in Lanes |-> Nobody]
@@ -184,7 +184,7 @@ Keeps(r) == ~Has("new producer when the set changes") /\ Has("new producer after
 BeforeRead == IF Has("fence before the marker is read") THEN "fence" ELSE "read"
 AfterFence == IF Has("fence before the marker is read") THEN "read" ELSE "decide"
 
-(* read_lanes: forget the lanes that are lost, and read the others' carriers. A row that was restored
+(* read_lanes: forget the lanes that are lost, and read the others' transactional_lanes. A row that was restored
    may name an old one. *)
 CheckOwners(r) ==
     /\ At(r, "check")
@@ -193,7 +193,7 @@ CheckOwners(r) ==
            needed == [l \in Lanes |->
                         IF l \notin lanes \/ ~Has("earlier ids fenced") THEN {}
                         ELSE IF lane[l].restored /\ Has("all ids fenced after a restore") THEN Lanes
-                        ELSE {lane[l].carrier}]
+                        ELSE {lane[l].transactional_lane}]
            earlier == UNION {needed[l] \ relay[r].fenced[l] : l \in lanes}
            ids == IF Keeps(r) THEN earlier \ {relay[r].id} ELSE earlier \cup {Min(lanes)}
        IN /\ Set(r, [relay[r] EXCEPT !.lanes = lanes, !.fence = ids, !.fenced = Noted(r, lanes),
@@ -262,11 +262,11 @@ ReadTimesOut(r) ==
     /\ Doubt(r)
     /\ UNCHANGED <<postgres, topic, marker, txn, stale, staleMarks, luck>>
 
-Verdict(seen, seq) ==
-    CASE seen = None /\ seq = 0 -> "new_lane"
-      [] seen = None /\ seq > 0 -> "marker_missing"
-      [] seen # None /\ seen = seq -> "published"
-      [] seen # None /\ seen = seq - 1 -> "not_published"
+Outcome(seen, batch_number) ==
+    CASE seen = None /\ batch_number = 0 -> "new_lane"
+      [] seen = None /\ batch_number > 0 -> "marker_missing"
+      [] seen # None /\ seen = batch_number -> "published"
+      [] seen # None /\ seen = batch_number - 1 -> "not_published"
       [] OTHER -> "marker_ahead or marker_behind"
 
 FirstOfKafka == IF Strict THEN "renew" ELSE IF Has("marker last") THEN "produce" ELSE "mark"
@@ -277,24 +277,24 @@ DecideBut(r, rest) ==
     /\ At(r, "decide") /\ relay[r].session
     /\ LET me == relay[r]
            lanes == IF Has("ownership checked under the lock") THEN Kept(r) ELSE me.lanes
-           verdict == [l \in lanes |-> Verdict(me.seen[l], lane[l].seq)]
-           unsent == {l \in lanes : verdict[l] \in {"new_lane", "not_published"}}
+           outcome == [l \in lanes |-> Outcome(me.seen[l], lane[l].batch_number)]
+           unsent == {l \in lanes : outcome[l] \in {"new_lane", "not_published"}}
            again == unsent \ rest
            refused == IF ~Has("refusal") THEN {}
-                      ELSE {l \in lanes : verdict[l] = "marker_ahead or marker_behind"
-                                          \/ verdict[l] = "marker_missing"}
+                      ELSE {l \in lanes : outcome[l] = "marker_ahead or marker_behind"
+                                          \/ outcome[l] = "marker_missing"}
        IN /\ lanes # {} /\ rest \subseteq unsent /\ Unlock(r, lanes)
           /\ Set(r, [me EXCEPT
                 !.at = IF again = {} THEN "work" ELSE FirstOfKafka,
                 !.lanes = lanes, !.refused = refused, !.resting = rest,
                 !.fenced = Away.fenced, !.seen = NoMarks,
                 !.disturbed = @ \/ lanes # me.lanes,
-                !.seq = [l \in Lanes |-> IF l \in lanes THEN lane[l].seq ELSE 0],
-                !.marks = [l \in Lanes |-> IF l \in again THEN lane[l].seq ELSE None],
+                !.batch_number = [l \in Lanes |-> IF l \in lanes THEN lane[l].batch_number ELSE 0],
+                !.marks = [l \in Lanes |-> IF l \in again THEN lane[l].batch_number ELSE None],
                 !.batch = UNION {lane[l].inflight \cap outbox : l \in again}])
-          /\ lane' = IF ~Has("carrier committed first") THEN lane
+          /\ lane' = IF ~Has("transactional_lane committed first") THEN lane
                      ELSE [l \in Lanes |-> IF l \in lanes /\ Mine(r, l)
-                                           THEN [lane[l] EXCEPT !.carrier = me.id, !.restored = FALSE]
+                                           THEN [lane[l] EXCEPT !.transactional_lane = me.id, !.restored = FALSE]
                                            ELSE lane[l]]
     /\ UNCHANGED <<outbox, unborn, owner, backup, kafka>>
 
@@ -304,7 +304,7 @@ Decide(r) == DecideBut(r, {}) /\ UNCHANGED luck
 
 Renews(r) == relay[r].disturbed /\ Has("new producer after a silent disconnect")
 
-(* The cycle ends when the producer was disturbed (and what it published is settled). *)
+(* The cycle ends when the producer was disturbed (and what it published is acknowledged). *)
 Renew(r) ==
     /\ At(r, "work") /\ OfLanes(outbox, Working(r)) = {} /\ Renews(r)
     /\ Doubt(r)
@@ -344,31 +344,31 @@ Active(r) == IF Has("lane locked before the select")
              ELSE {Working(r)}
 
 (* The batch before, as Postgres knows it; as the process remembers it where it is not written. *)
-SeqBefore(r, l) == IF Has("inflight committed first") THEN lane[l].seq ELSE relay[r].seq[l]
+SeqBefore(r, l) == IF Has("inflight committed first") THEN lane[l].batch_number ELSE relay[r].batch_number[l]
 InflightBefore(r, l) == IF Has("inflight committed first") THEN lane[l].inflight
                         ELSE Of(relay[r].batch, l)
 
-Settled(r, l) == IF Has("settle by id") THEN InflightBefore(r, l)
+Acknowledged(r, l) == IF Has("acknowledge by id") THEN InflightBefore(r, l)
                  ELSE Of(UpTo(InflightBefore(r, l)) \cap outbox, l)
 
 Claimed(r, l) ==
     IF Renews(r) THEN {}
     ELSE IF Has("lane locked before the select")
-    THEN First(BatchSize, (Of(outbox, l) \ Settled(r, l)) \ Skipped(r))
+    THEN First(BatchSize, (Of(outbox, l) \ Acknowledged(r, l)) \ Skipped(r))
     ELSE Of(relay[r].batch, l)
 
 SeqAfter(r, l) == SeqBefore(r, l) + (IF Claimed(r, l) = {} THEN 0 ELSE 1)
 
-(* settle, claim, begin_batches; COMMIT. *)
+(* acknowledge, claim, begin_batches; COMMIT. *)
 Commit(r, active) ==
-    /\ outbox' = outbox \ UNION {Settled(r, l) : l \in active \cap Kept(r)}
+    /\ outbox' = outbox \ UNION {Acknowledged(r, l) : l \in active \cap Kept(r)}
     /\ lane' = [l \in Lanes |->
             IF l \notin active \cap Kept(r) THEN lane[l]
             ELSE IF Has("inflight committed first")
-            THEN [lane[l] EXCEPT !.carrier = relay[r].id,
-                                 !.seq = SeqAfter(r, l), !.inflight = Claimed(r, l)]
-            ELSE [lane[l] EXCEPT !.carrier = relay[r].id,
-                                 !.seq = SeqBefore(r, l), !.inflight = {}]]
+            THEN [lane[l] EXCEPT !.transactional_lane = relay[r].id,
+                                 !.batch_number = SeqAfter(r, l), !.inflight = Claimed(r, l)]
+            ELSE [lane[l] EXCEPT !.transactional_lane = relay[r].id,
+                                 !.batch_number = SeqBefore(r, l), !.inflight = {}]]
     /\ UNCHANGED unborn
 
 (* A lane that is lost drops out, and the producer is renewed before the next batch. *)
@@ -382,7 +382,7 @@ GoOnWithBatch(r, active) ==
                /\ producer' = Freed(producer, r)
           ELSE /\ Set(r, [relay[r] EXCEPT
                     !.lanes = lanes,
-                    !.seq = [l \in Lanes |-> IF l \in active \ lost THEN SeqAfter(r, l)
+                    !.batch_number = [l \in Lanes |-> IF l \in active \ lost THEN SeqAfter(r, l)
                                              ELSE IF l \in lanes THEN @[l] ELSE 0],
                     !.batch = UNION {Claimed(r, l) : l \in new},
                     !.marks = [l \in Lanes |-> IF l \in new THEN SeqAfter(r, l) ELSE None],
@@ -390,7 +390,7 @@ GoOnWithBatch(r, active) ==
                     !.at = IF new = {} THEN "work" ELSE FirstOfKafka])
                /\ UNCHANGED producer
 
-SettleAndClaim(r) ==
+AcknowledgeAndClaim(r) ==
     /\ Locks(r)
     /\ \E active \in Active(r) : Commit(r, active) /\ GoOnWithBatch(r, active)
     /\ UNCHANGED <<owner, backup, topic, marker, txn, stale, staleMarks, luck>>
@@ -410,7 +410,7 @@ CheckOwnersAgain(r) ==
        /\ Set(r, [relay[r] EXCEPT
             !.lanes = lanes, !.refused = @ \cap lanes, !.resting = @ \cap lanes,
             !.batch = OfLanes(@, lanes),
-            !.seq = [l \in Lanes |-> IF l \in lanes THEN @[l] ELSE 0],
+            !.batch_number = [l \in Lanes |-> IF l \in lanes THEN @[l] ELSE 0],
             !.marks = [l \in Lanes |-> IF l \in lanes THEN @[l] ELSE None],
             !.disturbed = @ \/ lanes # relay[r].lanes,
             !.at = IF Marked(relay[r].marks) \cap lanes = {} THEN "work"
@@ -474,7 +474,7 @@ Step(r) ==
     \/ NoticeDeadSession(r) \/ LoseOwnership(r)
     \/ CheckOwners(r) \/ FenceEarlier(r) \/ Fence(r) \/ StartTimesOut(r)
     \/ ReadMarkers(r) \/ ReadTimesOut(r) \/ Decide(r)
-    \/ Renew(r) \/ EndRest(r) \/ Select(r) \/ SettleAndClaim(r) \/ RenewProducer(r) \/ CheckOwnersAgain(r)
+    \/ Renew(r) \/ EndRest(r) \/ Select(r) \/ AcknowledgeAndClaim(r) \/ RenewProducer(r) \/ CheckOwnersAgain(r)
     \/ Produce(r) \/ Mark(r) \/ CommitTransaction(r) \/ Fenced(r)
 
 (* The consumer's transaction with a row of a lower id than others commits at last. *)
@@ -488,14 +488,14 @@ Fault(kind) ==
     /\ kind \in Kinds /\ faults > 0 /\ faults' = faults - 1
     /\ UNCHANGED <<crashes, history>>
 
-(* Not a fault, but rare: a lane is given up between two batches. One transaction settles it
-   (Tenure._settle), and nothing of it is in the air: it is its own carrier again. *)
+(* Not a fault, but rare: a lane is given up between two batches. One transaction acknowledges it
+   (Tenure._acknowledge), and nothing of it is in the air: it is its own transactional_lane again. *)
 GiveUp(r, l) ==
     /\ Fault("lane given up") /\ At(r, "work") /\ relay[r].session /\ ~relay[r].disturbed
     /\ l \in Working(r) /\ Mine(r, l)
-    /\ outbox' = outbox \ Settled(r, l)
+    /\ outbox' = outbox \ Acknowledged(r, l)
     /\ lane' = [lane EXCEPT ![l].inflight = {},
-                    ![l].carrier = IF Has("carrier given back") THEN l ELSE @]
+                    ![l].transactional_lane = IF Has("transactional_lane given back") THEN l ELSE @]
     /\ IF relay[r].lanes = {l} THEN Set(r, Away) /\ producer' = Freed(producer, r)
        ELSE OtherLanes(r, relay[r].lanes \ {l})
     /\ advisory' = [advisory EXCEPT ![l] = IF @ = r THEN Nobody ELSE @]
@@ -617,7 +617,7 @@ RefreshMarkers(r) ==
     LET idle == {l \in Working(r) : Of(outbox, l) = {}} IN
     /\ Fault("marker refreshed") /\ At(r, "work") /\ idle # {} /\ ~Renews(r)
     /\ Set(r, [relay[r] EXCEPT !.at = FirstOfKafka,
-            !.marks = [l \in Lanes |-> IF l \in idle THEN relay[r].seq[l] ELSE None]])
+            !.marks = [l \in Lanes |-> IF l \in idle THEN relay[r].batch_number[l] ELSE None]])
     /\ UNCHANGED <<postgres, kafka>>
 
 Backup ==
@@ -672,7 +672,7 @@ OrderPerKey == \A l \in Lanes : \A i, j \in DOMAIN topic[l] :
 
 NoFalseRefusal == history \/ \A r \in Relays : relay[r].refused = {}
 
-EveryRowSettled == <>[](outbox = {} /\ unborn = {})
+EveryRowAcknowledged == <>[](outbox = {} /\ unborn = {})
 
 (* In the end nobody recovers any more: the relays do not fence each other for ever. *)
 Calm == <>[](\A r \in Relays : relay[r].at \in {"work", "away"})

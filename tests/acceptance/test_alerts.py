@@ -24,10 +24,10 @@ import yaml
 from confluent_kafka import Producer
 
 from orchestrator.embedded.server import HOST, EmbeddedServer, free_port
-from tests.eventually import eventually
-from tests.repairs import repair, set_marker
-from tests.servers import server_directory
-from tests.system import Running, System, make_input_anew
+from testkit.disagreement import repair, set_marker
+from testkit.eventually import eventually
+from testkit.servers import server_directory
+from testkit.system import Running, System, make_input_anew
 from tests.unit.test_monitoring import ALERTS, QUERIES, RULES
 
 MINUTE_S = 3  # scrapes come every second, and a busy machine may be late with two of them

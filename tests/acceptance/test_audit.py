@@ -12,13 +12,13 @@ from confluent_kafka import Message as Record
 from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
+from orchestrator.contract.messages import DeployOrder, encode_order
 from orchestrator.embedded.server import free_port
-from orchestrator.messages import DeployOrder, encode_order
-from orchestrator.oncall import audit
-from orchestrator.reading import Progress, Span, find_spans
-from tests.bare import run_command
-from tests.eventually import eventually
-from tests.system import System
+from orchestrator.kafka.reader import Progress, Span, find_spans
+from orchestrator.operations import audit
+from testkit.empty_installation import run_command
+from testkit.eventually import eventually
+from testkit.system import System
 
 SECRET = "user:pw@"
 
@@ -117,16 +117,16 @@ def test_a_worker_deployed_by_hand_without_a_record_is_lost(system: System) -> N
 
 def test_an_order_that_vanished_from_the_outbox_is_lost(system: System) -> None:
     vanished, _ = system.accept(2)
-    system.query("DELETE FROM outbox WHERE subject = %s", vanished)
+    system.query("DELETE FROM outbox WHERE aggregate_id = %s", vanished)
     assert shown(system) == (1, {"lost": 1}, {"lost": [vanished]})
 
 
 def test_an_order_that_kafka_refused_is_counted_and_no_fault(system: System) -> None:
     system.accept(1)
     system.query(
-        "WITH moved AS (DELETE FROM outbox RETURNING lane, id, topic, key, value, subject, created_at)"
-        " INSERT INTO outbox_parked (lane, id, topic, key, value, subject, created_at, reason)"
-        " SELECT lane, id, topic, key, value, subject, created_at, 'too large' FROM moved"
+        "WITH moved AS (DELETE FROM outbox RETURNING lane, id, topic, key, value, aggregate_id, created_at)"
+        " INSERT INTO outbox_parked (lane, id, topic, key, value, aggregate_id, created_at, reason)"
+        " SELECT lane, id, topic, key, value, aggregate_id, created_at, 'too large' FROM moved"
     )
     code, said = run_audit(system)
     assert (code, "1 parked" in said) == (0, True)
@@ -145,7 +145,7 @@ def test_a_record_sent_twice_is_duplicated(system: System) -> None:
 def test_records_of_a_key_that_changed_places_are_reordered(system: System) -> None:
     first, second = system.accept(2, uuid4())
     system.query(
-        "UPDATE outbox SET value = other.value, subject = other.subject"
+        "UPDATE outbox SET value = other.value, aggregate_id = other.aggregate_id"
         " FROM outbox AS other WHERE other.id <> outbox.id"
     )
     deploy(system, 0)
@@ -166,13 +166,13 @@ def test_one_key_in_two_partitions_has_no_order_between_them(system: System) -> 
     assert shown(system) == (0, {}, {})
 
 
-@pytest.mark.parametrize("step", ["published", "settled"])
+@pytest.mark.parametrize("step", ["published", "acknowledged"])
 def test_a_batch_on_its_way_is_no_fault(one_lane: System, step: str) -> None:
     one_lane.accept(5)
     with one_lane.lane() as lane:
         lane.recover()
         lane.run_once()
-        if step == "settled":
+        if step == "acknowledged":
             lane.drain()
         assert shown(one_lane) == (0, {}, {})
 

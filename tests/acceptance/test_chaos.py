@@ -3,8 +3,8 @@
 import json
 from random import Random
 
+from testkit.private_servers import own_servers
 from tests.chaos import Chaos, judge
-from tests.own_servers import own_servers
 
 
 def test_every_fault_at_once_loses_doubles_and_reorders_nothing() -> None:

@@ -18,14 +18,15 @@ import pytest
 from confluent_kafka.admin import AdminClient
 from prometheus_client import CollectorRegistry
 
-from orchestrator import cli, health
+from orchestrator.cli import main as cli
 from orchestrator.embedded import Servers
 from orchestrator.embedded.server import free_port
-from orchestrator.health import Health
-from orchestrator.http import serve_http
-from tests.bare import bare_system, end_all, run_command
-from tests.eventually import eventually
-from tests.system import INHERITED, Running, System, delete_topics, topics_of
+from orchestrator.observability import health
+from orchestrator.observability.health import Health
+from orchestrator.observability.http import serve_http
+from testkit.empty_installation import bare_system, end_all, run_command
+from testkit.eventually import eventually
+from testkit.system import INHERITED, Running, System, delete_topics, topics_of
 
 COMMANDS = (
     "consumer",

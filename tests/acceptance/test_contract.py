@@ -20,11 +20,11 @@ from jsonschema import Draft202012Validator, FormatChecker
 from referencing import Registry
 from referencing.jsonschema import DRAFT202012
 
-from orchestrator.messages import HAS_FORBIDDEN, Reason
-from orchestrator.settings import DEFAULT_LANES, read_settings
-from tests.bare import run_command
-from tests.eventually import eventually
-from tests.system import System
+from orchestrator.config.settings import DEFAULT_LANES, read_settings
+from orchestrator.contract.messages import HAS_FORBIDDEN, Reason
+from testkit.empty_installation import run_command
+from testkit.eventually import eventually
+from testkit.system import System
 from tests.unit import test_messages as examples
 
 SCHEMA = Path(__file__).parents[2] / "schema"
@@ -371,7 +371,7 @@ def test_every_reference_resolves() -> None:
 def test_the_channels_are_the_topics_of_the_default_settings() -> None:
     assert {channel["title"]: channel["address"] for channel in ASYNCAPI["channels"].values()} == {
         name: getattr(DEFAULTS, name.lower())
-        for name in ("INPUT_TOPIC", "OUTPUT_TOPIC", "DEAD_LETTER_TOPIC", "PROGRESS_TOPIC")
+        for name in ("INPUT_TOPIC", "OUTPUT_TOPIC", "DEAD_LETTER_TOPIC", "MARKER_TOPIC")
     }
     assert ASYNCAPI["channels"]["progress"]["bindings"]["kafka"]["partitions"] == DEFAULT_LANES
     group = ASYNCAPI["operations"]["acceptCommand"]["bindings"]["kafka"]["groupId"]

@@ -19,33 +19,31 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 )
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from orchestrator.config.settings import read_settings
+from orchestrator.consumer.session import SERVER_ENCODING
 from orchestrator.embedded import Servers
 from orchestrator.embedded.server import HOST, free_port
-from orchestrator.ingest import SERVER_ENCODING
-from orchestrator.oncall import (
-    doctor,
-    doctor_both,
-    doctor_kafka,
-    doctor_postgres,
-    doctor_tables,
-)
-from orchestrator.oncall.doctor import CHECKS, as_text, examine, exit_code
-from orchestrator.oncall.doctor_check import Finding
-from orchestrator.oncall.doctor_kafka import remarks_on
-from orchestrator.settings import read_settings
+from orchestrator.operations.doctor import consistency as doctor_both
+from orchestrator.operations.doctor import kafka as doctor_kafka
+from orchestrator.operations.doctor import postgres as doctor_postgres
+from orchestrator.operations.doctor import runner as doctor
+from orchestrator.operations.doctor import tables as doctor_tables
+from orchestrator.operations.doctor.check import Finding
+from orchestrator.operations.doctor.kafka import remarks_on
+from orchestrator.operations.doctor.runner import CHECKS, as_text, examine, exit_code
 from outbox import connect, postgres
+from testkit.disagreement import set_marker
+from testkit.empty_installation import bare_system
+from testkit.eventually import eventually
+from testkit.proxied import WiredKafka, postgres_proxied
+from testkit.proxy import Rule, proxy, swallow
+from testkit.system import PARTITIONS, System, delete_before, make_input_anew, take, topics_of
+from testkit.wire_protocol import PostgresConversation
 from tests.acceptance.test_roles import Logins
-from tests.bare import bare_system
-from tests.eventually import eventually
 from tests.faults.kafka_servers import own_kafka
 from tests.faults.postgres_servers import installed, own_postgres, pooler, set_server
 from tests.faults.secured_kafka import Right, secured_kafka
 from tests.faults.test_security import GROUP, READ, TOPIC, USER, Secured, rights
-from tests.proxy import Rule, proxy, swallow
-from tests.repairs import set_marker
-from tests.system import PARTITIONS, System, delete_before, make_input_anew, take, topics_of
-from tests.wire import PostgresConversation
-from tests.wired import WiredKafka, postgres_proxied
 
 RUNBOOK = Path(__file__).parents[2] / "docs" / "runbook.md"
 PASSWORD = "planted-in-the-doctor"
@@ -89,14 +87,14 @@ def test_a_system_at_work_is_well_and_is_not_disturbed(system: System) -> None:
     consumer, relay = system.start("consumer"), system.start("relay")
     system.submit(20)
     system.check_exactly_once(20)
-    owned = system.query("SELECT lane, epoch, seq FROM outbox_lane ORDER BY lane")
+    owned = system.query("SELECT lane, epoch, batch_number FROM outbox_lane ORDER BY lane")
     started = time.monotonic()
     found = look(system)
     assert time.monotonic() - started < 10
     assert bad(found) == ONE_BROKER, found
     assert exit_code(found.values()) == 0
     assert "one broker lost loses acknowledged records" in found["kafka replication"].text
-    assert system.query("SELECT lane, epoch, seq FROM outbox_lane ORDER BY lane") == owned
+    assert system.query("SELECT lane, epoch, batch_number FROM outbox_lane ORDER BY lane") == owned
     system.submit(20)
     system.check_exactly_once(40)
     assert not relay.logged("in doubt")
@@ -135,7 +133,7 @@ def test_before_the_setup_it_says_to_run_it(servers: Servers, tmp_path: Path) ->
         ),
         (
             "INSERT INTO outbox_lane (lane) VALUES (4)",
-            "progress topic partitions",
+            "marker topic partitions",
             "failed",
             "for 5 lanes: run `orchestrator setup`",
         ),
@@ -465,7 +463,7 @@ def test_rights_that_the_brokers_refuse_are_named(servers: Servers, tmp_path: Pa
 def check_others(own: Secured, every: dict[str, Right]) -> None:
     """See that users of one process, or of people, are blamed for nothing."""
     system, settings = own.system, own.system.settings
-    describe = [Right(DESCRIBE, TOPIC, settings.progress_topic)]
+    describe = [Right(DESCRIBE, TOPIC, settings.marker_topic)]
     describe += [Right(DESCRIBE, GROUP, every[name].name) for name in ("Read group", "Read markers")]
     describe += [Right(READ, TOPIC, topic) for topic in topics_of(system)[:3]]
     users = {

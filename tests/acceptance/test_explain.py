@@ -11,12 +11,15 @@ import msgspec
 import pytest
 from confluent_kafka import Producer
 
-from orchestrator.oncall import explain, lives, mentions, screens
-from orchestrator.oncall.explain import Story
+from orchestrator.cli import views as screens
+from orchestrator.operations.explain import explanation as explain
+from orchestrator.operations.explain import search as mentions
+from orchestrator.operations.explain import worker_history as lives
+from orchestrator.operations.explain.explanation import Story
 from outbox.store import park
+from testkit.eventually import eventually
+from testkit.system import System, delete_before, limit_messages, make_input_anew, take
 from tests.acceptance.test_status import SECRET, said, told
-from tests.eventually import eventually
-from tests.system import System, delete_before, limit_messages, make_input_anew, take
 
 
 def story_of(system: System, wanted: UUID, talk: StringIO | None = None) -> tuple[Story, str]:
@@ -53,7 +56,7 @@ def consume(system: System, records: int) -> None:
 
 
 def publish(one_lane: System) -> None:
-    """Send and settle what is in the outbox."""
+    """Send and acknowledge what is in the outbox."""
     with one_lane.lane() as owned:
         owned.recover()
         owned.drain()
@@ -108,13 +111,13 @@ def test_an_order_that_waits_says_behind_what(one_lane: System) -> None:
 
     one_lane.start("relay", crash_at="relay.begun").wait_killed()  # in hand, not in Kafka
     assert "in batch 1, which is not in the topic yet; see" in story_of(one_lane, first)[1]
-    one_lane.start("relay", crash_at="relay.published").wait_killed()  # in Kafka, not settled
+    one_lane.start("relay", crash_at="relay.published").wait_killed()  # in Kafka, not acknowledged
     (order,) = told(one_lane, "explain", str(first))["orders"]
     assert order["waiting"]["in_hand"] == 1
     assert order["order"]["topic"] == one_lane.settings.output_topic
     text = story_of(one_lane, first)[1]
     assert "published to" in text
-    assert "not settled yet: batch 1; see `orchestrator status`" in text
+    assert "not acknowledged yet: batch 1; see `orchestrator status`" in text
     assert "  pending" not in text
 
 

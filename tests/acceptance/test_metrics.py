@@ -11,16 +11,16 @@ import pytest
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from orchestrator import gauges
-from orchestrator.health import Health
-from orchestrator.metrics import RelayMetrics, new_registry
-from orchestrator.settings import read_settings
-from orchestrator.workers import READ_IDS
+from orchestrator.config.settings import read_settings
+from orchestrator.contract.workers import READ_IDS
+from orchestrator.observability import gauges
+from orchestrator.observability.health import Health
+from orchestrator.observability.metrics import RelayMetrics, new_registry
+from testkit.eventually import eventually
+from testkit.proxied import postgres_proxied
+from testkit.proxy import Rule, swallow
+from testkit.system import Running, System, end_sessions
 from tests.acceptance.test_roles import roles_made
-from tests.eventually import eventually
-from tests.proxy import Rule, swallow
-from tests.system import Running, System, end_sessions
-from tests.wired import postgres_proxied
 
 COMMANDS, BAD = 200, 3
 
@@ -115,7 +115,7 @@ def test_work_is_counted_by_the_process_that_did_it(worked: tuple[Running, Runni
     assert phases.keys() == {"postgres", "kafka"}
     assert min(phases.values()) >= batches
     recoveries = samples(relay, "outbox_recoveries_total")
-    assert {verdict: times for verdict, times in recoveries.items() if times} == {"new_lane": 4}
+    assert {outcome: times for outcome, times in recoveries.items() if times} == {"new_lane": 4}
     assert samples(relay, "outbox_parked_total") == {"": 0}
     assert samples(relay, "outbox_lanes_owned") == {"": 4}
     assert samples(relay, "outbox_lanes_refused") == {"": 0}

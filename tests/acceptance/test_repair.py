@@ -15,12 +15,10 @@ import msgspec
 import pytest
 from confluent_kafka import Producer
 
-from orchestrator.messages import DeployOrder, encode_order
+from orchestrator.contract.messages import DeployOrder, encode_order
 from outbox import InDoubt, Message, enqueue, transaction
 from outbox.publisher import Marker
-from tests.bare import run_command
-from tests.eventually import eventually
-from tests.repairs import (
+from testkit.disagreement import (
     SECRET,
     back_up,
     forget_markers,
@@ -30,7 +28,9 @@ from tests.repairs import (
     set_marker,
     written_down,
 )
-from tests.system import INHERITED, LANES, Running, System, delete_before
+from testkit.empty_installation import run_command
+from testkit.eventually import eventually
+from testkit.system import INHERITED, LANES, Running, System, delete_before
 
 KEY = b"one partition"
 RECHECKED_S = 25  # a paused partition, a lane that backs off, a dead consumer's session
@@ -47,7 +47,7 @@ def wait_refused(relay: Running, reason: str, lane: int = 0) -> None:
 def states(system: System) -> tuple[object, ...]:
     """Return all that a repair may change."""
     return (
-        system.query("SELECT lane, seq, inflight FROM outbox_lane ORDER BY lane"),
+        system.query("SELECT lane, batch_number, inflight FROM outbox_lane ORDER BY lane"),
         system.query("SELECT id FROM outbox ORDER BY id"),
         system.query("SELECT * FROM consumed_offsets ORDER BY partition"),
         system.statuses(),
@@ -60,7 +60,7 @@ def dead_letters(system: System) -> list[bytes | None]:
 
 
 def publish_one_batch_and_die(one_lane: System, published: int, waiting: int) -> None:
-    """Leave a batch that is in Kafka and not settled, and rows behind it."""
+    """Leave a batch that is in Kafka and not acknowledged, and rows behind it."""
     one_lane.accept(published)
     one_lane.start("relay", crash_at="relay.published:2").wait_killed()
     one_lane.accept(waiting)
@@ -151,7 +151,7 @@ def test_rows_of_the_batch_in_hand_are_sent_once_whatever_the_marker(
     if marker is None:
         forget_markers(one_lane)
     else:
-        one_lane.query("UPDATE outbox_lane SET seq = 20")
+        one_lane.query("UPDATE outbox_lane SET batch_number = 20")
         set_marker(one_lane, marker)
     relay = one_lane.start("relay")
     wait_refused(relay, reason)
@@ -161,8 +161,8 @@ def test_rows_of_the_batch_in_hand_are_sent_once_whatever_the_marker(
     one_lane.check_exactly_once(12)
     one_lane.accept(3)
     one_lane.check_exactly_once(15)
-    ((words, subject, why, counts),) = written_down(one_lane)
-    assert (words, subject, why) == ("repair lane 0", "lane 0", reason)
+    ((words, target, why, counts),) = written_down(one_lane)
+    assert (words, target, why) == ("repair lane 0", "lane 0", reason)
     assert (counts["published"], counts["unsent"]) == (7, 5)
     relay.stop()
 
@@ -196,7 +196,7 @@ def test_a_dead_letter_is_known_again_by_what_it_was(one_lane: System) -> None:
 
 
 def test_a_command_sent_again_is_known_by_the_dead_letter_that_it_was(one_lane: System) -> None:
-    """Published by `dlq retry` and not settled; the histories disagree before anybody could."""
+    """Published by `dlq retry` and not acknowledged; the histories disagree before anybody could."""
     consumer, relay = one_lane.start("consumer"), one_lane.start("relay")
     one_lane.produce(b"first", b"second", key=KEY)
     eventually(lambda: dead_letters(one_lane) == [b"first", b"second"], 20)
@@ -227,7 +227,7 @@ def test_no_older_producer_can_commit_once_the_topics_are_read(one_lane: System,
             producer.begin_transaction()
             older.publisher._produce(producer, rows)
             producer.flush(5)
-        one_lane.query("UPDATE outbox_lane SET seq = 9")
+        one_lane.query("UPDATE outbox_lane SET batch_number = 9")
         code, said = repair(one_lane, "lane", "0", "--yes")
         assert (code, "0 rows are in their topic already, 4 are to be sent" in said) == (0, True), said
         in_slices, publish = older.publisher._in_slices, older.publisher.publish
@@ -257,14 +257,14 @@ def test_lanes_that_work_are_left_alone_under_load(system: System) -> None:
 
 
 def test_one_lane_is_repaired_and_the_others_wait_for_their_turn(system: System) -> None:
-    system.query("UPDATE outbox_lane SET seq = 5")
+    system.query("UPDATE outbox_lane SET batch_number = 5")
     relay = system.start("relay")
     wait_refused(relay, "marker_missing", 3)
     assert repair(system, "lane", "1", "--yes")[0] == 0
     eventually(lambda: "lane 1:" not in relay.get("/readyz"), 20)
     assert is_refused(relay, 3, "marker_missing")
-    seqs = system.query("SELECT seq FROM outbox_lane ORDER BY lane")
-    assert seqs == [(5,), (0,), (5,), (5,)]
+    batch_numbers = system.query("SELECT batch_number FROM outbox_lane ORDER BY lane")
+    assert batch_numbers == [(5,), (0,), (5,), (5,)]
     relay.stop()
 
 
@@ -272,7 +272,7 @@ def test_rows_of_others_are_named_and_nothing_is_changed(one_lane: System) -> No
     one_lane.accept(1)
     with closing(one_lane.connect()) as conn, transaction(conn):
         enqueue(conn, [Message("bills", b"k", SECRET.encode())], 1)
-    one_lane.query("UPDATE outbox_lane SET seq = 5")
+    one_lane.query("UPDATE outbox_lane SET batch_number = 5")
     before = states(one_lane)
     code, said = repair(one_lane, "lane", "all", "--yes")
     assert (code, "lane 0: 1 for topic bills" in said) == (1, True), said
@@ -282,14 +282,14 @@ def test_rows_of_others_are_named_and_nothing_is_changed(one_lane: System) -> No
 def test_a_row_for_the_dead_letter_topic_that_is_none_is_named(one_lane: System) -> None:
     with closing(one_lane.connect()) as conn, transaction(conn):
         enqueue(conn, [Message(one_lane.settings.dead_letter_topic, b"k", SECRET.encode())], 1)
-    one_lane.query("UPDATE outbox_lane SET seq = 5")
+    one_lane.query("UPDATE outbox_lane SET batch_number = 5")
     before = states(one_lane)
     code, said = repair(one_lane, "lane", "0", "--yes")
     assert (code, "does not say what it was" in said) == (1, True), said
     assert states(one_lane) == before
 
 
-@pytest.mark.parametrize(("answer", "sent"), [("send", 4), ("settle", 0)])
+@pytest.mark.parametrize(("answer", "sent"), [("publish", 4), ("skip", 0)])
 def test_rows_older_than_what_the_topic_still_has_are_for_a_person(
     one_lane: System, answer: str, sent: int
 ) -> None:
@@ -301,17 +301,17 @@ def test_rows_older_than_what_the_topic_still_has_are_for_a_person(
         producer.produce(one_lane.settings.output_topic, stranger, partition=0)
     producer.flush(10)
     delete_before(one_lane, one_lane.settings.output_topic, 0, 1)
-    one_lane.query("UPDATE outbox_lane SET seq = 5")
+    one_lane.query("UPDATE outbox_lane SET batch_number = 5")
     relay = one_lane.start("relay")
     wait_refused(relay, "marker_missing")
     code, said = repair(one_lane, "lane", "0", "--yes")
-    assert (code, "lane 0: 4" in said, "--undecided" in said) == (1, True, True), said
+    assert (code, "lane 0: 4" in said, "--unknown-rows" in said) == (1, True, True), said
     assert written_down(one_lane) == []
     wait_refused(relay, "marker_missing")
-    assert repair(one_lane, "lane", "0", "--yes", "--undecided", answer)[0] == 0
+    assert repair(one_lane, "lane", "0", "--yes", "--unknown-rows", answer)[0] == 0
     eventually(lambda: one_lane.statuses() == {"deployed": 4}, 20)
     assert len(one_lane.orders()) == 1 + sent
-    assert written_down(one_lane)[0][0] == f"repair lane 0 --undecided {answer}"
+    assert written_down(one_lane)[0][0] == f"repair lane 0 --unknown-rows {answer}"
     relay.stop()
 
 
@@ -385,7 +385,7 @@ def refuse_everything(system: System) -> None:
     system.submit(3)
     with system.consumer() as session:
         eventually(lambda: session.run_once() >= 0 and system.statuses() == {"pending": 6})
-    system.query("UPDATE outbox_lane SET seq = 5")
+    system.query("UPDATE outbox_lane SET batch_number = 5")
     system.query("UPDATE consumed_offsets SET next_offset = 50 WHERE partition = 0")
 
 

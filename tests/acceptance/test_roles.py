@@ -23,23 +23,25 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 )
 from psycopg.conninfo import make_conninfo
 
-from orchestrator import offsets, workers
+from orchestrator.config.settings import read_settings
+from orchestrator.consumer import offsets
+from orchestrator.consumer.offsets import Move
+from orchestrator.contract import workers
+from orchestrator.contract.messages import DeployOrder
 from orchestrator.embedded import Servers
 from orchestrator.embedded.postgres import postgres_binaries
-from orchestrator.messages import DeployOrder
-from orchestrator.migrations import Migration, check_current, migrate, read_migrations
-from orchestrator.offsets import Move
-from orchestrator.settings import read_settings
-from outbox import Connection, Message, connect, count_lanes, enqueue, lanes, store, transaction
+from orchestrator.runtime.migrations import Migration, check_current, migrate, read_migrations
+from outbox import Connection, Message, connect, count_lanes, enqueue, store, transaction
+from outbox import membership as lanes
 from outbox.store import Claim, LaneState
+from testkit.disagreement import is_refused, set_marker
+from testkit.empty_installation import run_command
+from testkit.eventually import eventually
+from testkit.system import Running, System, delete_topics, limit_messages
 from tests.acceptance.test_secrets import FOUND, answers, check, secret
-from tests.bare import run_command
-from tests.eventually import eventually
 from tests.faults.postgres_servers import installed
 from tests.faults.secured_kafka import SCRAM, Right, SecuredKafka, secured_kafka
 from tests.faults.test_security import wait_for_complaint
-from tests.repairs import is_refused, set_marker
-from tests.system import Running, System, delete_topics, limit_messages
 
 FILE = Path(__file__).parents[2] / "schema" / "roles.sql"
 ROLES = ("owner", "consumer", "relay", "operator")
@@ -185,7 +187,7 @@ def test_the_owner_migrates_repairs_and_audits(logins: Logins, monkeypatch: pyte
     more = Migration(
         every[-1].version + 1, "more.sql", "CREATE TABLE more (); ALTER TABLE outbox ADD x INT"
     )
-    monkeypatch.setattr("orchestrator.migrations.read_migrations", lambda: [*every, more])
+    monkeypatch.setattr("orchestrator.runtime.migrations.read_migrations", lambda: [*every, more])
     with closing(logins.connect("owner")) as conn:
         assert migrate(conn, 4) == [more]
     assert system.query("SELECT tableowner FROM pg_tables WHERE tablename = 'more'") == [
@@ -225,7 +227,7 @@ def relay(conn: Connection) -> None:
     store.claim(conn, [Claim(0, 10)])
     store.begin_batches(conn, {0: epoch}, {0: LaneState(1, [1], 0)})
     store.load(conn, 0, [1])
-    store.settle(conn, 0, [1])
+    store.acknowledge(conn, 0, [1])
     workers.set_deployed(conn, [uuid4()])
     store.park(conn, 0, 1, "why")
     store.read_backlog(conn, [0])
@@ -333,7 +335,7 @@ REFUSED = {
         "SELECT camera_url FROM workers",
         "SELECT value FROM outbox",
         "SELECT FROM outbox_lane FOR UPDATE",
-        "UPDATE outbox_lane SET seq = 0",
+        "UPDATE outbox_lane SET batch_number = 0",
         "DELETE FROM outbox_parked",
         "UPDATE consumed_offsets SET next_offset = 0",
     ],
@@ -501,7 +503,7 @@ def rights_of_the_docs(system: System) -> dict[str, list[Right]]:
             "input_topic",
             "output_topic",
             "dead_letter_topic",
-            "progress_topic",
+            "marker_topic",
             "consumer_group",
         )
     }
@@ -582,9 +584,9 @@ def users(broker: SecuredKafka, servers: Servers, tmp_path: Path) -> Iterator[Us
 
 
 def leave_to_setup(system: System) -> None:
-    """Delete the topics, and make the progress topic anew with too few partitions."""
+    """Delete the topics, and make the marker topic anew with too few partitions."""
     delete_topics(system)
-    progress = NewTopic(system.settings.progress_topic, 1, 1)
+    progress = NewTopic(system.settings.marker_topic, 1, 1)
     admin = AdminClient(dict(system.settings.kafka))
     eventually(lambda: admin.create_topics([progress])[progress.topic].exception() is None)
 
@@ -637,7 +639,7 @@ def test_nobody_writes_to_a_topic_that_is_not_theirs(users: Users) -> None:
         ("consumer", settings.input_topic),
         ("consumer", settings.output_topic),
         ("consumer", settings.dead_letter_topic),
-        ("relay", settings.progress_topic),
+        ("relay", settings.marker_topic),
         ("operator", settings.input_topic),
         ("operator", settings.output_topic),
         ("owner", settings.output_topic),

@@ -17,9 +17,9 @@ from confluent_kafka import Message as Record
 from psycopg.conninfo import make_conninfo
 
 from orchestrator.embedded import Servers
-from tests.bare import bare_system, run_command
-from tests.eventually import eventually
-from tests.system import Running, System
+from testkit.empty_installation import bare_system, run_command
+from testkit.eventually import eventually
+from testkit.system import Running, System
 
 _numbers = count(1)
 

@@ -8,11 +8,11 @@ import msgspec
 import psutil  # type: ignore[import-untyped]
 import pytest
 
-from orchestrator.gauges import EVERY_S
-from tests.bare import end_all
-from tests.eventually import eventually
-from tests.own_servers import Work, own_servers, start, wait_ready, wait_unready
-from tests.system import Running
+from orchestrator.observability.gauges import EVERY_S
+from testkit.empty_installation import end_all
+from testkit.eventually import eventually
+from testkit.private_servers import Work, own_servers, start, wait_ready, wait_unready
+from testkit.system import Running
 
 CPU_OVER_S = 1.0
 CPU_SHARE = 0.3  # of one core, while there is nothing to do but wait

@@ -21,19 +21,19 @@ import pytest
 from confluent_kafka import Message as Record
 from confluent_kafka import Producer
 
+from orchestrator.cli.parked import deal_with
+from orchestrator.cli.terminal import readable
+from orchestrator.contract.messages import headers_of
 from orchestrator.embedded import Servers
-from orchestrator.messages import headers_of
-from orchestrator.migrations import migrate
-from orchestrator.oncall.dead_letters import Letter, Letters, count_handled, handle
-from orchestrator.oncall.origins import Origin, identity_of
-from orchestrator.oncall.parked import deal_with
-from orchestrator.reading import Span
-from orchestrator.terminal import readable
+from orchestrator.kafka.reader import Span
+from orchestrator.operations.dead_letters.headers import Origin, identity_of
+from orchestrator.operations.dead_letters.letters import Letter, Letters, count_handled, handle
+from orchestrator.runtime.migrations import migrate
 from outbox import Connection, Headers
 from outbox.parked import Places, discard, unpark
-from tests.bare import bare_system, run_command
-from tests.eventually import eventually
-from tests.system import INHERITED, System, limit_messages, take
+from testkit.empty_installation import bare_system, run_command
+from testkit.eventually import eventually
+from testkit.system import INHERITED, System, limit_messages, take
 
 SECRET = "hush-hush"
 KEY = b"some key"
@@ -460,7 +460,7 @@ def parked(system: System) -> System:
 def test_parked_rows_are_sent_once_the_topic_takes_them(parked: System) -> None:
     relay = parked._running[0]
     for (worker,) in parked.query("SELECT worker_id FROM workers"):
-        eventually(partial(relay.logged, f'"subject": "{worker}"'))
+        eventually(partial(relay.logged, f'"aggregate_id": "{worker}"'))
     ((lane, row_id), *_) = parked.query("SELECT lane, id FROM outbox_parked ORDER BY lane, id")
     (reason,) = listed(parked, "parked")
     assert "too large" in reason

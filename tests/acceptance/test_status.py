@@ -9,11 +9,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from orchestrator.oncall import screens, status
-from tests.bare import run_command
-from tests.eventually import eventually
-from tests.repairs import set_marker
-from tests.system import INHERITED, PARTITIONS, System, make_input_anew
+from orchestrator.cli import views as screens
+from orchestrator.operations import status
+from testkit.disagreement import set_marker
+from testkit.empty_installation import run_command
+from testkit.eventually import eventually
+from testkit.system import INHERITED, PARTITIONS, System, make_input_anew
 
 SECRET = "hush-hush"
 
@@ -50,8 +51,8 @@ def test_status_shows_a_system_at_work(system: System) -> None:
     assert shown["consumers"] == shown["relays"] == 1
     assert {lane["state"] for lane in shown["lanes"]} == {"working"}
     assert all(lane["owner"].startswith("outbox relay") for lane in shown["lanes"])
-    seqs = dict(system.query("SELECT lane, seq FROM outbox_lane"))
-    assert {lane["lane"]: lane["seq"] for lane in shown["lanes"]} == seqs
+    batch_numbers = dict(system.query("SELECT lane, batch_number FROM outbox_lane"))
+    assert {lane["lane"]: lane["batch_number"] for lane in shown["lanes"]} == batch_numbers
     assert {partition["lag"] for partition in shown["partitions"]} == {0}
     assert sum(partition["offset"] for partition in shown["partitions"]) == 51
     assert shown["rates"] == {"accepted": 50 / 60, "deployed": 50 / 60}
@@ -127,8 +128,8 @@ def test_status_names_what_is_refused_with_its_repair(system: System) -> None:
     system.check_exactly_once(20)
     relay.stop()
     consumer.stop()
-    ((seq,),) = system.query("SELECT seq FROM outbox_lane WHERE lane = 0")
-    set_marker(system, seq + 5)
+    ((batch_number,),) = system.query("SELECT batch_number FROM outbox_lane WHERE lane = 0")
+    set_marker(system, batch_number + 5)
     make_input_anew(system)
     refusals = told(system, "status")["refusals"]
     assert refusals == {

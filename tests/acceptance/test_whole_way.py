@@ -1,6 +1,6 @@
 """The whole way of a command, by the real processes."""
 
-from tests.system import System
+from testkit.system import System
 
 
 def test_every_command_becomes_one_deployed_worker_and_one_order(system: System) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.embedded import EmbeddedPostgres, Servers
+from testkit.system import System
 from tests.faults.postgres_servers import installed, own_postgres
-from tests.system import System
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 import sys
 
 from orchestrator.__main__ import main
-from outbox import tenure
+from outbox import session as tenure
 
 if __name__ == "__main__":
     tenure.MARKER_REFRESH_S = float(sys.argv[1])

@@ -10,13 +10,13 @@ from uuid import UUID, uuid4
 import msgspec
 from confluent_kafka import KafkaError, Message, Producer
 
-from orchestrator.demo import count_swapped
+from orchestrator.cli.demo import count_swapped
 from orchestrator.embedded import EmbeddedKafka
-from tests.containers import TEST_KAFKA_VERSION
-from tests.eventually import eventually
-from tests.own_servers import BACK_S, answer, pause, wake
-from tests.servers import server_directory
-from tests.system import Running, System
+from testkit.containers import TEST_KAFKA_VERSION
+from testkit.eventually import eventually
+from testkit.private_servers import BACK_S, answer, pause, wake
+from testkit.servers import server_directory
+from testkit.system import Running, System
 
 SCENARIOS = 100  # of a stream: every lane and partition gets some
 FLUSH_S = 120  # the client repeats a request that a frozen broker swallowed after 60 s

@@ -15,12 +15,12 @@ import pytest
 
 from orchestrator.embedded import EmbeddedPostgres, Servers
 from orchestrator.embedded.server import HOST, EmbeddedServer
-from orchestrator.setup import migrate_database
-from tests.bare import bare_system
-from tests.containers import POSTGRES_SETTINGS
-from tests.eventually import eventually
-from tests.servers import server_directory
-from tests.system import LANES, System, create_topics
+from orchestrator.runtime.setup import migrate_database
+from testkit.containers import POSTGRES_SETTINGS
+from testkit.empty_installation import bare_system
+from testkit.eventually import eventually
+from testkit.servers import server_directory
+from testkit.system import LANES, System, create_topics
 
 
 @contextmanager

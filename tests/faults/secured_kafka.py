@@ -27,7 +27,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 
 from orchestrator.embedded import EmbeddedKafka
 from orchestrator.embedded.server import HOST, free_port
-from tests.eventually import eventually
+from testkit.eventually import eventually
 from tests.faults.kafka_servers import own_kafka
 
 SCRAM = "SCRAM-SHA-256"

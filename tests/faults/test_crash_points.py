@@ -16,14 +16,14 @@ import pytest
 import orchestrator
 import outbox
 from outbox import Message, enqueue, transaction
-from tests.eventually import eventually
-from tests.system import Running, System, crash_points, end_sessions, limit_messages
+from testkit.eventually import eventually
+from testkit.system import Running, System, crash_points, end_sessions, limit_messages
 
 SEEDS = range(1, 6)
 GROUP_S = 20  # a group misses a dead or frozen member for 6 s
 
 # Points on the way of a batch, points that every start passes, and one of a refused record.
-RELAY_AT_WORK = ("locked", "settled", "claimed", "begun", "produced", "marked", "published")
+RELAY_AT_WORK = ("locked", "acknowledged", "claimed", "begun", "produced", "marked", "published")
 RELAY_AT_START = ("taken", "owner_checked", "fenced", "marker_read", "decided")
 RELAY_REFUSED = ("narrowed",)
 CONSUMER_EACH_BATCH = ("polled", "advanced", "inserted", "enqueued", "committed")

@@ -11,10 +11,10 @@ import pytest
 
 from orchestrator.embedded import EmbeddedPostgres, Servers
 from outbox.message import lane_of
-from tests.bare import run_command
-from tests.eventually import eventually
+from testkit.empty_installation import run_command
+from testkit.eventually import eventually
+from testkit.system import LANES, System
 from tests.faults.postgres_servers import Standby, either, installed, primary_and_standby, set_server
-from tests.system import LANES, System
 
 RESUME_S = 30  # a dead member's session, back-off
 

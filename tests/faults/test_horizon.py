@@ -10,8 +10,8 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 
 from orchestrator.embedded import Servers
+from testkit.system import OwnedLane, System
 from tests.faults.postgres_servers import installed, own_postgres
-from tests.system import OwnedLane, System
 
 ROWS = 10_000  # a measurement
 DEAD = 400_000
@@ -55,7 +55,7 @@ def leave_dead_rows(system: System) -> None:
 
 
 def cost(system: System, lane: OwnedLane) -> float:
-    """Return the CPU seconds, here and in the lane's session, of publishing and settling ROWS rows."""
+    """Return the CPU seconds, here and in the lane's session, of publishing and acknowledging ROWS rows."""
     system.accept(ROWS)
     session, here = psutil.Process(lane.conn.info.backend_pid), time.thread_time()
     before = session.cpu_times()

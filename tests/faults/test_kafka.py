@@ -18,12 +18,14 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
     ResourceType,
 )
 
-from orchestrator import topics
 from orchestrator.embedded import EmbeddedKafka, Servers
+from orchestrator.kafka import topics
 from outbox import Message, enqueue, transaction
-from outbox.publisher import CALL_LIMIT_S, Markers
+from outbox.publisher import CALL_LIMIT_S, MarkerReader
 from outbox.store import read_identity
-from tests.eventually import eventually
+from testkit.eventually import eventually
+from testkit.private_servers import wait_ready
+from testkit.system import LANES, PARTITIONS, Running, System, make_input_anew
 from tests.faults.kafka_servers import (
     command,
     liveness_over,
@@ -32,8 +34,6 @@ from tests.faults.kafka_servers import (
     stream,
 )
 from tests.faults.postgres_servers import installed
-from tests.own_servers import wait_ready
-from tests.system import LANES, PARTITIONS, Running, System, make_input_anew
 
 # Logs are cut by age within a second, not within minutes.
 RETENTION = {"log.retention.check.interval.ms": "500", "log.initial.task.delay.ms": "500"}
@@ -326,5 +326,5 @@ def markers(system: System) -> list[int | None]:
     """Return the markers of all lanes."""
     with closing(system.connect()) as conn:
         identity = read_identity(conn)
-    with closing(Markers(system.settings.kafka, identity, system.settings.progress_topic)) as reader:
-        return [marker and marker.seq for marker in reader.read(range(LANES), 10).values()]
+    with closing(MarkerReader(system.settings.kafka, identity, system.settings.marker_topic)) as reader:
+        return [marker and marker.batch_number for marker in reader.read(range(LANES), 10).values()]

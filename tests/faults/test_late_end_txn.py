@@ -16,11 +16,11 @@ from confluent_kafka import KafkaError
 from outbox import InDoubt
 from outbox.message import OutboxRow
 from outbox.publisher import Marker
-from tests.eventually import eventually
-from tests.proxy import ANY, Action, Address, Connection, Rule, cut_before, replay, swallow
-from tests.system import OwnedLane, System, end_sessions
-from tests.wire import Frame, end_txn_error, flipped
-from tests.wired import Epochs, WiredKafka, led_through
+from testkit.eventually import eventually
+from testkit.proxied import Epochs, WiredKafka, led_through
+from testkit.proxy import ANY, Action, Address, Connection, Rule, cut_before, replay, swallow
+from testkit.system import OwnedLane, System, end_sessions
+from testkit.wire_protocol import Frame, end_txn_error, flipped
 
 ROWS = 6  # of a batch, which then takes three requests, one after the other
 SMALL_REQUESTS = {
@@ -65,13 +65,16 @@ def test_a_late_end_txn_of_the_same_producer_epoch_does_this_harm(
         led_through(wired_lane, proxied, **SMALL_REQUESTS).lane() as lane,
     ):
         lane.publisher.start(0)
-        for seq in range(1, 2 * replays, 2):
-            lane.publisher.publish({0: Marker(seq)}, batch(topic, seq))
+        for batch_number in range(1, 2 * replays, 2):
+            lane.publisher.publish({0: Marker(batch_number)}, batch(topic, batch_number))
             meeting.is_due = True
-            publish_or_recover(lane, seq + 1, batch(topic, seq + 1))
+            publish_or_recover(lane, batch_number + 1, batch(topic, batch_number + 1))
             assert not meeting.is_due
     seen = Counter(record.value() for record in wired_lane.read(topic))
-    fates = [fate([seen[row.value] for row in batch(topic, seq)]) for seq in range(1, 2 * replays + 1)]
+    fates = [
+        fate([seen[row.value] for row in batch(topic, batch_number)])
+        for batch_number in range(1, 2 * replays + 1)
+    ]
     assert set(fates[0::2]) == {"once"}
     assert set(fates[1::2]) <= HARM[moment, kind]
 
@@ -101,21 +104,22 @@ class Meeting:
         connection.forward(frame)
 
 
-def batch(topic: str, seq: int) -> list[OutboxRow]:
+def batch(topic: str, batch_number: int) -> list[OutboxRow]:
     """Return the rows of a batch, all for one partition."""
     return [
-        OutboxRow(0, row, topic, b"key", b"%d.%d" % (seq, row), None, 0.0, 3) for row in range(ROWS)
+        OutboxRow(0, row, topic, b"key", b"%d.%d" % (batch_number, row), None, 0.0, 3)
+        for row in range(ROWS)
     ]
 
 
-def publish_or_recover(lane: OwnedLane, seq: int, rows: list[OutboxRow]) -> None:
+def publish_or_recover(lane: OwnedLane, batch_number: int, rows: list[OutboxRow]) -> None:
     """Publish a batch; after a doubt decide by the marker, as the lane does."""
     try:
-        lane.publisher.publish({0: Marker(seq)}, rows)
+        lane.publisher.publish({0: Marker(batch_number)}, rows)
     except InDoubt:
         lane.publisher.start(0)
-        if lane.publisher.read_markers([0]) == {0: Marker(seq - 1)}:
-            lane.publisher.publish({0: Marker(seq)}, rows)
+        if lane.publisher.read_markers([0]) == {0: Marker(batch_number - 1)}:
+            lane.publisher.publish({0: Marker(batch_number)}, rows)
 
 
 def fate(seen: list[int]) -> str:

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 from confluent_kafka.admin import AdminClient, NewPartitions  # type: ignore[attr-defined]
 
-from tests.eventually import eventually
+from testkit.eventually import eventually
+from testkit.private_servers import BACK_S, answer, wait_ready
+from testkit.system import LANES, PARTITIONS, Running, System
 from tests.faults.kafka_servers import liveness_over, stream
 from tests.integration.test_relays import lanes_of
-from tests.own_servers import BACK_S, answer, wait_ready
-from tests.system import LANES, PARTITIONS, Running, System
 
 SETTLED_S = 5.0  # from the last change among the relays until each has its share
 CALM_S = 1.0  # how long nobody may take a lane then: four surveys
@@ -25,7 +25,7 @@ CALM_S = 1.0  # how long nobody may take a lane then: four surveys
 # ---- relays ---------------------------------------------------------------------------------------
 
 
-def is_settled(relays: Sequence[Running]) -> bool:
+def is_acknowledged(relays: Sequence[Running]) -> bool:
     """Say whether all lanes are worked, in fair shares."""
     each, rest = divmod(LANES, len(relays))
     shares = [each] * (len(relays) - rest) + [each + 1] * rest
@@ -44,11 +44,11 @@ def doubts(relays: Sequence[Running]) -> int:
     return sum(relay.log.read_text().count('"lane in doubt"') for relay in relays)
 
 
-def check_settles(system: System, relays: Sequence[Running]) -> None:
+def check_acknowledges(system: System, relays: Sequence[Running]) -> None:
     """See that the lanes find their owners in time, and that these stay it."""
     for relay in relays:
         eventually(partial(relay.logged, '"relay takes part"'), 30)  # a start takes what it takes
-    eventually(lambda: is_settled(relays), SETTLED_S)
+    eventually(lambda: is_acknowledged(relays), SETTLED_S)
     before, calm = epochs(system), time.monotonic() + CALM_S
     eventually(lambda: time.monotonic() > calm)
     assert epochs(system) == before
@@ -57,32 +57,32 @@ def check_settles(system: System, relays: Sequence[Running]) -> None:
 @pytest.mark.fault(21)
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("starts", [5, pytest.param(100, marks=pytest.mark.slow)])
-def test_relays_that_start_together_join_and_leave_settle_in_time_and_fence_nobody(
+def test_relays_that_start_together_join_and_leave_acknowledge_in_time_and_fence_nobody(
     system: System, starts: int
 ) -> None:
     relays: list[Running] = []
     ended: list[Running] = []
     rows = changes = known = 0
     first = system.start("relay")  # a new lane could be a restored one: who takes it fences all ids
-    check_settles(system, [first])
+    check_acknowledges(system, [first])
     first.stop()
     taken = epochs(system)
     with stream(system, rate=50) as commands:
         system.start("consumer")
         for turn in range(starts // 5):
             relays += [system.start("relay") for _ in range(4)]
-            check_settles(system, relays)
+            check_acknowledges(system, relays)
             relays.append(system.start("relay"))
-            check_settles(system, relays)
+            check_acknowledges(system, relays)
             for _ in range(4 if turn % 2 else 3):  # the numbers of those who stay go up and down
                 relays[0].stop()
                 ended.append(relays.pop(0))
-            check_settles(system, relays)
+            check_acknowledges(system, relays)
             assert doubts([*ended, *relays]) == known
             while len(relays) > 2:
                 relays[-1].kill()
                 ended.append(relays.pop())
-            check_settles(system, relays)
+            check_acknowledges(system, relays)
             known = doubts(
                 [*ended, *relays]
             )  # who takes a dead one's lanes may share its id with others
@@ -190,7 +190,7 @@ def test_a_clock_that_jumps_forward_an_hour_changes_no_owner(
     true = [system.start(name) for name in ("consumer", "relay")]
     with stream(system) as commands:
         wait_ready(*skewed, *true)
-        eventually(lambda: is_settled([skewed[1], true[1]]), SETTLED_S)
+        eventually(lambda: is_acknowledged([skewed[1], true[1]]), SETTLED_S)
         commands.wait_for_progress()
         before = epochs(system)
         clock.jump(HOUR_S)

@@ -8,11 +8,11 @@ import psycopg
 import pytest
 
 from orchestrator.embedded import EmbeddedPostgres
-from outbox.lanes import SessionShared, join, survey
+from outbox.membership import TransactionPoolingDetected, join, survey
 from outbox.store import read_identity
-from tests.eventually import eventually
+from testkit.eventually import eventually
+from testkit.system import Running, System
 from tests.faults.postgres_servers import pooler
-from tests.system import Running, System
 
 pytestmark = pytest.mark.fault(33)
 
@@ -41,7 +41,7 @@ def test_the_relay_refuses_a_pooler_in_transaction_mode_by_name(
         eventually(lambda: "PgBouncer" in relay.get("/readyz"))
         assert '"ready": false' in relay.get("/readyz")
         assert relay.logged("connect it directly, or through a pool in session mode")
-        assert own.query("SELECT sum(epoch), sum(seq) FROM outbox_lane") == [(0, 0)]
+        assert own.query("SELECT sum(epoch), sum(batch_number) FROM outbox_lane") == [(0, 0)]
         assert own.query("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == [(0,)]
         relay.stop()
     own.start("relay")  # as it was told to be
@@ -71,7 +71,7 @@ def test_a_lock_that_is_not_where_the_session_is_ends_the_membership(own: System
         join(member, identity)
         assert survey(member, identity).members == 1
         member.execute("SELECT pg_advisory_unlock_all()")  # as seen from another process of a pool
-        with pytest.raises(SessionShared):
+        with pytest.raises(TransactionPoolingDetected):
             survey(member, identity)
 
 

@@ -14,7 +14,11 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from orchestrator.embedded import EmbeddedPostgres, Servers
 from orchestrator.embedded.server import HOST
 from outbox import Connection
-from tests.eventually import eventually
+from testkit.eventually import eventually
+from testkit.private_servers import answer
+from testkit.proxy import Rule, cut_after, proxy
+from testkit.system import OwnedLane, Running, System, take
+from testkit.wire_protocol import PostgresConversation
 from tests.faults.postgres_servers import (
     fill,
     installed,
@@ -23,10 +27,6 @@ from tests.faults.postgres_servers import (
     set_server,
     small_volume,
 )
-from tests.own_servers import answer
-from tests.proxy import Rule, cut_after, proxy
-from tests.system import OwnedLane, Running, System, take
-from tests.wire import PostgresConversation
 
 RESUME_S = 30  # back-off, a dead member's session
 CONSUMER, LANE = "orchestrator consumer", "outbox relay"

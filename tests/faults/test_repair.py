@@ -16,19 +16,12 @@ import msgspec
 import pytest
 
 from orchestrator.embedded import EmbeddedKafka, EmbeddedPostgres, Servers
-from tests.containers import TEST_KAFKA_VERSION
-from tests.eventually import eventually
+from testkit.containers import TEST_KAFKA_VERSION
+from testkit.disagreement import SECRET, forget_markers, is_refused, repair, set_marker, written_down
+from testkit.eventually import eventually
+from testkit.servers import server_directory
+from testkit.system import LANES, Running, System, delete_before, make_input_anew
 from tests.faults.postgres_servers import installed, own_postgres
-from tests.repairs import (
-    SECRET,
-    forget_markers,
-    is_refused,
-    repair,
-    set_marker,
-    written_down,
-)
-from tests.servers import server_directory
-from tests.system import LANES, Running, System, delete_before, make_input_anew
 
 RESUME_S = 30  # a paused partition, a lane that backs off, a dead consumer's session
 UNDECIDED_S = 20  # how long the brokers may hold back a marker of a transaction whose relay died
@@ -111,7 +104,9 @@ def die_in_full_work(system: System) -> None:
     """Send 1000 commands; let a relay die with a batch published, when each lane has had some."""
     relay = system.start("relay", BATCH_SIZE="20")
     system.submit(500)
-    eventually(lambda: system.query("SELECT min(seq) > 2 FROM outbox_lane") == [(True,)], RESUME_S)
+    eventually(
+        lambda: system.query("SELECT min(batch_number) > 2 FROM outbox_lane") == [(True,)], RESUME_S
+    )
     relay.stop()
     dying = system.start("relay", crash_at="relay.published:5", BATCH_SIZE="20")
     system.submit(500)
@@ -191,7 +186,7 @@ def test_lanes_whose_markers_expired_while_no_relay_ran_are_repaired(
 @pytest.mark.slow
 def test_a_frozen_relay_does_not_hold_up_a_repair_for_long(system: System) -> None:
     system.accept(20)
-    system.query("UPDATE outbox_lane SET seq = 9")
+    system.query("UPDATE outbox_lane SET batch_number = 9")
     relay = system.start("relay")
     wait_refused(relay, "marker_missing")
     relay.process.send_signal(signal.SIGSTOP)
@@ -221,7 +216,7 @@ def test_a_topic_made_anew_is_read_from_its_beginning(system: System) -> None:
     assert code == 0, said
     assert "offset 3 on is lost, and nobody can tell how many" in said
     system.check_exactly_once(8, RESUME_S)
-    reasons = [(subject, reason) for _, subject, reason, _ in written_down(system)]
+    reasons = [(target, reason) for _, target, reason, _ in written_down(system)]
     topic = system.settings.input_topic
     assert reasons == [(f"partition {n} of {topic}", "topic_recreated") for n in (0, 1)]
     consumer.stop()
@@ -261,8 +256,8 @@ def test_a_partition_whose_next_offset_is_gone_goes_on_where_it_is_told(
     assert code == 0, said
     assert "up to 3 records, 3 to 5, are gone for good" in said
     system.check_exactly_once(workers, RESUME_S)
-    ((_, subject, reason, counted),) = written_down(system)
-    assert subject == f"partition 0 of {system.settings.input_topic}"
+    ((_, target, reason, counted),) = written_down(system)
+    assert target == f"partition 0 of {system.settings.input_topic}"
     assert (reason, counted) == ("offset_out_of_range", counts)
     consumer.stop()
     relay.stop()

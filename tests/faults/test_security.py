@@ -13,13 +13,13 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 from psycopg.conninfo import make_conninfo
 
 from orchestrator.embedded import EmbeddedPostgres, Servers
+from testkit.eventually import eventually
+from testkit.private_servers import BACK_S, answer, wait_ready
+from testkit.system import Running, System, end_sessions
 from tests.acceptance.test_secrets import answers, check, secret
-from tests.eventually import eventually
 from tests.faults.kafka_servers import stream
 from tests.faults.postgres_servers import installed, run
 from tests.faults.secured_kafka import SCRAM, Right, SecuredKafka, secured_kafka
-from tests.own_servers import BACK_S, answer, wait_ready
-from tests.system import Running, System, end_sessions
 
 USER = "vap"
 
@@ -73,7 +73,7 @@ def rights(system: System) -> dict[str, Right]:
         "Read group": Right(READ, GROUP, settings.consumer_group),
         "Write output": Right(WRITE, TOPIC, settings.output_topic),
         "Write dead letters": Right(WRITE, TOPIC, settings.dead_letter_topic),
-        "Read progress": Right(READ, TOPIC, settings.progress_topic),
+        "Read progress": Right(READ, TOPIC, settings.marker_topic),
         "Read markers": Right(READ, GROUP, f"outbox-{identity}"),
         "Write ids": Right(WRITE, ResourceType.TRANSACTIONAL_ID, ids, ResourcePatternType.PREFIXED),
     }

@@ -10,9 +10,9 @@ from random import Random
 
 import pytest
 
-from tests.eventually import eventually
-from tests.own_servers import Work, own_servers, pause, start, wait_ready
-from tests.system import Running
+from testkit.eventually import eventually
+from testkit.private_servers import Work, own_servers, pause, start, wait_ready
+from testkit.system import Running
 
 STOPS = 100
 AT_ONCE = 4  # processes; more would wait for a core instead of for a server

@@ -12,15 +12,15 @@ from confluent_kafka.admin import AdminClient
 
 from orchestrator.embedded import EmbeddedKafka, Servers
 from orchestrator.embedded.server import HOST, free_port
-from orchestrator.setup import set_up
-from outbox.publisher import progress_group
-from tests.bare import bare_system
-from tests.containers import TEST_KAFKA_VERSION
-from tests.eventually import eventually
+from orchestrator.runtime.setup import set_up
+from outbox.publisher import marker_group
+from testkit.containers import TEST_KAFKA_VERSION
+from testkit.empty_installation import bare_system
+from testkit.eventually import eventually
+from testkit.private_servers import wait_ready
+from testkit.servers import server_directory
+from testkit.system import LANES, System, topics_of
 from tests.faults.kafka_servers import stream
-from tests.own_servers import wait_ready
-from tests.servers import server_directory
-from tests.system import LANES, System, topics_of
 
 NODES = (1, 2, 3)
 RESUME_S = 60  # three Javas on a small machine
@@ -146,7 +146,7 @@ ROLES: dict[str, Callable[[Cluster, System], int]] = {
     "leader of the output": lambda cluster, system: cluster.leader(system.settings.output_topic, 0),
     "leader of the input": lambda cluster, system: cluster.leader(system.settings.input_topic, 0),
     "coordinator of the markers": lambda cluster, system: cluster.coordinator(
-        "__consumer_offsets", progress_group(identity_of(system))
+        "__consumer_offsets", marker_group(identity_of(system))
     ),
     "coordinator of the consumers": lambda cluster, system: cluster.coordinator(
         "__consumer_offsets", system.settings.consumer_group

@@ -4,11 +4,11 @@ from threading import Event
 
 import pytest
 
-from tests.eventually import eventually
-from tests.proxy import ANY, Action, Connection, Rule, cut_after, cut_before, delay, hold
-from tests.system import Running, System, end_sessions
-from tests.wire import Frame
-from tests.wired import Epochs, WiredKafka, postgres_proxied
+from testkit.eventually import eventually
+from testkit.proxied import Epochs, WiredKafka, postgres_proxied
+from testkit.proxy import ANY, Action, Connection, Rule, cut_after, cut_before, delay, hold
+from testkit.system import Running, System, end_sessions
+from testkit.wire_protocol import Frame
 
 # psycopg prepares a statement at its sixth time in a session: then COMMIT goes by another message.
 COMMITS = (1, 3, 12)

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.bare import bare_system
-from tests.containers import (
+from testkit.containers import (
     KAFKA_IMAGE,
     POSTGRES_IMAGE,
     ServerContainers,
     docker_fault,
     server_containers,
 )
+from testkit.empty_installation import bare_system
 from tests.image.installation import IMAGE, Installation, run
 
 BASE_IMAGE = "python:3.13-slim-bookworm"

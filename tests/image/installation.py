@@ -13,9 +13,9 @@ from docker.models.containers import Container  # type: ignore[import-untyped]
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from testcontainers.core.container import DockerContainer
 
-from tests.containers import ServerContainers
-from tests.eventually import eventually
-from tests.system import System
+from testkit.containers import ServerContainers
+from testkit.eventually import eventually
+from testkit.system import System
 
 ROOT = Path(__file__).parent.parent.parent
 IMAGE = "vap-orchestrator"

@@ -9,7 +9,7 @@ from uuid import uuid4
 import pytest
 
 from orchestrator.embedded.server import free_port
-from tests.eventually import eventually
+from testkit.eventually import eventually
 from tests.image.installation import run
 
 pytestmark = pytest.mark.image

@@ -3,9 +3,9 @@
 import docker  # type: ignore[import-untyped]
 import pytest
 
-from tests import report
-from tests.containers import ServerContainers
-from tests.eventually import eventually
+from testkit import summary as report
+from testkit.containers import ServerContainers
+from testkit.eventually import eventually
 from tests.image.installation import Installation
 
 pytestmark = pytest.mark.image

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from outbox import arrays
-from tests.system import System
+from testkit.system import System
 
 TEXT = st.text(st.characters(exclude_characters="\x00", exclude_categories=["Cs"]))
 BIGINT = st.integers(-(2**63), 2**63 - 1)

@@ -15,8 +15,8 @@ from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-def
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from tests.eventually import eventually
-from tests.system import System, take
+from testkit.eventually import eventually
+from testkit.system import System, take
 from tests.unit.test_messages import FIXED_LIST, near_misses, outcome
 
 GENERATED = 1000

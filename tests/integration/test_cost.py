@@ -6,12 +6,12 @@ from contextlib import contextmanager
 
 import pytest
 
-from orchestrator import ingest
-from outbox import low_water
-from tests.proxy import ANY, Connection, Rule
-from tests.system import System, take
-from tests.wire import Frame
-from tests.wired import WiredKafka, led_through, postgres_proxied
+from orchestrator.consumer import session as ingest
+from outbox import watermark as low_water
+from testkit.proxied import WiredKafka, led_through, postgres_proxied
+from testkit.proxy import ANY, Connection, Rule
+from testkit.system import System, take
+from testkit.wire_protocol import Frame
 
 WARM = 7  # batches: psycopg prepares BEGIN and COMMIT at their sixth time
 BATCHES = 5

@@ -21,9 +21,9 @@ from orchestrator.embedded import (
     embedded_servers,
 )
 from orchestrator.embedded.server import HOST, EmbeddedServer
-from tests.containers import POSTGRES_SETTINGS, TEST_KAFKA_VERSION
-from tests.eventually import eventually
-from tests.servers import server_directory
+from testkit.containers import POSTGRES_SETTINGS, TEST_KAFKA_VERSION
+from testkit.eventually import eventually
+from testkit.servers import server_directory
 
 
 @pytest.fixture

@@ -11,15 +11,15 @@ import pytest
 
 from outbox import InDoubt, RolledBack, transaction
 from outbox.publisher import Marker
-from tests.system import System
+from testkit.system import System
 
 
-def test_a_replaced_owner_settles_and_claims_nothing(one_lane: System) -> None:
+def test_a_replaced_owner_acknowledges_and_claims_nothing(one_lane: System) -> None:
     """Guard 1: epoch compare-and-set."""
     one_lane.accept(1)
     with one_lane.lane() as zombie:
         zombie.recover()
-        assert zombie.run_once() == 1  # published, not settled
+        assert zombie.run_once() == 1  # published, not acknowledged
         with one_lane.lane(owner=False) as successor:
             one_lane.accept(1)
             assert zombie.run_once() == 0
@@ -35,7 +35,7 @@ def test_what_kafka_may_have_is_in_postgres_before(one_lane: System, point: str)
     """Guard 2: inflight is committed before Kafka begins. (The first publish is marker 0.)"""
     one_lane.accept(3)
     one_lane.start("relay", crash_at=point).wait_killed()
-    assert one_lane.query("SELECT seq, cardinality(inflight) FROM outbox_lane") == [(1, 3)]
+    assert one_lane.query("SELECT batch_number, cardinality(inflight) FROM outbox_lane") == [(1, 3)]
     one_lane.start("relay")
     one_lane.check_exactly_once(3)
 
@@ -51,9 +51,9 @@ def test_a_transaction_that_commits_just_before_the_fence_counts(
         with one_lane.lane(owner=False) as successor:
             fence = successor.publisher.start
 
-            def commit_older_and_fence(carrier: int) -> None:
+            def commit_older_and_fence(transactional_lane: int) -> None:
                 older.publisher.publish({0: Marker(1)}, rows)
-                fence(carrier)
+                fence(transactional_lane)
 
             monkeypatch.setattr(successor.publisher, "start", commit_older_and_fence)
             successor.recover()
@@ -106,7 +106,7 @@ def test_a_producer_in_doubt_is_never_used_again(one_lane: System) -> None:
 
 
 @pytest.mark.parametrize(
-    ("seq", "marker", "reason"),
+    ("batch_number", "marker", "reason"),
     [
         (1, 3, "marker_ahead"),  # Postgres was restored to an older state
         (5, 3, "marker_behind"),  # Kafka lost commits, or the marker is another outbox's
@@ -114,14 +114,14 @@ def test_a_producer_in_doubt_is_never_used_again(one_lane: System) -> None:
     ],
 )
 def test_a_lane_whose_histories_disagree_sends_nothing(
-    one_lane: System, seq: int, marker: int | None, reason: str
+    one_lane: System, batch_number: int, marker: int | None, reason: str
 ) -> None:
     """Guard 6: refusal on disagreement."""
     with one_lane.lane() as lane:
         if marker is not None:
             lane.publisher.start(0)
             lane.publisher.publish({0: Marker(marker)}, ())
-        one_lane.query("UPDATE outbox_lane SET seq = %s", seq)
+        one_lane.query("UPDATE outbox_lane SET batch_number = %s", batch_number)
         one_lane.accept(1)
         lane.recover()
         assert lane.lane.state == f"refused: {reason}"
@@ -130,8 +130,8 @@ def test_a_lane_whose_histories_disagree_sends_nothing(
     assert one_lane.statuses() == {"pending": 1}
 
 
-def test_settling_never_turns_a_running_worker_back(one_lane: System) -> None:
-    """Guard 7: the status guard in settle."""
+def test_acknowledging_never_turns_a_running_worker_back(one_lane: System) -> None:
+    """Guard 7: the status guard in acknowledge."""
     one_lane.accept(2)
     with one_lane.lane() as lane:
         lane.recover()

@@ -25,13 +25,14 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
     NewTopic,
 )
 
-from orchestrator import ingest, topics
-from orchestrator.ingest import ConsumerSession
-from orchestrator.offsets import Fenced
-from orchestrator.workers import worker_id
+from orchestrator.consumer import session as ingest
+from orchestrator.consumer.offsets import Fenced
+from orchestrator.consumer.session import ConsumerSession
+from orchestrator.contract.workers import worker_id
+from orchestrator.kafka import topics
 from outbox import Headers
-from tests.eventually import eventually
-from tests.system import (
+from testkit.eventually import eventually
+from testkit.system import (
     PARTITIONS,
     Running,
     System,
@@ -53,8 +54,8 @@ def accepted(system: System) -> int:
     """Count the workers; each has one outbox row, and no scenario comes twice."""
     ((workers, scenarios, rows, paired),) = system.query(
         "SELECT (SELECT count(*) FROM workers), (SELECT count(DISTINCT scenario_uuid) FROM workers),"
-        " (SELECT count(subject) FROM outbox),"
-        " (SELECT count(*) FROM workers JOIN outbox ON subject = worker_id)"
+        " (SELECT count(aggregate_id) FROM outbox),"
+        " (SELECT count(*) FROM workers JOIN outbox ON aggregate_id = worker_id)"
     )
     assert workers == scenarios == rows == paired
     return int(workers)
@@ -62,7 +63,7 @@ def accepted(system: System) -> int:
 
 def dead_letters(system: System) -> int:
     """Count the outbox rows that are about no worker."""
-    return int(system.query("SELECT count(*) FROM outbox WHERE subject IS NULL")[0][0])
+    return int(system.query("SELECT count(*) FROM outbox WHERE aggregate_id IS NULL")[0][0])
 
 
 def stored(system: System) -> dict[int, int]:

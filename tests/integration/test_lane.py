@@ -11,15 +11,15 @@ from confluent_kafka import OFFSET_INVALID
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 
 from outbox import Message, enqueue, transaction
-from outbox.lane import Verdict, compare
-from outbox.publisher import Marker, marker_of, progress_group
+from outbox.lane import Outcome, compare
+from outbox.publisher import Marker, marker_group, marker_of
+from outbox.session import MARKER_REFRESH_S, Tenure
 from outbox.store import MAX_BATCH_BYTES, Claim, claim
-from outbox.tenure import MARKER_REFRESH_S, Tenure
-from tests.eventually import eventually
-from tests.system import System, limit_messages
+from testkit.eventually import eventually
+from testkit.system import System, limit_messages
 
 
-def test_a_batch_is_settled_when_the_next_one_is_claimed(one_lane: System) -> None:
+def test_a_batch_is_acknowledged_when_the_next_one_is_claimed(one_lane: System) -> None:
     one_lane.accept(5)
     with one_lane.lane(batch_size=3) as lane:
         lane.recover()
@@ -28,7 +28,7 @@ def test_a_batch_is_settled_when_the_next_one_is_claimed(one_lane: System) -> No
         assert lane.run_once() == 2
         assert one_lane.query("SELECT count(*) FROM outbox") == [(2,)]
         assert lane.run_once() == 0
-        assert one_lane.query("SELECT seq, inflight FROM outbox_lane") == [(2, [])]
+        assert one_lane.query("SELECT batch_number, inflight FROM outbox_lane") == [(2, [])]
     one_lane.check_exactly_once(5)
 
 
@@ -110,7 +110,7 @@ def test_a_backlog_of_long_rows_is_taken_in_portions_that_fit_into_memory(
         assert [(row.key, row.value) for row in claimed] == [
             (message.key, message.value) for message in messages[: len(claimed)]
         ]
-        assert MAX_BATCH_BYTES - 1_000_000 < sum(row.octets for row in claimed) <= MAX_BATCH_BYTES
+        assert MAX_BATCH_BYTES - 1_000_000 < sum(row.size_bytes for row in claimed) <= MAX_BATCH_BYTES
         lane.recover()
         lane.drain()
     found = [(record.key(), record.value(), record.headers() or []) for record in one_lane.read(topic)]
@@ -163,7 +163,7 @@ def test_a_record_too_large_for_its_topic_is_parked_alone(one_lane: System) -> N
             enqueue(conn, [Message(topic, b"k", value) for value in values], 1)
         with working(lane.tenure):
             eventually(lambda: one_lane.query("SELECT count(*) FROM outbox") == [(0,)])
-        assert lane.marker() == one_lane.query("SELECT seq FROM outbox_lane")[0][0]
+        assert lane.marker() == one_lane.query("SELECT batch_number FROM outbox_lane")[0][0]
     assert [record.value() for record in one_lane.read(topic)] == [b"0", b"1", b"3", b"4"]
     parked = one_lane.query("SELECT value, reason FROM outbox_parked ORDER BY id")
     assert [value for value, _ in parked] == [values[2], values[5]]
@@ -224,35 +224,35 @@ def test_an_idle_lane_commits_its_marker_again_before_it_expires(one_lane: Syste
 
 def test_a_repaired_lane_goes_on_by_itself(one_lane: System) -> None:
     one_lane.accept(2)
-    one_lane.query("UPDATE outbox_lane SET seq = 7")
+    one_lane.query("UPDATE outbox_lane SET batch_number = 7")
     relay = one_lane.start("relay")
     eventually(lambda: relay.logged("marker_missing"))
-    one_lane.query("UPDATE outbox_lane SET seq = 0")
+    one_lane.query("UPDATE outbox_lane SET batch_number = 0")
     one_lane.check_exactly_once(2)
     assert relay.log.read_text().count("marker_missing: the marker in Kafka") == 1
 
 
 @pytest.mark.parametrize(
-    ("marker", "seq", "rows", "verdict"),
+    ("marker", "batch_number", "rows", "outcome"),
     [
-        (None, 0, 0, Verdict.NEW_LANE),
-        (None, 1, 1, Verdict.MARKER_MISSING),
-        (Marker(0, 0), 0, 0, Verdict.PUBLISHED),
-        (Marker(5, 3), 5, 3, Verdict.PUBLISHED),
-        (Marker(5, 3), 5, 0, Verdict.PUBLISHED),  # and settled
-        (Marker(5), 5, 3, Verdict.PUBLISHED),  # of a release that did not note the rows
-        (Marker(5, 1), 5, 3, Verdict.MARKER_AHEAD),  # narrowed, and Postgres lost that
-        (Marker(5, 0), 5, 1, Verdict.MARKER_AHEAD),  # parked, and Postgres lost that
-        (Marker(4, 3), 5, 1, Verdict.NOT_PUBLISHED),
-        (Marker(3, 1), 5, 1, Verdict.MARKER_BEHIND),
-        (Marker(6, 1), 5, 1, Verdict.MARKER_AHEAD),
-        (Marker(1, 1), 0, 0, Verdict.MARKER_AHEAD),
+        (None, 0, 0, Outcome.NEW_LANE),
+        (None, 1, 1, Outcome.MARKER_MISSING),
+        (Marker(0, 0), 0, 0, Outcome.PUBLISHED),
+        (Marker(5, 3), 5, 3, Outcome.PUBLISHED),
+        (Marker(5, 3), 5, 0, Outcome.PUBLISHED),  # and acknowledged
+        (Marker(5), 5, 3, Outcome.PUBLISHED),  # of a release that did not note the rows
+        (Marker(5, 1), 5, 3, Outcome.MARKER_AHEAD),  # narrowed, and Postgres lost that
+        (Marker(5, 0), 5, 1, Outcome.MARKER_AHEAD),  # parked, and Postgres lost that
+        (Marker(4, 3), 5, 1, Outcome.NOT_PUBLISHED),
+        (Marker(3, 1), 5, 1, Outcome.MARKER_BEHIND),
+        (Marker(6, 1), 5, 1, Outcome.MARKER_AHEAD),
+        (Marker(1, 1), 0, 0, Outcome.MARKER_AHEAD),
     ],
 )
 def test_the_verdict_follows_from_marker_and_batch(
-    marker: Marker | None, seq: int, rows: int, verdict: Verdict
+    marker: Marker | None, batch_number: int, rows: int, outcome: Outcome
 ) -> None:
-    assert compare(marker, seq, rows) is verdict
+    assert compare(marker, batch_number, rows) is outcome
 
 
 @pytest.mark.parametrize(
@@ -293,8 +293,8 @@ def create_topic(system: System, topic: str) -> None:
 
 
 def forget_markers(system: System) -> None:
-    """Delete the progress group, as its expiry would."""
+    """Delete the marker group, as its expiry would."""
     ((identity,),) = system.query("SELECT identity FROM outbox_identity")
     admin = AdminClient(dict(system.settings.kafka))
-    for future in admin.delete_consumer_groups([progress_group(identity)]).values():
+    for future in admin.delete_consumer_groups([marker_group(identity)]).values():
         future.result(10)

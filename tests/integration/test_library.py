@@ -14,9 +14,9 @@ import pytest
 from orchestrator.embedded import Servers
 from outbox import Message, Relay, connect, count_lanes, enqueue, transaction
 from outbox.parked import read_parked
-from tests.bare import bare_system
-from tests.eventually import eventually
-from tests.system import LANES, System, create_topics
+from testkit.empty_installation import bare_system
+from testkit.eventually import eventually
+from testkit.system import LANES, System, create_topics
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "outbox" / "README.md").read_text()
@@ -45,7 +45,7 @@ def tables_of_the_readme() -> list[str]:
 def test_another_service_writes_messages_and_hears_when_they_are_in_kafka(library: System) -> None:
     system = library
     conninfo, kafka = system.settings.database_url, system.settings.kafka
-    topic, settled = system.settings.output_topic, list[UUID]()
+    topic, acknowledged = system.settings.output_topic, list[UUID]()
     orders = [uuid4() for _ in range(20)]
     with closing(connect(conninfo, "another service")) as conn, transaction(conn):
         messages = [Message(topic, order.bytes, b"paid", [("n", b"1")], order) for order in orders]
@@ -53,14 +53,14 @@ def test_another_service_writes_messages_and_hears_when_they_are_in_kafka(librar
     relay = Relay(
         conninfo,
         kafka,
-        on_settled=lambda _conn, subjects: settled.extend(subjects),
-        progress_topic=system.settings.progress_topic,
+        on_published=lambda _conn, aggregate_ids: acknowledged.extend(aggregate_ids),
+        marker_topic=system.settings.marker_topic,
     )
     stop = Event()
     thread = Thread(target=relay.run, args=[stop])
     thread.start()
     try:
-        eventually(lambda: sorted(settled) == sorted(orders))
+        eventually(lambda: sorted(acknowledged) == sorted(orders))
     finally:
         stop.set()
         thread.join(5)

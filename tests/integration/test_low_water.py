@@ -1,13 +1,14 @@
-"""The low-water mark: a claim passes over what was settled, and over nothing else."""
+"""The low-water mark: a claim passes over what was acknowledged, and over nothing else."""
 
 from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
 
-from outbox import Message, enqueue, low_water, transaction
+from outbox import Message, enqueue, transaction
+from outbox import watermark as low_water
 from outbox.postgres import Connection
-from tests.system import OwnedLane, System
+from testkit.system import OwnedLane, System
 
 
 @pytest.fixture
@@ -50,7 +51,7 @@ def last_id(system: System) -> int:
     return int(last)
 
 
-def test_the_mark_follows_what_was_settled(one_lane: System, lane: OwnedLane) -> None:
+def test_the_mark_follows_what_was_acknowledged(one_lane: System, lane: OwnedLane) -> None:
     assert work(one_lane, lane) >= last_id(one_lane) - 2
     lane.drain()
     lane.drain()

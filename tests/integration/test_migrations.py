@@ -13,13 +13,13 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from orchestrator import migrations
 from orchestrator.embedded import Servers
-from orchestrator.migrations import Migration, SchemaBehind, SchemaRefused, check_current
-from orchestrator.setup import migrate_database, set_up
-from tests.bare import bare_system, run_command
-from tests.eventually import eventually
-from tests.system import System
+from orchestrator.runtime import migrations
+from orchestrator.runtime.migrations import Migration, SchemaBehind, SchemaRefused, check_current
+from orchestrator.runtime.setup import migrate_database, set_up
+from testkit.empty_installation import bare_system, run_command
+from testkit.eventually import eventually
+from testkit.system import System
 
 FILES = [
     "001_workers.sql",
@@ -30,6 +30,8 @@ FILES = [
     "006_retry_once.sql",
     "007_carrier.sql",
     "008_incarnation.sql",
+    "009_words.sql",
+    "010_words.sql",
 ]
 NEXT = len(FILES) + 1
 

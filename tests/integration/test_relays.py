@@ -11,8 +11,8 @@ from threading import Event, Thread
 import pytest
 
 from orchestrator.relay import new_relay
-from tests.eventually import eventually
-from tests.system import LANES, Running, System, end_sessions
+from testkit.eventually import eventually
+from testkit.system import LANES, Running, System, end_sessions
 
 TAKE_OVER_S = 2.0  # from the kill of an owner to work by another
 

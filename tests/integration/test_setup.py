@@ -11,14 +11,14 @@ import pytest
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 from psycopg.conninfo import make_conninfo
 
+from orchestrator.config.settings import DEFAULT_LANES
 from orchestrator.embedded import Servers
 from orchestrator.embedded.server import free_port
-from orchestrator.migrations import read_migrations
-from orchestrator.settings import DEFAULT_LANES
-from orchestrator.setup import set_up
-from tests.bare import bare_system, run_command
-from tests.eventually import eventually
-from tests.system import System, topics_of
+from orchestrator.runtime.migrations import read_migrations
+from orchestrator.runtime.setup import set_up
+from testkit.empty_installation import bare_system, run_command
+from testkit.eventually import eventually
+from testkit.system import System, topics_of
 
 SECRET = "S3CRET"
 
@@ -43,34 +43,34 @@ def create(system: System, topic: str, count: int) -> None:
 def test_missing_topics_are_created_with_a_progress_partition_for_each_lane(bare: System) -> None:
     set_up(replace(bare.settings, lanes=7))
     eventually(lambda: len(partitions(bare)) == 4)
-    assert partitions(bare)[bare.settings.progress_topic] == 7
+    assert partitions(bare)[bare.settings.marker_topic] == 7
 
 
 def test_topics_that_are_there_stay_as_they_are(bare: System) -> None:
     settings = bare.settings
     create(bare, settings.input_topic, 3)
     create(bare, settings.output_topic, 1)
-    create(bare, settings.progress_topic, 9)
+    create(bare, settings.marker_topic, 9)
     bare.produce(b"an early command")
     set_up(settings)
     eventually(lambda: len(partitions(bare)) == 4)
     found = partitions(bare)
     assert found[settings.input_topic] == 3
     assert found[settings.output_topic] == 1
-    assert found[settings.progress_topic] == 9
+    assert found[settings.marker_topic] == 9
     assert [record.value() for record in bare.read(settings.input_topic)] == [b"an early command"]
 
 
 def test_a_progress_topic_with_too_few_partitions_is_widened(bare: System) -> None:
-    create(bare, bare.settings.progress_topic, 2)
+    create(bare, bare.settings.marker_topic, 2)
     set_up(bare.settings)
-    eventually(lambda: partitions(bare)[bare.settings.progress_topic] == DEFAULT_LANES)
+    eventually(lambda: partitions(bare)[bare.settings.marker_topic] == DEFAULT_LANES)
 
 
 def test_the_lanes_of_the_database_count_and_not_those_of_the_settings(bare: System) -> None:
     set_up(replace(bare.settings, lanes=3))
     set_up(replace(bare.settings, lanes=9))
-    eventually(lambda: partitions(bare).get(bare.settings.progress_topic) == 3)
+    eventually(lambda: partitions(bare).get(bare.settings.marker_topic) == 3)
 
 
 def test_a_second_run_says_nothing(bare: System, caplog: pytest.LogCaptureFixture) -> None:

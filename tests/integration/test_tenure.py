@@ -13,25 +13,25 @@ from outbox import (
     Connection,
     InDoubt,
     Message,
-    RecordRefused,
+    RecordRejected,
     enqueue,
     publisher,
     recovery,
-    tenure,
     transaction,
 )
+from outbox import session as tenure
 from outbox.message import lane_of
 from outbox.publisher import Marker
 from outbox.recovery import Refusal
+from outbox.session import MARKER_REFRESH_S
 from outbox.store import lock_lanes, read_lanes, take_lane
-from outbox.tenure import MARKER_REFRESH_S
-from tests.eventually import eventually
+from testkit.disagreement import back_up, restore, set_marker
+from testkit.eventually import eventually
+from testkit.system import LANES, OwnedLane, System, limit_messages
 from tests.integration.test_lane import create_topic, working
-from tests.repairs import back_up, restore, set_marker
-from tests.system import LANES, OwnedLane, System, limit_messages
 
 ALL = tuple(range(LANES))
-CARRIERS = "SELECT carrier FROM outbox_lane ORDER BY lane"
+CARRIERS = "SELECT transactional_lane FROM outbox_lane ORDER BY lane"
 
 
 def keys_of(lane: int) -> Iterator[bytes]:
@@ -54,14 +54,14 @@ def sent(system: System) -> list[int]:
 
 def begin(lanes: OwnedLane) -> None:
     """Claim what waits, and leave it in an open transaction with its markers."""
-    batch = lanes.tenure._settle_and_claim(lanes.tenure.owned.lanes)
+    batch = lanes.tenure._acknowledge_and_claim(lanes.tenure.owned.lanes)
     producer = lanes.publisher._usable()
     producer.begin_transaction()
     for rows in batch.values():
         lanes.publisher._produce(producer, rows)
     producer.flush(5)
     lanes.publisher._mark(
-        producer, {number: Marker(lanes.tenure.owned.lanes[number].seq) for number in batch}
+        producer, {number: Marker(lanes.tenure.owned.lanes[number].batch_number) for number in batch}
     )
 
 
@@ -71,7 +71,9 @@ def test_one_kafka_transaction_carries_a_batch_of_every_lane(system: System) -> 
         put(system)
         begin(lanes)
         assert (
-            system.query("SELECT seq, cardinality(inflight), carrier FROM outbox_lane")
+            system.query(
+                "SELECT batch_number, cardinality(inflight), transactional_lane FROM outbox_lane"
+            )
             == [(1, 1, 0)] * LANES
         )
         lanes.publisher._in_slices(lanes.publisher._usable().commit_transaction)
@@ -82,7 +84,7 @@ def test_one_kafka_transaction_carries_a_batch_of_every_lane(system: System) -> 
 
 
 def test_a_new_owner_fences_the_id_that_the_batch_went_out_under(system: System) -> None:
-    """Guards: the carrier is committed before Kafka begins, and its older producers are fenced."""
+    """Guards: the transactional_lane is committed before Kafka begins, and its older producers are fenced."""
     with system.lane(1, 2) as older:
         older.recover()
         put(system, (1, 2))
@@ -99,7 +101,7 @@ def test_a_new_owner_fences_the_id_that_the_batch_went_out_under(system: System)
 
 
 def test_a_marker_refreshed_under_another_id_is_fenced_too(system: System) -> None:
-    """Guard: the carrier is committed by the recovery. The marker of an idle lane, still in the air,
+    """Guard: the transactional_lane is committed by the recovery. The marker of an idle lane, still in the air,
     would fall behind the successor's.
     """
     with system.lane(1, 2) as older:
@@ -122,7 +124,7 @@ def test_an_earlier_id_is_fenced_once_and_not_at_every_doubt(system: System) -> 
         neighbour.recover()
         with system.lane(2, owner=False) as newcomer:
             states = read_lanes(newcomer.conn, newcomer.tenure.owned.epochs([2]))
-            assert not states[2].foreign
+            assert not states[2].maybe_restored
             newcomer.tenure._fence(states)  # and then the markers cannot be read
             neighbour.recover()
             newcomer.tenure._fence(states)
@@ -139,9 +141,9 @@ def test_after_a_restore_every_id_is_fenced_whatever_carrier_the_row_names(syste
     back_up(system)
     with system.lane(1, 2, owner=False) as frozen:
         frozen.recover()
-        batch = frozen.tenure._settle_and_claim([2])
+        batch = frozen.tenure._acknowledge_and_claim([2])
         restore(system)
-        assert system.query("SELECT carrier FROM outbox_lane WHERE lane = 2") == [(2,)]
+        assert system.query("SELECT transactional_lane FROM outbox_lane WHERE lane = 2") == [(2,)]
         with system.lane(2) as successor:
             successor.recover()
             with pytest.raises(InDoubt):
@@ -182,7 +184,7 @@ def test_a_restore_to_before_a_batch_was_narrowed_is_seen(system: System, rows: 
         assert len(lane.claim()) == rows
     back_up(system)
     with system.lane(2) as lane:
-        lane.tenure._refusal = Refusal(2, RecordRefused("too large"))
+        lane.tenure._refusal = Refusal(2, RecordRejected("too large"))
         lane.recover()
         assert lane.marker() == 1
     restore(system)
@@ -199,7 +201,7 @@ def test_a_lane_given_up_disturbs_its_owner_of_before_in_nothing(system: System)
         put(system, (0, 1))
         older.run_once()
         older.tenure.owned.leaving = [1]
-        older.tenure._settle()
+        older.tenure._acknowledge()
         assert system.query(CARRIERS)[:2] == [(0,), (1,)]
         del older.tenure.owned.lanes[1]
         with system.lane(1, owner=False) as successor:
@@ -297,7 +299,7 @@ def test_a_doubt_after_a_batch_was_narrowed_parks_nothing(
     assert system.query("SELECT octet_length(value) FROM outbox_parked") == [(5000,)]
 
 
-def test_a_refused_lane_is_neither_settled_nor_in_the_way(system: System) -> None:
+def test_a_refused_lane_is_neither_acknowledged_nor_in_the_way(system: System) -> None:
     put(system)
     with system.lane(*ALL) as lanes:
         lanes.recover()
@@ -308,7 +310,7 @@ def test_a_refused_lane_is_neither_settled_nor_in_the_way(system: System) -> Non
         put(system)
         lanes.drain()
         lanes.tenure.owned.leaving = list(ALL)
-        lanes.tenure._settle()
+        lanes.tenure._acknowledge()
         assert {number for number, lane in lanes.tenure.owned.lanes.items() if lane.refused} == {1}
         assert system.query("SELECT DISTINCT lane FROM outbox") == [(1,)]
         assert system.query("SELECT count(*) FROM outbox") == [(2,)]

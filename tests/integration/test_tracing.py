@@ -11,13 +11,13 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from orchestrator.health import Health
-from orchestrator.messages import headers_of
-from orchestrator.metrics import RelayMetrics, new_registry
-from orchestrator.tracing import Tracing
+from orchestrator.contract.messages import headers_of
+from orchestrator.observability.health import Health
+from orchestrator.observability.metrics import RelayMetrics, new_registry
+from orchestrator.observability.tracing import Tracing
 from outbox import Message
 from outbox.message import OutboxRow, encode_headers
-from tests.system import System, take
+from testkit.system import System, take
 
 TRACES = [f"{number:032x}" for number in (1, 2)]
 PARENTS = [f"00-{trace_id}-00000000000000aa-01".encode() for trace_id in TRACES]
@@ -138,8 +138,8 @@ def test_without_opentelemetry_nothing_is_missed() -> None:
     """In a process of its own, where the API cannot be imported."""
     code = (
         "import sys; sys.modules['opentelemetry'] = None\n"
-        "from orchestrator.tracing import new_tracing\n"
-        "import orchestrator.cli\n"
+        "from orchestrator.observability.tracing import new_tracing\n"
+        "import orchestrator.cli.main\n"
         "assert new_tracing() is None\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

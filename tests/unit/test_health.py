@@ -17,13 +17,13 @@ from urllib.request import Request, urlopen
 import pytest
 from prometheus_client import CollectorRegistry
 
-from orchestrator import health
 from orchestrator.embedded.server import free_port
-from orchestrator.health import Health
-from orchestrator.http import serve_http
-from orchestrator.metrics import ConsumerMetrics, new_registry
-from tests.eventually import eventually
-from tests.system import INHERITED
+from orchestrator.observability import health
+from orchestrator.observability.health import Health
+from orchestrator.observability.http import serve_http
+from orchestrator.observability.metrics import ConsumerMetrics, new_registry
+from testkit.eventually import eventually
+from testkit.system import INHERITED
 
 HOST = "127.0.0.1"
 
@@ -86,7 +86,7 @@ def test_a_process_that_waits_for_a_server_is_alive() -> None:
 
 def test_a_process_is_dead_when_one_of_its_loops_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     state, now = Health(), [1000.0]
-    monkeypatch.setattr("orchestrator.health.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("orchestrator.observability.health.time.monotonic", lambda: now[0])
     state.tick("consumer")
     now[0] += health.STALE_S - 1
     state.tick("relay")
@@ -195,7 +195,7 @@ def test_a_bug_behind_an_answer_is_logged_and_the_next_request_answered(
         eventually(handled)
     assert capfd.readouterr().err == ""
     (record,) = caplog.records
-    assert (record.name, record.getMessage()) == ("orchestrator.http", "request broken")
+    assert (record.name, record.getMessage()) == ("orchestrator.observability.http", "request broken")
     assert "ZeroDivisionError" in (record.exc_text or "")
 
 

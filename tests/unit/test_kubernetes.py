@@ -13,11 +13,11 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
-from orchestrator import cli
-from orchestrator.health import Health
-from orchestrator.process import FINISH_S
-from orchestrator.settings import Settings, read_settings
-from orchestrator.terminal import USAGE
+from orchestrator.cli import main as cli
+from orchestrator.cli.terminal import USAGE
+from orchestrator.config.settings import Settings, read_settings
+from orchestrator.observability.health import Health
+from orchestrator.runtime.process import FINISH_S
 from tests.unit.test_health import served
 
 Manifest = dict[str, Any]

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from orchestrator.logs import JsonFormatter, Seldom, TextFormatter, mask, masked, set_up
+from orchestrator.observability.logs import JsonFormatter, Seldom, TextFormatter, mask, masked, set_up
 
 FORMATTERS = pytest.mark.parametrize("formatter", [JsonFormatter(), TextFormatter()])
 
@@ -65,7 +65,7 @@ def test_a_secret_in_any_text_is_masked(text: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "topic outbox-progress is missing: create it or run `orchestrator setup`",
+        "topic outbox-markers is missing: create it or run `orchestrator setup`",
         'connection to server at "127.0.0.1", port 5432 failed: Connection refused',
         "tokens are no passwords",
     ],

@@ -13,7 +13,7 @@ from confluent_kafka import Message as Record
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.messages import (
+from orchestrator.contract.messages import (
     Command,
     CommandParser,
     DeployOrder,
@@ -311,7 +311,7 @@ def test_an_order_is_compact_json_of_exactly_three_fields_in_order() -> None:
         b'{"worker_id":"018bcfe5-6800-8abc-8def-0123456789ab",'
         b'"scenario_uuid":"6f1d2c3b-4a59-4687-9abc-def012345678","camera_url":"rtsp://\xc3\xa9/"}'
     )
-    assert message.subject == WORKER
+    assert message.aggregate_id == WORKER
     assert not message.headers
 
 
@@ -350,7 +350,12 @@ def test_an_order_is_a_cloud_event_if_that_is_wanted() -> None:
 def test_a_dead_letter_is_the_record_with_springs_headers_behind_its_own() -> None:
     own = [("kafka_dlt-original-topic", b"older"), ("b", None), ("", b""), ("b", b"\xff\0")]
     letter = dead_letter("dlq", "group", consumed(*own), Rejected(Reason.NOT_JSON))
-    assert (letter.topic, letter.key, letter.value, letter.subject) == ("dlq", b"key", b"value", None)
+    assert (letter.topic, letter.key, letter.value, letter.aggregate_id) == (
+        "dlq",
+        b"key",
+        b"value",
+        None,
+    )
     assert letter.headers == [
         *own,
         ("kafka_dlt-original-topic", b"init_scenario"),
@@ -359,7 +364,7 @@ def test_a_dead_letter_is_the_record_with_springs_headers_behind_its_own() -> No
         ("kafka_dlt-original-timestamp", struct.pack(">q", 1_700_000_000_123)),
         ("kafka_dlt-original-timestamp-type", b"CREATE_TIME"),
         ("kafka_dlt-original-consumer-group", b"group"),
-        ("kafka_dlt-exception-fqcn", b"orchestrator.messages.Rejected"),
+        ("kafka_dlt-exception-fqcn", b"orchestrator.InvalidCommand"),
         ("kafka_dlt-exception-message", b"the value is not JSON in UTF-8, or is nested too deeply"),
         ("dlq-reason", b"not_json"),
     ]

@@ -13,12 +13,12 @@ import pytest
 import yaml
 from prometheus_client import CollectorRegistry, generate_latest
 
-from orchestrator import cli
-from orchestrator.health import Health
-from orchestrator.messages import Reason
-from orchestrator.metrics import ConsumerMetrics, RelayMetrics, new_registry
-from orchestrator.oncall.doctor import CHECKS
-from outbox.lane import REFUSED, Verdict
+from orchestrator.cli import main as cli
+from orchestrator.contract.messages import Reason
+from orchestrator.observability.health import Health
+from orchestrator.observability.metrics import ConsumerMetrics, RelayMetrics, new_registry
+from orchestrator.operations.doctor.runner import CHECKS
+from outbox.lane import REFUSED, Outcome
 
 Rule = dict[str, Any]
 
@@ -90,7 +90,7 @@ def samples_of(process: str, name: str) -> dict[str, float]:
     [
         ("consumer", "orchestrator_messages_total", ["accepted", "duplicate", "dead_letter"]),
         ("consumer", "orchestrator_dead_letters_total", [reason.value for reason in Reason]),
-        ("relay", "outbox_recoveries_total", [verdict.value for verdict in Verdict]),
+        ("relay", "outbox_recoveries_total", [outcome.value for outcome in Outcome]),
         ("relay", "outbox_phase_seconds_count", ["postgres", "kafka"]),
     ],
 )
@@ -264,7 +264,7 @@ def refusals() -> Iterator[str]:
 def test_every_refusal_has_its_section() -> None:
     named = list(refusals())
     assert len(named) == 6
-    assert {verdict.value for verdict in REFUSED} < set(named)
+    assert {outcome.value for outcome in REFUSED} < set(named)
     assert set(named) < SECTIONS.keys()
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from outbox.pace import Pace
+from outbox.pacing import Pace
 
 LONGEST_S = 0.1
 

@@ -5,7 +5,7 @@ from threading import Event, Timer
 
 import pytest
 
-from outbox.patience import persist
+from outbox.backoff import persist
 
 SESSIONS = 100
 

@@ -8,8 +8,8 @@ from unittest.mock import ANY
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
-from orchestrator.environment import SettingsError, read_metrics_address
-from orchestrator.settings import GUARANTEED, read_kafka_settings, read_settings
+from orchestrator.config.environment import SettingsError, read_metrics_address
+from orchestrator.config.settings import GUARANTEED, read_kafka_settings, read_settings
 
 REQUIRED = {"DATABASE_URL": "postgresql://host/db", "KAFKA_BOOTSTRAP_SERVERS": "kafka:9092"}
 
@@ -31,7 +31,7 @@ def test_two_settings_are_required_and_all_others_have_these_defaults() -> None:
         "input_topic": "init_scenario",
         "output_topic": "to_deploy",
         "dead_letter_topic": "init_scenario.dlq",
-        "progress_topic": "outbox-progress",
+        "marker_topic": "outbox-markers",
         "batch_size": 1000,
         "lanes": None,
         "max_message_bytes": 65536,
@@ -119,10 +119,10 @@ def test_all_faults_are_told_at_once() -> None:
 
 
 def test_topics_must_differ() -> None:
-    faults = faults_of(REQUIRED | {"OUTPUT_TOPIC": "init_scenario", "PROGRESS_TOPIC": "init_scenario"})
+    faults = faults_of(REQUIRED | {"OUTPUT_TOPIC": "init_scenario", "MARKER_TOPIC": "init_scenario"})
     assert faults == [
         "OUTPUT_TOPIC must differ from INPUT_TOPIC",
-        "PROGRESS_TOPIC must differ from OUTPUT_TOPIC",
+        "MARKER_TOPIC must differ from OUTPUT_TOPIC",
     ]
 
 

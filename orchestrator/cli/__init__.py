@@ -1,0 +1,1 @@
+"""The command line: arguments, terminal, one module for each group of commands."""

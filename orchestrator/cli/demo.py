@@ -1,0 +1,257 @@
+"""`demo`: the promise, shown. Sends scenarios, kills both processes on the way, audits, measures.
+
+Three parts on one installation, all in the final audit: under SIGKILL; at full speed, with the input
+filled beforehand; at a calm 100 a second, for the latency (the first 10 s not counted).
+"""
+
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import quantiles
+from tempfile import TemporaryDirectory
+from threading import Event, Thread
+from typing import NamedTuple, cast
+from uuid import uuid4
+
+import msgspec
+from confluent_kafka import Message, Producer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from orchestrator.config.settings import Settings, read_settings
+from orchestrator.contract.messages import Command, DeployOrder
+from orchestrator.embedded import embedded_servers
+from orchestrator.kafka.reader import following
+from orchestrator.operations.audit import audit
+from orchestrator.runtime.setup import set_up
+from orchestrator.runtime.supervisor import CHILDREN_S, Child
+from outbox import Connection, connect
+
+COMMANDS_PER_SCENARIO = 10  # so that there is an order to keep
+KILL_EVERY_S = 1.5  # a process is at work again about half a second after its start
+CALM_RATE, CALM_COMMANDS = 100, 1500  # commands a second, and how many
+WARM_UP = 1000  # of them; a broker that just started compiles its transaction path for the first 10 s
+PATIENCE_S = 60.0  # without progress; then something is lost, and the audit shows it
+LOOK_S = 0.02
+
+
+@dataclass(frozen=True)
+class Figures:
+    """The demo's result: rates in commands a second, latency in ms from produce to read."""
+
+    sent: int
+    accepted: int
+    deployed: int
+    published: int
+    lost: int
+    duplicated: int
+    reordered: int
+    kills: int
+    rate_under_kills: int
+    rate: int
+    latency_p50_ms: float
+    latency_p99_ms: float
+
+    @property
+    def kept(self) -> bool:
+        """Say whether all that was sent is deployed, exactly once and in order."""
+        return not (self.lost or self.duplicated or self.reordered)
+
+
+def run_demo(scenarios: int, kills: int, as_json: bool) -> int:
+    """Run the demo on embedded servers in a temporary directory; return the exit code."""
+    with (
+        TemporaryDirectory(prefix="orchestrator-demo-") as directory,
+        embedded_servers(Path(directory)) as servers,
+    ):
+        os.environ |= {
+            "DATABASE_URL": servers.database_url,
+            "KAFKA_BOOTSTRAP_SERVERS": servers.bootstrap_servers,
+            "METRICS_PORT": "0",
+            "LOG_LEVEL": "ERROR",
+            # A static member (KIP-345) goes on at once after kill -9, without the session time-out.
+            "KAFKA_CONFIG_GROUP_INSTANCE_ID": "demo",
+        }
+        figures = demonstrate(read_settings(os.environ), scenarios, kills)
+    show(figures, as_json)
+    return 0 if figures.kept else 1
+
+
+def demonstrate(settings: Settings, scenarios: int, kills: int) -> Figures:
+    """Run the three parts and the audit."""
+    set_up(settings)
+    sender = Sender(settings, max(scenarios // COMMANDS_PER_SCENARIO, 1))
+    children = [Child("consumer", 0), Child("relay", 0)]
+    total = 2 * scenarios + CALM_COMMANDS
+    with reading(settings) as arrivals, progress_bar(total, arrivals):
+        started = time.time()
+        with running(children):
+            send_under_kills(sender, children, scenarios, kills)
+            wait_for(arrivals, scenarios)
+        rate_under_kills = scenarios / (time.time() - started)
+        sender.send(scenarios)
+        with running(children):
+            wait_for(arrivals, 2 * scenarios)
+            sender.send(CALM_COMMANDS, CALM_RATE)
+            wait_for(arrivals, total)
+    fast, calm = arrivals[scenarios : 2 * scenarios], arrivals[2 * scenarios + WARM_UP : total]
+    latencies = quantiles([(at - sent) * 1000 for sent, at in calm], n=100)
+    with closing(connect(settings.database_url, "orchestrator demo")) as conn:
+        found = audit(conn, settings.kafka, settings.output_topic)
+        return Figures(
+            sent=sender.sent,
+            accepted=found.accepted,
+            deployed=found.deployed,
+            published=found.published,
+            lost=sender.sent - found.published + found.duplicated,
+            duplicated=found.duplicated + max(found.accepted - sender.sent, 0),
+            reordered=found.reordered + count_swapped(conn),
+            kills=kills,
+            rate_under_kills=round(rate_under_kills),
+            rate=round(len(fast) / (fast[-1].at - fast[0].at)),
+            latency_p50_ms=round(latencies[49], 1),
+            latency_p99_ms=round(latencies[98], 1),
+        )
+
+
+class Sender:
+    """Stands in for the API. Each scenario gets several commands; their URLs carry a number."""
+
+    def __init__(self, settings: Settings, scenarios: int) -> None:
+        self.sent = 0
+        self._topic = settings.input_topic
+        self._producer = Producer(
+            {**settings.kafka, "enable.idempotence": True, "linger.ms": 1},
+            logger=logging.getLogger("librdkafka"),
+        )
+        self._scenarios = [uuid4() for _ in range(scenarios)]
+
+    def send(self, commands: int, rate: float | None = None) -> None:
+        """Send commands, at once or so many a second, and wait for the brokers' word."""
+        started = time.monotonic()
+        for number in range(commands):
+            if rate:
+                time.sleep(max(started + number / rate - time.monotonic(), 0))
+            self._send_one()
+        self._producer.flush()
+
+    def _send_one(self) -> None:
+        scenario = self._scenarios[self.sent % len(self._scenarios)]
+        command = Command(scenario, f"rtsp://demo:secret@camera.example/{self.sent}")
+        self._producer.produce(self._topic, msgspec.json.encode(command), str(scenario).encode())
+        self._producer.poll(0)
+        self.sent += 1
+
+
+def send_under_kills(sender: Sender, children: Sequence[Child], scenarios: int, kills: int) -> None:
+    """Send in as many portions as there are kills, and kill one process, in turn, after each."""
+    for turn in range(kills):
+        sender.send(scenarios // kills)
+        time.sleep(KILL_EVERY_S * (turn + 1) / kills)  # earlier and later in the work on a portion
+        children[turn % 2].kill()
+        children[turn % 2].start()
+    sender.send(scenarios - sender.sent)
+
+
+@contextmanager
+def running(children: Sequence[Child]) -> Iterator[None]:
+    """Run both processes while the block runs."""
+    for child in children:
+        child.start()
+    try:
+        yield
+    finally:
+        for child in children:
+            child.terminate()
+        for child in children:
+            child.wait(time.monotonic() + CHILDREN_S)
+
+
+class Arrival(NamedTuple):
+    """When a command was produced, as its worker's id tells, and when its order was read; Unix s."""
+
+    sent: float
+    at: float
+
+
+@contextmanager
+def reading(settings: Settings) -> Iterator[list[Arrival]]:
+    """Read deploy orders as the Runner would, while the block runs; give the growing list."""
+    arrivals: list[Arrival] = []
+    decode = msgspec.json.Decoder(DeployOrder).decode
+
+    def take(records: Sequence[Message]) -> None:
+        now = time.time()
+        arrivals.extend(
+            Arrival((decode(record.value() or b"").worker_id.int >> 80) / 1000, now)
+            for record in records
+        )
+
+    with following(settings.kafka, settings.output_topic, take):
+        yield arrivals
+
+
+def wait_for(arrivals: Sequence[Arrival], wanted: int) -> None:
+    """Wait until so many orders were read, or for PATIENCE_S without a new one."""
+    have, since = len(arrivals), time.monotonic()
+    while have < wanted and time.monotonic() - since < PATIENCE_S:
+        time.sleep(LOOK_S)
+        if len(arrivals) > have:
+            have, since = len(arrivals), time.monotonic()
+
+
+SWAPPED = """
+    WITH numbered AS (
+        SELECT scenario_uuid, id, substring(camera_url FROM '[0-9]+$')::int AS number
+          FROM workers
+    ), stepped AS (
+        SELECT number, lag(number) OVER (PARTITION BY scenario_uuid ORDER BY id) AS previous
+          FROM numbered
+    )
+    SELECT count(*) FROM stepped WHERE number <= previous
+"""
+
+
+def count_swapped(conn: Connection) -> int:
+    """Count the workers that were accepted out of the order in which they were sent."""
+    (swapped,) = cast("tuple[int]", conn.execute(SWAPPED).fetchone())
+    return swapped
+
+
+@contextmanager
+def progress_bar(total: int, arrivals: Sequence[Arrival]) -> Iterator[None]:
+    """Show the orders read so far, on a terminal only."""
+    columns = (TextColumn("deploy orders"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=total)
+        done = Event()
+
+        def update() -> None:
+            while not done.wait(0.1):
+                progress.update(task, completed=len(arrivals))
+
+        Thread(target=update, daemon=True).start()
+        try:
+            yield
+        finally:
+            done.set()
+            progress.update(task, completed=len(arrivals))
+
+
+def show(figures: Figures, as_json: bool) -> None:
+    """Print the result on stdout."""
+    console = Console()
+    if as_json:
+        console.print_json(json.dumps(asdict(figures)))
+        return
+    table = Table(title="exactly once" if figures.kept else "BROKEN", show_header=False)
+    for name, value in asdict(figures).items():
+        table.add_row(name.replace("_", " "), f"{value:,}")
+    console.print(table)

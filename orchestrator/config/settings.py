@@ -1,0 +1,242 @@
+"""The settings: read once, from the environment alone, all faults reported at once.
+
+No fault quotes a value that may hold a secret: it names the variable and says what to write there.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import psycopg
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from orchestrator.config.environment import (
+    Environment,
+    SettingsError,
+    between,
+    if_set,
+    one_of,
+    read_address,
+    some_text,
+)
+
+KAFKA_PREFIX = "KAFKA_CONFIG_"
+
+# The guarantee rests on these; the processes set them themselves.
+GUARANTEED = frozenset(
+    {
+        "transactional.id",
+        "enable.idempotence",
+        "acks",
+        "isolation.level",
+        "enable.auto.commit",
+        "enable.auto.offset.store",
+        "auto.offset.reset",
+        "request.required.acks",  # another name of acks
+    }
+)
+# The processes are built on these as they are.
+OURS = frozenset(
+    {
+        "delivery.report.only.error",
+        "delivery.timeout.ms",
+        "enable.partition.eof",
+        "group.protocol",
+        "log.connection.close",
+        "message.timeout.ms",
+        "partition.assignment.strategy",
+    }
+)
+OTHER_SETTING = {"bootstrap.servers": "KAFKA_BOOTSTRAP_SERVERS", "group.id": "CONSUMER_GROUP"}
+
+DEFAULT_LANES = 4
+LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+TOPIC_NAME = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,249}")
+PORTS = re.compile(r"[0-9,]*")
+SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the environment says. Sizes are in bytes; `kafka` holds librdkafka properties."""
+
+    database_url: str
+    kafka: Mapping[str, str]
+    log_level: str
+    log_format: str
+    consumer_group: str
+    input_topic: str
+    output_topic: str
+    dead_letter_topic: str
+    marker_topic: str
+    batch_size: int
+    lanes: int | None  # None: not set; the first setup makes DEFAULT_LANES then
+    max_message_bytes: int
+    camera_url_schemes: tuple[str, ...]
+    metrics_host: str
+    metrics_port: int
+    strict_fencing: bool
+    cloudevents: bool
+
+    def __repr__(self) -> str:
+        """Show nothing that may hold a password."""
+        return f"Settings(consumer_group={self.consumer_group!r}, input_topic={self.input_topic!r})"
+
+
+def read_settings(environ: Mapping[str, str]) -> Settings:
+    """Read and check the settings. Raises SettingsError with every fault."""
+    env = Environment(environ)
+    metrics_host, metrics_port = read_address(env)
+    settings = Settings(
+        database_url=env.read("DATABASE_URL", a_database_url),
+        kafka=read_kafka(env),
+        log_level=env.read("LOG_LEVEL", one_of(*LOG_LEVELS), "INFO"),
+        log_format=env.read("LOG_FORMAT", one_of("json", "text"), "json"),
+        consumer_group=env.read("CONSUMER_GROUP", some_text, "orchestrator-group"),
+        input_topic=env.read("INPUT_TOPIC", a_topic, "init_scenario"),
+        output_topic=env.read("OUTPUT_TOPIC", a_topic, "to_deploy"),
+        dead_letter_topic=env.read("DEAD_LETTER_TOPIC", a_topic, "init_scenario.dlq"),
+        marker_topic=env.read("MARKER_TOPIC", a_topic, "outbox-markers"),
+        batch_size=env.read("BATCH_SIZE", between(1, 100_000), "1000"),
+        lanes=env.read("LANES", if_set(between(1, 1024)), ""),
+        max_message_bytes=env.read("MAX_MESSAGE_BYTES", between(64, 64 * 1024 * 1024), "65536"),
+        camera_url_schemes=env.read("CAMERA_URL_SCHEMES", schemes, "rtsp,rtsps,http,https"),
+        metrics_host=metrics_host,
+        metrics_port=metrics_port,
+        strict_fencing=env.read("STRICT_FENCING", one_of("true", "false"), "false") == "true",
+        cloudevents=env.read("CLOUDEVENTS", one_of("true", "false"), "false") == "true",
+    )
+    env.faults += same_topics(settings)
+    if env.faults:
+        raise SettingsError(env.faults)
+    return settings
+
+
+def same_topics(settings: Settings) -> list[str]:
+    """Return a fault for each topic that has another one's name."""
+    faults: list[str] = []
+    seen: dict[str, str] = {}
+    for name in ("INPUT_TOPIC", "OUTPUT_TOPIC", "DEAD_LETTER_TOPIC", "MARKER_TOPIC"):
+        topic = getattr(settings, name.lower())
+        if topic is not None and topic in seen:
+            faults.append(f"{name} must differ from {seen[topic]}")
+        seen[topic] = name
+    return faults
+
+
+def read_kafka_settings(environ: Mapping[str, str]) -> tuple[Mapping[str, str], str]:
+    """Read only how to reach Kafka and the input topic: what `submit` needs."""
+    env = Environment(environ)
+    kafka, topic = read_kafka(env), env.read("INPUT_TOPIC", a_topic, "init_scenario")
+    if env.faults:
+        raise SettingsError(env.faults)
+    return kafka, topic
+
+
+def read_kafka(env: Environment) -> Mapping[str, str]:
+    """Return the librdkafka properties: the servers, and KAFKA_CONFIG_* as the user set them.
+
+    Other KAFKA_* variables are not ours: Kubernetes injects KAFKA_PORT=tcp://... for a service.
+    """
+    kafka = {
+        "bootstrap.servers": env.read("KAFKA_BOOTSTRAP_SERVERS", some_text),
+        "reconnect.backoff.max.ms": "1000",  # 10 s by default: long for a broker that is back
+    }
+    for variable in sorted(env.variables):
+        if not variable.startswith(KAFKA_PREFIX):
+            continue
+        name = setting_of(variable)
+        prop = property_of(name)
+        if prop in GUARANTEED:
+            env.faults.append(f"{variable} must not be set: exactly-once delivery rests on {prop}")
+        elif prop in OURS:
+            env.faults.append(f"{variable} must not be set: the processes set {prop} themselves")
+        elif prop in OTHER_SETTING:
+            env.faults.append(f"{variable} must not be set: use {OTHER_SETTING[prop]}")
+        elif fault := fault_of(prop, value := env.text(name) or ""):
+            env.faults.append(f"{variable} {fault}")
+        else:
+            kafka[prop] = value
+    own = {prop: value for prop, value in kafka.items() if prop != "bootstrap.servers"}
+    if own and (fault := fault_of_all(own)):
+        env.faults.append(fault)
+    return kafka
+
+
+UNKNOWN = "No such configuration property"  # how librdkafka begins then
+
+
+def setting_of(variable: str) -> str:
+    """Return NAME of NAME_FILE. Some properties of librdkafka end in `.file` themselves."""
+    if variable.endswith("_FILE"):
+        said = librdkafkas_word({property_of(variable): ""})
+        if said and said.startswith(UNKNOWN):
+            return variable.removesuffix("_FILE")
+    return variable
+
+
+def property_of(name: str) -> str:
+    """Return the librdkafka property that KAFKA_CONFIG_NAME sets."""
+    return name.removeprefix(KAFKA_PREFIX).lower().replace("_", ".")
+
+
+def fault_of(prop: str, value: str) -> str | None:
+    """Say what is wrong with one property by itself, without its value; None if nothing is."""
+    said = librdkafkas_word({prop: value})
+    if said is None or said.startswith(TOGETHER):
+        return None
+    if said.startswith(UNKNOWN):
+        return f"is no property of librdkafka ({prop})"
+    return f"is no valid value of {prop}"
+
+
+def fault_of_all(properties: Mapping[str, str]) -> str | None:
+    """Say what is wrong with valid properties together, without their values: SASL, TLS files..."""
+    said = librdkafkas_word(properties)
+    for value in sorted(properties.values(), key=len, reverse=True) if said else ():
+        said = said.replace(value, "***") if said and value else said
+    return said and f"{KAFKA_PREFIX}*: {said.removeprefix(TOGETHER).strip()}"
+
+
+TOGETHER = "Failed to create admin client: "  # the properties are good, but not with each other
+
+
+def librdkafkas_word(properties: Mapping[str, str]) -> str | None:
+    """Make a client of these properties; return what librdkafka has against them."""
+    try:
+        AdminClient({"log_level": 0, **properties})
+    except KafkaException as error:
+        return str(error.args[0].str())
+    return None
+
+
+def a_database_url(text: str) -> str:
+    """Accept what libpq accepts; its own message could quote the password."""
+    try:
+        parts = conninfo_to_dict(text)
+    except psycopg.ProgrammingError:
+        raise ValueError(
+            "is no connection string: write postgresql://USER:PASSWORD@HOST/DATABASE"
+        ) from None
+    # A password with a bare @ or / ends too early: its rest would be in the host, and so in errors.
+    place = [str(parts.get(part) or "") for part in ("host", "dbname")]
+    if "://" in text and ("@" in "".join(place) or not PORTS.fullmatch(str(parts.get("port") or ""))):
+        raise ValueError("cannot be meant so: in user and password write @ as %40 and / as %2F")
+    return make_conninfo(**{name: str(value) for name, value in parts.items() if value is not None})
+
+
+def a_topic(text: str) -> str:
+    """Accept a legal topic name (KIP-1: up to 249 of A-Z a-z 0-9 . _ -)."""
+    if not TOPIC_NAME.fullmatch(text):
+        raise ValueError("is no topic name: use up to 249 letters, digits, '.', '_' and '-'")
+    return text
+
+
+def schemes(text: str) -> tuple[str, ...]:
+    """Accept a comma-separated list of URL schemes."""
+    found = tuple(part.strip().lower() for part in text.split(",") if part.strip())
+    if not found or not all(SCHEME.fullmatch(scheme) for scheme in found):
+        raise ValueError("must be URL schemes separated by commas, such as rtsp,https")
+    return found

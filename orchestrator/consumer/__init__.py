@@ -1,0 +1,1 @@
+"""The consumer process: commands from Kafka into Postgres, exactly once."""

@@ -1,0 +1,77 @@
+"""The HTTP side: /metrics, /livez, /readyz, and 404 for all else.
+
+prometheus_client's own server answers 200 on every path, which makes a bad probe look healthy.
+"""
+
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+
+from orchestrator.observability.health import Health
+from orchestrator.observability.logs import masked
+
+log = logging.getLogger(__name__)
+
+REQUEST_S = 5.0  # a client that sends nothing is let go
+LOOK_S = 0.1  # how soon the end of the block is seen
+
+
+class Server(ThreadingHTTPServer):
+    """A thread for each request; none of them keeps the process from ending."""
+
+    daemon_threads = True
+
+    def handle_error(self, *_: object) -> None:
+        """Log a bug, in place of a traceback on stderr; a client that breaks off or stalls is none."""
+        error = sys.exception()
+        if not isinstance(error, ConnectionError | TimeoutError):
+            log.error("request broken", exc_info=error)
+
+
+@contextmanager
+def serve_http(host: str, port: int, registry: CollectorRegistry, health: Health) -> Iterator[int]:
+    """Serve while the block runs; give the port, a free one for 0. Raises OSError if it is taken."""
+
+    class Handler(BaseHTTPRequestHandler):
+        timeout = REQUEST_S
+
+        def do_GET(self) -> None:
+            match self.path.partition("?")[0]:
+                case "/metrics":
+                    self._answer(200, CONTENT_TYPE_PLAIN_0_0_4, generate_latest(registry))
+                case "/livez":
+                    hanging = health.hanging()
+                    self._answer_json(503 if hanging else 200, {"hanging": hanging})
+                case "/readyz":
+                    checks = health.unready()
+                    failed = any(checks.values())
+                    self._answer_json(503 if failed else 200, {"ready": not failed, "checks": checks})
+                case _:
+                    self._answer_json(404, {"paths": ["/metrics", "/livez", "/readyz"]})
+
+        def _answer_json(self, status: int, body: object) -> None:
+            self._answer(status, "application/json", json.dumps(masked(body)).encode() + b"\n")
+
+        def _answer(self, status: int, kind: str, body: bytes) -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing: probes come every few seconds."""
+
+    with Server((host, port), Handler) as server:
+        Thread(target=server.serve_forever, args=(LOOK_S,), name="http", daemon=True).start()
+        try:
+            yield server.server_port
+        finally:
+            server.shutdown()

@@ -1,0 +1,236 @@
+"""The metrics, and the observers that feed them: once a batch, never once a message.
+
+Each series of a counter or histogram is there from the start: else rate() and increase() would not
+see the first of its kind.
+"""
+
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
+
+from orchestrator.contract.messages import Reason
+from orchestrator.observability.health import Health
+from orchestrator.observability.tracing import new_tracing
+from outbox import Message, Observer
+from outbox.lane import Outcome
+from outbox.message import OutboxRow
+from outbox.postgres import Confirmation
+
+TRANSACTION_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
+DELIVERY_BUCKETS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 300, 1800)
+ROWS_BUCKETS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
+
+
+def release() -> str:
+    """Return the installed version, or `unknown` in a bare checkout."""
+    try:
+        return version("vap-orchestrator")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def new_registry(process: str) -> CollectorRegistry:
+    """Return a registry with what both processes report."""
+    disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each counter that nobody asks for
+    registry = CollectorRegistry()
+    info = Gauge(
+        "orchestrator_build_info",
+        "Always 1; which release runs, in which process.",
+        ["version", "python", "process"],
+        registry=registry,
+    )
+    info.labels(release(), platform.python_version(), process).set(1)
+    registry.register(UnconfirmedCommits())
+    return registry
+
+
+class UnconfirmedCommits(Collector):
+    """Reads a count that the library keeps for all sessions of the process."""
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        """Yield the count of now."""
+        yield CounterMetricFamily(
+            "orchestrator_unconfirmed_commits",
+            "Commits whose wait for the synchronous standby was cancelled: outcome taken as unknown.",
+            value=Confirmation.total,
+        )
+
+
+class ConsumerMetrics:
+    """What the consumer counts. topic: the one that it reads, for the spans."""
+
+    def __init__(self, registry: CollectorRegistry, health: Health, topic: str | None = None) -> None:
+        self._health = health
+        self._tracing = new_tracing(topic)
+        self._messages = Counter(
+            "orchestrator_messages_total",
+            "Input records committed: accepted, duplicate (read again, no effect) or dead_letter.",
+            ["result"],
+            registry=registry,
+        )
+        for result in ("accepted", "duplicate", "dead_letter"):
+            self._messages.labels(result)
+        self._dead = Counter(
+            "orchestrator_dead_letters_total",
+            "Input records sent to the dead-letter topic, by reason.",
+            ["reason"],
+            registry=registry,
+        )
+        for reason in Reason:
+            self._dead.labels(reason.value)
+        self._seconds = Histogram(
+            "orchestrator_transaction_seconds",
+            "Duration of one Postgres transaction: offsets, workers and outbox rows of a batch.",
+            buckets=TRANSACTION_BUCKETS,
+            registry=registry,
+        )
+        self.lag = Gauge(
+            "orchestrator_consumer_lag_messages",
+            "High-water mark minus the offset in Postgres, of the partitions assigned here.",
+            ["partition"],
+            registry=registry,
+        )
+        self.offset = Gauge(
+            "orchestrator_consumer_offset",
+            "Offset in Postgres, of the partitions assigned here that are not paused.",
+            ["partition"],
+            registry=registry,
+        )
+        self.paused = Gauge(
+            "orchestrator_partitions_paused",
+            "Partitions that wait for a person: offset out of range, log truncated, topic made anew.",
+            registry=registry,
+        )
+
+    def tick(self) -> None:
+        """Note that the loop is alive."""
+        self._health.tick("consumer")
+
+    def consumed(
+        self,
+        accepted: int,
+        duplicates: int,
+        dead: Mapping[str, int],
+        seconds: float,
+        messages: Sequence[Message] = (),
+    ) -> None:
+        """Count a committed batch, and trace its messages."""
+        if self._tracing:
+            self._tracing.accepted(messages, seconds)
+        self._messages.labels("accepted").inc(accepted)
+        if duplicates:
+            self._messages.labels("duplicate").inc(duplicates)
+        for reason, records in dead.items():
+            self._messages.labels("dead_letter").inc(records)
+            self._dead.labels(reason).inc(records)
+        self._seconds.observe(seconds)
+
+
+class RelayMetrics(Observer):
+    """What the relay counts."""
+
+    def __init__(self, registry: CollectorRegistry, health: Health) -> None:
+        self._health = health
+        self._tracing = new_tracing()
+        self.owned: frozenset[int] = frozenset()
+        self._published = Counter(
+            "outbox_published_total", "Rows published to Kafka.", registry=registry
+        )
+        self._rows = Histogram(
+            "outbox_batch_rows",
+            "Rows of one Kafka transaction.",
+            buckets=ROWS_BUCKETS,
+            registry=registry,
+        )
+        self._delivery = Histogram(
+            "outbox_delivery_seconds",
+            "From the enqueueing transaction to the Kafka commit, of each batch's oldest row.",
+            buckets=DELIVERY_BUCKETS,
+            registry=registry,
+        )
+        self._phases = Histogram(
+            "outbox_phase_seconds",
+            "Duration of one transaction of a batch: postgres (acknowledge, claim) or kafka (publish).",
+            ["phase"],
+            buckets=TRANSACTION_BUCKETS,
+            registry=registry,
+        )
+        for phase in ("postgres", "kafka"):
+            self._phases.labels(phase)
+        self._recoveries = Counter(
+            "outbox_recoveries_total", "Recoveries by outcome.", ["outcome"], registry=registry
+        )
+        for outcome in Outcome:
+            self._recoveries.labels(outcome.value)
+        self._parked = Counter(
+            "outbox_parked_total", "Rows that Kafka refused and that were set aside.", registry=registry
+        )
+        self._lanes = Gauge("outbox_lanes_owned", "Lanes worked by this relay.", registry=registry)
+        self.refused = Gauge(
+            "outbox_lanes_refused",
+            "Lanes of this relay that wait for a person: marker ahead, behind or missing.",
+            registry=registry,
+        )
+        self.ids_used = Gauge(
+            "orchestrator_worker_ids_used_ratio",
+            "Share of the ids of workers that is given out: SERIAL ends at 2^31.",
+            registry=registry,
+        )
+        self._success = Gauge(
+            "outbox_last_success_timestamp_seconds",
+            "Unix time of the last batch published, or of the last look at an empty lane.",
+            registry=registry,
+        )
+        self.pending = Gauge(
+            "outbox_pending_rows",
+            "Rows in the outbox, of the lanes of this relay.",
+            ["lane"],
+            registry=registry,
+        )
+        self.oldest = Gauge(
+            "outbox_oldest_pending_age_seconds",
+            "Age of the oldest row in the outbox, of the lanes of this relay; 0 if there is none.",
+            ["lane"],
+            registry=registry,
+        )
+
+    def tick(self) -> None:
+        """Note that the loop is alive."""
+        self._health.tick("relay")
+
+    def idle(self) -> None:
+        """Note that the lanes are empty."""
+        self._success.set_to_current_time()
+
+    def phase(self, name: str, seconds: float) -> None:
+        """Note a transaction's duration."""
+        self._phases.labels(name).observe(seconds)
+
+    def published(self, rows: int, oldest_s: float) -> None:
+        """Count a batch that is in Kafka."""
+        self._published.inc(rows)
+        self._rows.observe(rows)
+        self._delivery.observe(oldest_s)
+        self._success.set_to_current_time()
+
+    def sent(self, rows: Sequence[OutboxRow], took_s: float) -> None:
+        """Trace a batch that is in Kafka."""
+        if self._tracing:
+            self._tracing.published(rows, took_s)
+
+    def recovered(self, outcome: str) -> None:
+        """Count a recovery."""
+        self._recoveries.labels(outcome).inc()
+
+    def parked(self) -> None:
+        """Count a row that was set aside."""
+        self._parked.inc()
+
+    def lanes_owned(self, lanes: frozenset[int]) -> None:
+        """Report the lanes of now."""
+        self._lanes.set(len(lanes))
+        self.owned = lanes

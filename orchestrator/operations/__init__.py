@@ -1,0 +1,1 @@
+"""What operators do: look, explain, check, repair. Knows no terminal; no process needs it."""

@@ -1,0 +1,1 @@
+"""Dead letters: find them, send their commands again, discard them."""

@@ -1,0 +1,1 @@
+"""`doctor`: checks of settings, Postgres, Kafka and what they hold."""

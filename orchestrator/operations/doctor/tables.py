@@ -1,0 +1,126 @@
+"""The checks of `doctor` on what time does to the tables: vacuum, and the ids of `workers`."""
+
+from typing import cast
+
+from orchestrator.contract.workers import read_ids
+from orchestrator.operations.doctor.check import Answer, Site, all_of
+from orchestrator.operations.text import duration
+
+OLD_S = 300.0  # a transaction that lasts longer keeps vacuum from what was acknowledged since
+MANY_TRANSACTIONS = 100_000  # where no age in seconds can be had; an hour of work at some rates
+DEAD_ROWS = 100_000  # vacuum is due after 5,000 in outbox; a full minute of work leaves more. In a
+#                      large table it is due later: then twice its share of the rows
+VACUUM_LATE_S = 600.0
+
+# What forbids vacuum to remove dead rows of this database. Of sessions of other roles pg_stat_activity
+# shows the age only to pg_read_all_stats, but to all how many transactions they hold back. Nor does it
+# show their kind: an autovacuum, which ends by itself, is told by having no user.
+HOLDERS = """
+    SELECT format('session %s of %s', pid, coalesce(nullif(application_name, ''), '(no name)')),
+           'let it end, or end it: SELECT pg_terminate_backend(' || pid || ')',
+           extract(epoch FROM clock_timestamp() - xact_start)::float8 AS age_s,
+           age(backend_xmin) AS transactions,
+           datname IS NOT NULL AND query = '<insufficient privilege>' AS is_hidden
+      FROM pg_stat_activity
+     WHERE pid <> pg_backend_pid()
+       AND (datname = current_database() OR datname IS NULL)
+       AND usesysid IS NOT NULL
+ UNION ALL
+    SELECT format('prepared transaction %L', left(gid, 40)),
+           'let its owner commit it or roll it back',
+           extract(epoch FROM clock_timestamp() - prepared)::float8,
+           age(transaction),
+           false
+      FROM pg_prepared_xacts
+     WHERE database = current_database()
+ UNION ALL
+    SELECT format('%s replication slot %s', CASE WHEN active THEN 'active' ELSE 'idle' END, slot_name),
+           'let its reader catch up, or drop it if nobody needs it',
+           NULL,
+           age(xmin),
+           false
+      FROM pg_replication_slots
+     ORDER BY age_s DESC NULLS LAST, transactions DESC NULLS LAST
+"""
+SHOWN = 5
+
+
+def long_transactions(site: Site) -> Answer:
+    """Look for what keeps dead rows alive: the relay's claim reads through them."""
+    found = site.conn.execute(HOLDERS).fetchall()
+    rows = cast("list[tuple[str, str, float | None, int | None, bool | None]]", found)
+    remarks: list[Answer] = []
+    for who, advice, age_s, transactions, _ in rows:
+        if age_s is not None and age_s > OLD_S:
+            remarks.append(("warning", f"{who} has been open for {duration(age_s)}: {advice}"))
+        elif transactions is not None and transactions > MANY_TRANSACTIONS:
+            remarks.append(("warning", f"{who} holds back {transactions:,} transactions: {advice}"))
+    if len(remarks) > SHOWN:
+        remarks = [*remarks[:SHOWN], ("warning", f"and {len(remarks) - SHOWN} more")]
+    if any(is_hidden for *_, is_hidden in rows):
+        text = f"none that this role may see is older than {duration(OLD_S)}"
+        return all_of(remarks, f"{text}: pg_read_all_stats shows it all")
+    return all_of(remarks, f"none is older than {duration(OLD_S)}")
+
+
+AUTOVACUUM = "SELECT current_setting('autovacuum')::bool AND current_setting('track_counts')::bool"
+TABLES = """
+    SELECT relation.oid::regclass::text,
+           EXISTS (SELECT FROM pg_options_to_table(reloptions)
+                    WHERE option_name = 'autovacuum_enabled' AND NOT option_value::bool),
+           coalesce(n_dead_tup, 0),
+           greatest(%(dead)s, 2 * greatest(reltuples, 0) * coalesce(
+               (SELECT option_value FROM pg_options_to_table(reloptions)
+                 WHERE option_name = 'autovacuum_vacuum_scale_factor'),
+               current_setting('autovacuum_vacuum_scale_factor'))::float8),
+           extract(epoch FROM clock_timestamp() - coalesce(
+               greatest(last_vacuum, last_autovacuum), pg_postmaster_start_time()))::float8
+      FROM pg_class AS relation
+      LEFT JOIN pg_stat_user_tables AS counted ON counted.relid = relation.oid
+     WHERE relation.oid = ANY (ARRAY[to_regclass('outbox'), to_regclass('outbox_lane'),
+                                     to_regclass('consumed_offsets'), to_regclass('workers')]::oid[])
+     ORDER BY 1
+"""
+
+
+def autovacuum(site: Site) -> Answer:
+    """Look whether dead rows are removed: each row of the outbox becomes one within seconds."""
+    remarks: list[Answer] = []
+    if site.conn.execute(AUTOVACUUM).fetchone() != (True,):
+        text = "off for the whole server, tables only grow: set autovacuum and track_counts to on"
+        remarks.append(("failed", text))
+    found = site.conn.execute(TABLES, {"dead": DEAD_ROWS}).fetchall()
+    rows = cast("list[tuple[str, bool, int, float, float]]", found)
+    for table, is_off, dead, due, since_s in rows:
+        if is_off:
+            text = f"off for table {table}, which only grows: set its autovacuum_enabled to true"
+            remarks.append(("failed", text))
+        if dead > due and since_s > VACUUM_LATE_S:
+            text = f"{table} has {dead:,} dead rows and no vacuum for {duration(since_s)}: end long"
+            text += f" transactions, give autovacuum more workers, or run VACUUM {table}"
+            remarks.append(("warning", text))
+    return all_of(remarks, f"on for {', '.join(row[0] for row in rows)}" if rows else "on")
+
+
+HALF, ALMOST_ALL = 0.5, 0.9
+
+
+def workers_sequence(site: Site) -> Answer:
+    """Look how many ids `workers` has left: SERIAL ends at 2^31, and then nothing is accepted."""
+    ids = read_ids(site.conn)
+    if ids is None:
+        return "skipped", "there is no column workers.id"
+    if ids.sequence is None:
+        return "ok", f"workers.id ({ids.kind}) has no sequence as its default"
+    used = ids.used
+    if used is None:
+        return "skipped", f"the role may not look at {ids.sequence}: see `postgres rights`"
+    text = f"{used:.1%} of {ids.limit:,} ids of workers.id ({ids.kind}) are used"
+    if used <= HALF:
+        return "ok", text
+    advice = (
+        f"when {ids.sequence} ends no command is accepted: make the column and the sequence bigint,"
+        " after seeing that the API and the Runner can read it; the change rewrites the table and locks"
+        " it"
+    )
+    return "failed" if used > ALMOST_ALL else "warning", f"{text}: {advice}"

@@ -1,0 +1,1 @@
+"""`repair`: let a refused lane or partition go on."""

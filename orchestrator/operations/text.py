@@ -1,0 +1,11 @@
+"""How figures are written for people."""
+
+
+def duration(seconds: float) -> str:
+    """Return a length of time as people say it: 12 ms, 3.4 s, 5 m, 2.1 h, 3.2 d."""
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    for unit, size, limit in (("s", 1, 120), ("m", 60, 7200), ("h", 3600, 172_800)):
+        if seconds < limit:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds / 86_400:.1f} d"

@@ -1,0 +1,1 @@
+"""How processes run: setup, migrations, signals, supervision."""

@@ -1,0 +1,35 @@
+"""Setup: the schema and the topics, made where they are missing. Safe to run again."""
+
+import logging
+from contextlib import closing
+
+from orchestrator.config.settings import DEFAULT_LANES, Settings
+from orchestrator.kafka import topics
+from orchestrator.runtime.migrations import migrate
+from outbox import connect, count_lanes
+
+log = logging.getLogger(__name__)
+
+
+def migrate_database(settings: Settings) -> int:
+    """Run pending migrations; return the number of lanes, which the first one fixed."""
+    with closing(connect(settings.database_url, "orchestrator migrate")) as conn:
+        for migration in migrate(conn, settings.lanes or DEFAULT_LANES):
+            log.info("migrated", extra={"file": migration.name})
+        lanes = count_lanes(conn)
+    if settings.lanes not in {None, lanes}:
+        log.warning(
+            "LANES is ignored: the number of lanes is fixed when the schema is made",
+            extra={"LANES": settings.lanes, "lanes": lanes},
+        )
+    return lanes
+
+
+def set_up(settings: Settings) -> None:
+    """Migrate and create the missing topics. Raises psycopg.Error, KafkaException, SchemaRefused."""
+    lanes = migrate_database(settings)
+    topics.check_access(settings.kafka)
+    admin = topics.Admin(settings.kafka)
+    others = [settings.input_topic, settings.output_topic, settings.dead_letter_topic]
+    for topic in topics.create_missing(admin, settings.marker_topic, lanes, others):
+        log.info("topic created", extra={"topic": topic})

@@ -1,0 +1,68 @@
+"""What the tests of `orchestrator repair` do to an installation, and how they run the command."""
+
+from typing import Any
+
+import psycopg
+from confluent_kafka.admin import AdminClient
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from outbox.publisher import Marker, marker_group
+from testkit.empty_installation import run_command
+from testkit.system import Running, System
+
+SECRET = "user:pw@"
+
+
+def repair(system: System, *words: str) -> tuple[int, str]:
+    """Run the command without a terminal; return its exit code and all it said: no secret."""
+    ran = run_command(system.environ, "repair", *words)
+    said = ran.stdout + ran.stderr
+    assert SECRET not in said
+    assert "Traceback" not in said, said
+    return ran.returncode, said
+
+
+def written_down(system: System) -> list[tuple[Any, ...]]:
+    """Return command, target, reason and counts of each repair, by target."""
+    return system.query("SELECT command, target, reason, counts FROM repairs ORDER BY target, id")
+
+
+def is_refused(relay: Running, lane: int, reason: str) -> bool:
+    """Say whether the relay refuses a lane and names its repair."""
+    return f"lane {lane}: refused: {reason}: orchestrator repair lane {lane}" in relay.get("/readyz")
+
+
+def set_marker(system: System, marker: int, lane: int = 0) -> None:
+    """Commit another marker for a lane, as another outbox of the same name would."""
+    with system.lane(lane, owner=False) as stranger:
+        stranger.publisher.start(lane)
+        stranger.publisher.publish({lane: Marker(marker)}, ())
+
+
+def forget_markers(system: System) -> None:
+    """Delete the marker group, as its expiry would."""
+    ((identity,),) = system.query("SELECT identity FROM outbox_identity")
+    admin = AdminClient(dict(system.settings.kafka))
+    for future in admin.delete_consumer_groups([marker_group(identity)]).values():
+        future.result(10)
+
+
+def back_up(system: System) -> None:
+    """Keep a copy of the database as it is; no process may run."""
+    name, admin = _database(system)
+    with psycopg.connect(admin, autocommit=True) as conn:
+        conn.execute(f"CREATE DATABASE {name}_backup TEMPLATE {name}".encode())
+
+
+def restore(system: System) -> None:
+    """Put the copy in the database's place, whoever works on it."""
+    name, admin = _database(system)
+    with psycopg.connect(admin, autocommit=True) as conn:
+        conn.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+        conn.execute(f"ALTER DATABASE {name}_backup RENAME TO {name}".encode())
+
+
+def _database(system: System) -> tuple[str, str]:
+    """Return the database's name, and the address of another one on the same server."""
+    url = system.settings.database_url
+    return str(conninfo_to_dict(url)["dbname"]), make_conninfo(url, dbname="postgres")

@@ -1,0 +1,63 @@
+"""An installation before its setup: an empty database and no topics; and commands run to their end."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from uuid import uuid4
+
+import psutil  # type: ignore[import-untyped]
+import psycopg
+
+from orchestrator.embedded import Servers
+from testkit.system import INHERITED, System, delete_topics, environ_of
+
+COMMAND_S = 40  # for a command that ends by itself
+
+
+@contextmanager
+def bare_system(servers: Servers, directory: Path) -> Iterator[System]:
+    """Make an empty database and the names of topics that are not there; take all away again."""
+    name = uuid4().hex[:12]
+
+    def administer(statement: str) -> None:  # in a session of its own: the server may be restarted
+        with psycopg.connect(servers.database_url, autocommit=True) as admin:
+            admin.execute(statement.encode())
+
+    administer(f"CREATE DATABASE test_{name} ENCODING 'UTF8' TEMPLATE template0")
+    system = System(environ_of(servers, name), directory)
+    try:
+        yield system
+    finally:
+        end_all(system)
+        administer(f"DROP DATABASE test_{name} WITH (FORCE)")
+        delete_topics(system)
+
+
+def end_all(system: System) -> None:
+    """Leave no process behind, nor the children of a `run` that a failed test left running."""
+    for running in system._running:
+        if running.process.poll() is None:
+            children = psutil.Process(running.process.pid).children(recursive=True)
+            running.kill()
+            for child in children:
+                child.kill()
+
+
+def run_command(
+    environ: Mapping[str, str], *command: str, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run `orchestrator COMMAND` to its end; a variable that is empty counts as not set."""
+    path = os.pathsep.join([str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
+    return subprocess.run(
+        [sys.executable, "-m", "orchestrator", *command],
+        env={**INHERITED, "PYTHONPATH": path, **environ},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=COMMAND_S,
+        check=False,
+        cwd=cwd,
+    )

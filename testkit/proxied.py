@@ -1,0 +1,89 @@
+"""A system whose processes reach Postgres and Kafka through proxies."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from orchestrator.embedded import EmbeddedKafka
+from orchestrator.embedded.kafka import KAFKA_PROPERTIES
+from orchestrator.embedded.server import HOST, free_port
+from testkit.containers import TEST_KAFKA_VERSION
+from testkit.proxy import Address, Rule, proxy
+from testkit.servers import server_directory
+from testkit.system import System
+from testkit.wire_protocol import Frame, KafkaConversation, PostgresConversation, producer_epoch
+
+
+@dataclass(frozen=True)
+class WiredKafka:
+    """A broker with two listeners: one as usual, and one that sends its clients to a proxy."""
+
+    bootstrap_servers: str
+    behind_proxy: Address
+    proxy_port: int
+
+    @contextmanager
+    def proxied(self, *rules: Rule) -> Iterator[str]:
+        """Run the proxy; give its address for clients."""
+        with proxy(KafkaConversation, self.behind_proxy, rules, self.proxy_port) as port:
+            yield f"{HOST}:{port}"
+
+
+def wired_broker(directory: Path) -> tuple[EmbeddedKafka, WiredKafka]:
+    """Return such a broker, not started: an embedded one whatever the others are."""
+    port, behind, front, controller = (free_port() for _ in range(4))
+    listeners = {"PLAINTEXT": port, "BEHIND": behind, "CONTROLLER": controller}
+    protocols = KAFKA_PROPERTIES["listener.security.protocol.map"]
+    properties = {
+        "listeners": ",".join(f"{name}://{HOST}:{port}" for name, port in listeners.items()),
+        "advertised.listeners": f"PLAINTEXT://{HOST}:{port},BEHIND://{HOST}:{front}",
+        "listener.security.protocol.map": f"{protocols},BEHIND:PLAINTEXT",
+        "controller.quorum.voters": f"1@{HOST}:{controller}",
+    }
+    kafka = EmbeddedKafka(directory, port, TEST_KAFKA_VERSION, properties)
+    return kafka, WiredKafka(f"{HOST}:{port}", (HOST, behind), front)
+
+
+@contextmanager
+def wired_kafka() -> Iterator[WiredKafka]:
+    """Run such a broker."""
+    with server_directory() as directory:
+        kafka, wired = wired_broker(directory)
+        kafka.start()
+        try:
+            yield wired
+        finally:
+            kafka.kill()  # quicker than an orderly stop, and nobody wants the data
+
+
+@contextmanager
+def postgres_proxied(system: System, rules: Sequence[Rule]) -> Iterator[str]:
+    """Run a proxy in front of a system's database; give the URL through it."""
+    server = conninfo_to_dict(system.settings.database_url)
+    address = (str(server["host"]), int(str(server["port"])))
+    with proxy(PostgresConversation, address, rules) as port:
+        yield make_conninfo(system.settings.database_url, host=HOST, port=port)
+
+
+def led_through(system: System, kafka: str, **environ: str) -> System:
+    """Return the same installation, whose parts reach Kafka at this address."""
+    return System({**system.environ, "KAFKA_BOOTSTRAP_SERVERS": kafka, **environ}, system.directory)
+
+
+@dataclass
+class Epochs:
+    """Watches that no transaction begins under a producer epoch whose EndTxn may be on the way."""
+
+    reused: int = 0
+    _doubted: set[int] = field(default_factory=set)
+
+    def doubt(self, end_txn: Frame) -> None:
+        """Note that this one may arrive again."""
+        self._doubted.add(producer_epoch(end_txn))
+
+    def begin(self, add_partitions: Frame) -> None:
+        """Look at what begins a transaction."""
+        self.reused += producer_epoch(add_partitions) in self._doubted

@@ -1,0 +1,466 @@
+"""One installation for one test: a database cloned from a template, topics and a group of its own."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Event
+from types import ModuleType
+from typing import Any, cast
+from uuid import UUID, uuid4
+
+import msgspec
+import psycopg
+from confluent_kafka import KafkaException, Producer, TopicPartition
+from confluent_kafka import Message as Record
+from confluent_kafka.admin import (  # type: ignore[attr-defined]
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    NewTopic,
+    ResourceType,
+)
+from psycopg.conninfo import make_conninfo
+
+from orchestrator.config.settings import Settings, read_settings
+from orchestrator.consumer.session import ConsumerSession
+from orchestrator.contract.messages import DeployOrder, encode_order
+from orchestrator.contract.workers import insert_all, set_deployed
+from orchestrator.embedded import Servers
+from orchestrator.kafka.reader import find_spans, read_spans
+from orchestrator.kafka.topics import read_beginnings
+from orchestrator.observability.health import Health
+from orchestrator.observability.metrics import ConsumerMetrics, new_registry
+from orchestrator.operations.audit import Audit, audit
+from orchestrator.runtime.migrations import migrate
+from outbox import Connection, Message, Observer, connect, count_lanes, enqueue, transaction
+from outbox.lane import Lane
+from outbox.membership import join, limit_silence
+from outbox.message import OutboxRow
+from outbox.publisher import MarkerReader, Publisher
+from outbox.session import Tenure
+from outbox.store import read_identity, take_lane
+from testkit.eventually import eventually
+
+PARTITIONS = 2  # of every topic but the marker topic
+LANES = 4
+
+
+# What processes of ours get of the shell's environment: none of its settings.
+INHERITED = {
+    name: value
+    for name, value in os.environ.items()
+    if name in {"HOME", "LANG", "PATH", "PYTHONPATH", "TMPDIR", "VIRTUAL_ENV", "XDG_CACHE_HOME"}
+}
+
+
+class Running:
+    """A real process of ours. What it writes, on stdout and stderr, is in `log`."""
+
+    def __init__(self, command: Sequence[str], environ: Mapping[str, str], log: Path) -> None:
+        self.log = log
+        with log.open("wb") as stream:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", *command],
+                env={**INHERITED, **environ},
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=stream,
+            )
+
+    def logged(self, text: str) -> bool:
+        """Say whether the process has written `text`."""
+        return text in self.log.read_text()
+
+    def port(self) -> int:
+        """Return the port of its HTTP side; with `eventually`, once it listens."""
+        for line in self.log.read_text().splitlines():
+            if '"process started"' in line:
+                return int(msgspec.json.decode(line)["port"])
+        raise AssertionError("not listening yet")
+
+    def get(self, path: str) -> str:
+        """Return what its HTTP side answers; not being there yet is no answer yet."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port()}{path}", timeout=5) as answer:
+                return str(answer.read().decode())
+        except urllib.error.HTTPError as error:
+            return error.read().decode()
+        except OSError as error:
+            raise AssertionError(str(error)) from error
+
+    def wait_killed(self, timeout: float = 20) -> None:
+        """Wait until it has died by SIGKILL, as a crash point makes it."""
+        assert self.process.wait(timeout) == -signal.SIGKILL, self.log.read_text()[-2000:]
+
+    def wait_frozen(self, timeout: float = 20) -> None:
+        """Wait until it has stopped itself by SIGSTOP, as a crash point makes it."""
+        stat = Path(f"/proc/{self.process.pid}/stat")
+        eventually(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T", timeout)
+
+    def thaw(self) -> None:
+        """Let it go on."""
+        self.process.send_signal(signal.SIGCONT)
+
+    def kill(self) -> None:
+        """Kill it with SIGKILL."""
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> None:
+        """Stop it by SIGTERM: within 5 s and with exit code 0, as promised."""
+        if self.process.poll() is None:
+            started = time.monotonic()
+            self.process.terminate()
+            code, took_s = self.process.wait(20), time.monotonic() - started
+            assert code == 0, self.log.read_text()[-2000:]
+            assert took_s < 5, f"{took_s} s"
+
+
+@dataclass
+class System:
+    """An installation: `environ` is what its processes get, `settings` the same, read."""
+
+    environ: dict[str, str]
+    directory: Path
+    settings: Settings = field(init=False)
+    _running: list[Running] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.settings = read_settings(self.environ)
+
+    # ---- the outside world ----------------------------------------------------------------------
+
+    def connect(self, name: str = "test") -> Connection:
+        """Open a session; close it with `closing`."""
+        return connect(self.settings.database_url, name)
+
+    def query(self, sql: str, *values: object) -> list[tuple[Any, ...]]:
+        """Run one statement in a session of its own and return its rows."""
+        with psycopg.connect(self.settings.database_url, autocommit=True) as conn:
+            cursor = conn.execute(sql.encode(), values)
+            return cursor.fetchall() if cursor.description else []
+
+    def produce(self, *values: bytes | None, key: bytes | None = None, **record: Any) -> None:
+        """Write records to the input topic and wait until they are acknowledged."""
+        producer = Producer({**self.settings.kafka, "linger.ms": 1, "message.max.bytes": 10_000_000})
+        for value in values:
+            producer.produce(self.settings.input_topic, value, key, **record)
+        assert producer.flush(20) == 0
+
+    def submit(self, commands: int, scenario: UUID | None = None) -> list[UUID]:
+        """Write valid commands as the API would; return their scenarios."""
+        scenarios = [scenario or uuid4() for _ in range(commands)]
+        producer = Producer({**self.settings.kafka, "linger.ms": 1})
+        for number, one in enumerate(scenarios):
+            command = {"scenario_uuid": str(one), "camera_url": f"rtsp://user:pw@camera/{number}"}
+            producer.produce(self.settings.input_topic, msgspec.json.encode(command), str(one).encode())
+        assert producer.flush(20) == 0
+        return scenarios
+
+    def read(self, topic: str) -> list[Record]:
+        """Return all committed records of a topic."""
+        kafka = self.settings.kafka
+        spans = find_spans(AdminClient(dict(kafka)), topic)
+        return [record for chunk in read_spans(kafka, topic, spans) for record in chunk]
+
+    def orders(self) -> list[DeployOrder]:
+        """Return the deploy orders that a read_committed Runner sees."""
+        decode = msgspec.json.Decoder(DeployOrder).decode
+        return [decode(record.value() or b"") for record in self.read(self.settings.output_topic)]
+
+    def statuses(self) -> dict[str, int]:
+        """Count the workers by status."""
+        return dict(self.query("SELECT status, count(*) FROM workers GROUP BY status"))
+
+    def audit(self) -> Audit:
+        """Compare the output topic with the workers."""
+        with closing(self.connect()) as conn:
+            return audit(conn, self.settings.kafka, self.settings.output_topic)
+
+    def check_exactly_once(self, commands: int, timeout: float = 30) -> None:
+        """Wait until all commands are deployed, then see nothing lost, doubled or reordered."""
+        eventually(lambda: self.statuses() == {"deployed": commands}, timeout)
+        found = self.audit()
+        assert found.clean, found
+        assert found.accepted == found.deployed == found.published == commands, found
+
+    # ---- the parts, in this process -------------------------------------------------------------
+
+    def accept(self, commands: int, scenario: UUID | None = None) -> list[UUID]:
+        """Put workers and their outbox rows straight into Postgres; return the workers' ids."""
+        orders = [
+            DeployOrder(uuid4(), scenario or uuid4(), f"rtsp://user:pw@camera/{number}")
+            for number in range(commands)
+        ]
+        messages = [
+            Message(
+                self.settings.output_topic,
+                str(order.scenario_uuid).encode(),
+                encode_order(order),
+                aggregate_id=order.worker_id,
+            )
+            for order in orders
+        ]
+        with closing(self.connect()) as conn, transaction(conn):
+            insert_all(conn, orders)
+            enqueue(conn, messages, count_lanes(conn))
+        return [order.worker_id for order in orders]
+
+    @contextmanager
+    def consumer(self) -> Iterator[ConsumerSession]:
+        """Give a session of the consumer, to be moved by run_once."""
+        metrics = ConsumerMetrics(new_registry("consumer"), Health())
+        with (
+            closing(self.connect("test consumer")) as conn,
+            closing(ConsumerSession(self.settings, conn, metrics)) as session,
+        ):
+            yield session
+
+    @contextmanager
+    def lane(
+        self,
+        number: int = 0,
+        *also: int,
+        owner: bool = True,
+        batch_size: int = 1000,
+        publisher: type[Publisher] = Publisher,
+        observer: Observer | None = None,
+    ) -> Iterator["OwnedLane"]:
+        """Give a tenure of one lane, and `also` of others, to be moved by recover and run_once.
+
+        owner=False: take the epoch without the advisory lock, as a successor does whose predecessor
+        is a zombie.
+        """
+        with ExitStack() as stack:
+            conn = stack.enter_context(closing(self.connect(f"test lane {number}")))
+            limit_silence(conn)
+            identity = read_identity(conn)
+            kafka, topic = self.settings.kafka, self.settings.marker_topic
+            markers = stack.enter_context(closing(MarkerReader(kafka, identity, topic)))
+            made = publisher(kafka, identity, markers, lambda: None)
+            stack.callback(made.discard)
+            tenure = Tenure(
+                conn,
+                identity,
+                made,
+                cast("Callable[[Connection, Sequence[UUID]], None]", set_deployed),
+                batch_size,
+                Event(),
+                observer or Observer(),
+            )
+            if owner:
+                join(conn, identity)
+            for one in (number, *also):
+                if owner:
+                    tenure.owned.take(one)
+                else:
+                    tenure.owned.lanes[one] = Lane(one, take_lane(conn, one))
+            yield OwnedLane(tenure, tenure.owned.lanes[number], made, markers, conn)
+
+    # ---- the real processes ---------------------------------------------------------------------
+
+    def start(self, *command: str, crash_at: str = "", **environ: str) -> Running:
+        """Start a process of ours; crash_at: a crash point, see outbox.crash_points."""
+        log = self.directory / f"{len(self._running)}-{command[0]}.log"
+        extra = {"OUTBOX_CRASH_POINT": crash_at} | environ
+        running = Running(["orchestrator", *command], self.environ | extra, log)
+        self._running.append(running)
+        return running
+
+    def end(self) -> None:
+        """Leave no process behind."""
+        for running in self._running:
+            if running.process.poll() is None:
+                running.kill()
+
+
+@dataclass(frozen=True)
+class OwnedLane:
+    """A tenure, its first lane, and its parts."""
+
+    tenure: Tenure
+    lane: Lane
+    publisher: Publisher
+    markers: MarkerReader
+    conn: Connection
+
+    def recover(self) -> None:
+        """Do what every tenure begins with."""
+        self.tenure._recover()
+
+    def marker(self) -> int | None:
+        """Return the lane's marker in Kafka."""
+        marker = self.markers.read([self.lane.number], 5)[self.lane.number]
+        return None if marker is None else marker.batch_number
+
+    def claim(self) -> list[OutboxRow]:
+        """Do the half of a cycle that is Postgres's."""
+        return self.tenure._acknowledge_and_claim([self.lane.number]).get(self.lane.number, [])
+
+    def run_once(self) -> int:
+        """Do one cycle."""
+        return self.tenure.run_once()
+
+    def drain(self) -> int:
+        """Publish and acknowledge all that waits; return the rows published."""
+        rows = 0
+        while published := self.run_once():
+            rows += published
+        return rows
+
+
+def take(session: ConsumerSession, records: int) -> None:
+    """Move the session until it has consumed exactly so many records."""
+    taken = 0
+
+    def enough() -> bool:
+        nonlocal taken
+        taken += session.run_once()
+        return taken >= records
+
+    eventually(enough, 30)
+    assert taken == records
+
+
+def crash_points(package: ModuleType, process: str) -> set[str]:
+    """Return the names of a process's crash points, as they stand in the code of a package."""
+    return {
+        name
+        for file in Path(str(package.__file__)).parent.rglob("*.py")
+        for name in re.findall(rf'crash_point\("{process}\.(\w+)"\)', file.read_text())
+    }
+
+
+def end_sessions(system: System, name: str) -> None:
+    """Terminate the sessions of an installation whose application_name is like `name`."""
+    system.query(
+        "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND application_name LIKE %s",
+        name,
+    )
+
+
+def limit_messages(system: System, size: int) -> None:
+    """Let the output topic refuse batches of more than `size` bytes."""
+    limit = ConfigEntry("max.message.bytes", str(size), incremental_operation=AlterConfigOpType.SET)
+    topic = system.settings.output_topic
+    resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=[limit])
+    admin = AdminClient(dict(system.settings.kafka))
+    for future in admin.incremental_alter_configs([resource]).values():
+        future.result(10)
+
+
+def delete_before(system: System, topic: str, partition: int, offset: int) -> None:
+    """Let the log of a partition begin at `offset`."""
+    admin = AdminClient(dict(system.settings.kafka))
+    place = TopicPartition(topic, partition, offset)
+    admin.delete_records([place])[place].result(10)
+
+
+def make_input_anew(system: System) -> None:
+    """Delete the input topic and make it again."""
+    admin, topic = AdminClient(dict(system.settings.kafka)), system.settings.input_topic
+    admin.delete_topics([topic])[topic].result()
+
+    def made() -> bool:
+        return admin.create_topics([NewTopic(topic, PARTITIONS, 1)])[topic].exception() is None
+
+    eventually(made)
+    eventually(lambda: has_leaders(system))
+
+
+# ---- making one -----------------------------------------------------------------------------------
+
+
+@contextmanager
+def template_database(servers: Servers) -> Iterator[str]:
+    """Make a migrated database to clone; give its name."""
+    name = f"template_{uuid4().hex[:12]}"
+    with psycopg.connect(servers.database_url, autocommit=True) as admin:
+        admin.execute(f"CREATE DATABASE {name} ENCODING 'UTF8' TEMPLATE template0".encode())
+        with closing(connect(make_conninfo(servers.database_url, dbname=name), "migrate")) as conn:
+            migrate(conn, LANES)
+        yield name
+        admin.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+
+
+@contextmanager
+def new_system(servers: Servers, template: str, directory: Path, lanes: int) -> Iterator[System]:
+    """Make an installation of its own, and take it away again."""
+    name = uuid4().hex[:12]
+    with psycopg.connect(servers.database_url, autocommit=True) as admin:
+        admin.execute(f"CREATE DATABASE test_{name} TEMPLATE {template}".encode())
+        system = System(environ_of(servers, name), directory)
+        # A clone has its template's identity; in Kafka it must be another installation.
+        system.query("UPDATE outbox_identity SET identity = gen_random_uuid()")
+        system.query("DELETE FROM outbox_lane WHERE lane >= %s", lanes)
+        create_topics(system)
+        try:
+            yield system
+        finally:
+            system.end()
+            admin.execute(f"DROP DATABASE test_{name} WITH (FORCE)".encode())
+            delete_topics(system)
+
+
+def environ_of(servers: Servers, name: str) -> dict[str, str]:
+    """Return the settings of an installation called `name`."""
+    return {
+        "DATABASE_URL": make_conninfo(servers.database_url, dbname=f"test_{name}"),
+        "KAFKA_BOOTSTRAP_SERVERS": servers.bootstrap_servers,
+        "CONSUMER_GROUP": f"group-{name}",
+        "INPUT_TOPIC": f"init_scenario-{name}",
+        "OUTPUT_TOPIC": f"to_deploy-{name}",
+        "DEAD_LETTER_TOPIC": f"dlq-{name}",
+        "MARKER_TOPIC": f"progress-{name}",
+        "METRICS_HOST": "127.0.0.1",
+        "METRICS_PORT": "0",
+    }
+
+
+def topics_of(system: System) -> list[str]:
+    """Return all its topics, the marker topic last."""
+    settings = system.settings
+    return [
+        settings.input_topic,
+        settings.output_topic,
+        settings.dead_letter_topic,
+        settings.marker_topic,
+    ]
+
+
+def create_topics(system: System) -> None:
+    """Create the topics and wait until they are there."""
+    admin = AdminClient(dict(system.settings.kafka))
+    *data, progress = topics_of(system)
+    new = [NewTopic(topic, PARTITIONS, 1) for topic in data] + [NewTopic(progress, LANES, 1)]
+    for future in admin.create_topics(new).values():
+        future.result()
+    eventually(lambda: all(has_leaders(system, topic) for topic in data))
+
+
+def has_leaders(system: System, topic: str = "") -> bool:
+    """Say whether the brokers have elected leaders for a topic, the input topic unless told."""
+    admin = AdminClient(dict(system.settings.kafka))
+    try:
+        return bool(read_beginnings(admin, topic or system.settings.input_topic, range(PARTITIONS)))
+    except KafkaException:
+        return False
+
+
+def delete_topics(system: System) -> None:
+    """Delete the topics that are still there."""
+    admin = AdminClient(dict(system.settings.kafka))
+    for future in admin.delete_topics(topics_of(system)).values():
+        with suppress(KafkaException, TimeoutError):  # what is left goes with the server
+            future.result(10)
