@@ -8,7 +8,7 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, Producer, TopicPartition
 
 from bench.site import Site
 from orchestrator.contract.messages import DeployOrder, encode_order
-from outbox.publisher import PRODUCER, MarkerReader
+from outbox.admin import PRODUCER, MarkerReader
 from testkit.system import PARTITIONS, System
 
 BATCH = 1000

@@ -9,11 +9,8 @@ from statistics import median
 from bench.load import fill_input, fill_outbox
 from bench.publishers import PlainPublisher
 from bench.site import Site, read_wal
-from outbox import store
-from outbox.message import OutboxRow
-from outbox.postgres import Connection
-from outbox.publisher import Publisher
-from outbox.store import Claim
+from outbox import Connection, OutboxRow, store
+from outbox.admin import Claim, Publisher
 from testkit.system import LANES, OwnedLane, System
 
 SMALL, USUAL = 1, 500  # batch sizes of the comparison

@@ -5,8 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 from confluent_kafka import Producer
 
-from outbox.message import OutboxRow
-from outbox.publisher import Marker, Publisher
+from outbox import OutboxRow
+from outbox.admin import Marker, Publisher
 
 
 class NoPublisher(Publisher):

@@ -17,6 +17,9 @@ them in Kafka transactions. A `read_committed` reader sees each message exactly 
 The tables, the topic that it needs and how to take it into a service: README.md beside this file.
 """
 
+from outbox import arrays
+from outbox.backoff import LIMIT_S, Backoff, persist
+from outbox.crash_points import crash_point
 from outbox.errors import (
     DatabaseNotReady,
     InDoubt,
@@ -25,14 +28,30 @@ from outbox.errors import (
     RecordRejected,
     RolledBack,
     Stopped,
+    error_text,
 )
-from outbox.message import Headers, Message
+from outbox.lane import Outcome
+from outbox.message import Headers, Message, OutboxRow
 from outbox.observer import Observer
-from outbox.postgres import Connection, connect, transaction
+from outbox.pacing import Pace
+from outbox.postgres import (
+    KEEPALIVES,
+    Confirmation,
+    Connection,
+    connect,
+    hang_up_after,
+    retry_transaction,
+    transaction,
+)
 from outbox.relay import Relay
 from outbox.store import count_lanes, enqueue
+from outbox.timings import Timings, with_overrides
 
 __all__ = [
+    "KEEPALIVES",
+    "LIMIT_S",
+    "Backoff",
+    "Confirmation",
     "Connection",
     "DatabaseNotReady",
     "Headers",
@@ -40,13 +59,24 @@ __all__ = [
     "Message",
     "Observer",
     "OutboxError",
+    "OutboxRow",
+    "Outcome",
     "OwnershipLost",
+    "Pace",
     "RecordRejected",
     "Relay",
     "RolledBack",
     "Stopped",
+    "Timings",
+    "arrays",
     "connect",
     "count_lanes",
+    "crash_point",
     "enqueue",
+    "error_text",
+    "hang_up_after",
+    "persist",
+    "retry_transaction",
     "transaction",
+    "with_overrides",
 ]

@@ -1,19 +1,51 @@
-"""Back-off for what must not give up: a session is opened again until the process is to stop."""
+"""Pauses between attempts that fail: longer each time, until one works."""
 
+import random
 import time
 from collections.abc import Callable
 from threading import Event
 
-from tenacity import (
-    RetryError,
-    Retrying,
-    retry_if_exception_type,
-    sleep_using_event,
-    stop_when_event_set,
-    wait_random_exponential,
-)
+FIRST_BACKOFF_S = 0.1
+MAX_BACKOFF_S = 5.0  # below the silence after which Postgres ends a relay's session
 
-LIMIT_S = 5.0  # below the silence after which Postgres ends a relay's session
+
+class Backoff:
+    """The pause after a failed attempt, for one visible loop:
+
+        backoff = Backoff(stop)
+        while not stop.is_set():
+            try:
+                work(on_healthy=backoff.healthy)
+                return
+            except RETRIED as error:
+                report(error)
+                backoff.wait()
+
+    stop: ends a pause early. min_healthy_s: an attempt that called `healthy` and failed sooner counts
+    as failed: it may have met what every attempt meets once it works.
+    """
+
+    def __init__(self, stop: Event, min_healthy_s: float = 0.0) -> None:
+        self._stop = stop
+        self._min_healthy_s = min_healthy_s
+        self._failures = 0
+        self._healthy = False
+        self._began = time.monotonic()
+
+    def healthy(self) -> None:
+        """Note that the attempt works: after its end the next one begins at once."""
+        self._healthy = True
+
+    def wait(self) -> None:
+        """Pause before the next attempt: not at all after one that worked, else longer each time."""
+        worked = self._healthy and time.monotonic() - self._began >= self._min_healthy_s
+        self._failures = 0 if worked else self._failures + 1
+        if self._failures:
+            # Full jitter: processes that failed together must not come back together.
+            longest_s = min(FIRST_BACKOFF_S * 2.0 ** (self._failures - 1), MAX_BACKOFF_S)
+            self._stop.wait(random.uniform(0, longest_s))  # noqa: S311  # no secret
+        self._healthy = False
+        self._began = time.monotonic()
 
 
 def persist(
@@ -23,34 +55,16 @@ def persist(
     stop: Event,
     steady_s: float = 0.0,
 ) -> None:
-    """Run `session(good)` until it returns without an error or `stop` is set; back off on errors.
-
-    session calls good() as soon as it works: a later error then starts a new session at once, and
-    the back-off from its beginning, unless that was within steady_s: it may be of what every session
-    meets once it works. errors: what a new session may cure, told to `note` every time; anything else
-    is raised.
-    """
-
-    def attempt() -> bool:
-        works, began = Event(), time.monotonic()
+    """Run a session until it ends well. To be replaced by a visible loop in each caller."""
+    backoff = Backoff(stop, steady_s)
+    while not stop.is_set():
         try:
-            session(works.set)
+            session(backoff.healthy)
         except errors as error:
             note(error)
-            if not works.is_set() or time.monotonic() - began < steady_s:
-                raise
-            return False
-        return True
-
-    backing_off = Retrying(
-        retry=retry_if_exception_type(errors),
-        wait=wait_random_exponential(multiplier=0.1, max=LIMIT_S),
-        stop=stop_when_event_set(stop),
-        sleep=sleep_using_event(stop),
-    )
-    finished = False
-    while not (finished or stop.is_set()):
-        try:
-            finished = backing_off(attempt)
-        except RetryError:  # asked to stop while backing off
+            backoff.wait()
+        else:
             return
+
+
+LIMIT_S = MAX_BACKOFF_S

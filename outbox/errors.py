@@ -69,7 +69,7 @@ RECORD_ERRORS = frozenset(
 )
 
 
-def describe(error: BaseException) -> str:
+def error_text(error: BaseException) -> str:
     """Say what an error of a server means, in one line and without the data it is about.
 
     psycopg's DETAIL and CONTEXT quote rows, and so credentials; they are left out.

@@ -16,7 +16,7 @@ from confluent_kafka import KafkaException
 from outbox import membership as lanes
 from outbox import store
 from outbox.backoff import LIMIT_S, persist
-from outbox.errors import DatabaseNotReady, OwnershipLost, Stopped, describe
+from outbox.errors import DatabaseNotReady, OwnershipLost, Stopped, error_text
 from outbox.observer import Observer
 from outbox.postgres import Connection, connect
 from outbox.publisher import KafkaConfig, MarkerReader, Publisher
@@ -117,7 +117,7 @@ class Relay:
 
     def _note_trouble(self, error: Exception | None) -> None:
         self._observer.tick()
-        trouble = None if error is None else describe(error)
+        trouble = None if error is None else error_text(error)
         if trouble != self.trouble:
             if trouble is None:
                 log.info("relay takes part")

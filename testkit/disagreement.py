@@ -6,7 +6,7 @@ import psycopg
 from confluent_kafka.admin import AdminClient
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from outbox.publisher import Marker, marker_group
+from outbox.admin import Marker, marker_group
 from testkit.empty_installation import run_command
 from testkit.system import Running, System
 

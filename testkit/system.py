@@ -42,13 +42,17 @@ from orchestrator.observability.health import Health
 from orchestrator.observability.metrics import ConsumerMetrics, new_registry
 from orchestrator.operations.audit import Audit, audit
 from orchestrator.runtime.migrations import migrate
-from outbox import Connection, Message, Observer, connect, count_lanes, enqueue, transaction
-from outbox.lane import Lane
-from outbox.membership import join, limit_silence
-from outbox.message import OutboxRow
-from outbox.publisher import MarkerReader, Publisher
-from outbox.session import Tenure
-from outbox.store import read_identity, take_lane
+from outbox import Connection, Message, Observer, OutboxRow, connect, count_lanes, enqueue, transaction
+from outbox.admin import (
+    Lane,
+    MarkerReader,
+    Publisher,
+    Tenure,
+    join,
+    limit_silence,
+    read_identity,
+    take_lane,
+)
 from testkit.eventually import eventually
 
 PARTITIONS = 2  # of every topic but the marker topic

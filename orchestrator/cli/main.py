@@ -39,9 +39,8 @@ from orchestrator.runtime.migrations import read_pending, write_script
 from orchestrator.runtime.process import leave
 from orchestrator.runtime.setup import migrate_database, set_up
 from orchestrator.runtime.supervisor import run_supervised
-from outbox import DatabaseNotReady, InDoubt, OwnershipLost, connect
-from outbox.errors import describe
-from outbox.lane_repair import LaneBusy
+from outbox import DatabaseNotReady, InDoubt, OwnershipLost, connect, error_text
+from outbox.admin import LaneBusy
 
 log = logging.getLogger(__name__)
 
@@ -72,9 +71,9 @@ def run(command: Callable[[argparse.Namespace], int], options: argparse.Namespac
     except (DatabaseNotReady, TopicMissing, NotRepaired, LaneBusy, OwnershipLost) as error:
         return complain(CHECK_FAILED, str(error))
     except (psycopg.OperationalError, KafkaException, InDoubt) as error:
-        return complain(UNREACHABLE, describe(error))
+        return complain(UNREACHABLE, error_text(error))
     except psycopg.Error as error:
-        return complain(CHECK_FAILED, describe(error))
+        return complain(CHECK_FAILED, error_text(error))
     except KeyboardInterrupt:
         return complain(CHECK_FAILED, "interrupted")
     except BrokenPipeError:  # whoever reads has seen enough

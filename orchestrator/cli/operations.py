@@ -30,8 +30,7 @@ from orchestrator.operations.doctor import runner as doctor
 from orchestrator.operations.explain import explanation as explain
 from orchestrator.operations.repair.lane import Repair, repair_lanes
 from orchestrator.operations.repair.partition import repair_partitions
-from outbox import DatabaseNotReady
-from outbox.errors import describe
+from outbox import DatabaseNotReady, error_text
 
 # ---- the commands, as in --help -----------------------------------------------------------------
 
@@ -50,7 +49,7 @@ def show_status(options: argparse.Namespace) -> int:
             try:
                 look_once(options)
             except (psycopg.Error, DatabaseNotReady) as error:  # watched since something is wrong
-                complain(UNREACHABLE, describe(error))
+                complain(UNREACHABLE, error_text(error))
             time.sleep(max(WATCH_S, REST * (time.monotonic() - began)))
     return OK
 

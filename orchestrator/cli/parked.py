@@ -10,9 +10,8 @@ from orchestrator.cli.session import Add, on_duty
 from orchestrator.cli.terminal import USAGE, readable, table
 from orchestrator.operations.dead_letters.filter import Selection
 from orchestrator.operations.repair.log import write_down
-from outbox import Connection, transaction
-from outbox.parked import ParkedRow, Places, discard, read_parked, read_value, unpark
-from outbox.postgres import retry_transaction
+from outbox import Connection, retry_transaction, transaction
+from outbox.admin import ParkedRow, Places, discard, read_parked, read_value, unpark
 
 WHAT = "parked rows"
 

@@ -8,7 +8,7 @@ from orchestrator.operations.explain.explanation import Story
 from orchestrator.operations.explain.worker_history import SHOWN, TRIES, Found, Life, Waiting
 from orchestrator.operations.status import BEHIND_S, MOST_COUNTED, DeadLetters, LaneStatus, Status
 from orchestrator.operations.text import duration
-from outbox.errors import describe
+from outbox import error_text
 
 # ---- status -----------------------------------------------------------------------------------------
 
@@ -50,7 +50,7 @@ def show_status(status: Status) -> Iterator[str]:
     for what, command in status.refusals.items():
         yield f"REFUSED  {what}: {command}"
     for what, error in status.unknown.items():
-        yield f"UNKNOWN  {what}: {describe(error)}"
+        yield f"UNKNOWN  {what}: {error_text(error)}"
     for trouble in troubles(status):
         yield f"NOTE     {trouble}"
 

@@ -12,9 +12,7 @@ from orchestrator.observability.gauges import lag_gauges
 from orchestrator.observability.health import Health
 from orchestrator.observability.metrics import ConsumerMetrics, new_registry
 from orchestrator.runtime.process import run_process
-from outbox import connect
-from outbox.backoff import LIMIT_S, persist
-from outbox.errors import describe
+from outbox import LIMIT_S, connect, error_text, persist
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +71,7 @@ class InputConsumer:
 
     def _note_trouble(self, error: Exception | None) -> None:
         """Say it once per change."""
-        trouble = None if error is None else describe(error)
+        trouble = None if error is None else error_text(error)
         if trouble != self.trouble:
             if trouble is None:
                 log.info("consumer works")

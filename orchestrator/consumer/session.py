@@ -34,10 +34,17 @@ from orchestrator.kafka import topics
 from orchestrator.kafka.topics import TopicMissing, TopicRecreated
 from orchestrator.observability.metrics import ConsumerMetrics
 from orchestrator.runtime.migrations import check_current
-from outbox import Connection, DatabaseNotReady, Message, count_lanes, enqueue, transaction
-from outbox.crash_points import crash_point
-from outbox.pacing import Pace
-from outbox.postgres import retry_transaction
+from outbox import (
+    Connection,
+    DatabaseNotReady,
+    Message,
+    Pace,
+    count_lanes,
+    crash_point,
+    enqueue,
+    retry_transaction,
+    transaction,
+)
 
 log = logging.getLogger(__name__)
 

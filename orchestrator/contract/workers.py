@@ -16,7 +16,6 @@ import msgspec
 
 from orchestrator.contract.messages import DeployOrder
 from outbox import Connection, arrays
-from outbox.arrays import Array
 
 PLACE = struct.Struct(">16siq")  # topic id, partition, offset
 MS_BITS, HASH_BITS, LOW_BITS = 48, 74, 62
@@ -67,7 +66,7 @@ def insert_new(conn: Connection, orders: Sequence[DeployOrder]) -> list[UUID]:
     return [cast("UUID", row[0]) for row in conn.execute(INSERT_NEW, _columns(orders))]
 
 
-def _columns(orders: Sequence[DeployOrder]) -> tuple[Array, Array, Array]:
+def _columns(orders: Sequence[DeployOrder]) -> tuple[arrays.Array, arrays.Array, arrays.Array]:
     return (
         arrays.uuids(order.worker_id for order in orders),
         arrays.uuids(order.scenario_uuid for order in orders),

@@ -21,10 +21,8 @@ from orchestrator.config.settings import Settings
 from orchestrator.contract.workers import read_ids
 from orchestrator.kafka import topics
 from orchestrator.observability.metrics import ConsumerMetrics, RelayMetrics
-from outbox import Connection
-from outbox.errors import describe
-from outbox.postgres import KEEPALIVES, hang_up_after
-from outbox.store import read_backlog
+from outbox import KEEPALIVES, Connection, error_text, hang_up_after
+from outbox.admin import read_backlog
 
 T = TypeVar("T")
 EVERY_S = 5.0
@@ -68,7 +66,7 @@ class KafkaLook:
         try:
             self.trouble = "; ".join(topics.find_missing(self._admin, self._wanted)) or None
         except KafkaException as error:
-            self.trouble = describe(error)
+            self.trouble = error_text(error)
 
 
 @contextmanager

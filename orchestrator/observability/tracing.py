@@ -11,8 +11,7 @@ from base64 import b64decode
 from collections import defaultdict
 from collections.abc import Sequence
 
-from outbox import Message
-from outbox.message import OutboxRow
+from outbox import Message, OutboxRow
 
 try:
     from opentelemetry import trace

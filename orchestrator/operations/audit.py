@@ -22,7 +22,7 @@ from orchestrator.contract.messages import DeployOrder
 from orchestrator.kafka import topics
 from orchestrator.kafka.reader import CLOCKS, Span, find_spans, kept_since, read_spans, time_of
 from outbox import Connection
-from outbox.membership import check_session
+from outbox.admin import check_session
 
 EXAMPLES = 5  # of each fault
 

@@ -26,12 +26,8 @@ from orchestrator.observability.metrics import release
 from orchestrator.operations.dead_letters.filter import Selection
 from orchestrator.operations.dead_letters.letters import count_handled, find_letters, read_letters
 from orchestrator.operations.repair.partition import fault_of
-from outbox import Connection
-from outbox.errors import describe
-from outbox.lane_repair import look
-from outbox.membership import lock_class
-from outbox.publisher import MarkerReader
-from outbox.store import read_identity
+from outbox import Connection, error_text
+from outbox.admin import MarkerReader, lock_class, look, read_identity
 
 RATE_S = 60  # the rates are of this time
 TIMEOUT_MS = 5000  # of one statement
@@ -342,5 +338,5 @@ def as_fields(status: Status) -> dict[str, object]:
         "dead_letters": letters and letters.waiting,
         "dead_letters_at_most": letters and letters.at_most,
         "refusals": status.refusals,
-        "unknown": {what: describe(error) for what, error in status.unknown.items()},
+        "unknown": {what: error_text(error) for what, error in status.unknown.items()},
     }

@@ -14,8 +14,7 @@ from orchestrator.config.settings import Settings
 from orchestrator.kafka.topics import TopicMissing
 from orchestrator.runtime.process import check_port, run_until_stopped
 from orchestrator.runtime.setup import set_up
-from outbox.backoff import persist
-from outbox.errors import describe
+from outbox import error_text, persist
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +46,7 @@ def supervise(settings: Settings, stop: Event) -> None:
     said: set[str] = set()
 
     def note(error: Exception) -> None:
-        if (text := describe(error)) not in said:
+        if (text := error_text(error)) not in said:
             log.warning("setup waits", extra={"error": text})
         said.add(text)
 

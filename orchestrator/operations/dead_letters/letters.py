@@ -29,9 +29,16 @@ from orchestrator.operations.dead_letters.headers import (
     which_are_ours,
 )
 from orchestrator.operations.repair.log import write_down
-from outbox import Connection, Headers, Message, count_lanes, enqueue, transaction
-from outbox.crash_points import crash_point
-from outbox.postgres import retry_transaction
+from outbox import (
+    Connection,
+    Headers,
+    Message,
+    count_lanes,
+    crash_point,
+    enqueue,
+    retry_transaction,
+    transaction,
+)
 
 
 class Letter(NamedTuple):

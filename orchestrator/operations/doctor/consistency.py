@@ -18,11 +18,17 @@ from orchestrator.operations.doctor.permissions import WRITE, topic_operations
 from orchestrator.operations.repair.partition import fault_of
 from orchestrator.operations.text import duration
 from outbox import count_lanes
-from outbox.lane_repair import look
-from outbox.publisher import PRODUCER, RETRY_PAUSE_S, SLICE_S, KafkaConfig, MarkerReader
-from outbox.publisher import fault_of as named_by
-from outbox.session import MARKER_REFRESH_S
-from outbox.store import read_identity
+from outbox.admin import (
+    MARKER_REFRESH_S,
+    PRODUCER,
+    RETRY_PAUSE_S,
+    SLICE_S,
+    KafkaConfig,
+    MarkerReader,
+    look,
+    read_identity,
+)
+from outbox.admin import fault_of as named_by
 
 NOT_OURS = KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED
 TIME_OUT = "transaction.timeout.ms"

@@ -19,7 +19,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # public, not
 from orchestrator.config.settings import Settings
 from orchestrator.kafka.topics import REQUEST_S, Admin, TopicMissing, result_of
 from orchestrator.operations.doctor.check import Answer, Site, all_of, count, partitions
-from outbox.errors import describe
+from outbox import error_text
 
 NOT_ALLOWED = frozenset(
     {
@@ -42,17 +42,17 @@ NO_ANSWER = frozenset(
 def fault(site: Site, error: KafkaException) -> Answer:
     """Answer for a check that Kafka ended; without brokers no later one is made."""
     if error.args[0].code() in NOT_ALLOWED:
-        return "skipped", f"not looked at: {describe(error)}: see `kafka acls`"
+        return "skipped", f"not looked at: {error_text(error)}: see `kafka acls`"
     if was_lost(site, error.args[0]):
         return lost(site, error)
-    return "failed", f"could not be looked at: {describe(error)}"
+    return "failed", f"could not be looked at: {error_text(error)}"
 
 
 def lost(site: Site, error: KafkaException) -> Answer:
     """Answer for the check during which the brokers went away."""
     site.client = None
     advice = "run doctor again, and see its line `kafka reachable`"
-    return "unreachable", f"no broker answers any more: {describe(error)}: {advice}"
+    return "unreachable", f"no broker answers any more: {error_text(error)}: {advice}"
 
 
 def was_lost(site: Site, error: KafkaError) -> bool:

@@ -20,9 +20,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # public, not
 from orchestrator.kafka.topics import REQUEST_S
 from orchestrator.operations.doctor.check import Answer, Away, Site
 from outbox import DatabaseNotReady
-from outbox.lane_repair import COORDINATOR_MOVES
-from outbox.publisher import marker_group
-from outbox.store import read_identity
+from outbox.admin import COORDINATOR_MOVES, marker_group, read_identity
 
 PROCESSES = ("consumer", "relay")
 

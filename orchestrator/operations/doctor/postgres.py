@@ -13,17 +13,15 @@ import psycopg
 from orchestrator.consumer.session import NotUtf8, check_encoding
 from orchestrator.operations.doctor.check import Answer, Site
 from orchestrator.runtime.migrations import check_current
-from outbox import DatabaseNotReady, connect, count_lanes
-from outbox.errors import describe
-from outbox.membership import (
+from outbox import DatabaseNotReady, connect, count_lanes, error_text, hang_up_after
+from outbox.admin import (
     MEMBER,
     TransactionPoolingDetected,
     check_session,
     lock_class,
+    read_identity,
     server_process,
 )
-from outbox.postgres import hang_up_after
-from outbox.store import read_identity
 
 OLDEST, NEWEST = 14, 18  # as in the README's table of supported versions
 SILENCE_S = 25.0  # longer than the look at the markers may wait for Kafka
@@ -53,8 +51,8 @@ def fault(site: Site, error: psycopg.Error) -> Answer:
     if site.connection is not None and site.connection.closed:
         site.close()
         site.connection = None
-        return "unreachable", f"the connection was lost: {describe(error)}: run doctor again"
-    return "failed", f"could not be looked at: {describe(error)}"
+        return "unreachable", f"the connection was lost: {error_text(error)}: run doctor again"
+    return "failed", f"could not be looked at: {error_text(error)}"
 
 
 def version(site: Site) -> Answer:

@@ -21,8 +21,7 @@ from orchestrator.operations.doctor import permissions as doctor_rights
 from orchestrator.operations.doctor import postgres as doctor_postgres
 from orchestrator.operations.doctor import tables as doctor_tables
 from orchestrator.operations.doctor.check import Answer, Away, Check, Finding, Site
-from outbox import DatabaseNotReady
-from outbox.errors import describe
+from outbox import DatabaseNotReady, error_text
 
 # For the checks together; one that has begun may take longer. Twice what a silent Postgres may take, so
 # that Kafka is looked at, too.
@@ -51,9 +50,9 @@ def answer_of(check: Check, site: Site) -> Answer:
     except (Away, DatabaseNotReady) as error:  # another check says what to do about it
         return "skipped", str(error)
     except psycopg.errors.UndefinedTable as error:
-        return "failed", f"{describe(error)}: see `postgres schema`"
+        return "failed", f"{error_text(error)}: see `postgres schema`"
     except psycopg.errors.InsufficientPrivilege as error:
-        return "skipped", f"not looked at: {describe(error)}: see `postgres rights`"
+        return "skipped", f"not looked at: {error_text(error)}: see `postgres rights`"
     except psycopg.Error as error:
         return doctor_postgres.fault(site, error)
     except KafkaException as error:

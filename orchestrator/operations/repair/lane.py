@@ -30,10 +30,17 @@ from orchestrator.operations.repair import published_rows as evidence
 from orchestrator.operations.repair.log import write_down
 from orchestrator.operations.repair.published_rows import Evidence
 from outbox import Connection, count_lanes, transaction
-from outbox.lane_repair import SeizedLane, Sight, look, restart, seize
-from outbox.membership import check_session
-from outbox.publisher import MarkerReader
-from outbox.store import acknowledge, read_identity
+from outbox.admin import (
+    MarkerReader,
+    SeizedLane,
+    Sight,
+    acknowledge,
+    check_session,
+    look,
+    read_identity,
+    restart,
+    seize,
+)
 
 CATCH_UP_S = 10.0  # a consumer that works has taken what was there before within this time
 LOOK_S = 0.5

@@ -21,7 +21,7 @@ from orchestrator.kafka.reader import CLOCKS, find_spans, kept_since, read_spans
 from orchestrator.operations.audit import row_of
 from orchestrator.operations.dead_letters.headers import RETRY_OF, Header, name_made_of, origin_of
 from outbox import Connection
-from outbox.message import decode_headers
+from outbox.admin import decode_headers
 
 PORTION = 5000  # dead letters looked at together
 

@@ -1,0 +1,40 @@
+"""How long the relay waits for what: one frozen object, whose defaults are what production uses.
+
+A test may shorten a wait: in its own process by an object of its own, in the processes that it starts
+by OUTBOX_TIMINGS, a JSON object of fields, as in `{"refused_recheck_s": 0.5}`.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Timings:
+    """The relay's waits, in seconds.
+
+    membership_poll_s: how soon a lane without an owner is seen. refused_recheck_s: how soon it is seen
+    that a refused lane was repaired. lane_backoff_s: pause of a lane that fails alone, so that the
+    others go on. marker_refresh_s: a marker is committed again; Kafka forgets the offsets of a group
+    without members after 7 days. kafka_call_s: a call to Kafka that takes longer is in doubt; the
+    broker's transaction time-out and a half. session_silence_s: Postgres ends a session, and so frees
+    the locks of a relay whose host froze, after so long a silence.
+    """
+
+    membership_poll_s: float = 0.5
+    refused_recheck_s: float = 5.0
+    lane_backoff_s: float = 60.0
+    marker_refresh_s: float = 6 * 3600.0
+    kafka_call_s: float = 15.0
+    session_silence_s: float = 10.0
+
+
+def with_overrides(timings: T, environ: Mapping[str, str] = os.environ) -> T:
+    """Return a dataclass of timings with the fields that OUTBOX_TIMINGS overrides."""
+    given = json.loads(environ.get("OUTBOX_TIMINGS") or "{}")
+    known = {field.name for field in fields(timings)}  # type: ignore[arg-type]
+    return replace(timings, **{name: value for name, value in given.items() if name in known})  # type: ignore[type-var]
