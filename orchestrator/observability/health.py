@@ -18,12 +18,13 @@ class Health:
     """Ticks by loop and checks by name. Threads write, the HTTP server reads."""
 
     checks: dict[str, Callable[[], str | None]] = field(default_factory=dict)
+    clock: Callable[[], float] = time.monotonic
     _stopping: bool = False
     _ticks: dict[str, float] = field(default_factory=dict)
 
     def tick(self, loop: str) -> None:
         """Note that a loop is alive."""
-        self._ticks[loop] = time.monotonic()
+        self._ticks[loop] = self.clock()
 
     def stop(self) -> None:
         """Be unready from now on: the process was asked to stop."""
@@ -31,7 +32,7 @@ class Health:
 
     def hanging(self) -> list[str]:
         """Return the loops that have been silent for too long."""
-        now = time.monotonic()
+        now = self.clock()
         return [loop for loop, at in tuple(self._ticks.items()) if now - at > STALE_S]
 
     def unready(self) -> dict[str, str | None]:
