@@ -40,7 +40,10 @@ from outbox.postgres import (
     Connection,
     connect,
     hang_up_after,
+    query,
     retry_transaction,
+    scalar,
+    scalars,
     transaction,
 )
 from outbox.relay import Relay
@@ -76,7 +79,10 @@ __all__ = [
     "error_text",
     "hang_up_after",
     "persist",
+    "query",
     "retry_transaction",
+    "scalar",
+    "scalars",
     "transaction",
     "with_overrides",
 ]

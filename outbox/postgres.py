@@ -17,16 +17,18 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from threading import Event, Lock, Timer
-from typing import Any, LiteralString
+from typing import Any, LiteralString, TypeVar
 
 import psycopg
 import tenacity
 from psycopg.abc import Params, Query
+from psycopg.rows import RowFactory, scalar_row
 
 from outbox.errors import RETRYABLE_ERRORS, RolledBack
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 Connection = psycopg.Connection[tuple[object, ...]]
 
 
@@ -77,9 +79,52 @@ class Session(Connection):
     ) -> psycopg.Cursor[tuple[object, ...]]:
         """Execute a statement, which may be a COMMIT or commit by itself. Raises CommitUnconfirmed."""
         cursor = super().execute(query, params, prepare=prepare, binary=binary)  # type: ignore[arg-type]  # no templates here
+        self.check_confirmed()
+        return cursor
+
+    def check_confirmed(self) -> None:
+        """Raise CommitUnconfirmed if the standby did not confirm a commit of this session."""
         if self.confirmation and self.confirmation.missing:
             raise CommitUnconfirmed("a commit was not confirmed by the synchronous standby")
-        return cursor
+
+
+def query(
+    conn: Connection,
+    row_factory: RowFactory[T],
+    statement: LiteralString,
+    params: Params | None = None,
+    *,
+    prepare: bool | None = None,
+    binary: bool = False,
+) -> list[T]:
+    """Run a statement; return its rows, each made by the row factory: `args_row(SomeNamedTuple)`."""
+    with conn.cursor(row_factory=row_factory, binary=binary) as cursor:
+        cursor.execute(statement, params, prepare=prepare)
+        if isinstance(conn, Session):
+            conn.check_confirmed()
+        return cursor.fetchall()
+
+
+def scalars(
+    conn: Connection,
+    kind: type[T],
+    statement: LiteralString,
+    params: Params | None = None,
+    *,
+    prepare: bool | None = None,
+    binary: bool = False,
+) -> list[T]:
+    """Run a statement; return the first column, whose values are of this kind and never null."""
+    del kind  # psycopg's loaders make it; it says so to the type checker
+    return query(conn, scalar_row, statement, params, prepare=prepare, binary=binary)
+
+
+def scalar(
+    conn: Connection, kind: type[T], statement: LiteralString, params: Params | None = None
+) -> T:
+    """Run a statement that gives one row; return its first column, never null."""
+    (value,) = scalars(conn, kind, statement, params)
+    return value
 
 
 # A peer that vanished is noticed within about 10 s on either side, instead of the system's 2 hours.
