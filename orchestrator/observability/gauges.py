@@ -129,10 +129,10 @@ def lag_gauges(
 
     def look() -> None:
         offsets, waiting = positions(), paused()
-        metrics.paused.set(len(waiting))
-        metrics.offset.clear()
+        metrics.refused.set(len(waiting))
+        metrics.position.clear()
         for partition in offsets.keys() - set(waiting):
-            metrics.offset.labels(str(partition)).set(offsets[partition])
+            metrics.position.labels(str(partition)).set(offsets[partition])
         try:
             ends = topics.read_ends(admin, settings.input_topic, list(offsets))
         except KafkaException:

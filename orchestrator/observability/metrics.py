@@ -1,7 +1,7 @@
-"""The metrics, and the observers that feed them: once a batch, never once a message.
+"""The metrics, and the observers that update them once a batch, never once a message.
 
-Each series of a counter or histogram is there from the start: else rate() and increase() would not
-see the first of its kind.
+Every series of a counter or histogram exists from the start: otherwise rate() and increase() would
+miss its first event. docs/glossary.md lists all names.
 """
 
 import platform
@@ -32,11 +32,11 @@ def release() -> str:
 
 def new_registry(process: str) -> CollectorRegistry:
     """Return a registry with what both processes report."""
-    disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each counter that nobody asks for
+    disable_created_metrics()  # type: ignore[no-untyped-call]  # else a second series for each counter
     registry = CollectorRegistry()
     info = Gauge(
         "orchestrator_build_info",
-        "Always 1; which release runs, in which process.",
+        "Always 1; the labels say which release runs, in which process.",
         ["version", "python", "process"],
         registry=registry,
     )
@@ -46,31 +46,31 @@ def new_registry(process: str) -> CollectorRegistry:
 
 
 class UnconfirmedCommits(Collector):
-    """Reads a count that the library keeps for all sessions of the process."""
+    """Exports the count that the library keeps for all sessions of the process."""
 
     def collect(self) -> Iterator[CounterMetricFamily]:
-        """Yield the count of now."""
+        """Yield the current count."""
         yield CounterMetricFamily(
             "orchestrator_unconfirmed_commits",
-            "Commits whose wait for the synchronous standby was cancelled: outcome taken as unknown.",
+            "Commits whose wait for the synchronous standby was cancelled: treated as unknown.",
             value=Confirmation.total,
         )
 
 
 class ConsumerMetrics:
-    """What the consumer counts. topic: the one that it reads, for the spans."""
+    """Metrics of the consumer. topic: the input topic, for the spans."""
 
     def __init__(self, registry: CollectorRegistry, health: Health, topic: str | None = None) -> None:
         self._health = health
         self._tracing = new_tracing(topic)
-        self._messages = Counter(
-            "orchestrator_messages_total",
-            "Input records committed: accepted, duplicate (read again, no effect) or dead_letter.",
+        self._records = Counter(
+            "orchestrator_records_total",
+            "Input records consumed: accepted, duplicate (read again, no effect) or dead_letter.",
             ["result"],
             registry=registry,
         )
         for result in ("accepted", "duplicate", "dead_letter"):
-            self._messages.labels(result)
+            self._records.labels(result)
         self._dead = Counter(
             "orchestrator_dead_letters_total",
             "Input records sent to the dead-letter topic, by reason.",
@@ -79,32 +79,32 @@ class ConsumerMetrics:
         )
         for reason in Reason:
             self._dead.labels(reason.value)
-        self._seconds = Histogram(
-            "orchestrator_transaction_seconds",
-            "Duration of one Postgres transaction: offsets, workers and outbox rows of a batch.",
+        self._duration = Histogram(
+            "orchestrator_transaction_duration_seconds",
+            "Duration of a Postgres transaction: positions, workers and outbox rows of a batch.",
             buckets=TRANSACTION_BUCKETS,
             registry=registry,
         )
         self.lag = Gauge(
-            "orchestrator_consumer_lag_messages",
-            "High-water mark minus the offset in Postgres, of the partitions assigned here.",
+            "orchestrator_consumer_lag_records",
+            "High watermark minus the position in Postgres, by partition assigned to this process.",
             ["partition"],
             registry=registry,
         )
-        self.offset = Gauge(
-            "orchestrator_consumer_offset",
-            "Offset in Postgres, of the partitions assigned here that are not paused.",
+        self.position = Gauge(
+            "orchestrator_consumer_position",
+            "Next offset to consume, by partition assigned to this process and not refused.",
             ["partition"],
             registry=registry,
         )
-        self.paused = Gauge(
-            "orchestrator_partitions_paused",
-            "Partitions that wait for a person: offset out of range, log truncated, topic made anew.",
+        self.refused = Gauge(
+            "orchestrator_partitions_refused",
+            "Partitions that wait for an operator: topic recreated, or position not in the log.",
             registry=registry,
         )
 
     def tick(self) -> None:
-        """Note that the loop is alive."""
+        """Record that the loop is alive."""
         self._health.tick("consumer")
 
     def consumed(
@@ -118,17 +118,17 @@ class ConsumerMetrics:
         """Count a committed batch, and trace its messages."""
         if self._tracing:
             self._tracing.accepted(messages, seconds)
-        self._messages.labels("accepted").inc(accepted)
+        self._records.labels("accepted").inc(accepted)
         if duplicates:
-            self._messages.labels("duplicate").inc(duplicates)
+            self._records.labels("duplicate").inc(duplicates)
         for reason, records in dead.items():
-            self._messages.labels("dead_letter").inc(records)
+            self._records.labels("dead_letter").inc(records)
             self._dead.labels(reason).inc(records)
-        self._seconds.observe(seconds)
+        self._duration.observe(seconds)
 
 
 class RelayMetrics(Observer):
-    """What the relay counts."""
+    """Metrics of the relay."""
 
     def __init__(self, registry: CollectorRegistry, health: Health) -> None:
         self._health = health
@@ -143,75 +143,75 @@ class RelayMetrics(Observer):
             buckets=ROWS_BUCKETS,
             registry=registry,
         )
-        self._delivery = Histogram(
-            "outbox_delivery_seconds",
-            "From the enqueueing transaction to the Kafka commit, of each batch's oldest row.",
+        self._latency = Histogram(
+            "outbox_delivery_latency_seconds",
+            "From the enqueueing transaction to the Kafka commit, for the oldest row of each batch.",
             buckets=DELIVERY_BUCKETS,
             registry=registry,
         )
-        self._phases = Histogram(
-            "outbox_phase_seconds",
-            "Duration of one transaction of a batch: postgres (acknowledge, claim) or kafka (publish).",
-            ["phase"],
+        self._transactions = Histogram(
+            "outbox_transaction_duration_seconds",
+            "Duration of a transaction of a batch: postgres (acknowledge, claim) or kafka (publish).",
+            ["server"],
             buckets=TRANSACTION_BUCKETS,
             registry=registry,
         )
-        for phase in ("postgres", "kafka"):
-            self._phases.labels(phase)
+        for server in ("postgres", "kafka"):
+            self._transactions.labels(server)
         self._recoveries = Counter(
             "outbox_recoveries_total", "Recoveries by outcome.", ["outcome"], registry=registry
         )
         for outcome in Outcome:
             self._recoveries.labels(outcome.value)
         self._parked = Counter(
-            "outbox_parked_total", "Rows that Kafka refused and that were set aside.", registry=registry
+            "outbox_parked_total", "Rows that Kafka rejected and that were parked.", registry=registry
         )
-        self._lanes = Gauge("outbox_lanes_owned", "Lanes worked by this relay.", registry=registry)
+        self._lanes = Gauge("outbox_lanes_owned", "Lanes owned by this relay.", registry=registry)
         self.refused = Gauge(
             "outbox_lanes_refused",
-            "Lanes of this relay that wait for a person: marker ahead, behind or missing.",
+            "Lanes of this relay that wait for an operator: marker ahead, behind or missing.",
             registry=registry,
         )
         self.ids_used = Gauge(
             "orchestrator_worker_ids_used_ratio",
-            "Share of the ids of workers that is given out: SERIAL ends at 2^31.",
+            "Share of workers.id that is used: SERIAL ends at 2^31.",
             registry=registry,
         )
         self._success = Gauge(
             "outbox_last_success_timestamp_seconds",
-            "Unix time of the last batch published, or of the last look at an empty lane.",
+            "Unix time of the last batch published, or of the last check that found no rows.",
             registry=registry,
         )
         self.pending = Gauge(
             "outbox_pending_rows",
-            "Rows in the outbox, of the lanes of this relay.",
+            "Rows in the outbox, by lane of this relay.",
             ["lane"],
             registry=registry,
         )
         self.oldest = Gauge(
             "outbox_oldest_pending_age_seconds",
-            "Age of the oldest row in the outbox, of the lanes of this relay; 0 if there is none.",
+            "Age of the oldest row in the outbox, by lane of this relay; 0 if there is none.",
             ["lane"],
             registry=registry,
         )
 
     def tick(self) -> None:
-        """Note that the loop is alive."""
+        """Record that the loop is alive."""
         self._health.tick("relay")
 
     def idle(self) -> None:
-        """Note that the lanes are empty."""
+        """Record that the lanes are empty."""
         self._success.set_to_current_time()
 
     def phase(self, name: str, seconds: float) -> None:
-        """Note a transaction's duration."""
-        self._phases.labels(name).observe(seconds)
+        """Record a transaction's duration. name: postgres or kafka."""
+        self._transactions.labels(name).observe(seconds)
 
     def published(self, rows: int, oldest_s: float) -> None:
         """Count a batch that is in Kafka."""
         self._published.inc(rows)
         self._rows.observe(rows)
-        self._delivery.observe(oldest_s)
+        self._latency.observe(oldest_s)
         self._success.set_to_current_time()
 
     def sent(self, rows: Sequence[OutboxRow], took_s: float) -> None:
@@ -224,10 +224,10 @@ class RelayMetrics(Observer):
         self._recoveries.labels(outcome).inc()
 
     def parked(self) -> None:
-        """Count a row that was set aside."""
+        """Count a parked row."""
         self._parked.inc()
 
     def lanes_owned(self, lanes: frozenset[int]) -> None:
-        """Report the lanes of now."""
+        """Report the lanes that this relay owns."""
         self._lanes.set(len(lanes))
         self.owned = lanes

@@ -267,7 +267,7 @@ def test_what_waits_for_a_person_is_told_of_until_it_is_repaired(
     set_marker(system, 1000, lane=2)
     start(system, prometheus, "relay")
     make_input_anew(system)
-    prometheus.wait_firing("LaneRefused", "PartitionPaused")
+    prometheus.wait_firing("LaneRefused", "PartitionRefused")
     for subject in ("partition", "lane"):
         code, said = repair(system, subject, "all", "--yes")
         assert code == 0, said

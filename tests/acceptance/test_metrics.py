@@ -26,12 +26,12 @@ COMMANDS, BAD = 200, 3
 
 CONSUMERS = {
     "orchestrator_build_info",
-    "orchestrator_consumer_lag_messages",
-    "orchestrator_consumer_offset",
+    "orchestrator_consumer_lag_records",
+    "orchestrator_consumer_position",
     "orchestrator_dead_letters",
-    "orchestrator_messages",
-    "orchestrator_partitions_paused",
-    "orchestrator_transaction_seconds",
+    "orchestrator_records",
+    "orchestrator_partitions_refused",
+    "orchestrator_transaction_duration_seconds",
     "orchestrator_unconfirmed_commits",
 }
 RELAYS = {
@@ -39,14 +39,14 @@ RELAYS = {
     "orchestrator_unconfirmed_commits",
     "orchestrator_worker_ids_used_ratio",
     "outbox_batch_rows",
-    "outbox_delivery_seconds",
+    "outbox_delivery_latency_seconds",
     "outbox_lanes_owned",
     "outbox_lanes_refused",
     "outbox_last_success_timestamp_seconds",
     "outbox_oldest_pending_age_seconds",
     "outbox_parked",
     "outbox_pending_rows",
-    "outbox_phase_seconds",
+    "outbox_transaction_duration_seconds",
     "outbox_published",
     "outbox_recoveries",
 }
@@ -79,7 +79,7 @@ def worked(system: System) -> tuple[Running, Running]:
     system.produce(b"not JSON", b"{}", None)
     system.check_exactly_once(COMMANDS)
     eventually(lambda: system.query("SELECT count(*) FROM outbox") == [(0,)])
-    eventually(lambda: total(consumer, "orchestrator_messages_total") == COMMANDS + BAD)
+    eventually(lambda: total(consumer, "orchestrator_records_total") == COMMANDS + BAD)
     return consumer, relay
 
 
@@ -88,7 +88,7 @@ def test_work_is_counted_by_the_process_that_did_it(worked: tuple[Running, Runni
     assert scrape(consumer).keys() == CONSUMERS
     assert scrape(relay).keys() == RELAYS
 
-    assert samples(consumer, "orchestrator_messages_total") == {
+    assert samples(consumer, "orchestrator_records_total") == {
         "accepted": COMMANDS,
         "duplicate": 0,
         "dead_letter": BAD,
@@ -96,24 +96,24 @@ def test_work_is_counted_by_the_process_that_did_it(worked: tuple[Running, Runni
     reasons = samples(consumer, "orchestrator_dead_letters_total")
     found = {reason: records for reason, records in reasons.items() if records}
     assert found == {"not_json": 1, "wrong_fields": 1, "empty": 1}
-    transactions = total(consumer, "orchestrator_transaction_seconds_count")
+    transactions = total(consumer, "orchestrator_transaction_duration_seconds_count")
     assert 1 <= transactions <= COMMANDS + BAD
-    assert 0 < total(consumer, "orchestrator_transaction_seconds_sum") < 10 * transactions
-    assert samples(consumer, "orchestrator_partitions_paused") == {"": 0}
-    lag = eventually(lambda: samples(consumer, "orchestrator_consumer_lag_messages"))
+    assert 0 < total(consumer, "orchestrator_transaction_duration_seconds_sum") < 10 * transactions
+    assert samples(consumer, "orchestrator_partitions_refused") == {"": 0}
+    lag = eventually(lambda: samples(consumer, "orchestrator_consumer_lag_records"))
     assert lag.keys() == {"0", "1"}
-    eventually(lambda: total(consumer, "orchestrator_consumer_offset") == COMMANDS + BAD)
+    eventually(lambda: total(consumer, "orchestrator_consumer_position") == COMMANDS + BAD)
 
     rows = COMMANDS + BAD
     assert samples(relay, "outbox_published_total") == {"": rows}
     assert total(relay, "outbox_batch_rows_sum") == rows
     batches = total(relay, "outbox_batch_rows_count")
     assert 1 <= batches <= rows
-    assert total(relay, "outbox_delivery_seconds_count") == batches
-    assert 0 < total(relay, "outbox_delivery_seconds_sum") < 30 * batches
-    phases = samples(relay, "outbox_phase_seconds_count")
-    assert phases.keys() == {"postgres", "kafka"}
-    assert min(phases.values()) >= batches
+    assert total(relay, "outbox_delivery_latency_seconds_count") == batches
+    assert 0 < total(relay, "outbox_delivery_latency_seconds_sum") < 30 * batches
+    transactions_by_server = samples(relay, "outbox_transaction_duration_seconds_count")
+    assert transactions_by_server.keys() == {"postgres", "kafka"}
+    assert min(transactions_by_server.values()) >= batches
     recoveries = samples(relay, "outbox_recoveries_total")
     assert {outcome: times for outcome, times in recoveries.items() if times} == {"new_lane": 4}
     assert samples(relay, "outbox_parked_total") == {"": 0}
@@ -166,7 +166,7 @@ def test_the_lag_is_what_is_not_committed_in_postgres(system: System) -> None:
     with closing(system.connect()) as conn, conn.transaction():
         conn.execute("SELECT FROM consumed_offsets FOR UPDATE")  # no offset moves on
         system.submit(COMMANDS)
-        eventually(lambda: total(consumer, "orchestrator_consumer_lag_messages") == COMMANDS)
+        eventually(lambda: total(consumer, "orchestrator_consumer_lag_records") == COMMANDS)
 
 
 # ---- the gauges of the database, in this process -------------------------------------------------

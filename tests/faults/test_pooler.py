@@ -19,7 +19,7 @@ pytestmark = pytest.mark.fault(33)
 
 def counted(consumer: Running, result: str) -> float:
     """Return how many records the consumer has counted as this."""
-    series = rf'^orchestrator_messages_total{{result="{result}"}} (\S+)'
+    series = rf'^orchestrator_records_total{{result="{result}"}} (\S+)'
     return float(re.findall(series, consumer.get("/metrics"), re.MULTILINE)[0])
 
 

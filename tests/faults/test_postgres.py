@@ -63,7 +63,7 @@ def series(process: Running, name: str) -> float:
 
 def duplicates(consumer: Running) -> float:
     """Return how many records the consumer has taken a second time."""
-    return series(consumer, 'orchestrator_messages_total{result="duplicate"}')
+    return series(consumer, 'orchestrator_records_total{result="duplicate"}')
 
 
 # ---- the synchronous standby that does not answer --------------------------------------------------

@@ -43,7 +43,7 @@ def test_the_consumer_finds_out_what_became_of_its_commit(system: System, act: A
         consumer = system.start("consumer", DATABASE_URL=url, BATCH_SIZE="1")
         eventually(lambda: system.statuses() == {"pending": 20}, 20)
         assert happened(commits)
-        eventually(lambda: sum_of(consumer, "orchestrator_messages_total") == accepted(20, act))
+        eventually(lambda: sum_of(consumer, "orchestrator_records_total") == accepted(20, act))
         assert consumer.logged('"consumer waits"')
         consumer.stop()
     assert system.query("SELECT sum(next_offset) FROM consumed_offsets") == [(20,)]

@@ -190,7 +190,7 @@ def test_guard_a_batch_whose_offset_another_consumer_moved_leaves_nothing(
 def counted(consumer: Running) -> int:
     """Return how many commands a consumer says it accepted."""
     metrics = consumer.get("/metrics")
-    name = 'orchestrator_messages_total{result="accepted"} '
+    name = 'orchestrator_records_total{result="accepted"} '
     (line,) = [line for line in metrics.splitlines() if line.startswith(name)]
     return int(float(line.removeprefix(name)))
 

@@ -145,8 +145,8 @@ def test_metrics_are_in_the_format_of_prometheus() -> None:
     with served(Health(), registry) as probe:
         status, body = probe.ask("/metrics")
     assert status == 200
-    assert 'orchestrator_messages_total{result="accepted"} 3.0' in body
-    assert 'orchestrator_messages_total{result="duplicate"} 1.0' in body
+    assert 'orchestrator_records_total{result="accepted"} 3.0' in body
+    assert 'orchestrator_records_total{result="duplicate"} 1.0' in body
     assert 'orchestrator_dead_letters_total{reason="empty"} 2.0' in body
     assert "_created" not in body
 

@@ -88,10 +88,10 @@ def samples_of(process: str, name: str) -> dict[str, float]:
 @pytest.mark.parametrize(
     ("process", "name", "values"),
     [
-        ("consumer", "orchestrator_messages_total", ["accepted", "duplicate", "dead_letter"]),
+        ("consumer", "orchestrator_records_total", ["accepted", "duplicate", "dead_letter"]),
         ("consumer", "orchestrator_dead_letters_total", [reason.value for reason in Reason]),
         ("relay", "outbox_recoveries_total", [outcome.value for outcome in Outcome]),
-        ("relay", "outbox_phase_seconds_count", ["postgres", "kafka"]),
+        ("relay", "outbox_transaction_duration_seconds_count", ["postgres", "kafka"]),
     ],
 )
 def test_what_is_counted_begins_with_nothing(process: str, name: str, values: list[str]) -> None:
@@ -258,7 +258,7 @@ def refusals() -> Iterator[str]:
     table = README.partition("| refusal |")[2].partition("\n\n")[0]
     for line in table.splitlines()[2:]:
         for name in line.split("|")[1].replace("00N ", "").split(","):
-            yield anchor_of(name.partition("paused:")[2].strip() or name.strip())
+            yield anchor_of(name.partition("refused:")[2].strip() or name.strip())
 
 
 def test_every_refusal_has_its_section() -> None:
