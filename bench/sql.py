@@ -27,9 +27,9 @@ from bench.load import fill_outbox
 from bench.publishers import NoPublisher
 from bench.site import Site
 from orchestrator.consumer import offsets
-from orchestrator.consumer.offsets import Move
+from orchestrator.consumer.offsets import OffsetMove
 from orchestrator.contract import workers
-from orchestrator.contract.messages import DeployOrder, encode_order
+from orchestrator.contract.messages import DeployOrder, encode_order, worker_id
 from orchestrator.embedded.postgres import postgres_binaries
 from orchestrator.runtime.process import collect_garbage_by_the_clock
 from outbox import Connection, Message, arrays, connect, enqueue, store, transaction
@@ -83,7 +83,7 @@ def take_barrier(barrier: Barrier) -> None:
 class Input(NamedTuple):
     """What the consumer has of a batch when it goes to Postgres."""
 
-    moves: list[Move]
+    moves: list[OffsetMove]
     orders: list[DeployOrder]
     messages: list[Message]
 
@@ -94,7 +94,7 @@ def inputs(topic: str, rows: int) -> Iterator[Input]:
     for first in range(0, rows, BATCH):
         orders = [
             DeployOrder(
-                workers.worker_id(TOPIC_ID, 0, number, time.time_ns() // 1_000_000),
+                worker_id(TOPIC_ID, 0, number, time.time_ns() // 1_000_000),
                 scenarios[number // 10],
                 f"rtsp://bench:secret@camera.example/{number}",
             )
@@ -104,7 +104,7 @@ def inputs(topic: str, rows: int) -> Iterator[Input]:
             Message(topic, str(o.scenario_uuid).encode(), encode_order(o), aggregate_id=o.worker_id)
             for o in orders
         ]
-        yield Input([Move(0, first, first + BATCH, 0)], orders, messages)
+        yield Input([OffsetMove(0, first, first + BATCH, 0)], orders, messages)
 
 
 def insert_product(environ: dict[str, str], rows: int) -> tuple[float, float]:
@@ -112,13 +112,13 @@ def insert_product(environ: dict[str, str], rows: int) -> tuple[float, float]:
     settings = System(environ, Path()).settings
     batches = list(inputs(settings.output_topic, rows))
     with closing(connect(settings.database_url, "bench")) as conn:
-        offsets.start(conn, GROUP, "in", 0, TOPIC_ID, 0)
+        offsets.insert_position(conn, GROUP, "in", 0, TOPIC_ID, 0)
         _together.wait()
         began = time.time()
         for batch in batches:
             with transaction(conn):
                 offsets.advance(conn, GROUP, "in", TOPIC_ID, batch.moves)
-                workers.insert_all(conn, batch.orders)
+                workers.insert(conn, batch.orders)
                 enqueue(conn, batch.messages, 1)
         return began, time.time()
 
@@ -127,13 +127,13 @@ def insert_replay(environ: dict[str, str], rows: int) -> tuple[float, float]:
     """Write the same with parameters that are encoded already."""
     settings = System(environ, Path()).settings
     with closing(connect(settings.database_url, "bench")) as conn:
-        offsets.start(conn, GROUP, "in", 0, TOPIC_ID, 0)
+        offsets.insert_position(conn, GROUP, "in", 0, TOPIC_ID, 0)
         recorder = Recorder(conn)
         recorded = []
         for batch in inputs(settings.output_topic, rows):
             recorder.calls.clear()
             offsets.advance(recorder.session, GROUP, "in", TOPIC_ID, batch.moves)
-            workers.insert_all(recorder.session, batch.orders)
+            workers.insert(recorder.session, batch.orders)
             enqueue(recorder.session, batch.messages, 1)
             recorded.append(list(recorder.calls))
         plain = Plain(conn)
@@ -310,7 +310,7 @@ def sql_pgbench(site: Site, rows: int) -> dict[str, float]:
     with site.system(lanes=1) as system:
         fill_outbox(system, rows)
         with closing(system.connect()) as conn:
-            offsets.start(conn, GROUP, "in", 0, TOPIC_ID, 0)
+            offsets.insert_position(conn, GROUP, "in", 0, TOPIC_ID, 0)
         began = time.time()
         sides = [
             start_pgbench(program, system, script, rows // BATCH)

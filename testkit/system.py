@@ -33,8 +33,8 @@ from psycopg.conninfo import make_conninfo
 
 from orchestrator.config.settings import Settings, read_settings
 from orchestrator.consumer.session import ConsumerSession
+from orchestrator.contract import workers
 from orchestrator.contract.messages import DeployOrder, encode_order
-from orchestrator.contract.workers import insert_all, set_deployed
 from orchestrator.embedded import Servers
 from orchestrator.kafka.reader import find_spans, read_spans
 from orchestrator.kafka.topics import read_beginnings
@@ -216,7 +216,7 @@ class System:
             for order in orders
         ]
         with closing(self.connect()) as conn, transaction(conn):
-            insert_all(conn, orders)
+            workers.insert(conn, orders)
             enqueue(conn, messages, count_lanes(conn))
         return [order.worker_id for order in orders]
 
@@ -257,7 +257,7 @@ class System:
                 conn,
                 identity,
                 made,
-                cast("Callable[[Connection, Sequence[UUID]], None]", set_deployed),
+                cast("Callable[[Connection, Sequence[UUID]], None]", workers.set_deployed),
                 batch_size,
                 Event(),
                 observer or Observer(),

@@ -9,8 +9,7 @@ from uuid import uuid4
 import msgspec
 from confluent_kafka import Message
 
-from orchestrator.contract.messages import DeployOrder, encode_order
-from orchestrator.contract.workers import worker_id
+from orchestrator.contract.messages import DeployOrder, encode_order, worker_id
 from orchestrator.embedded import Servers
 from orchestrator.kafka.reader import following
 

@@ -1,24 +1,26 @@
-"""The consumed offsets, in Postgres: the only ones that count.
+"""The positions of the input's partitions, in Postgres: the only ones that count.
 
-Invariant: an offset moves only by compare-and-set on the value that its consumer started from, in the
-transaction that writes the rows it stands for. A consumer that lost the partition finds another value
-and rolls back; without the comparison, two consumers could both accept the same records.
+Invariant: a position moves only by compare-and-set on the value that its consumer started from, in the
+transaction that writes the rows of the records in between. A consumer that lost the partition finds
+another value and rolls back; without the comparison, two consumers could both accept the same records.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import NamedTuple
 from uuid import UUID
 
-from outbox import Connection
+from psycopg.rows import args_row
+
+from outbox import Connection, query
 
 
-class Fenced(Exception):
-    """Another consumer has moved the offset of a partition: this one no longer owns it."""
+class OffsetConflict(Exception):
+    """Another consumer has moved the position of a partition: this one no longer owns it."""
 
 
 class Position(NamedTuple):
-    """Where a partition goes on. leader_epoch: of the last consumed record, -1 unknown."""
+    """The next offset of a partition. leader_epoch: of the last consumed record, -1 unknown."""
 
     topic_id: UUID
     next_offset: int
@@ -26,16 +28,16 @@ class Position(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Move:
-    """The step of one partition: from the offset it stands at to the next one."""
+class OffsetMove:
+    """The step of one partition: from its position, `expected`, to the offset `next`."""
 
     partition: int
     expected: int
-    following: int
+    next: int
     leader_epoch: int
 
 
-LOAD = """
+LOCK_POSITIONS = """
     SELECT partition, topic_id, next_offset, leader_epoch
       FROM consumed_offsets
      WHERE consumer_group = %(group)s AND topic = %(topic)s AND partition = ANY(%(partitions)s)
@@ -44,17 +46,18 @@ LOAD = """
 """
 
 
-def load(conn: Connection, group: str, topic: str, partitions: Sequence[int]) -> Mapping[int, Position]:
-    """Return the positions of those partitions that have one.
+def lock_positions(
+    conn: Connection, group: str, topic: str, partitions: Sequence[int]
+) -> Mapping[int, Position]:
+    """Return the positions of those partitions that have one, after locking them.
 
-    Locks them for a moment: a COMMIT that is still running elsewhere is waited for, and seen.
+    A COMMIT of another session that is still running is waited for, and its effect seen.
     """
     values = {"group": group, "topic": topic, "partitions": list(partitions)}
-    rows = cast("list[tuple[int, UUID, int, int]]", conn.execute(LOAD, values).fetchall())
-    return {row[0]: Position(*row[1:]) for row in rows}
+    return dict(query(conn, args_row(_by_partition), LOCK_POSITIONS, values))
 
 
-READ = """
+READ_POSITIONS = """
     SELECT partition, topic_id, next_offset, leader_epoch
       FROM consumed_offsets
      WHERE consumer_group = %(group)s AND topic = %(topic)s
@@ -62,25 +65,31 @@ READ = """
 """
 
 
-def read(conn: Connection, group: str, topic: str) -> dict[int, Position]:
-    """Return all positions as they stand, for people: locks nothing, so nothing is decided by it."""
-    rows = conn.execute(READ, {"group": group, "topic": topic}).fetchall()
-    return {row[0]: Position(*row[1:]) for row in cast("list[tuple[int, UUID, int, int]]", rows)}
+def read_positions(conn: Connection, group: str, topic: str) -> dict[int, Position]:
+    """Return all positions without a lock, for operators: base no decision on them."""
+    values = {"group": group, "topic": topic}
+    return dict(query(conn, args_row(_by_partition), READ_POSITIONS, values))
 
 
-START = """
+def _by_partition(
+    partition: int, topic_id: UUID, next_offset: int, leader_epoch: int
+) -> tuple[int, Position]:
+    return partition, Position(topic_id, next_offset, leader_epoch)
+
+
+INSERT_POSITION = """
     INSERT INTO consumed_offsets (consumer_group, topic, partition, topic_id, next_offset)
     VALUES (%(group)s, %(topic)s, %(partition)s, %(topic_id)s, %(offset)s)
         ON CONFLICT (consumer_group, topic, partition) DO NOTHING
 """
 
 
-def start(
+def insert_position(
     conn: Connection, group: str, topic: str, partition: int, topic_id: UUID, offset: int
 ) -> None:
-    """Give a partition that was never seen its first position, unless another consumer just did."""
+    """Give a new partition its first position, unless another consumer has just done so."""
     conn.execute(
-        START,
+        INSERT_POSITION,
         {
             "group": group,
             "topic": topic,
@@ -93,30 +102,32 @@ def start(
 
 ADVANCE = """
     UPDATE consumed_offsets AS position
-       SET next_offset = move.following, leader_epoch = move.leader_epoch
-      FROM unnest(%(partitions)b::int[], %(expected)b::bigint[], %(following)b::bigint[],
+       SET next_offset = move.next, leader_epoch = move.leader_epoch
+      FROM unnest(%(partitions)b::int[], %(expected)b::bigint[], %(next)b::bigint[],
                   %(epochs)b::int[])
-           AS move (partition, expected, following, leader_epoch)
+           AS move (partition, expected, next, leader_epoch)
      WHERE position.consumer_group = %(group)s
        AND position.topic = %(topic)s
        AND position.topic_id = %(topic_id)s
        AND position.partition = move.partition
        AND position.next_offset = move.expected
-       AND move.following > move.expected
+       AND move.next > move.expected
 """
 
 
-def advance(conn: Connection, group: str, topic: str, topic_id: UUID, moves: Sequence[Move]) -> None:
-    """Move every partition from its expected offset, or raise Fenced: then roll back."""
+def advance(
+    conn: Connection, group: str, topic: str, topic_id: UUID, moves: Sequence[OffsetMove]
+) -> None:
+    """Move every partition from its expected offset to the next. Raises OffsetConflict: roll back."""
     values = {
         "group": group,
         "topic": topic,
         "topic_id": topic_id,
         "partitions": [move.partition for move in moves],
         "expected": [move.expected for move in moves],
-        "following": [move.following for move in moves],
+        "next": [move.next for move in moves],
         "epochs": [move.leader_epoch for move in moves],
     }
     if conn.execute(ADVANCE, values, prepare=True).rowcount != len(moves):
         partitions = ", ".join(str(move.partition) for move in moves)
-        raise Fenced(f"the offset of one of the partitions {partitions} was moved by another consumer")
+        raise OffsetConflict(f"another consumer has moved one of the partitions {partitions}")

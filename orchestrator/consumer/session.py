@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import cast
 from uuid import UUID
 
 import psycopg
@@ -20,15 +19,10 @@ from confluent_kafka import Message as Record
 
 from orchestrator.config.settings import Settings
 from orchestrator.consumer import offsets
-from orchestrator.consumer.offsets import Fenced, Move, Position
+from orchestrator.consumer.offsets import OffsetConflict, OffsetMove, Position
 from orchestrator.contract import workers
-from orchestrator.contract.messages import (
-    CommandParser,
-    DeployOrder,
-    Rejected,
-    dead_letter,
-    deploy_order,
-)
+from orchestrator.contract.messages import CommandParser, DeployOrder, InvalidCommand, OrderBuilder
+from orchestrator.contract.records import dead_letter, partition_offset
 from orchestrator.contract.repair_commands import repair_of_partition
 from orchestrator.kafka import topics
 from orchestrator.kafka.topics import TopicMissing, TopicRecreated
@@ -75,7 +69,7 @@ NEW_SESSION = (
     DatabaseNotReady,
     TopicMissing,
     TopicRecreated,
-    Fenced,
+    OffsetConflict,
 )
 
 Insert = Callable[[Connection, Sequence[DeployOrder]], Sequence[UUID]]
@@ -85,7 +79,7 @@ Insert = Callable[[Connection, Sequence[DeployOrder]], Sequence[UUID]]
 class Batch:
     """What the records of one poll become. messages: one for each order, in the same sequence."""
 
-    moves: list[Move]
+    moves: list[OffsetMove]
     orders: list[DeployOrder] = field(default_factory=list)
     messages: list[Message] = field(default_factory=list)
     dead: list[Message] = field(default_factory=list)
@@ -108,8 +102,11 @@ class ConsumerSession:
         self._settings = settings
         self._conn = conn
         self._metrics = metrics
-        self._parser = CommandParser(settings.max_message_bytes, settings.camera_url_schemes)
-        self._event_source = f"/orchestrator/{settings.input_topic}" if settings.cloudevents else None
+        self._build = OrderBuilder(
+            CommandParser(settings.max_message_bytes, settings.camera_url_schemes),
+            settings.output_topic,
+            f"/orchestrator/{settings.input_topic}" if settings.cloudevents else None,
+        ).build
         self._lanes = count_lanes(conn)
         self._admin = topics.Admin(settings.kafka)
         self._topic = topics.TopicWatch(self._admin, settings.input_topic)
@@ -200,7 +197,8 @@ class ConsumerSession:
         """Pause a partition whose log is not what it was; any other error ends the session."""
         if error.code() not in LOG_LOST:
             raise KafkaException(error)
-        if (partition := cast("int", record.partition())) in self._positions:
+        partition, _ = partition_offset(record)
+        if partition in self._positions:
             self._pause(
                 partition, f"its next offset is not in the log: {repair_of_partition(partition)}"
             )
@@ -212,26 +210,22 @@ class ConsumerSession:
         batch = Batch([self._move(record) for record in last.values()])
         for record in records:
             try:
-                command = self._parser.parse(record.value())
-            except Rejected as rejected:
+                order, message = self._build(record, topic_id)
+            except InvalidCommand as invalid:
                 letter = dead_letter(
-                    settings.dead_letter_topic, settings.consumer_group, record, rejected
+                    settings.dead_letter_topic, settings.consumer_group, record, invalid
                 )
                 batch.dead.append(letter)
-                batch.reasons[rejected.reason.value] += 1
+                batch.reasons[invalid.reason] += 1
                 continue
-            worker_id = workers.worker_id(topic_id, *place_of(record), record.timestamp()[1])
-            order = DeployOrder(worker_id, command.scenario_uuid, command.camera_url)
             batch.orders.append(order)
-            batch.messages.append(
-                deploy_order(settings.output_topic, order, record, self._event_source)
-            )
+            batch.messages.append(message)
         return batch
 
-    def _move(self, last: Record) -> Move:
-        partition, offset = place_of(last)
+    def _move(self, last: Record) -> OffsetMove:
+        partition, offset = partition_offset(last)
         epoch = last.leader_epoch()
-        return Move(
+        return OffsetMove(
             partition,
             self._positions[partition].next_offset,
             offset + 1,
@@ -242,17 +236,15 @@ class ConsumerSession:
         """Commit the batch."""
         started = time.perf_counter()
         try:
-            accepted = self._write(batch, workers.insert_all)
+            accepted = self._write(batch, workers.insert)
         except psycopg.errors.UniqueViolation as error:  # records read again: the rare case pays
             error.__traceback__ = None  # it would keep the batch in memory until the next collection
-            accepted = self._write(batch, workers.insert_new)
+            accepted = self._write(batch, workers.insert_ignoring_existing)
         took_s = time.perf_counter() - started
         crash_point("consumer.committed")
         for move in batch.moves:
-            self._positions[move.partition] = Position(
-                self._topic.id, move.following, move.leader_epoch
-            )
-            self._unshown[move.partition] = move.following
+            self._positions[move.partition] = Position(self._topic.id, move.next, move.leader_epoch)
+            self._unshown[move.partition] = move.next
         duplicates = len(batch.orders) - accepted
         self._metrics.consumed(accepted, duplicates, batch.reasons, took_s, batch.messages)
 
@@ -337,14 +329,16 @@ class ConsumerSession:
     def _load(self, partitions: Sequence[int]) -> Mapping[int, Position]:
         """Return the positions of all partitions; one never seen starts at its beginning."""
         group, topic = self._settings.consumer_group, self._settings.input_topic
-        known = offsets.load(self._conn, group, topic, partitions)
+        known = offsets.lock_positions(self._conn, group, topic, partitions)
         new = [partition for partition in partitions if partition not in known]
         if not new:
             return known
         beginnings = topics.read_beginnings(self._admin, topic, new)
         for partition in new:
-            offsets.start(self._conn, group, topic, partition, self._topic.id, beginnings[partition])
-        return offsets.load(self._conn, group, topic, partitions)
+            offsets.insert_position(
+                self._conn, group, topic, partition, self._topic.id, beginnings[partition]
+            )
+        return offsets.lock_positions(self._conn, group, topic, partitions)
 
     def _pause(self, partition: int, why: str) -> None:
         """Stop reading one partition until a person has looked; the others go on."""
@@ -363,16 +357,11 @@ class ConsumerSession:
             return
         self._recheck_at = time.monotonic() + RECHECK_S
         settings = self._settings
-        stored = offsets.load(
+        stored = offsets.lock_positions(
             self._conn, settings.consumer_group, settings.input_topic, list(self.paused)
         )
         if any(stored.get(number) != self._positions[number] for number in self.paused):
             self._assign(list(self._positions))
-
-
-def place_of(record: Record) -> tuple[int, int]:
-    """Return partition and offset, which a consumed record always has."""
-    return cast("tuple[int, int]", (record.partition(), record.offset()))
 
 
 SERVER_ENCODING = "SHOW server_encoding"

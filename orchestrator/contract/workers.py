@@ -1,58 +1,29 @@
-"""The workers: their ids, and what we write into the platform's table.
+"""The platform's table `workers`, and what we write into it."""
 
-Invariant: a worker's id is a function of the place of its record in the input. If offsets are ever
-lost or moved back, reading again yields the same ids, and the unique constraint turns the repeat into
-a counted no-op instead of a second worker.
-"""
-
-import struct
 from collections.abc import Sequence
 from decimal import Decimal
-from hashlib import blake2b
-from typing import NamedTuple, cast
+from typing import NamedTuple
 from uuid import UUID
 
-import msgspec
+from psycopg.rows import args_row
 
 from orchestrator.contract.messages import DeployOrder
-from outbox import Connection, arrays
+from outbox import Connection, arrays, query, scalars
 
-PLACE = struct.Struct(">16siq")  # topic id, partition, offset
-MS_BITS, HASH_BITS, LOW_BITS = 48, 74, 62
-
-# As MessagePack, since that makes a UUID five times as fast as UUID() does.
-SIXTEEN_BYTES = b"\xc4\x10"
-decode_uuid = msgspec.msgpack.Decoder(UUID).decode
-
-
-def worker_id(topic_id: UUID, partition: int, offset: int, timestamp_ms: int) -> UUID:
-    """Return the UUIDv8 (RFC 9562) of a record: 48 bits of its time in ms, 74 bits of hash.
-
-    Ordered by time, so that the unique index grows at its end. A record without a timestamp counts
-    as time 0.
-    """
-    place = PLACE.pack(topic_id.bytes, partition, offset)
-    digest = int.from_bytes(blake2b(place, digest_size=10).digest(), "big") >> (80 - HASH_BITS)
-    time_ms = max(timestamp_ms, 0) & ((1 << MS_BITS) - 1)
-    high, low = digest >> LOW_BITS, digest & ((1 << LOW_BITS) - 1)
-    made = time_ms << 80 | 8 << 76 | high << 64 | 0b10 << 62 | low
-    return decode_uuid(SIXTEEN_BYTES + made.to_bytes(16, "big"))
-
-
-INSERT_ALL = """
+INSERT = """
     INSERT INTO workers (worker_id, scenario_uuid, camera_url)
     SELECT worker_id, scenario_uuid, camera_url
       FROM unnest(%b::uuid[], %b::uuid[], %b::text[]) AS new (worker_id, scenario_uuid, camera_url)
 """
 
 
-def insert_all(conn: Connection, orders: Sequence[DeployOrder]) -> list[UUID]:
-    """Insert one pending worker an order; return their ids. A worker that is there is an error."""
-    conn.execute(INSERT_ALL, _columns(orders), prepare=True)
+def insert(conn: Connection, orders: Sequence[DeployOrder]) -> list[UUID]:
+    """Insert one pending worker per order; return their ids. Raises UniqueViolation if one exists."""
+    conn.execute(INSERT, _columns(orders), prepare=True)
     return [order.worker_id for order in orders]
 
 
-INSERT_NEW = """
+INSERT_IGNORING_EXISTING = """
     INSERT INTO workers (worker_id, scenario_uuid, camera_url)
     SELECT worker_id, scenario_uuid, camera_url
       FROM unnest(%b::uuid[], %b::uuid[], %b::text[]) AS new (worker_id, scenario_uuid, camera_url)
@@ -61,9 +32,9 @@ INSERT_NEW = """
 """
 
 
-def insert_new(conn: Connection, orders: Sequence[DeployOrder]) -> list[UUID]:
-    """Insert the workers that are not there yet; return their ids."""
-    return [cast("UUID", row[0]) for row in conn.execute(INSERT_NEW, _columns(orders))]
+def insert_ignoring_existing(conn: Connection, orders: Sequence[DeployOrder]) -> list[UUID]:
+    """Insert the workers that do not exist yet; return their ids."""
+    return scalars(conn, UUID, INSERT_IGNORING_EXISTING, _columns(orders))
 
 
 def _columns(orders: Sequence[DeployOrder]) -> tuple[arrays.Array, arrays.Array, arrays.Array]:
@@ -87,7 +58,7 @@ def set_deployed(conn: Connection, worker_ids: Sequence[UUID]) -> None:
 
 
 # The column may be SERIAL, an identity, or have another sequence or none as its default.
-READ_IDS = """
+READ_ID_SEQUENCE = """
     WITH id AS (
         SELECT atttypid,
                CASE WHEN attidentity <> ''
@@ -114,27 +85,26 @@ READ_IDS = """
 """
 
 
-class Ids(NamedTuple):
-    """The ids of `workers`: where they come from, and how many that can give.
+class IdSequence(NamedTuple):
+    """Where the ids of `workers` come from, and how many it has.
 
-    kind: the column's type. sequence: None if they come from none. given: how many are given out, None
-    if the role may not look.
+    type: of the column. sequence: None if the ids come from none. allocated: how many are used; None if
+    the role may not read it.
     """
 
-    kind: str
+    type: str
     sequence: str | None
-    given: Decimal | None
-    limit: Decimal | None
+    allocated: Decimal | None
+    capacity: Decimal | None
 
     @property
     def used(self) -> float | None:
-        """Return the share that is given out, 0 to 1; None if it is not known."""
-        return None if self.given is None or not self.limit else float(self.given / self.limit)
+        """Return the share that is allocated, 0 to 1; None if it is not known."""
+        if self.allocated is None or not self.capacity:
+            return None
+        return float(self.allocated / self.capacity)
 
 
-def read_ids(conn: Connection) -> Ids | None:
-    """Look how many ids are given out: SERIAL ends at 2^31. None: there is no column workers.id."""
-    row = conn.execute(READ_IDS).fetchone()
-    if row is None:
-        return None
-    return Ids(*cast("tuple[str, str | None, Decimal | None, Decimal | None]", row))
+def read_id_sequence(conn: Connection) -> IdSequence | None:
+    """Return how many ids are used: SERIAL ends at 2^31. None: there is no column workers.id."""
+    return next(iter(query(conn, args_row(IdSequence), READ_ID_SEQUENCE)), None)

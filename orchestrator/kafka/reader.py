@@ -24,7 +24,7 @@ from confluent_kafka import (
 )
 from confluent_kafka.admin import AdminClient
 
-from orchestrator.contract.messages import LATEST_MS
+from orchestrator.contract.records import LATEST_MS
 from orchestrator.kafka import topics
 
 SILENCE_S = 30.0  # the brokers must show the next record or the end within this time

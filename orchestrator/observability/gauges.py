@@ -18,7 +18,7 @@ from confluent_kafka import KafkaException
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from orchestrator.config.settings import Settings
-from orchestrator.contract.workers import read_ids
+from orchestrator.contract.workers import read_id_sequence
 from orchestrator.kafka import topics
 from orchestrator.observability.metrics import ConsumerMetrics, RelayMetrics
 from outbox import KEEPALIVES, Connection, error_text, hang_up_after
@@ -103,7 +103,7 @@ def backlog_gauges(settings: Settings, metrics: RelayMetrics) -> Iterator[None]:
         for lane, waiting in backlog.items():
             metrics.pending.labels(str(lane)).set(waiting.pending)
             metrics.oldest.labels(str(lane)).set(waiting.oldest_s)
-        ids = read(read_ids)
+        ids = read(read_id_sequence)
         used = None if ids is None else ids.used
         metrics.ids_used.set(math.nan if used is None else used)
 

@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disa
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
-from orchestrator.contract.messages import Reason
+from orchestrator.contract.messages import InvalidReason
 from orchestrator.observability.health import Health
 from orchestrator.observability.tracing import new_tracing
 from outbox import Confirmation, Message, Observer, OutboxRow, Outcome
@@ -77,7 +77,7 @@ class ConsumerMetrics:
             ["reason"],
             registry=registry,
         )
-        for reason in Reason:
+        for reason in InvalidReason:
             self._dead.labels(reason.value)
         self._duration = Histogram(
             "orchestrator_transaction_duration_seconds",

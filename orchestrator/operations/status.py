@@ -244,7 +244,7 @@ def state_of(owned: bool, oldest_s: float | None) -> str:
 def read_partitions(settings: Settings, conn: Connection, admin: topics.Admin) -> list[PartitionStatus]:
     """Compare every partition's offset in Postgres with its log."""
     topic = settings.input_topic
-    positions = offsets.read(conn, settings.consumer_group, topic)
+    positions = offsets.read_positions(conn, settings.consumer_group, topic)
     # After the positions: an end that is older than a position would look like a truncated log.
     topic_id, logs = topics.topic_id(admin, topic), find_spans(admin, topic)
     return [

@@ -21,7 +21,7 @@ from referencing import Registry
 from referencing.jsonschema import DRAFT202012
 
 from orchestrator.config.settings import DEFAULT_LANES, read_settings
-from orchestrator.contract.messages import HAS_FORBIDDEN, Reason
+from orchestrator.contract.messages import HAS_FORBIDDEN, InvalidReason
 from testkit.empty_installation import run_command
 from testkit.eventually import eventually
 from testkit.system import System
@@ -113,7 +113,7 @@ def is_valid_command(value: bytes | None) -> bool:
 
 def is_accepted(value: bytes | None) -> bool:
     """Say whether a value is a command by the parser."""
-    return not isinstance(examples.outcome(value), Reason)
+    return not isinstance(examples.outcome(value), InvalidReason)
 
 
 GOOD = {
@@ -397,4 +397,4 @@ def test_each_message_of_a_channel_is_received_or_sent() -> None:
 
 def test_the_reasons_of_dead_letters_are_those_of_the_code() -> None:
     known = FILES["dead-letter.schema.json"]["properties"]["dlq-reason"]["enum"]
-    assert known == [reason.value for reason in Reason]
+    assert known == [reason.value for reason in InvalidReason]

@@ -12,7 +12,7 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from orchestrator.config.settings import read_settings
-from orchestrator.contract.workers import READ_IDS
+from orchestrator.contract.workers import READ_ID_SEQUENCE
 from orchestrator.observability import gauges
 from orchestrator.observability.health import Health
 from orchestrator.observability.metrics import RelayMetrics, new_registry
@@ -233,7 +233,7 @@ def test_gauges_outlive_a_postgres_that_falls_silent(
     system: System, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gauges, "SILENCE_S", 0.5)
-    third_look = Rule(READ_IDS, swallow, hit=3)
+    third_look = Rule(READ_ID_SEQUENCE, swallow, hit=3)
     with (
         postgres_proxied(system, [third_look]) as url,
         gauges_of({**system.environ, "DATABASE_URL": url}) as read,

@@ -25,7 +25,7 @@ from psycopg.conninfo import make_conninfo
 
 from orchestrator.config.settings import read_settings
 from orchestrator.consumer import offsets
-from orchestrator.consumer.offsets import Move
+from orchestrator.consumer.offsets import OffsetMove
 from orchestrator.contract import workers
 from orchestrator.contract.messages import DeployOrder
 from orchestrator.embedded import Servers
@@ -202,11 +202,11 @@ def consume(conn: Connection) -> None:
     """Run every statement of the consumer."""
     check_current(conn)
     topic_id, order = uuid4(), DeployOrder(uuid4(), uuid4(), "rtsp://user:pw@camera/1")
-    offsets.start(conn, "group", "topic", 0, topic_id, 0)
-    offsets.load(conn, "group", "topic", [0])
-    offsets.advance(conn, "group", "topic", topic_id, [Move(0, 0, 1, 5)])
-    workers.insert_all(conn, [order])
-    workers.insert_new(conn, [order])
+    offsets.insert_position(conn, "group", "topic", 0, topic_id, 0)
+    offsets.lock_positions(conn, "group", "topic", [0])
+    offsets.advance(conn, "group", "topic", topic_id, [OffsetMove(0, 0, 1, 5)])
+    workers.insert(conn, [order])
+    workers.insert_ignoring_existing(conn, [order])
     message = Message("topic", b"key", b"value", [("name", b"value")], order.worker_id)
     enqueue(conn, [message], count_lanes(conn))
 
@@ -232,8 +232,8 @@ def relay(conn: Connection) -> None:
     store.park(conn, 0, 1, "why")
     store.read_backlog(conn, [0])
     lanes.release(conn, identity, 0)
-    ids = workers.read_ids(conn)
-    if ids is None or ids.given is None:
+    ids = workers.read_id_sequence(conn)
+    if ids is None or ids.allocated is None:
         raise psycopg.errors.InsufficientPrivilege("for a gauge")
 
 

@@ -23,7 +23,7 @@ from confluent_kafka import Producer
 
 from orchestrator.cli.parked import deal_with
 from orchestrator.cli.terminal import readable
-from orchestrator.contract.messages import headers_of
+from orchestrator.contract.records import headers_of
 from orchestrator.embedded import Servers
 from orchestrator.kafka.reader import Span
 from orchestrator.operations.dead_letters.headers import Origin, identity_of

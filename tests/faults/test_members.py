@@ -120,7 +120,7 @@ def test_a_consumer_frozen_beyond_its_session_writes_nothing_and_joins_again(sys
         successor = system.start("consumer")
         wait_for_all_partitions(system)  # the group misses the zombie after 6 s
         zombie.thaw()
-        eventually(lambda: zombie.logged("was moved by another consumer"))
+        eventually(lambda: zombie.logged("another consumer has moved"))
         commands.wait_for_progress()
         successor.stop()
         wait_for_all_partitions(system)  # by the one that was a zombie

@@ -120,7 +120,9 @@ def test_a_consumer_waits_for_its_own_commit_that_is_still_running(
         own.start("relay")
         own.check_exactly_once(20)
         assert duplicates(consumer) == 0
-        assert not consumer.logged("moved by another consumer")  # it knew, and did not have to find out
+        assert not consumer.logged(
+            "another consumer has moved"
+        )  # it knew, and did not have to find out
 
 
 @pytest.mark.fault(7)

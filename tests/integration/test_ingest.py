@@ -26,9 +26,9 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 )
 
 from orchestrator.consumer import session as ingest
-from orchestrator.consumer.offsets import Fenced
+from orchestrator.consumer.offsets import OffsetConflict
 from orchestrator.consumer.session import ConsumerSession
-from orchestrator.contract.workers import worker_id
+from orchestrator.contract.messages import worker_id
 from orchestrator.kafka import topics
 from outbox import Headers
 from testkit.eventually import eventually
@@ -155,7 +155,7 @@ def test_records_read_again_make_no_second_worker_and_new_ones_beside_them_count
     system.produce(*[command() for _ in range(3)], key=KEY)
     with system.consumer() as session:
         assert eventually(session.run_once) == 8  # old and new in one batch
-        results = session._metrics._messages
+        results = session._metrics._records
         assert results.labels("duplicate")._value.get() == 5
         assert results.labels("accepted")._value.get() == 3
     assert accepted(system) == 8
@@ -178,7 +178,7 @@ def test_guard_a_batch_whose_offset_another_consumer_moved_leaves_nothing(
         system.query(MOVED[moved])
         before = stored(system)
         system.produce(*[command() for _ in range(3)], b"no command", key=KEY)
-        with pytest.raises(Fenced):
+        with pytest.raises(OffsetConflict):
             eventually(session.run_once)
         assert stored(system) == before
     assert (accepted(system), dead_letters(system)) == (0, 0)

@@ -17,12 +17,12 @@ from orchestrator.contract.messages import (
     Command,
     CommandParser,
     DeployOrder,
-    Reason,
-    Rejected,
-    dead_letter,
+    InvalidCommand,
+    InvalidReason,
     deploy_order,
     encode_order,
 )
+from orchestrator.contract.records import dead_letter
 
 SCENARIO = UUID("6f1d2c3b-4a59-4687-9abc-def012345678")
 WORKER = UUID("018bcfe5-6800-8abc-8def-0123456789ab")
@@ -32,12 +32,12 @@ SCHEMES = ("rtsp", "rtsps", "http", "https")
 parse = CommandParser(LIMIT, SCHEMES).parse
 
 
-def outcome(value: bytes | None) -> Command | Reason:
+def outcome(value: bytes | None) -> Command | InvalidReason:
     """Return the command, or why it is none."""
     try:
         return parse(value)
-    except Rejected as rejected:
-        return rejected.reason
+    except InvalidCommand as invalid:
+        return invalid.reason
 
 
 def command(
@@ -154,15 +154,15 @@ BAD_URL = {
     "a letter that only folds to s": url("rt\u017fp://camera".encode()),
 }
 FIXED_LIST = [
-    (None, Reason.EMPTY),
-    (b"", Reason.EMPTY),
-    (sized(LIMIT + 1), Reason.TOO_LONG),
-    (b"[" * 100_000 + b"]" * 100_000, Reason.TOO_LONG),  # the size first, then the parser
-    *[(value, Reason.NOT_JSON) for value in BAD_JSON.values()],
-    *[(value, Reason.NOT_JSON) for value in LONE_SURROGATES.values()],
-    *[(value, Reason.WRONG_FIELDS) for value in WRONG_FIELDS.values()],
-    *[(value, Reason.URL_CHARACTERS) for value in BAD_URL_CHARACTERS.values()],
-    *[(value, Reason.URL_SCHEME) for value in BAD_URL.values()],
+    (None, InvalidReason.EMPTY),
+    (b"", InvalidReason.EMPTY),
+    (sized(LIMIT + 1), InvalidReason.TOO_LONG),
+    (b"[" * 100_000 + b"]" * 100_000, InvalidReason.TOO_LONG),  # the size first, then the parser
+    *[(value, InvalidReason.NOT_JSON) for value in BAD_JSON.values()],
+    *[(value, InvalidReason.NOT_JSON) for value in LONE_SURROGATES.values()],
+    *[(value, InvalidReason.WRONG_FIELDS) for value in WRONG_FIELDS.values()],
+    *[(value, InvalidReason.URL_CHARACTERS) for value in BAD_URL_CHARACTERS.values()],
+    *[(value, InvalidReason.URL_SCHEME) for value in BAD_URL.values()],
 ]
 NAMES = [
     *["null value", "empty", "one byte too long", "deep and too long"],
@@ -175,25 +175,25 @@ NAMES = [
 
 
 @pytest.mark.parametrize(("value", "reason"), FIXED_LIST, ids=NAMES)
-def test_bad_input_is_rejected_with_its_reason(value: bytes | None, reason: Reason) -> None:
+def test_an_invalid_command_has_its_reason(value: bytes | None, reason: InvalidReason) -> None:
     assert outcome(value) is reason
 
 
 def test_deep_nesting_within_a_large_limit_is_no_json() -> None:
-    with pytest.raises(Rejected) as rejected:
+    with pytest.raises(InvalidCommand) as invalid:
         CommandParser(2**20, SCHEMES).parse(b'{"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}")
-    assert rejected.value.reason is Reason.NOT_JSON
+    assert invalid.value.reason is InvalidReason.NOT_JSON
 
 
-def test_a_rejection_quotes_nothing_of_the_record() -> None:
+def test_an_invalid_command_quotes_nothing_of_the_record() -> None:
     for value, _ in FIXED_LIST:
-        with pytest.raises(Rejected) as rejected:
+        with pytest.raises(InvalidCommand) as invalid:
             parse(value)
-        assert str(rejected.value) in TEXTS
-        assert rejected.value.__suppress_context__ or rejected.value.__context__ is None
+        assert str(invalid.value) in TEXTS
+        assert invalid.value.__suppress_context__ or invalid.value.__context__ is None
 
 
-TEXTS = {str(Rejected(reason)) for reason in Reason}
+TEXTS = {str(InvalidCommand(reason)) for reason in InvalidReason}
 
 GOOD_URLS = {
     "rtsp": "rtsp://user:p%40ss@camera.example:554/stream?a=1#b",
@@ -246,7 +246,7 @@ def test_only_the_schemes_of_the_settings_are_allowed() -> None:
     parser = CommandParser(LIMIT, ["a.b+c"])
     assert parser.parse(url(b"a.b+c://host"))
     for other in (b"aXb+c://host", b"rtsp://host", b"a.bbc://host"):
-        with pytest.raises(Rejected):
+        with pytest.raises(InvalidCommand):
             parser.parse(url(other))
 
 
@@ -267,8 +267,8 @@ near_misses = objects.map(lambda made: json.dumps(made).encode(errors="surrogate
 
 
 @given(st.binary() | near_misses | st.text().map(lambda text: url(text.encode(errors="replace"))))
-def test_the_parser_returns_a_command_or_raises_rejected(value: bytes) -> None:
-    assert isinstance(outcome(value), Command | Reason)
+def test_the_parser_returns_a_command_or_raises_invalid_command(value: bytes) -> None:
+    assert isinstance(outcome(value), Command | InvalidReason)
 
 
 @given(st.uuids(), st.text(st.characters(codec="utf-8")))
@@ -349,7 +349,7 @@ def test_an_order_is_a_cloud_event_if_that_is_wanted() -> None:
 
 def test_a_dead_letter_is_the_record_with_springs_headers_behind_its_own() -> None:
     own = [("kafka_dlt-original-topic", b"older"), ("b", None), ("", b""), ("b", b"\xff\0")]
-    letter = dead_letter("dlq", "group", consumed(*own), Rejected(Reason.NOT_JSON))
+    letter = dead_letter("dlq", "group", consumed(*own), InvalidCommand(InvalidReason.NOT_JSON))
     assert (letter.topic, letter.key, letter.value, letter.aggregate_id) == (
         "dlq",
         b"key",
@@ -373,7 +373,9 @@ def test_a_dead_letter_is_the_record_with_springs_headers_behind_its_own() -> No
 @pytest.mark.parametrize("key", [None, b"", b"\0"])
 @pytest.mark.parametrize("value", [None, b"", b"\0"])
 def test_a_dead_letter_keeps_null_apart_from_empty(key: bytes | None, value: bytes | None) -> None:
-    letter = dead_letter("dlq", "g", consumed(key=key, value=value), Rejected(Reason.EMPTY))
+    letter = dead_letter(
+        "dlq", "g", consumed(key=key, value=value), InvalidCommand(InvalidReason.EMPTY)
+    )
     assert (letter.key, letter.value) == (key, value)
 
 
@@ -387,14 +389,14 @@ def test_a_dead_letter_keeps_null_apart_from_empty(key: bytes | None, value: byt
 def test_a_dead_letter_names_the_kind_of_timestamp(
     timestamp: tuple[int, int], number: int, name: bytes
 ) -> None:
-    letter = dead_letter("dlq", "g", consumed(timestamp=timestamp), Rejected(Reason.EMPTY))
+    letter = dead_letter("dlq", "g", consumed(timestamp=timestamp), InvalidCommand(InvalidReason.EMPTY))
     headers = dict(letter.headers)
     assert headers["kafka_dlt-original-timestamp"] == struct.pack(">q", number)
     assert headers["kafka_dlt-original-timestamp-type"] == name
 
 
 def test_the_dead_letters_reasons_are_a_contract() -> None:
-    assert [reason.value for reason in Reason] == [
+    assert [reason.value for reason in InvalidReason] == [
         "empty",
         "too_long",
         "not_json",

@@ -14,7 +14,7 @@ import yaml
 from prometheus_client import CollectorRegistry, generate_latest
 
 from orchestrator.cli import main as cli
-from orchestrator.contract.messages import Reason
+from orchestrator.contract.messages import InvalidReason
 from orchestrator.observability.health import Health
 from orchestrator.observability.metrics import ConsumerMetrics, RelayMetrics, new_registry
 from orchestrator.operations.doctor.runner import CHECKS
@@ -89,7 +89,7 @@ def samples_of(process: str, name: str) -> dict[str, float]:
     ("process", "name", "values"),
     [
         ("consumer", "orchestrator_records_total", ["accepted", "duplicate", "dead_letter"]),
-        ("consumer", "orchestrator_dead_letters_total", [reason.value for reason in Reason]),
+        ("consumer", "orchestrator_dead_letters_total", [reason.value for reason in InvalidReason]),
         ("relay", "outbox_recoveries_total", [outcome.value for outcome in Outcome]),
         ("relay", "outbox_transaction_duration_seconds_count", ["postgres", "kafka"]),
     ],

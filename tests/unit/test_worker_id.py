@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.contract.workers import worker_id
+from orchestrator.contract.messages import worker_id
 
 TOPIC = UUID("6f1d2c3b-4a59-4687-9abc-def012345678")
 NOW_MS = 1_700_000_000_123

@@ -15,7 +15,7 @@ from uuid import UUID
 from confluent_kafka import Message as Record
 
 from orchestrator.config.settings import Settings
-from orchestrator.contract.messages import headers_of
+from orchestrator.contract.records import headers_of
 from orchestrator.kafka import topics
 from orchestrator.kafka.reader import Span, find_spans, read_spans, time_of
 from orchestrator.observability.logs import mask

@@ -92,7 +92,7 @@ def input_positions(site: Site) -> Answer:
     topic_id, ids = topics.id_of(found), [partition.id for partition in found.partitions]
     shown = read_shown(site, group, topic)
     beginnings = topics.read_beginnings(site.admin, topic, ids)
-    stored = offsets.read(site.conn, group, topic)
+    stored = offsets.read_positions(site.conn, group, topic)
     ends = topics.read_ends(site.admin, topic, ids)
     remarks: list[Answer] = []
     for partition, position in stored.items():

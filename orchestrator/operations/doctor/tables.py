@@ -2,7 +2,7 @@
 
 from typing import cast
 
-from orchestrator.contract.workers import read_ids
+from orchestrator.contract.workers import read_id_sequence
 from orchestrator.operations.doctor.check import Answer, Site, all_of
 from orchestrator.operations.text import duration
 
@@ -107,15 +107,15 @@ HALF, ALMOST_ALL = 0.5, 0.9
 
 def workers_sequence(site: Site) -> Answer:
     """Look how many ids `workers` has left: SERIAL ends at 2^31, and then nothing is accepted."""
-    ids = read_ids(site.conn)
+    ids = read_id_sequence(site.conn)
     if ids is None:
         return "skipped", "there is no column workers.id"
     if ids.sequence is None:
-        return "ok", f"workers.id ({ids.kind}) has no sequence as its default"
+        return "ok", f"workers.id ({ids.type}) has no sequence as its default"
     used = ids.used
     if used is None:
         return "skipped", f"the role may not look at {ids.sequence}: see `postgres rights`"
-    text = f"{used:.1%} of {ids.limit:,} ids of workers.id ({ids.kind}) are used"
+    text = f"{used:.1%} of {ids.capacity:,} ids of workers.id ({ids.type}) are used"
     if used <= HALF:
         return "ok", text
     advice = (

@@ -46,7 +46,9 @@ def search_input(settings: Settings, conn: Connection, wanted: UUID) -> tuple[li
     Of UNREAD records each partition that has any gets its share.
     """
     admin, topic = topics.Admin(settings.kafka), settings.input_topic
-    positions = offsets.read(conn, settings.consumer_group, topic)  # before the ends: never behind them
+    positions = offsets.read_positions(
+        conn, settings.consumer_group, topic
+    )  # before the ends: never behind them
     topic_id, logs = topics.topic_id(admin, topic), find_spans(admin, topic)
     unread = {p: _unread_of(positions.get(p), topic_id, log) for p, log in logs.items()}
     share = UNREAD // max(sum(span.length > 0 for span in unread.values()), 1)

@@ -13,7 +13,7 @@ from uuid import UUID
 from confluent_kafka import Message as Record
 
 from orchestrator.config.settings import Settings
-from orchestrator.contract.workers import MS_BITS, worker_id
+from orchestrator.contract.messages import MS_BITS, worker_id
 from orchestrator.kafka import topics
 from orchestrator.kafka.reader import CLOCKS, Span, find_spans, read_spans, time_of, to_time
 from orchestrator.operations.audit import row_of

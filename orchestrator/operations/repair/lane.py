@@ -135,7 +135,7 @@ def find_unread(
     topic = settings.input_topic
     topic_id = topics.topic_id(admin, topic)
     beginnings = topics.read_beginnings(admin, topic, list(ends))
-    positions = offsets.load(conn, settings.consumer_group, topic, list(ends))
+    positions = offsets.lock_positions(conn, settings.consumer_group, topic, list(ends))
     for partition, position in positions.items():
         if position.topic_id != topic_id or position.next_offset < beginnings[partition]:
             raise NotRepaired(

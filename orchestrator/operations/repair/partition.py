@@ -77,7 +77,7 @@ def find(repair: Repair, admin: AdminClient, wanted: int | None) -> Iterator[Fin
     if wanted is not None and wanted not in numbers:
         raise NotRepaired(f"there is no partition {wanted}: {topic} has 0 to {max(numbers)}")
     partitions = numbers if wanted is None else [wanted]
-    positions = offsets.load(repair.conn, settings.consumer_group, topic, partitions)
+    positions = offsets.lock_positions(repair.conn, settings.consumer_group, topic, partitions)
     # After the positions: an end that is older than a position would look like a truncated log.
     beginnings = topics.read_beginnings(admin, topic, partitions)
     ends = topics.read_ends(admin, topic, partitions)
@@ -152,7 +152,7 @@ def move(repair: Repair, admin: AdminClient, planned: Plan) -> None:
     settings, conn, found = repair.settings, repair.conn, planned.finding
     group, topic, partition = settings.consumer_group, settings.input_topic, found.partition
     with transaction(conn):
-        position = offsets.load(conn, group, topic, [partition]).get(partition)
+        position = offsets.lock_positions(conn, group, topic, [partition]).get(partition)
         if position != found.position or topics.topic_id(admin, topic) != found.topic_id:
             raise NotRepaired(f"partition {partition} has changed meanwhile: look again")
         conn.execute(

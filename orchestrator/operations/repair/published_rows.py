@@ -14,7 +14,7 @@ from uuid import UUID
 from confluent_kafka import Message as Record
 
 from orchestrator.config.settings import Settings
-from orchestrator.contract.messages import LATEST_MS, headers_of
+from orchestrator.contract.records import LATEST_MS, headers_of
 from orchestrator.errors import NotRepaired
 from orchestrator.kafka import topics
 from orchestrator.kafka.reader import CLOCKS, find_spans, kept_since, read_spans, time_of, to_time

@@ -1,0 +1,64 @@
+"""Consumed records, whatever they mean: what they hold, and the dead letter of an invalid one."""
+
+import struct
+from operator import methodcaller
+from typing import cast
+
+from confluent_kafka import TIMESTAMP_CREATE_TIME, TIMESTAMP_LOG_APPEND_TIME
+from confluent_kafka import Message as Record
+
+from outbox import Headers, Message
+
+LATEST_MS = 253_402_300_799_000  # 9999-12-31: any producer sets timestamps, and datetime ends there
+TIMESTAMP_TYPES = {TIMESTAMP_CREATE_TIME: b"CREATE_TIME", TIMESTAMP_LOG_APPEND_TIME: b"LOG_APPEND_TIME"}
+
+
+# Called through C, which always sees the error that the client leaves behind. A plain call may not
+# (CPython's specialised calls trust their callee), and the broken list then ends the process.
+read_headers = methodcaller("headers")
+
+
+def headers_of(record: Record) -> Headers:
+    """Return a consumed record's headers: pairs in order, values in bytes; none if unreadable.
+
+    Call it once a record: after a failure the client returns a broken list.
+    """
+    try:
+        return cast("Headers", read_headers(record) or ())
+    except (SystemError, UnicodeDecodeError):  # the client cannot decode a name that is not UTF-8
+        return ()
+
+
+def partition_offset(record: Record) -> tuple[int, int]:
+    """Return partition and offset, which a consumed record always has."""
+    return cast("tuple[int, int]", (record.partition(), record.offset()))
+
+
+class InvalidRecord(Exception):
+    """A record that no retry makes valid: it becomes a dead letter. reason: one word, a header."""
+
+    exception_name = "orchestrator.InvalidRecord"  # what the dead letter calls it
+
+    def __init__(self, reason: str, text: str) -> None:
+        super().__init__(text)
+        self.reason = reason
+
+
+def dead_letter(topic: str, group: str, record: Record, invalid: InvalidRecord) -> Message:
+    """Return the record as it came, byte for byte, with Spring's dead-letter headers added.
+
+    Numbers are big-endian as Spring Kafka's DeadLetterPublishingRecoverer writes them.
+    """
+    kind, timestamp = record.timestamp()
+    origin: list[tuple[str, bytes | None]] = [
+        ("kafka_dlt-original-topic", (record.topic() or "").encode()),
+        ("kafka_dlt-original-partition", struct.pack(">i", record.partition())),
+        ("kafka_dlt-original-offset", struct.pack(">q", record.offset())),
+        ("kafka_dlt-original-timestamp", struct.pack(">q", timestamp)),
+        ("kafka_dlt-original-timestamp-type", TIMESTAMP_TYPES.get(kind, b"NO_TIMESTAMP_TYPE")),
+        ("kafka_dlt-original-consumer-group", group.encode()),
+        ("kafka_dlt-exception-fqcn", invalid.exception_name.encode()),
+        ("kafka_dlt-exception-message", str(invalid).encode()),
+        ("dlq-reason", invalid.reason.encode()),
+    ]
+    return Message(topic, record.key(), record.value(), [*headers_of(record), *origin])
