@@ -1,5 +1,6 @@
 """`python -m orchestrator COMMAND`, and the `orchestrator` script."""
 
+import logging
 import os
 import signal
 import sys
@@ -10,16 +11,20 @@ PROCESSES = {"consumer", "relay", "run"}
 
 
 def main(arguments: Sequence[str] = sys.argv[1:]) -> NoReturn:
-    """Run one command. SIGTERM ends a process in an orderly way even while it still imports."""
-    if arguments and arguments[0] in PROCESSES:
-        signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # nothing is in hand yet
-    if arguments == ["healthcheck"]:  # spare what is asked every few seconds all other imports
-        from orchestrator.cli.healthcheck import check_health
+    """Run one command and end the process with its exit code."""
+    if arguments and arguments[0] in PROCESSES:  # SIGTERM in the middle of the imports is a clean stop
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # no work has begun yet
+    from orchestrator.cli.main import run
 
-        sys.exit(check_health(os.environ))
-    from orchestrator.cli import main as cli
+    exit_now(run(arguments))
 
-    cli.main(arguments)
+
+def exit_now(code: int) -> NoReturn:
+    """End the process without waiting for its threads: one may be stuck in a call to a server."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":

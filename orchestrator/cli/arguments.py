@@ -1,11 +1,10 @@
-"""What the command line reads its arguments as; what a function raises, argparse turns into usage."""
+"""The types of the command line's arguments. What they raise, argparse prints as wrong usage."""
 
 import argparse
 import re
 from datetime import UTC, datetime, timedelta
+from typing import Literal
 from uuid import UUID
-
-from confluent_kafka import OFFSET_BEGINNING
 
 DIGITS = 18  # what fits into 64 bits, as offsets and ids do
 
@@ -15,30 +14,30 @@ def at_least_one(text: str) -> int:
     return _whole_number(text, 1)
 
 
-def number_or_all(text: str) -> int | None:
-    """Accept a number from 0; None is `all`."""
-    return None if text == "all" else at_least_zero(text)
-
-
-def offset_or_beginning(text: str) -> int:
-    """Accept an offset, or `beginning`, which is Kafka's own number for it."""
-    return OFFSET_BEGINNING if text == "beginning" else at_least_zero(text)
-
-
 def at_least_zero(text: str) -> int:
     """Accept a whole number from 0."""
     return _whole_number(text, 0)
 
 
+def number_or_all(text: str) -> int | None:
+    """Accept a number from 0, or `all`, which is None."""
+    return None if text == "all" else at_least_zero(text)
+
+
+def offset_or_beginning(text: str) -> int | Literal["beginning"]:
+    """Accept an offset, or `beginning`."""
+    return "beginning" if text == "beginning" else at_least_zero(text)
+
+
 def _whole_number(text: str, least: int) -> int:
-    """Return the number; the text is not repeated to the person: it may be a URL with a password."""
+    """Return the number. The error does not repeat the text: it may be a URL with a password."""
     if not text.isdecimal() or len(text) > DIGITS or int(text) < least:
         raise argparse.ArgumentTypeError(f"must be a whole number, at least {least}")
     return int(text)
 
 
-def a_place(text: str) -> tuple[int, int]:
-    """Accept two whole numbers: PARTITION:OFFSET or LANE:ID."""
+def two_numbers(text: str) -> tuple[int, int]:
+    """Accept the id of a dead letter, PARTITION:OFFSET, or of a parked row, LANE:ID."""
     first, _, second = text.partition(":")
     try:
         return at_least_zero(first), at_least_zero(second)
@@ -49,21 +48,21 @@ def a_place(text: str) -> tuple[int, int]:
 
 
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
-DURATION = re.compile(r"(\d{1,9})([smhd])")
+AGE = re.compile(r"(\d{1,9})([smhd])")
 
 
-def a_moment(text: str) -> datetime:
-    """Accept a time in ISO 8601, UTC unless it says otherwise, or how long ago it was."""
+def time_or_age(text: str) -> datetime:
+    """Accept a time in ISO 8601, in UTC unless it names a zone, or an age, such as 2h."""
     try:
-        if ago := DURATION.fullmatch(text):
-            return datetime.now(UTC) - timedelta(**{UNITS[ago[2]]: int(ago[1])})
-        moment = datetime.fromisoformat(text)
-        return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+        if age := AGE.fullmatch(text):
+            return datetime.now(UTC) - timedelta(**{UNITS[age[2]]: int(age[1])})
+        time = datetime.fromisoformat(text)
+        return time if time.tzinfo else time.replace(tzinfo=UTC)
     except (ValueError, OverflowError):
         raise argparse.ArgumentTypeError("must be a time (ISO 8601) or a duration (90s, 2h)") from None
 
 
-def a_uuid(text: str) -> UUID:
+def uuid(text: str) -> UUID:
     """Accept a UUID."""
     try:
         return UUID(text)

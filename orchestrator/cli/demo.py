@@ -1,9 +1,14 @@
-"""`demo`: the promise, shown. Sends scenarios, kills both processes on the way, audits, measures.
+"""`demo`: shows exactly-once. Sends commands, kills both processes meanwhile, audits, measures.
 
 Three parts on one installation, all in the final audit: under SIGKILL; at full speed, with the input
-filled beforehand; at a calm 100 a second, for the latency (the first 10 s not counted).
+filled beforehand; at 100 commands a second, for the latency (the first 10 s not counted).
 """
 
+from orchestrator.embedded import embedded_servers  # before rich: it names the missing extra
+
+# isort: split
+
+import argparse
 import json
 import logging
 import os
@@ -15,7 +20,7 @@ from pathlib import Path
 from statistics import quantiles
 from tempfile import TemporaryDirectory
 from threading import Event, Thread
-from typing import NamedTuple, cast
+from typing import NamedTuple
 from uuid import uuid4
 
 import msgspec
@@ -24,21 +29,21 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from orchestrator.cli.exit_codes import CHECK_FAILED, OK
 from orchestrator.config.settings import Settings, read_settings
 from orchestrator.contract.messages import Command, DeployOrder
-from orchestrator.embedded import embedded_servers
 from orchestrator.kafka.reader import following
 from orchestrator.operations.audit import audit
 from orchestrator.runtime.setup import set_up
 from orchestrator.runtime.supervisor import CHILDREN_S, Child
-from outbox import Connection, connect
+from outbox import Connection, connect, scalar
 
 COMMANDS_PER_SCENARIO = 10  # so that there is an order to keep
 KILL_EVERY_S = 1.5  # a process is at work again about half a second after its start
 CALM_RATE, CALM_COMMANDS = 100, 1500  # commands a second, and how many
 WARM_UP = 1000  # of them; a broker that just started compiles its transaction path for the first 10 s
-PATIENCE_S = 60.0  # without progress; then something is lost, and the audit shows it
-LOOK_S = 0.02
+PROGRESS_S = 60.0  # without a new order for so long, something is lost, and the audit shows it
+DELIVERIES_POLL_S = 0.02
 
 
 @dataclass(frozen=True)
@@ -59,13 +64,13 @@ class Figures:
     latency_p99_ms: float
 
     @property
-    def kept(self) -> bool:
-        """Say whether all that was sent is deployed, exactly once and in order."""
+    def passed(self) -> bool:
+        """Return whether all commands are deployed, exactly once and in order."""
         return not (self.lost or self.duplicated or self.reordered)
 
 
-def run_demo(scenarios: int, kills: int, as_json: bool) -> int:
-    """Run the demo on embedded servers in a temporary directory; return the exit code."""
+def run_demo(options: argparse.Namespace) -> int:
+    """Run the demo on embedded servers in a temporary directory."""
     with (
         TemporaryDirectory(prefix="orchestrator-demo-") as directory,
         embedded_servers(Path(directory)) as servers,
@@ -78,30 +83,30 @@ def run_demo(scenarios: int, kills: int, as_json: bool) -> int:
             # A static member (KIP-345) goes on at once after kill -9, without the session time-out.
             "KAFKA_CONFIG_GROUP_INSTANCE_ID": "demo",
         }
-        figures = demonstrate(read_settings(os.environ), scenarios, kills)
-    show(figures, as_json)
-    return 0 if figures.kept else 1
+        figures = demonstrate(read_settings(os.environ), options.commands, options.kills)
+    print_figures(figures, options.json)
+    return OK if figures.passed else CHECK_FAILED
 
 
-def demonstrate(settings: Settings, scenarios: int, kills: int) -> Figures:
-    """Run the three parts and the audit."""
+def demonstrate(settings: Settings, commands: int, kills: int) -> Figures:
+    """Run the three parts and the audit. commands: of each of the first two parts."""
     set_up(settings)
-    sender = Sender(settings, max(scenarios // COMMANDS_PER_SCENARIO, 1))
+    sender = Sender(settings, max(commands // COMMANDS_PER_SCENARIO, 1))
     children = [Child("consumer", 0), Child("relay", 0)]
-    total = 2 * scenarios + CALM_COMMANDS
-    with reading(settings) as arrivals, progress_bar(total, arrivals):
+    total = 2 * commands + CALM_COMMANDS
+    with reading(settings) as deliveries, progress_bar(total, deliveries):
         started = time.time()
         with running(children):
-            send_under_kills(sender, children, scenarios, kills)
-            wait_for(arrivals, scenarios)
-        rate_under_kills = scenarios / (time.time() - started)
-        sender.send(scenarios)
+            send_under_kills(sender, children, commands, kills)
+            wait_for(deliveries, commands)
+        rate_under_kills = commands / (time.time() - started)
+        sender.send(commands)
         with running(children):
-            wait_for(arrivals, 2 * scenarios)
+            wait_for(deliveries, 2 * commands)
             sender.send(CALM_COMMANDS, CALM_RATE)
-            wait_for(arrivals, total)
-    fast, calm = arrivals[scenarios : 2 * scenarios], arrivals[2 * scenarios + WARM_UP : total]
-    latencies = quantiles([(at - sent) * 1000 for sent, at in calm], n=100)
+            wait_for(deliveries, total)
+    fast, calm = deliveries[commands : 2 * commands], deliveries[2 * commands + WARM_UP : total]
+    latencies = quantiles([(one.read_at - one.sent_at) * 1000 for one in calm], n=100)
     with closing(connect(settings.database_url, "orchestrator demo")) as conn:
         found = audit(conn, settings.kafka, settings.output_topic)
         return Figures(
@@ -114,14 +119,14 @@ def demonstrate(settings: Settings, scenarios: int, kills: int) -> Figures:
             reordered=found.reordered + count_swapped(conn),
             kills=kills,
             rate_under_kills=round(rate_under_kills),
-            rate=round(len(fast) / (fast[-1].at - fast[0].at)),
+            rate=round(len(fast) / (fast[-1].read_at - fast[0].read_at)),
             latency_p50_ms=round(latencies[49], 1),
             latency_p99_ms=round(latencies[98], 1),
         )
 
 
 class Sender:
-    """Stands in for the API. Each scenario gets several commands; their URLs carry a number."""
+    """Stands in for the API. Each scenario gets several commands, with a number in their URLs."""
 
     def __init__(self, settings: Settings, scenarios: int) -> None:
         self.sent = 0
@@ -133,7 +138,7 @@ class Sender:
         self._scenarios = [uuid4() for _ in range(scenarios)]
 
     def send(self, commands: int, rate: float | None = None) -> None:
-        """Send commands, at once or so many a second, and wait for the brokers' word."""
+        """Send commands, at once or at a rate per second, and wait until the brokers have them."""
         started = time.monotonic()
         for number in range(commands):
             if rate:
@@ -149,14 +154,14 @@ class Sender:
         self.sent += 1
 
 
-def send_under_kills(sender: Sender, children: Sequence[Child], scenarios: int, kills: int) -> None:
-    """Send in as many portions as there are kills, and kill one process, in turn, after each."""
+def send_under_kills(sender: Sender, children: Sequence[Child], commands: int, kills: int) -> None:
+    """Send in as many portions as there are kills; after each, kill consumer or relay in turn."""
     for turn in range(kills):
-        sender.send(scenarios // kills)
+        sender.send(commands // kills)
         time.sleep(KILL_EVERY_S * (turn + 1) / kills)  # earlier and later in the work on a portion
         children[turn % 2].kill()
         children[turn % 2].start()
-    sender.send(scenarios - sender.sent)
+    sender.send(commands - sender.sent)
 
 
 @contextmanager
@@ -173,37 +178,37 @@ def running(children: Sequence[Child]) -> Iterator[None]:
             child.wait(time.monotonic() + CHILDREN_S)
 
 
-class Arrival(NamedTuple):
+class Delivery(NamedTuple):
     """When a command was produced, as its worker's id tells, and when its order was read; Unix s."""
 
-    sent: float
-    at: float
+    sent_at: float
+    read_at: float
 
 
 @contextmanager
-def reading(settings: Settings) -> Iterator[list[Arrival]]:
-    """Read deploy orders as the Runner would, while the block runs; give the growing list."""
-    arrivals: list[Arrival] = []
+def reading(settings: Settings) -> Iterator[list[Delivery]]:
+    """Read deploy orders as the Runner would, while the block runs; the given list grows."""
+    deliveries: list[Delivery] = []
     decode = msgspec.json.Decoder(DeployOrder).decode
 
     def take(records: Sequence[Message]) -> None:
         now = time.time()
-        arrivals.extend(
-            Arrival((decode(record.value() or b"").worker_id.int >> 80) / 1000, now)
+        deliveries.extend(
+            Delivery((decode(record.value() or b"").worker_id.int >> 80) / 1000, now)
             for record in records
         )
 
     with following(settings.kafka, settings.output_topic, take):
-        yield arrivals
+        yield deliveries
 
 
-def wait_for(arrivals: Sequence[Arrival], wanted: int) -> None:
-    """Wait until so many orders were read, or for PATIENCE_S without a new one."""
-    have, since = len(arrivals), time.monotonic()
-    while have < wanted and time.monotonic() - since < PATIENCE_S:
-        time.sleep(LOOK_S)
-        if len(arrivals) > have:
-            have, since = len(arrivals), time.monotonic()
+def wait_for(deliveries: Sequence[Delivery], wanted: int) -> None:
+    """Wait until so many orders were read, or for PROGRESS_S without a new one."""
+    have, since = len(deliveries), time.monotonic()
+    while have < wanted and time.monotonic() - since < PROGRESS_S:
+        time.sleep(DELIVERIES_POLL_S)
+        if len(deliveries) > have:
+            have, since = len(deliveries), time.monotonic()
 
 
 SWAPPED = """
@@ -220,12 +225,11 @@ SWAPPED = """
 
 def count_swapped(conn: Connection) -> int:
     """Count the workers that were accepted out of the order in which they were sent."""
-    (swapped,) = cast("tuple[int]", conn.execute(SWAPPED).fetchone())
-    return swapped
+    return scalar(conn, int, SWAPPED)
 
 
 @contextmanager
-def progress_bar(total: int, arrivals: Sequence[Arrival]) -> Iterator[None]:
+def progress_bar(total: int, deliveries: Sequence[Delivery]) -> Iterator[None]:
     """Show the orders read so far, on a terminal only."""
     columns = (TextColumn("deploy orders"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     console = Console(stderr=True)
@@ -235,23 +239,23 @@ def progress_bar(total: int, arrivals: Sequence[Arrival]) -> Iterator[None]:
 
         def update() -> None:
             while not done.wait(0.1):
-                progress.update(task, completed=len(arrivals))
+                progress.update(task, completed=len(deliveries))
 
         Thread(target=update, daemon=True).start()
         try:
             yield
         finally:
             done.set()
-            progress.update(task, completed=len(arrivals))
+            progress.update(task, completed=len(deliveries))
 
 
-def show(figures: Figures, as_json: bool) -> None:
+def print_figures(figures: Figures, as_json: bool) -> None:
     """Print the result on stdout."""
     console = Console()
     if as_json:
         console.print_json(json.dumps(asdict(figures)))
         return
-    table = Table(title="exactly once" if figures.kept else "BROKEN", show_header=False)
+    table = Table(title="exactly once" if figures.passed else "FAILED", show_header=False)
     for name, value in asdict(figures).items():
         table.add_row(name.replace("_", " "), f"{value:,}")
     console.print(table)

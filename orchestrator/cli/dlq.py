@@ -1,94 +1,97 @@
-"""`dlq`: the dead letters, as commands."""
+"""`dlq`: list, show, retry and discard dead letters."""
 
 import argparse
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
-from orchestrator.cli import selected as set_aside
-from orchestrator.cli.selected import headers_as_fields, key_of, payload_of
-from orchestrator.cli.session import Add, on_duty
-from orchestrator.cli.terminal import USAGE, readable, table
+from orchestrator.cli.actions import (
+    confirm,
+    filter_of,
+    headers_as_fields,
+    key_text,
+    payload_text,
+    print_each,
+    print_list,
+    print_result,
+    report_missing,
+)
+from orchestrator.cli.session import open_session
+from orchestrator.cli.terminal import printable_key, table
+from orchestrator.config.settings import Settings
 from orchestrator.operations.dead_letters.filter import Selection
 from orchestrator.operations.dead_letters.letters import Letter, find_letters, handle, read_letters
+from outbox import Connection
 
-WHAT = "dead letters"
+DEAD_LETTERS = "dead letters"
 
 
 def dlq(options: argparse.Namespace) -> int:
     """List, show, retry or discard dead letters."""
-    selection = set_aside.selection_of(options)
-    if not set_aside.is_clear(options, selection):
-        return USAGE
-    if options.action in {"retry", "discard"}:
-        return change(options, selection)
-    with on_duty("dlq") as (settings, conn):
-        chunks = read_letters(conn, find_letters(settings, selection), selection, sys.stderr)
+    chosen = filter_of(options)
+    with open_session("dlq") as (settings, conn):
+        if options.action in {"retry", "discard"}:
+            return change_letters(options, chosen, settings, conn)
+        chunks = read_letters(conn, find_letters(settings, chosen), chosen, sys.stderr)
         found = (one for chunk in chunks for one in chunk if options.handled or one.action is None)
         if options.action == "show":
-            fields = (as_fields(one, options.payload) for one in found)
-            return set_aside.show(fields, options.payload)
-        return set_aside.list_them(options, WHAT, "letters", found, as_fields, as_text)
+            fields = (letter_fields(one, options.payload) for one in found)
+            return print_each(fields, options.payload)
+        return print_list(options, DEAD_LETTERS, "dead_letters", found, letter_fields, letters_table)
 
 
-def as_text(listed: Sequence[Letter]) -> Iterator[str]:
-    """Yield the list for a person."""
+def letters_table(listed: Sequence[Letter]) -> Iterator[str]:
+    """Yield a line for each dead letter."""
     rows = [
         (
             f"{one.partition}:{one.offset}",
             f"{one.at:%Y-%m-%d %H:%M:%S}",
             one.reason,
             one.origin,
-            readable(one.key),
+            printable_key(one.key),
             len(one.value or b""),
-            one.action or "waits",
+            one.action or "waiting",
         )
         for one in listed
     ]
-    yield from table(("place", "time (UTC)", "reason", "origin", "key", "bytes", "state"), rows)
+    yield from table(("record id", "time (UTC)", "reason", "origin", "key", "bytes", "state"), rows)
 
 
-def as_fields(letter: Letter, payload: bool = False) -> dict[str, object]:
-    """Return a letter for a script; payload: with its content."""
+def letter_fields(letter: Letter, payload: bool = False) -> dict[str, object]:
+    """Return a dead letter for a script; payload: with its content."""
     fields: dict[str, object] = {
-        "place": f"{letter.partition}:{letter.offset}",
+        "record_id": f"{letter.partition}:{letter.offset}",
         "at": letter.at,
         "reason": letter.reason,
         "origin": letter.origin,
-        "key": key_of(letter.key),
+        "key": key_text(letter.key),
         "bytes": len(letter.value or b""),
         "action": letter.action,
         "headers": headers_as_fields(letter.headers, payload),
     }
-    return fields | ({"payload": payload_of(letter.value)} if payload else {})
+    return fields | ({"payload": payload_text(letter.value)} if payload else {})
 
 
-def change(options: argparse.Namespace, selection: Selection) -> int:
+def change_letters(
+    options: argparse.Namespace, chosen: Selection, settings: Settings, conn: Connection
+) -> int:
     """Count, ask, then retry or discard, each chunk in a transaction of its own."""
-    with on_duty("dlq") as (settings, conn):
-        letters = find_letters(settings, selection)  # what comes later is not meant
+    letters = find_letters(settings, chosen)  # dead letters that come later are not meant
 
-        def waiting() -> Iterable[list[Letter]]:
-            for chunk in read_letters(conn, letters, selection, sys.stderr):
-                yield [letter for letter in chunk if letter.action is None]
+    def waiting() -> Iterable[list[Letter]]:
+        for chunk in read_letters(conn, letters, chosen, sys.stderr):
+            yield [letter for letter in chunk if letter.action is None]
 
-        counts: Counter[str] = Counter()
-        missing = set(selection.places)
-        for chunk in waiting():
-            counts.update(letter.reason for letter in chunk)
-            missing.difference_update(letter.place for letter in chunk)
-        code = set_aside.name_missing("dead letter", missing)
-        if not set_aside.agreed(options, WHAT, counts):
-            return code
-        command = " ".join(["dlq", options.action, *selection.words()])
-        chunks = filter(None, waiting())
-        done = sum(handle(conn, letters, chunk, options.action, command) for chunk in chunks)
-    result = "in the outbox now, a relay sends them" if options.action == "retry" else "done with"
-    set_aside.tell_result(WHAT, counts, done, result)
+    counts: Counter[str] = Counter()
+    missing = set(chosen.places)
+    for chunk in waiting():
+        counts.update(letter.reason for letter in chunk)
+        missing.difference_update(letter.place for letter in chunk)
+    code = report_missing("dead letter", missing)
+    if not confirm(options, DEAD_LETTERS, counts):
+        return code
+    command = " ".join(["dlq", options.action, *chosen.words()])
+    chunks = filter(None, waiting())
+    done = sum(handle(conn, letters, chunk, options.action, command) for chunk in chunks)
+    print_result(options.action, DEAD_LETTERS, counts, done)
     return code
-
-
-def add_dlq(add: Add) -> None:
-    """Add the command."""
-    parser = add("dlq", dlq, "orchestrator dlq list")
-    set_aside.add_actions(parser, "PARTITION:OFFSET", "of this reason", "not_json", "dlq")

@@ -3,48 +3,47 @@
 A container asks every few seconds, so this imports little: no client of Postgres or Kafka.
 """
 
+import argparse
+import os
 import sys
-from collections.abc import Mapping
 from http.client import HTTPConnection, HTTPException
 from typing import NamedTuple
 
-from orchestrator.config.environment import SettingsError, read_metrics_address
+from orchestrator.cli.exit_codes import CHECK_FAILED, OK
+from orchestrator.config.environment import read_metrics_address
 
-OK, CHECK_FAILED, USAGE = 0, 1, 2
 ANSWER_S = 3.0  # below the usual time-out of a container's health check
 
 
-class Answer(NamedTuple):
-    """What a process said, or why it did not. good: status 200."""
+class HealthAnswer(NamedTuple):
+    """What a process answered, or why it did not. ok: with status 200."""
 
-    good: bool
+    ok: bool
     text: str
 
 
-def check_health(environ: Mapping[str, str], path: str = "/livez") -> int:
-    """Ask the process, or both under `run`; print what they say, and return the exit code."""
-    try:
-        host, port = read_metrics_address(environ)
-    except SettingsError as error:
-        sys.stderr.write(f"orchestrator: settings:\n{error}\n")
-        return USAGE
-    here = ask(host, port, path) or Answer(False, f"nobody listens on port {port}: METRICS_PORT?\n")
-    beside = ask(host, port + 1, path) or Answer(True, "")  # under `run` the relay; otherwise nobody
-    sys.stdout.write(here.text + beside.text)
-    return OK if here.good and beside.good else CHECK_FAILED
+def check_health(options: argparse.Namespace) -> int:
+    """Ask the process, or both under `run`, and print the answers. Raises SettingsError."""
+    path = "/readyz" if options.ready else "/livez"
+    host, port = read_metrics_address(os.environ)
+    no_process = HealthAnswer(False, f"no process listens on port {port}: METRICS_PORT?\n")
+    own = ask_process(host, port, path) or no_process
+    other = ask_process(host, port + 1, path) or HealthAnswer(True, "")  # the relay, under `run` alone
+    sys.stdout.write(own.text + other.text)
+    return OK if own.ok and other.ok else CHECK_FAILED
 
 
-def ask(host: str, port: int, path: str) -> Answer | None:
-    """Ask one process; None if nobody listens."""
+def ask_process(host: str, port: int, path: str) -> HealthAnswer | None:
+    """Ask one process; None if the connection is refused."""
     host = "127.0.0.1" if host == "0.0.0.0" else host  # noqa: S104  # every address: this one, too
     connection = HTTPConnection(host, port, timeout=ANSWER_S)
     try:
         connection.request("GET", path)
         response = connection.getresponse()
-        return Answer(response.status == 200, response.read().decode())
+        return HealthAnswer(response.status == 200, response.read().decode())
     except ConnectionRefusedError:
         return None
     except (OSError, HTTPException) as error:
-        return Answer(False, f"no answer on port {port}: {type(error).__name__}\n")
+        return HealthAnswer(False, f"no answer on port {port}: {type(error).__name__}\n")
     finally:
         connection.close()

@@ -1,48 +1,40 @@
-"""What the operators' commands share: a session on the database, and printing without secrets."""
+"""What a command starts with: the settings, and a session on a database that this release can use."""
 
-import argparse
-import json
-from collections.abc import Callable, Iterable, Iterator
+import os
+import sys
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from typing import Protocol
 
-from orchestrator.cli.terminal import settings_for_a_person
-from orchestrator.config.settings import Settings
+from orchestrator.config.settings import Settings, read_settings
 from orchestrator.kafka.topics import check_access
-from orchestrator.observability.logs import mask, masked
+from orchestrator.observability import logs
 from orchestrator.runtime.migrations import check_current
 from outbox import Connection, connect
 
 
-class Add(Protocol):
-    """Adds a command to the command line and returns its parser, to be given arguments."""
+def load_settings() -> Settings:
+    """Read the settings of a process, and set up the logs as they say. Raises SettingsError."""
+    settings = read_settings(os.environ)
+    logs.set_up(settings.log_level, settings.log_format)
+    return settings
 
-    def __call__(
-        self, name: str, command: Callable[[argparse.Namespace], int], example: str
-    ) -> argparse.ArgumentParser:
-        """Add it; example: how a person would call it."""
-        ...
+
+def load_settings_quietly() -> Settings:
+    """Read the settings of an operator's command: it logs warnings alone, on a terminal as text."""
+    settings = read_settings(os.environ)
+    logs.set_up("WARNING", "text" if sys.stderr.isatty() else settings.log_format)
+    return settings
 
 
 @contextmanager
-def on_duty(name: str, kafka: bool = True) -> Iterator[tuple[Settings, Connection]]:
-    """Give the settings and a session on a database that is as this release needs it.
+def open_session(name: str, kafka: bool = True) -> Iterator[tuple[Settings, Connection]]:
+    """Give the settings and a session on a database whose schema is this release's.
 
-    kafka: whether the command asks the brokers anything: then it says first why they refuse.
+    kafka: the command needs the brokers, too: if they refuse us, fail at once with their reason.
     """
-    settings = settings_for_a_person()
+    settings = load_settings_quietly()
     with closing(connect(settings.database_url, f"orchestrator {name}")) as conn:
         check_current(conn)
         if kafka:
             check_access(settings.kafka)
         yield settings, conn
-
-
-def print_json(fields: object) -> None:
-    """Print for a script: one JSON value, with every text in it masked."""
-    print(json.dumps(masked(fields), indent=2), flush=True)
-
-
-def print_lines(lines: Iterable[str]) -> None:
-    """Print for a person, each line masked."""
-    print("\n".join(map(mask, lines)), flush=True)

@@ -1,16 +1,32 @@
 """`submit`: stands in for the API, for trying out."""
 
+import argparse
 import json
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from uuid import UUID, uuid4
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
+from orchestrator.cli.addresses import with_addresses
+from orchestrator.cli.exit_codes import OK
+from orchestrator.config.settings import read_kafka_settings
+from orchestrator.kafka.topics import check_access
+
 DELIVERY_S = 10  # until then the brokers have acknowledged, or they are unreachable
 
 
-def submit(
+def submit_commands(options: argparse.Namespace) -> int:
+    """Send commands as the API would; print each scenario's UUID."""
+    kafka, topic = read_kafka_settings(with_addresses(os.environ))
+    check_access(kafka)
+    for scenario in send_commands(kafka, topic, options.camera_url, options.scenario, options.count):
+        print(scenario)
+    return OK
+
+
+def send_commands(
     kafka: Mapping[str, str], topic: str, camera_url: str, scenario: UUID | None, count: int
 ) -> Iterator[UUID]:
     """Send `count` commands; yield each scenario's UUID once all are acknowledged.

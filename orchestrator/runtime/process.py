@@ -10,12 +10,10 @@ import logging
 import os
 import signal
 import socket
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from threading import Event
-from typing import NoReturn
 
 from prometheus_client import CollectorRegistry
 
@@ -108,11 +106,3 @@ def _finish(done: "Future[None]", finish_s: float) -> int:
         return 1
     log.info("process stopped")
     return 0
-
-
-def leave(code: int) -> NoReturn:
-    """End the process now, whatever its threads wait for."""
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)

@@ -7,9 +7,12 @@ import socket
 import subprocess
 import sys
 import time
+from argparse import ArgumentParser
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from inspect import signature
 from pathlib import Path
+from pkgutil import resolve_name
 from uuid import UUID, uuid4
 
 import msgspec
@@ -17,8 +20,10 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 from confluent_kafka.admin import AdminClient
 from prometheus_client import CollectorRegistry
+from shtab import SUPPORTED_SHELLS
 
-from orchestrator.cli import main as cli
+from orchestrator.cli.main import run
+from orchestrator.cli.parser import SHELLS, new_parser
 from orchestrator.embedded import Servers
 from orchestrator.embedded.server import free_port
 from orchestrator.observability import health
@@ -145,11 +150,12 @@ def test_main_stops_while_it_waits_for_the_servers(bare: System) -> None:
 
 
 STOPPED_AGAIN_AND_AGAIN = """
-from orchestrator.process import leave, run_until_stopped
+from orchestrator.__main__ import exit_now
+from orchestrator.runtime.process import run_until_stopped
 
 for number in range(60):
     assert run_until_stopped(lambda stop: (number or print("works", flush=True), stop.wait())) == 0
-leave(0)
+exit_now(0)
 """
 
 
@@ -284,7 +290,7 @@ def test_submit_prints_the_scenario_of_every_command_it_sent(system: System) -> 
 )
 def test_wrong_usage_is_exit_code_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        cli.parser().parse_args(arguments)
+        run(arguments)
     assert ended.value.code == 2
     assert "usage: orchestrator" in capsys.readouterr().err
 
@@ -298,7 +304,7 @@ def test_wrong_usage_does_not_repeat_a_password(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
-        cli.parser().parse_args(arguments)
+        run(arguments)
     said = capsys.readouterr().err
     assert "error: " in said
     assert "user:pw" not in said
@@ -333,7 +339,7 @@ def test_submit_without_settings_is_exit_code_2(tmp_path: Path) -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_says_what_it_does(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        cli.parser().parse_args([command, "--help"])
+        run([command, "--help"])
     assert ended.value.code == 0
     said = capsys.readouterr().out
     assert said.startswith(f"usage: orchestrator {command}")
@@ -341,11 +347,65 @@ def test_every_command_says_what_it_does(command: str, capsys: pytest.CaptureFix
     assert f"orchestrator {command}" in said.partition("\nexample: ")[2]
 
 
+def subcommands(parser: ArgumentParser) -> dict[str, ArgumentParser]:
+    """Return the parser of each command."""
+    assert parser._subparsers
+    (action,) = parser._subparsers._group_actions
+    assert isinstance(action.choices, dict)
+    return action.choices
+
+
+def test_every_command_is_a_function_that_takes_the_options() -> None:
+    commands = subcommands(new_parser())
+    assert commands.keys() == set(COMMANDS)
+    for parser in commands.values():
+        assert list(signature(resolve_name(parser.get_default("command"))).parameters) in (
+            ["options"],
+            ["_options"],
+        )
+
+
+WITHOUT_CLIENTS = """
+import sys
+from orchestrator.cli.main import run
+
+try:
+    run(sys.argv[1:])
+except SystemExit:
+    pass
+found = {"confluent_kafka", "psycopg"} & sys.modules.keys()
+assert not found, found
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["status", "--help"],
+        ["submit"],
+        ["completion", "bash"],
+        ["healthcheck"],
+        ["healthcheck", "--ready"],
+    ],
+    ids=" ".join,
+)
+def test_a_command_that_asks_no_server_imports_no_client_of_one(arguments: list[str]) -> None:
+    environ = INHERITED | {"METRICS_PORT": str(free_port())}
+    command = [sys.executable, "-c", WITHOUT_CLIENTS, *arguments]
+    ran = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=40, check=False)
+    assert ran.returncode == 0, ran.stderr
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh"])
 def test_the_completion_knows_every_command(shell: str) -> None:
     script = run_command({}, "completion", shell)
     assert (script.returncode, script.stderr) == (0, "")
     assert [command for command in COMMANDS if command not in script.stdout] == []
+
+
+def test_the_completion_is_for_all_shells_that_it_can_be_for() -> None:
+    assert list(SHELLS) == SUPPORTED_SHELLS
 
 
 def test_the_help_lists_every_command_and_the_exit_codes() -> None:

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from confluent_kafka import Producer
 
-from orchestrator.cli import views as screens
+from orchestrator.cli.explain import tell_story
 from orchestrator.operations.explain import explanation as explain
 from orchestrator.operations.explain import search as mentions
 from orchestrator.operations.explain import worker_history as lives
@@ -26,7 +26,7 @@ def story_of(system: System, wanted: UUID, talk: StringIO | None = None) -> tupl
     """Return what is known of an id, and how people are told."""
     with closing(system.connect()) as conn:
         story = explain.explain(system.settings, conn, wanted, talk)
-    text = "\n".join(screens.tell_story(story))
+    text = "\n".join(tell_story(story))
     assert SECRET not in text
     return story, text
 

@@ -22,7 +22,7 @@ from confluent_kafka import Message as Record
 from confluent_kafka import Producer
 
 from orchestrator.cli.parked import deal_with
-from orchestrator.cli.terminal import readable
+from orchestrator.cli.terminal import printable_key
 from orchestrator.contract.records import headers_of
 from orchestrator.embedded import Servers
 from orchestrator.kafka.reader import Span
@@ -115,6 +115,7 @@ def test_dead_letters_are_listed_by_filter_and_shown_without_their_content(lette
     )
     place = f"{record.partition()}:{record.offset()}"
     one = shown(letters, "dlq", place, "--json")
+    assert one["record_id"] == place
     assert one["reason"] == "url_scheme"
     assert one["origin"].startswith(f"{letters.settings.input_topic}:")
     assert {"name": "kafka_dlt-original-offset", "value": origin_offset(record)} in one["headers"]
@@ -183,7 +184,7 @@ KEPT = [("twice", "1"), ("twice", "\\xff"), ("nothing", None)]
 
 def test_a_key_is_shown_without_its_password_whatever_else_it_is() -> None:
     for url in ("rtsp://user:pass@cam", "rtsp://user:pa ss@cam", "x rtsp://user:pa\tss@cam"):
-        assert "ss" not in str(readable(url.encode()))
+        assert "ss" not in str(printable_key(url.encode()))
 
 
 def test_a_strangers_letter_does_no_harm_to_a_terminal(one_lane: System) -> None:
@@ -309,8 +310,8 @@ def test_discarded_letters_are_done_with_and_stay_in_the_topic(letters: System) 
     code, said = run(letters, "dlq", "retry", place, "1:99999", "--yes")
     assert code == 1
     assert "retry 0 dead letters" in said
-    assert place in said.partition("no such dead letter waits at")[2]
-    assert "1:99999" in said.partition("no such dead letter waits at")[2]
+    assert place in said.partition("no dead letter is waiting with this id")[2]
+    assert "1:99999" in said.partition("no dead letter is waiting with this id")[2]
     assert len(letters.read(letters.settings.dead_letter_topic)) == 5
     assert audit_lines(letters) == [("dlq discard --key ***", "discard", {"letters": 3})]
 
@@ -465,13 +466,13 @@ def test_parked_rows_are_sent_once_the_topic_takes_them(parked: System) -> None:
     (reason,) = listed(parked, "parked")
     assert "too large" in reason
     one = shown(parked, "parked", f"{lane}:{row_id}")
-    assert one["place"] == f"{lane}:{row_id}"
+    assert one["row_id"] == f"{lane}:{row_id}"
     assert SECRET not in str(one)
     assert SECRET in shown(parked, "parked", f"{lane}:{row_id}", "--payload")["payload"]
     assert run(parked, "parked", "show")[0] == 2  # which ones?
     code, said = run(parked, "parked", "retry", f"{lane}:{row_id}", "3:99999", "--dry-run")
     assert code == 1
-    assert "no such parked row waits at 3:99999" in said
+    assert "no parked row is waiting with this id: 3:99999" in said
     assert "retry 1 parked rows" in said
     assert parked.query("SELECT count(*) FROM outbox_parked") == [(2,)]
 
@@ -486,7 +487,7 @@ def test_parked_rows_are_sent_once_the_topic_takes_them(parked: System) -> None:
 def test_parked_rows_that_are_given_up_stay_as_a_trace_and_are_not_called_lost(parked: System) -> None:
     code, said = run(parked, "parked", "discard", "--all", "--yes")
     assert code == 0
-    assert "2 parked rows are given up" in said
+    assert "2 parked rows are discarded" in said
     assert listed(parked, "parked") == {}
     assert sum(listed(parked, "parked", "--handled").values()) == 2
     assert "retry 0 parked rows" in run(parked, "parked", "retry", "--all", "--yes")[1]

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from orchestrator.cli import views as screens
+from orchestrator.cli import status as status_command
 from orchestrator.operations import status
 from testkit.disagreement import set_marker
 from testkit.empty_installation import run_command
@@ -84,16 +84,16 @@ def test_status_says_what_it_could_not_count(system: System, monkeypatch: pytest
     """Unknown is not none: neither in numbers, nor for a lane of which only a part was counted."""
     system.accept(30)
     monkeypatch.setattr(status, "MOST_COUNTED", 2)
-    monkeypatch.setattr(screens, "MOST_COUNTED", 2)
+    monkeypatch.setattr(status_command, "MOST_COUNTED", 2)
     with closing(system.connect()) as conn:
         found = status.read_status(system.settings, conn)
         assert {lane.pending for lane in found.lanes} == {2}
-        assert "2 or more" in "\n".join(screens.show_status(found))
+        assert "2 or more" in "\n".join(status_command.render_status(found))
         monkeypatch.setattr(status, "PENDING", "SELECT pg_sleep(60) WHERE %(most)s > 0")
         monkeypatch.setattr(status, "TIMEOUT_MS", 100)
         found = status.read_status(system.settings, conn)
     assert {(lane.pending, lane.oldest_s) for lane in found.lanes} == {(None, None)}
-    assert "unknown" in "\n".join(screens.show_status(found))
+    assert "unknown" in "\n".join(status_command.render_status(found))
 
 
 def test_status_names_lanes_whose_oldest_row_waits_too_long(system: System) -> None:
@@ -102,7 +102,7 @@ def test_status_names_lanes_whose_oldest_row_waits_too_long(system: System) -> N
     with system.lane(), closing(system.connect()) as conn:
         found = status.read_status(system.settings, conn)
     assert [lane.state for lane in found.lanes] == ["behind"] + ["no owner"] * (len(found.lanes) - 1)
-    assert "/readyz" in "\n".join(screens.troubles(found._replace(relays=1)))
+    assert "/readyz" in "\n".join(status_command.warnings(found._replace(relays=1)))
 
 
 def test_status_shows_what_postgres_knows_while_kafka_is_away(system: System) -> None:

@@ -139,7 +139,7 @@ def test_without_opentelemetry_nothing_is_missed() -> None:
     code = (
         "import sys; sys.modules['opentelemetry'] = None\n"
         "from orchestrator.observability.tracing import new_tracing\n"
-        "import orchestrator.cli.main\n"
+        "import orchestrator.cli.consumer, orchestrator.cli.relay\n"
         "assert new_tracing() is None\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

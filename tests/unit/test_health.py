@@ -103,7 +103,7 @@ def test_a_process_is_dead_when_one_of_its_loops_hangs() -> None:
 def impatient_relay(silent: str, log: Path) -> Iterator[Probe]:
     """Run a real relay whose servers never answer; it calls a loop hanging after 0.1 s."""
     code = (
-        "from orchestrator.cli.main import main; from orchestrator.observability import health;"
+        "from orchestrator.__main__ import main; from orchestrator.observability import health;"
         "health.STALE_S = 0.1; main(['relay'])"
     )
     port = free_port()

@@ -6,6 +6,7 @@ import subprocess
 from collections import UserDict
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
+from pkgutil import resolve_name
 from typing import Any
 
 import kubernetes_validate  # type: ignore[import-untyped]
@@ -13,8 +14,11 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
-from orchestrator.cli import main as cli
-from orchestrator.cli.terminal import USAGE
+from orchestrator.cli.consumer import start_consumer
+from orchestrator.cli.exit_codes import USAGE
+from orchestrator.cli.parser import new_parser
+from orchestrator.cli.relay import start_relay
+from orchestrator.cli.setup import set_up_servers
 from orchestrator.config.settings import Settings, read_settings
 from orchestrator.observability.health import Health
 from orchestrator.runtime.process import FINISH_S
@@ -305,10 +309,9 @@ def test_every_variable_is_a_setting_and_all_of_them_are_good(
 @every_workload
 def test_a_container_runs_the_command_that_it_is_named_after(workload: Manifest) -> None:
     container = container_of(workload)
-    command = cli.parser().parse_args(container["args"]).command
-    assert (
-        command is {"consumer": cli.consumer, "relay": cli.relay, "setup": cli.setup}[container["name"]]
-    )
+    command = resolve_name(new_parser().parse_args(container["args"]).command)
+    commands = {"consumer": start_consumer, "relay": start_relay, "setup": set_up_servers}
+    assert command is commands[container["name"]]
     assert workload["metadata"]["name"] == f"orchestrator-{container['name']}"
     assert "command" not in container  # the image's entry point
 

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from prometheus_client import CollectorRegistry, generate_latest
 
-from orchestrator.cli import main as cli
+from orchestrator.cli.parser import new_parser
 from orchestrator.contract.messages import InvalidReason
 from orchestrator.observability.health import Health
 from orchestrator.observability.metrics import ConsumerMetrics, RelayMetrics, new_registry
@@ -298,4 +298,4 @@ COMMANDS = sorted(set(re.findall(r"`orchestrator (.*?)`", RUNBOOK, re.DOTALL)))
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_of_the_runbook_is_one_of_ours(command: str) -> None:
-    cli.parser().parse_args([PLACES.get(word, word) for word in shlex.split(command)])
+    new_parser().parse_args([PLACES.get(word, word) for word in shlex.split(command)])

@@ -1,97 +1,28 @@
-"""What `status` and `explain` show to a person: one screen, and a line for each step of a life."""
+"""`explain`: the history of an order, a line for each step."""
 
+import argparse
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
-from orchestrator.cli.terminal import table
+from orchestrator.cli.exit_codes import CHECK_FAILED, OK
+from orchestrator.cli.session import open_session
+from orchestrator.cli.terminal import print_json, print_lines
+from orchestrator.operations.explain import explanation
 from orchestrator.operations.explain.explanation import Story
 from orchestrator.operations.explain.worker_history import SHOWN, TRIES, Found, Life, Waiting
-from orchestrator.operations.status import BEHIND_S, MOST_COUNTED, DeadLetters, LaneStatus, Status
 from orchestrator.operations.text import duration
-from outbox import error_text
-
-# ---- status -----------------------------------------------------------------------------------------
 
 
-def show_status(status: Status) -> Iterator[str]:
-    """Yield one screen for people, a line each."""
-    versions = ", ".join(f"{name} {version}" for name, version in status.versions.items())
-    yield f"{status.at:%Y-%m-%d %H:%M:%S} UTC   {versions}"
-    yield f"processes: {status.consumers} consumer(s), {status.relays} relay(s) in Postgres"
-    accepted, deployed = (_rate(rate) for rate in status.rates)
-    yield f"commands made in the last minute: {accepted} accepted, {deployed} deployed"
-    yield ""
-    lanes = [
-        (
-            lane.lane,
-            lane.state,
-            lane.owner,
-            lane.epoch,
-            lane.batch_number,
-            lane.inflight,
-            _pending(lane),
-            _age(lane),
-        )
-        for lane in status.lanes
-    ]
-    yield from table(
-        ("lane", "state", "owner", "epoch", "batch_number", "inflight", "pending", "oldest"), lanes
-    )
-    yield ""
-    partitions = [
-        (one.partition, one.fault or "ok", one.offset, one.log_end, one.lag)
-        for one in status.partitions or ()
-    ]
-    yield from table(("partition", "state", "offset", "log end", "lag"), partitions)
-    yield ""
-    yield f"dead letters: {_letters(status.dead_letters)}"
-    parked = ", ".join(f"{rows} {reason}" for reason, rows in status.parked.items())
-    yield f"parked rows:  {parked or 'none'}" + ("   orchestrator parked list" if parked else "")
-    for what, command in status.refusals.items():
-        yield f"REFUSED  {what}: {command}"
-    for what, error in status.unknown.items():
-        yield f"UNKNOWN  {what}: {error_text(error)}"
-    for trouble in troubles(status):
-        yield f"NOTE     {trouble}"
-
-
-def troubles(status: Status) -> Iterator[str]:
-    """Yield what a person should know that is no refusal."""
-    if not status.relays:
-        yield "no relay is connected: nothing is sent until one runs"
-    if not status.consumers:
-        yield "no consumer is connected: nothing is accepted until one runs"
-    if status.relays and any(lane.owner is None for lane in status.lanes):
-        yield "lanes without an owner: a relay takes them within seconds"
-    if any(lane.state == "behind" for lane in status.lanes):
-        yield (
-            f"lanes behind: their oldest rows wait longer than {BEHIND_S:.0f} s; where batch_number does not"
-            " grow from look to look, the relay's /readyz says why"
-        )
-
-
-def _rate(rate: float | None) -> str:
-    return "too many to count" if rate is None else f"{rate:,.1f}/s"
-
-
-def _pending(lane: LaneStatus) -> int | str:
-    if lane.pending is None:
-        return "unknown"
-    return lane.pending if lane.pending < MOST_COUNTED else f"{MOST_COUNTED} or more"
-
-
-def _letters(letters: DeadLetters | None) -> str:
-    if letters is None:
-        return "unknown"
-    bound = " at most" if letters.at_most else ""
-    return f"{letters.waiting}{bound}" + ("   orchestrator dlq list" if letters.waiting else "")
-
-
-def _age(lane: LaneStatus) -> str | None:
-    return None if lane.oldest_s is None else duration(lane.oldest_s)
-
-
-# ---- explain ----------------------------------------------------------------------------------------
+def explain_id(options: argparse.Namespace) -> int:
+    """Show what is known of a scenario or a worker."""
+    with open_session("explain") as (settings, conn):
+        story = explanation.explain(settings, conn, options.id, sys.stderr)
+    if options.json:
+        print_json(explanation.as_fields(story))
+    else:
+        print_lines(tell_story(story))
+    return OK if story.known else CHECK_FAILED
 
 
 SEE_STATUS = "see `orchestrator status`"

@@ -1,0 +1,26 @@
+"""Where the embedded servers of `run` are reached, kept in a file for commands in another terminal."""
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+DATA = Path(".data")  # where the embedded servers keep their data
+ADDRESSES = DATA / "addresses"  # lines for a shell: export NAME=value
+
+
+def export_addresses(database_url: str, bootstrap_servers: str) -> None:
+    """Set the addresses for our child processes, print them, and keep them."""
+    addresses = {"DATABASE_URL": database_url, "KAFKA_BOOTSTRAP_SERVERS": bootstrap_servers}
+    os.environ.update(addresses)
+    lines = [f"export {name}={value}" for name, value in addresses.items()]
+    ADDRESSES.write_text("\n".join(lines) + "\n")
+    print("\n".join(lines), file=sys.stderr)
+
+
+def with_addresses(environ: Mapping[str, str]) -> Mapping[str, str]:
+    """Return the environment; without KAFKA_BOOTSTRAP_SERVERS the kept addresses are added."""
+    if "KAFKA_BOOTSTRAP_SERVERS" in environ or not ADDRESSES.exists():
+        return environ
+    lines = ADDRESSES.read_text().splitlines()
+    return {**environ, **dict(line.removeprefix("export ").split("=", 1) for line in lines)}

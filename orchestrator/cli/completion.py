@@ -1,0 +1,14 @@
+"""`completion`: the completion script of a shell."""
+
+import argparse
+
+import shtab
+
+from orchestrator.cli.exit_codes import OK
+from orchestrator.cli.parser import new_parser
+
+
+def print_completion(options: argparse.Namespace) -> int:
+    """Print the script."""
+    print(shtab.complete(new_parser(), options.shell))
+    return OK

@@ -1,0 +1,43 @@
+"""`repair`: let a refused lane or partition continue."""
+
+import argparse
+import sys
+
+from orchestrator.cli.exit_codes import OK
+from orchestrator.cli.session import open_session
+from orchestrator.cli.terminal import UsageError, ask, require_answer
+from orchestrator.operations.repair.lane import Repair, repair_lanes
+from orchestrator.operations.repair.partition import repair_partitions
+
+
+def repair(options: argparse.Namespace) -> int:
+    """Say what a repair will do, ask, and do it."""
+    require_answer(options)
+    if options.number is None and isinstance(options.start, int):
+        raise UsageError("--from OFFSET needs one partition, not all")
+    with open_session("repair") as (settings, conn):
+        run = Repair(
+            settings,
+            conn,
+            command_of(options),
+            options.dry_run,
+            say=print,
+            agrees=lambda: options.yes or ask("Go on?"),
+            undecided={"publish": "unsent", "skip": "published"}.get(options.unknown_rows),
+            talk=sys.stderr,
+        )
+        if options.what == "lane":
+            repair_lanes(run, options.number)
+        else:
+            repair_partitions(run, options.number, options.start)
+    return OK
+
+
+def command_of(options: argparse.Namespace) -> str:
+    """Return the command as it was typed, for the table `repairs`."""
+    words = ["repair", options.what, "all" if options.number is None else str(options.number)]
+    if options.unknown_rows is not None:
+        words += ["--unknown-rows", options.unknown_rows]
+    if options.start is not None:
+        words += ["--from", str(options.start)]
+    return " ".join(words)

@@ -1,0 +1,130 @@
+"""`status`: one screen, once or repeated."""
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+
+import psycopg
+from confluent_kafka import KafkaException
+
+from orchestrator.cli.exit_codes import CHECK_FAILED, OK, UNREACHABLE
+from orchestrator.cli.parser import WATCH_S
+from orchestrator.cli.session import open_session
+from orchestrator.cli.terminal import print_error, print_json, print_lines, table
+from orchestrator.operations import status
+from orchestrator.operations.status import BEHIND_S, MOST_COUNTED, DeadLetters, LaneStatus, Status
+from orchestrator.operations.text import duration
+from outbox import DatabaseNotReady, error_text
+
+PAUSE_FACTOR = 4  # times as long as the reading took: --watch costs at most a fifth of the time
+CLEAR = "\x1b[H\x1b[2J"
+
+
+def show_status(options: argparse.Namespace) -> int:
+    """Show the status, once or until Ctrl-C."""
+    if not options.watch:
+        return show_once(options)
+    with suppress(KeyboardInterrupt):
+        while True:
+            began = time.monotonic()
+            try:
+                show_once(options)
+            except (psycopg.Error, DatabaseNotReady) as error:  # just then it is watched: go on
+                print_error(UNREACHABLE, error_text(error))
+            time.sleep(max(WATCH_S, PAUSE_FACTOR * (time.monotonic() - began)))
+    return OK
+
+
+def show_once(options: argparse.Namespace) -> int:
+    """Read the status and show it; return the exit code."""
+    with open_session("status", kafka=False) as (settings, conn):
+        found = status.read_status(settings, conn)
+    if options.json:
+        print_json(status.as_fields(found))
+    else:
+        if options.watch and sys.stdout.isatty():
+            print(CLEAR, end="")
+        print_lines(render_status(found))
+    if any(isinstance(error, KafkaException) for error in found.unknown.values()):
+        return UNREACHABLE
+    return CHECK_FAILED if found.unknown else OK
+
+
+def render_status(status: Status) -> Iterator[str]:
+    """Yield the lines of the screen."""
+    versions = ", ".join(f"{name} {version}" for name, version in status.versions.items())
+    yield f"{status.at:%Y-%m-%d %H:%M:%S} UTC   {versions}"
+    yield f"processes: {status.consumers} consumer(s), {status.relays} relay(s) in Postgres"
+    accepted, deployed = (_rate(rate) for rate in status.rates)
+    yield f"commands made in the last minute: {accepted} accepted, {deployed} deployed"
+    yield ""
+    lanes = [
+        (
+            lane.lane,
+            lane.state,
+            lane.owner,
+            lane.epoch,
+            lane.batch_number,
+            lane.inflight,
+            _pending(lane),
+            _age(lane),
+        )
+        for lane in status.lanes
+    ]
+    yield from table(
+        ("lane", "state", "owner", "epoch", "batch_number", "inflight", "pending", "oldest"), lanes
+    )
+    yield ""
+    partitions = [
+        (one.partition, one.fault or "ok", one.offset, one.log_end, one.lag)
+        for one in status.partitions or ()
+    ]
+    yield from table(("partition", "state", "offset", "log end", "lag"), partitions)
+    yield ""
+    yield f"dead letters: {_letters(status.dead_letters)}"
+    parked = ", ".join(f"{rows} {reason}" for reason, rows in status.parked.items())
+    yield f"parked rows:  {parked or 'none'}" + ("   orchestrator parked list" if parked else "")
+    for what, command in status.refusals.items():
+        yield f"REFUSED  {what}: {command}"
+    for what, error in status.unknown.items():
+        yield f"UNKNOWN  {what}: {error_text(error)}"
+    for warning in warnings(status):
+        yield f"NOTE     {warning}"
+
+
+def warnings(status: Status) -> Iterator[str]:
+    """Yield what an operator should know and that is not refused."""
+    if not status.relays:
+        yield "no relay is connected: nothing is sent until one runs"
+    if not status.consumers:
+        yield "no consumer is connected: nothing is accepted until one runs"
+    if status.relays and any(lane.owner is None for lane in status.lanes):
+        yield "lanes without an owner: a relay takes them within seconds"
+    if any(lane.state == "behind" for lane in status.lanes):
+        yield (
+            f"lanes behind: their oldest rows wait longer than {BEHIND_S:.0f} s; if the batch number"
+            " does not grow from one status to the next, the relay's /readyz says why"
+        )
+
+
+def _rate(rate: float | None) -> str:
+    return "too many to count" if rate is None else f"{rate:,.1f}/s"
+
+
+def _pending(lane: LaneStatus) -> int | str:
+    if lane.pending is None:
+        return "unknown"
+    return lane.pending if lane.pending < MOST_COUNTED else f"{MOST_COUNTED} or more"
+
+
+def _letters(letters: DeadLetters | None) -> str:
+    if letters is None:
+        return "unknown"
+    bound = " at most" if letters.at_most else ""
+    return f"{letters.waiting}{bound}" + ("   orchestrator dlq list" if letters.waiting else "")
+
+
+def _age(lane: LaneStatus) -> str | None:
+    return None if lane.oldest_s is None else duration(lane.oldest_s)
