@@ -1,13 +1,13 @@
-# One image for all processes: `consumer`, `relay`, `setup`; without a command `run` does the whole job.
+# One image for all processes: `consumer`, `relay`, `setup`; without a command `run` does setup and starts both.
 FROM python:3.13-slim-bookworm AS pip
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 
 FROM pip AS dependencies
 COPY requirements.txt /
-# Wheels only: there is no compiler here, and none is wanted.
+# Wheels only: the image has no compiler.
 RUN pip install --require-hashes --only-binary :all: --prefix /installed -r /requirements.txt
 
-FROM pip AS ours
+FROM pip AS application
 COPY requirements-build.txt /
 RUN pip install --require-hashes --only-binary :all: -r /requirements-build.txt
 WORKDIR /source
@@ -16,10 +16,10 @@ RUN pip install --no-deps --no-build-isolation --prefix /installed .
 
 FROM python:3.13-slim-bookworm
 ENV PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
-# A layer for each: the dependencies stay the same from release to release.
+# A layer for each: the dependencies rarely change between releases.
 COPY --from=dependencies /installed /usr/local
-COPY --from=ours /installed /usr/local
-# A number, so that Kubernetes can tell that it is not root.
+COPY --from=application /installed /usr/local
+# A number, so that Kubernetes can check that it is not root.
 USER 10001:10001
 EXPOSE 9464 9465
 STOPSIGNAL SIGTERM

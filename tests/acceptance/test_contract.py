@@ -373,7 +373,7 @@ def test_the_channels_are_the_topics_of_the_default_settings() -> None:
         name: getattr(DEFAULTS, name.lower())
         for name in ("INPUT_TOPIC", "OUTPUT_TOPIC", "DEAD_LETTER_TOPIC", "MARKER_TOPIC")
     }
-    assert ASYNCAPI["channels"]["progress"]["bindings"]["kafka"]["partitions"] == DEFAULT_LANES
+    assert ASYNCAPI["channels"]["markers"]["bindings"]["kafka"]["partitions"] == DEFAULT_LANES
     group = ASYNCAPI["operations"]["acceptCommand"]["bindings"]["kafka"]["groupId"]
     assert group["const"] == DEFAULTS.consumer_group
     assert str(DEFAULTS.max_message_bytes) in FILES["command.schema.json"]["description"]
