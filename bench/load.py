@@ -9,7 +9,7 @@ import msgspec
 from confluent_kafka import Message, Producer
 
 from orchestrator.contract.messages import DeployOrder
-from orchestrator.kafka.reader import following
+from orchestrator.kafka.reader import tail_topic
 from testkit.system import System
 
 COMMANDS_PER_SCENARIO = 10
@@ -133,5 +133,5 @@ ORDER = msgspec.json.Decoder(DeployOrder)
 def reading(system: System, keep: bool = False) -> Iterator[Arrivals]:
     """Read the output topic as the Runner would, while the block runs."""
     arrivals = Arrivals(keep)
-    with following(system.settings.kafka, system.settings.output_topic, arrivals.note):
+    with tail_topic(system.settings.kafka, system.settings.output_topic, arrivals.note):
         yield arrivals

@@ -36,8 +36,8 @@ from orchestrator.consumer.session import ConsumerSession
 from orchestrator.contract import workers
 from orchestrator.contract.messages import DeployOrder, encode_order
 from orchestrator.embedded import Servers
-from orchestrator.kafka.reader import find_spans, read_spans
-from orchestrator.kafka.topics import read_beginnings
+from orchestrator.kafka.reader import find_ranges, read_ranges
+from orchestrator.kafka.topics import read_log_start_offsets
 from orchestrator.observability.health import Health
 from orchestrator.observability.metrics import ConsumerMetrics, new_registry
 from orchestrator.operations.audit import Audit, audit
@@ -174,8 +174,8 @@ class System:
     def read(self, topic: str) -> list[Record]:
         """Return all committed records of a topic."""
         kafka = self.settings.kafka
-        spans = find_spans(AdminClient(dict(kafka)), topic)
-        return [record for chunk in read_spans(kafka, topic, spans) for record in chunk]
+        spans = find_ranges(AdminClient(dict(kafka)), topic)
+        return [record for chunk in read_ranges(kafka, topic, spans) for record in chunk]
 
     def orders(self) -> list[DeployOrder]:
         """Return the deploy orders that a read_committed Runner sees."""
@@ -457,7 +457,9 @@ def has_leaders(system: System, topic: str = "") -> bool:
     """Say whether the brokers have elected leaders for a topic, the input topic unless told."""
     admin = AdminClient(dict(system.settings.kafka))
     try:
-        return bool(read_beginnings(admin, topic or system.settings.input_topic, range(PARTITIONS)))
+        return bool(
+            read_log_start_offsets(admin, topic or system.settings.input_topic, range(PARTITIONS))
+        )
     except KafkaException:
         return False
 

@@ -11,7 +11,7 @@ from confluent_kafka import Message
 
 from orchestrator.contract.messages import DeployOrder, encode_order, worker_id
 from orchestrator.embedded import Servers
-from orchestrator.kafka.reader import following
+from orchestrator.kafka.reader import tail_topic
 
 PATIENCE_S = 60.0  # without a new order; then something is broken
 LOOK_S = 0.02
@@ -102,5 +102,5 @@ ORDER = msgspec.json.Decoder(DeployOrder)
 def reading(servers: Servers, topic: str) -> Iterator[Arrivals]:
     """Read a topic as the Runner would, while the block runs."""
     arrivals = Arrivals()
-    with following({"bootstrap.servers": servers.bootstrap_servers}, topic, arrivals.note):
+    with tail_topic({"bootstrap.servers": servers.bootstrap_servers}, topic, arrivals.note):
         yield arrivals

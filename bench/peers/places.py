@@ -20,7 +20,7 @@ from psycopg.conninfo import make_conninfo
 
 from bench.peers.orders import NotDelivered
 from orchestrator.embedded import Servers
-from orchestrator.kafka.topics import Admin, read_beginnings
+from orchestrator.kafka.topics import Admin, read_log_start_offsets
 from testkit.eventually import eventually
 from testkit.system import PARTITIONS
 
@@ -47,7 +47,7 @@ def new_topic(servers: Servers, endings: Sequence[str] = ()) -> Iterator[str]:
 def _has_leaders(admin: AdminClient, topic: str) -> bool:
     """Say whether the topic can be read. A reader that comes too early finds no partitions."""
     try:
-        return bool(read_beginnings(admin, topic, range(PARTITIONS)))
+        return bool(read_log_start_offsets(admin, topic, range(PARTITIONS)))
     except KafkaException:
         return False
 

@@ -32,7 +32,7 @@ from rich.table import Table
 from orchestrator.cli.exit_codes import CHECK_FAILED, OK
 from orchestrator.config.settings import Settings, read_settings
 from orchestrator.contract.messages import Command, DeployOrder
-from orchestrator.kafka.reader import following
+from orchestrator.kafka.reader import tail_topic
 from orchestrator.operations.audit import audit
 from orchestrator.runtime.setup import set_up
 from orchestrator.runtime.supervisor import CHILDREN_S, Child
@@ -198,7 +198,7 @@ def reading(settings: Settings) -> Iterator[list[Delivery]]:
             for record in records
         )
 
-    with following(settings.kafka, settings.output_topic, take):
+    with tail_topic(settings.kafka, settings.output_topic, take):
         yield deliveries
 
 

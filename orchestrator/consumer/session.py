@@ -46,6 +46,7 @@ POLL_S = 0.5  # how long the loop waits for a first record before it looks at `s
 SHOW_S = 0.5  # how old the offsets may be that lag tools see
 LONGEST_PAUSE_S = 0.02  # between two batches of a busy consumer
 PING_S = 2.0  # how soon an idle session finds out that Postgres has gone
+TOPIC_CHECK_S = 1.0  # how soon it is seen that the topic was recreated
 RECHECK_S = 10.0  # how soon a paused partition that was repaired goes on by itself
 
 # The log no longer holds what comes next: the partition waits for a person.
@@ -109,7 +110,7 @@ class ConsumerSession:
         ).build
         self._lanes = count_lanes(conn)
         self._admin = topics.Admin(settings.kafka)
-        self._topic = topics.TopicWatch(self._admin, settings.input_topic)
+        self._topic = topics.TopicWatch(self._admin, settings.input_topic, TOPIC_CHECK_S)
         self._positions: dict[int, Position] = {}
         self.paused: dict[int, str] = {}  # partitions that wait for a person, and why
         self._unshown: dict[int, int] = {}  # next offsets that Kafka has not been shown
@@ -154,13 +155,13 @@ class ConsumerSession:
         """Accept one batch; return the records consumed."""
         if self._cut_off:
             raise KafkaException(self._cut_off)  # and not a poll that waits and looks idle
-        self._topic.check()
+        self._topic.poll()
         self._recheck_paused()
         records = self._poll()
         if records:
             crash_point("consumer.polled")
             started = time.perf_counter()
-            self._topic.ask()  # after the records: the answer holds for them
+            self._topic.begin_check()  # after the records: the answer holds for them
             self._accept(self._read(records))
             if len(records) < self._settings.batch_size:
                 time.sleep(self._pace.pause_s(time.perf_counter() - started))
@@ -265,7 +266,7 @@ class ConsumerSession:
             crash_point("consumer.inserted")
             enqueue(self._conn, batch.messages_about(accepted) + batch.dead, self._lanes)
             crash_point("consumer.enqueued")
-            self._topic.confirm()  # or records of a topic made anew would be taken for the old one's
+            self._topic.finish_check()  # or records of the recreated topic would count as the old
         return len(accepted)
 
     def _show_offsets(self) -> None:
@@ -333,7 +334,7 @@ class ConsumerSession:
         new = [partition for partition in partitions if partition not in known]
         if not new:
             return known
-        beginnings = topics.read_beginnings(self._admin, topic, new)
+        beginnings = topics.read_log_start_offsets(self._admin, topic, new)
         for partition in new:
             offsets.insert_position(
                 self._conn, group, topic, partition, self._topic.id, beginnings[partition]

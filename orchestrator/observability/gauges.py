@@ -134,7 +134,7 @@ def lag_gauges(
         for partition in offsets.keys() - set(waiting):
             metrics.position.labels(str(partition)).set(offsets[partition])
         try:
-            ends = topics.read_ends(admin, settings.input_topic, list(offsets))
+            ends = topics.read_high_watermarks(admin, settings.input_topic, list(offsets))
         except KafkaException:
             ends = {}
         metrics.lag.clear()

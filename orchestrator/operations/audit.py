@@ -20,7 +20,14 @@ from confluent_kafka import Message as Record
 
 from orchestrator.contract.messages import DeployOrder
 from orchestrator.kafka import topics
-from orchestrator.kafka.reader import CLOCKS, Span, find_spans, kept_since, read_spans, time_of
+from orchestrator.kafka.reader import (
+    MAX_CLOCK_SKEW,
+    OffsetRange,
+    complete_since,
+    find_ranges,
+    read_ranges,
+    time_of,
+)
 from outbox import Connection
 from outbox.admin import check_session
 
@@ -88,12 +95,12 @@ def audit(
     check_session(conn)  # temporary tables, too, are a session's
     admin = topics.Admin(kafka)
     (started,) = cast("tuple[datetime]", conn.execute(NOW).fetchone())  # before the marks
-    earliest = None if since is None else int((since - CLOCKS).timestamp() * 1000)
-    spans = find_spans(admin, topic, earliest)
+    earliest = None if since is None else int((since - MAX_CLOCK_SKEW).timestamp() * 1000)
+    spans = find_ranges(admin, topic, earliest)
     with temporary_tables(conn):
         read = copy_topic(conn, kafka, topic, spans, talk)
         # What retention deleted is not missed; where all is deleted, only `since` can tell from when.
-        kept = kept_since(admin, topic, spans, read.oldest, None if since else started)
+        kept = complete_since(admin, topic, spans, read.oldest, None if since else started)
         since = max((time for time in (since, kept) if time), default=None)
         return compare(conn, read.records, started, since)
 
@@ -137,13 +144,13 @@ def copy_topic(
     conn: Connection,
     kafka: Mapping[str, str],
     topic: str,
-    spans: Mapping[int, Span],
+    spans: Mapping[int, OffsetRange],
     talk: TextIO | None,
 ) -> Read:
     """Copy the places and ids of the records into Postgres, chunk by chunk."""
     records = 0
     oldest: dict[int, datetime] = {}
-    for chunk in read_spans(kafka, topic, spans, talk):
+    for chunk in read_ranges(kafka, topic, spans, talk):
         with conn.cursor().copy(COPY) as copy:
             copy.set_types(["int4", "int8", "uuid", "uuid"])
             for record in chunk:

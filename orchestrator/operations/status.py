@@ -20,7 +20,7 @@ from orchestrator.consumer import offsets
 from orchestrator.consumer.offsets import Position
 from orchestrator.contract.repair_commands import repair_of_lane, repair_of_partition
 from orchestrator.kafka import topics
-from orchestrator.kafka.reader import Span, find_spans
+from orchestrator.kafka.reader import OffsetRange, find_ranges
 from orchestrator.kafka.topics import TopicMissing
 from orchestrator.observability.metrics import release
 from orchestrator.operations.dead_letters.filter import Selection
@@ -246,13 +246,13 @@ def read_partitions(settings: Settings, conn: Connection, admin: topics.Admin) -
     topic = settings.input_topic
     positions = offsets.read_positions(conn, settings.consumer_group, topic)
     # After the positions: an end that is older than a position would look like a truncated log.
-    topic_id, logs = topics.topic_id(admin, topic), find_spans(admin, topic)
+    topic_id, logs = topics.topic_id(admin, topic), find_ranges(admin, topic)
     return [
         _judge(number, positions.get(number), topic_id, log) for number, log in sorted(logs.items())
     ]
 
 
-def _judge(number: int, position: Position | None, topic_id: UUID, log: Span) -> PartitionStatus:
+def _judge(number: int, position: Position | None, topic_id: UUID, log: OffsetRange) -> PartitionStatus:
     if position is None:
         return PartitionStatus(number, None, log.end, log.length, None, None)
     fault = fault_of(position, topic_id, log)

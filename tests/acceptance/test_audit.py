@@ -14,7 +14,7 @@ from confluent_kafka.admin import AdminClient
 
 from orchestrator.contract.messages import DeployOrder, encode_order
 from orchestrator.embedded.server import free_port
-from orchestrator.kafka.reader import Progress, Span, find_spans
+from orchestrator.kafka.reader import OffsetRange, Progress, find_ranges
 from orchestrator.operations import audit
 from testkit.empty_installation import run_command
 from testkit.eventually import eventually
@@ -185,13 +185,13 @@ def test_what_is_deployed_after_the_marks_were_taken_is_no_fault(
         lane.recover()
         lane.drain()
 
-        def find_and_go_on(*values: Any) -> dict[int, Span]:
-            spans = find_spans(*values)
+        def find_and_go_on(*values: Any) -> dict[int, OffsetRange]:
+            spans = find_ranges(*values)
             one_lane.accept(5)
             lane.drain()
             return spans
 
-        monkeypatch.setattr(audit, "find_spans", find_and_go_on)
+        monkeypatch.setattr(audit, "find_ranges", find_and_go_on)
         found = one_lane.audit()
     assert found.clean, found
     assert (found.deployed, found.published) == (10, 5)
@@ -301,7 +301,7 @@ class Quick(Progress):
 def test_progress_is_one_line_on_a_terminal_and_plain_lines_elsewhere(
     stream: StringIO, wanted: str
 ) -> None:
-    progress = Quick("x", {0: Span(0, 1000), 1: Span(500, 2500)}, stream)
+    progress = Quick("x", {0: OffsetRange(0, 1000), 1: OffsetRange(500, 2500)}, stream)
     for _ in range(2):
         progress.advance(1000)
     progress.close()

@@ -25,7 +25,7 @@ from orchestrator.cli.parked import deal_with
 from orchestrator.cli.terminal import printable_key
 from orchestrator.contract.records import headers_of
 from orchestrator.embedded import Servers
-from orchestrator.kafka.reader import Span
+from orchestrator.kafka.reader import OffsetRange
 from orchestrator.operations.dead_letters.headers import Origin, identity_of
 from orchestrator.operations.dead_letters.letters import Letter, Letters, count_handled, handle
 from orchestrator.runtime.migrations import migrate
@@ -434,8 +434,8 @@ def test_letters_that_are_done_with_are_counted_while_they_are_in_the_log(databa
     with closing(database.connect()) as conn:
         assert handle(conn, letters, chosen, "discard", "dlq discard --all") == 4
         for first, end, count in ((0, 9, 4), (3, 9, 2), (5, 9, 0), (0, 2, 1)):
-            assert count_handled(conn, letters._replace(spans={0: Span(first, end)})) == count
-        assert count_handled(conn, letters._replace(spans={1: Span(0, 9)})) == 0
+            assert count_handled(conn, letters._replace(spans={0: OffsetRange(first, end)})) == count
+        assert count_handled(conn, letters._replace(spans={1: OffsetRange(0, 9)})) == 0
 
 
 # ---- parked rows ------------------------------------------------------------------------------------

@@ -201,7 +201,7 @@ def begins_at(system: System, offset: int) -> bool:
     """Say whether the log of input partition 0 begins there."""
     admin, topic = AdminClient(dict(system.settings.kafka)), system.settings.input_topic
     try:
-        return topics.read_beginnings(admin, topic, [0]) == {0: offset}
+        return topics.read_log_start_offsets(admin, topic, [0]) == {0: offset}
     except KafkaException:  # a busy broker may just have taken the partition anew
         return False
 

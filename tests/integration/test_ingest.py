@@ -336,7 +336,7 @@ def test_partitions_added_under_a_running_consumer_are_read_from_their_beginning
     system.submit(3)
     eventually(lambda: accepted(system) == 3)
     admin.create_partitions([NewPartitions(topic, PARTITIONS + 2)])[topic].result()
-    eventually(lambda: len(topics.describe(admin, topic).partitions) == PARTITIONS + 2)
+    eventually(lambda: len(topics.describe_topic(admin, topic).partitions) == PARTITIONS + 2)
     for partition in range(PARTITIONS + 2):  # before the consumer has seen them
         system.produce(command(), command(), partition=partition)
     eventually(lambda: accepted(system) == 3 + 2 * (PARTITIONS + 2), 20)

@@ -9,7 +9,7 @@ from hashlib import blake2b
 from typing import NamedTuple
 from uuid import UUID
 
-from orchestrator.kafka.reader import to_time
+from orchestrator.kafka.reader import datetime_from_ms
 from outbox import Headers
 
 RETRY_OF = "dlq-retry-of"  # of a command that was sent again: topic id, partition, offset of the letter
@@ -56,7 +56,7 @@ class Origin(NamedTuple):
     @property
     def made_at(self) -> datetime:
         """Return the time of the record."""
-        return to_time(number_in(self.timestamp))
+        return datetime_from_ms(number_in(self.timestamp))
 
 
 def origin_of(headers: Iterable[Header]) -> Origin | None:

@@ -17,7 +17,7 @@ from confluent_kafka import Message as Record
 from orchestrator.config.settings import Settings
 from orchestrator.contract.records import headers_of
 from orchestrator.kafka import topics
-from orchestrator.kafka.reader import Span, find_spans, read_spans, time_of
+from orchestrator.kafka.reader import OffsetRange, find_ranges, read_ranges, time_of
 from orchestrator.observability.logs import mask
 from orchestrator.operations.dead_letters.filter import Place, Selection
 from orchestrator.operations.dead_letters.headers import (
@@ -70,25 +70,25 @@ class Letters(NamedTuple):
 
     settings: Settings
     topic_id: UUID
-    spans: Mapping[int, Span]
+    spans: Mapping[int, OffsetRange]
 
 
 def find_letters(settings: Settings, selection: Selection) -> Letters:
     """Look which part of the topic of now holds what is meant. Raises TopicMissing, KafkaException."""
     admin, topic = topics.Admin(settings.kafka), settings.dead_letter_topic
     since_ms = None if selection.since is None else int(selection.since.timestamp() * 1000)
-    spans = find_spans(admin, topic, since_ms)
+    spans = find_ranges(admin, topic, since_ms)
     if selection.places:
         spans = {p: _narrow(span, selection.places, p) for p, span in spans.items()}
     return Letters(settings, topics.topic_id(admin, topic), spans)
 
 
-def _narrow(span: Span, places: frozenset[Place], partition: int) -> Span:
+def _narrow(span: OffsetRange, places: frozenset[Place], partition: int) -> OffsetRange:
     """Return the part of a partition between the first and the last place that is wanted."""
     offsets = [offset for number, offset in places if number == partition]
     if not offsets:
-        return Span(span.end, span.end)
-    return Span(max(span.first, min(offsets)), min(span.end, max(offsets) + 1))
+        return OffsetRange(span.end, span.end)
+    return OffsetRange(max(span.first, min(offsets)), min(span.end, max(offsets) + 1))
 
 
 def read_letters(
@@ -96,7 +96,7 @@ def read_letters(
 ) -> Iterator[list[Letter]]:
     """Yield what is meant, in chunks, in order per partition; those that are done with, too."""
     settings = letters.settings
-    for chunk in read_spans(settings.kafka, settings.dead_letter_topic, letters.spans, talk):
+    for chunk in read_ranges(settings.kafka, settings.dead_letter_topic, letters.spans, talk):
         found = [
             letter
             for letter in map(letter_of, chunk)

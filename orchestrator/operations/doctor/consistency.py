@@ -10,7 +10,7 @@ from confluent_kafka.admin import ResourceType  # type: ignore[attr-defined]  # 
 from orchestrator.consumer import offsets
 from orchestrator.contract.repair_commands import repair_of_lane, repair_of_partition
 from orchestrator.kafka import topics
-from orchestrator.kafka.reader import Span
+from orchestrator.kafka.reader import OffsetRange
 from orchestrator.kafka.topics import REQUEST_S
 from orchestrator.operations.doctor.check import Answer, Site, all_of, count, partitions
 from orchestrator.operations.doctor.kafka import NOT_ALLOWED, ask_configs, lost, values_of, was_lost
@@ -91,15 +91,15 @@ def input_positions(site: Site) -> Answer:
     found = site.topic(topic)
     topic_id, ids = topics.id_of(found), [partition.id for partition in found.partitions]
     shown = read_shown(site, group, topic)
-    beginnings = topics.read_beginnings(site.admin, topic, ids)
+    beginnings = topics.read_log_start_offsets(site.admin, topic, ids)
     stored = offsets.read_positions(site.conn, group, topic)
-    ends = topics.read_ends(site.admin, topic, ids)
+    ends = topics.read_high_watermarks(site.admin, topic, ids)
     remarks: list[Answer] = []
     for partition, position in stored.items():
         if partition not in ids:
             text = f"partition {partition} is not in {topic} any more: was it made again with fewer?"
             remarks.append(("warning", text))
-        elif fault := fault_of(position, topic_id, Span(beginnings[partition], ends[partition])):
+        elif fault := fault_of(position, topic_id, OffsetRange(beginnings[partition], ends[partition])):
             remarks.append(
                 ("failed", f"partition {partition}: {fault}: {repair_of_partition(partition)}")
             )

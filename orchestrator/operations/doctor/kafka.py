@@ -76,8 +76,8 @@ class Client(Admin):
 
     last: KafkaError | None = None
 
-    def _note(self, error: KafkaError) -> None:
-        super()._note(error)
+    def _on_error(self, error: KafkaError) -> None:
+        super()._on_error(error)
         if error.code() != KafkaError._ALL_BROKERS_DOWN:
             self.last = error
 
@@ -91,7 +91,7 @@ def reach(site: Site) -> Answer:
         cluster = asked.result()
     except KafkaException as error:
         client.poll(0)
-        reason = (client.refusal or client.last or error.args[0]).str().partition(" (after ")[0]
+        reason = (client.auth_error or client.last or error.args[0]).str().partition(" (after ")[0]
         return "unreachable", (
             f"no broker of {servers} serves us: {reason}: see that one runs and can be reached, and"
             " that KAFKA_BOOTSTRAP_SERVERS and KAFKA_CONFIG_* are right"

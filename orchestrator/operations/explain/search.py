@@ -14,7 +14,7 @@ from orchestrator.config.settings import Settings
 from orchestrator.consumer import offsets
 from orchestrator.consumer.offsets import Position
 from orchestrator.kafka import topics
-from orchestrator.kafka.reader import Span, find_spans, read_spans
+from orchestrator.kafka.reader import OffsetRange, find_ranges, read_ranges
 from orchestrator.operations.dead_letters.filter import Selection
 from orchestrator.operations.dead_letters.letters import Letter, find_letters, read_letters
 from orchestrator.operations.explain.worker_history import SHOWN, Found, Waiting, place_of
@@ -49,25 +49,27 @@ def search_input(settings: Settings, conn: Connection, wanted: UUID) -> tuple[li
     positions = offsets.read_positions(
         conn, settings.consumer_group, topic
     )  # before the ends: never behind them
-    topic_id, logs = topics.topic_id(admin, topic), find_spans(admin, topic)
+    topic_id, logs = topics.topic_id(admin, topic), find_ranges(admin, topic)
     unread = {p: _unread_of(positions.get(p), topic_id, log) for p, log in logs.items()}
     share = UNREAD // max(sum(span.length > 0 for span in unread.values()), 1)
-    spans = {p: Span(span.first, min(span.end, span.first + share)) for p, span in unread.items()}
+    spans = {
+        p: OffsetRange(span.first, min(span.end, span.first + share)) for p, span in unread.items()
+    }
     unsearched = sum(span.end - spans[p].end for p, span in unread.items())
     found = [
         place_of(record)
-        for chunk in read_spans(settings.kafka, topic, spans)
+        for chunk in read_ranges(settings.kafka, topic, spans)
         for record in chunk
         if mentions(wanted, record.key(), record.value())
     ]
     return found, unsearched
 
 
-def _unread_of(position: Position | None, topic_id: UUID, log: Span) -> Span:
+def _unread_of(position: Position | None, topic_id: UUID, log: OffsetRange) -> OffsetRange:
     """Return what is left to consume: all, if the position says nothing of this log."""
     if position is None or fault_of(position, topic_id, log):
         return log
-    return Span(position.next_offset, log.end)
+    return OffsetRange(position.next_offset, log.end)
 
 
 COUNT_UNPUBLISHED = "SELECT count(*) FROM outbox WHERE topic = %(topic)s"

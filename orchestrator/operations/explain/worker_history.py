@@ -15,7 +15,14 @@ from confluent_kafka import Message as Record
 from orchestrator.config.settings import Settings
 from orchestrator.contract.messages import MS_BITS, worker_id
 from orchestrator.kafka import topics
-from orchestrator.kafka.reader import CLOCKS, Span, find_spans, read_spans, time_of, to_time
+from orchestrator.kafka.reader import (
+    MAX_CLOCK_SKEW,
+    OffsetRange,
+    datetime_from_ms,
+    find_ranges,
+    read_ranges,
+    time_of,
+)
 from orchestrator.operations.audit import row_of
 from outbox import Connection
 
@@ -103,7 +110,7 @@ def find_workers_of(conn: Connection, scenario: UUID) -> list[Row]:
 def begin(conn: Connection, row: Row) -> Life:
     """Return what Postgres knows of a worker."""
     worker = row[0]
-    commanded_at = to_time(time_ms_of(worker)) if worker.version == 8 else None
+    commanded_at = datetime_from_ms(time_ms_of(worker)) if worker.version == 8 else None
     return Life(*row, commanded_at, None, 0, find_row(conn, worker), None, ())
 
 
@@ -148,7 +155,9 @@ def find_commands(settings: Settings, lives: Sequence[Life]) -> list[Life]:
     if not missing:
         return found
     # Deleted by retention, perhaps: what the log held before.
-    older = {p: Span(max(s.first - TRIES, 0), s.first) for p, s in find_spans(admin, topic).items()}
+    older = {
+        p: OffsetRange(max(s.first - TRIES, 0), s.first) for p, s in find_ranges(admin, topic).items()
+    }
     places = _try_places(missing, topic_id, older)
     return [
         life._replace(command=Found(topic, *places[life.worker_id], None), untried=0)
@@ -163,7 +172,7 @@ def _find_command(admin: topics.Admin, topic: str, topic_id: UUID, life: Life) -
     if life.commanded_at is None:
         return life
     time_ms = time_ms_of(life.worker_id)
-    spans = find_spans(admin, topic, time_ms or None)  # by time 0 a record without a time is not found
+    spans = find_ranges(admin, topic, time_ms or None)  # by time 0 a record without a time is not found
     place = _try_places([life.worker_id], topic_id, spans).get(life.worker_id)
     if place is None:
         return life._replace(untried=sum(max(span.length - TRIES, 0) for span in spans.values()))
@@ -171,7 +180,7 @@ def _find_command(admin: topics.Admin, topic: str, topic_id: UUID, life: Life) -
 
 
 def _try_places(
-    workers: Sequence[UUID], topic_id: UUID, spans: Mapping[int, Span]
+    workers: Sequence[UUID], topic_id: UUID, spans: Mapping[int, OffsetRange]
 ) -> dict[UUID, tuple[int, int]]:
     """Return partition and offset of which the workers' ids are made.
 
@@ -229,16 +238,16 @@ def find_orders(settings: Settings, lives: Sequence[Life], talk: TextIO | None) 
 
 def _earliest(life: Life) -> datetime:
     """Return a time before which the order was not published, the clocks apart."""
-    return life.created_at or life.commanded_at or to_time(0)
+    return life.created_at or life.commanded_at or datetime_from_ms(0)
 
 
 def _read_since(
     settings: Settings, since: datetime, talk: TextIO | None
 ) -> Generator[list[Record], None, None]:
     admin, topic = topics.Admin(settings.kafka), settings.output_topic
-    since_ms = max(int((since.timestamp() - CLOCKS.total_seconds()) * 1000), 0)
-    spans = find_spans(admin, topic, since_ms or None)
-    return read_spans(settings.kafka, topic, spans, talk)
+    since_ms = max(int((since.timestamp() - MAX_CLOCK_SKEW.total_seconds()) * 1000), 0)
+    spans = find_ranges(admin, topic, since_ms or None)
+    return read_ranges(settings.kafka, topic, spans, talk)
 
 
 def place_of(record: Record) -> Found:

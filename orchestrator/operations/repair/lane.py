@@ -25,7 +25,7 @@ from orchestrator.contract.repair_commands import repair_of_partition
 from orchestrator.contract.workers import set_deployed
 from orchestrator.errors import NotRepaired
 from orchestrator.kafka import topics
-from orchestrator.kafka.reader import Span, read_spans
+from orchestrator.kafka.reader import OffsetRange, read_ranges
 from orchestrator.operations.repair import published_rows as evidence
 from orchestrator.operations.repair.log import write_down
 from orchestrator.operations.repair.published_rows import Evidence
@@ -112,11 +112,11 @@ def find_refused(repair: Repair, markers: MarkerReader, wanted: int | None) -> l
 def check_caught_up(settings: Settings, conn: Connection) -> None:
     """Raise NotRepaired unless all records of the input up to now are consumed."""
     admin = topics.Admin(settings.kafka)
-    partitions = [part.id for part in topics.describe(admin, settings.input_topic).partitions]
-    ends = topics.read_ends(admin, settings.input_topic, partitions)
+    partitions = [part.id for part in topics.describe_topic(admin, settings.input_topic).partitions]
+    ends = topics.read_high_watermarks(admin, settings.input_topic, partitions)
     deadline = time.monotonic() + CATCH_UP_S
     while unread := find_unread(settings, conn, admin, ends):
-        with closing(read_spans(settings.kafka, settings.input_topic, unread)) as chunks:
+        with closing(read_ranges(settings.kafka, settings.input_topic, unread)) as chunks:
             if not any(chunks):  # what is left is no records, only the ends of transactions
                 return
         if time.monotonic() > deadline:
@@ -130,11 +130,11 @@ def check_caught_up(settings: Settings, conn: Connection) -> None:
 
 def find_unread(
     settings: Settings, conn: Connection, admin: AdminClient, ends: Mapping[int, int]
-) -> dict[int, Span]:
+) -> dict[int, OffsetRange]:
     """Return what is left to consume up to `ends`. Raises NotRepaired for a paused partition."""
     topic = settings.input_topic
     topic_id = topics.topic_id(admin, topic)
-    beginnings = topics.read_beginnings(admin, topic, list(ends))
+    beginnings = topics.read_log_start_offsets(admin, topic, list(ends))
     positions = offsets.lock_positions(conn, settings.consumer_group, topic, list(ends))
     for partition, position in positions.items():
         if position.topic_id != topic_id or position.next_offset < beginnings[partition]:
@@ -143,7 +143,7 @@ def find_unread(
                 f" {repair_of_partition(partition)}"
             )
     nexts = {p: positions[p].next_offset if p in positions else beginnings[p] for p in ends}
-    return {p: Span(nexts[p], end) for p, end in ends.items() if nexts[p] < end}
+    return {p: OffsetRange(nexts[p], end) for p, end in ends.items() if nexts[p] < end}
 
 
 # ---- what the topics say, and what follows --------------------------------------------------------

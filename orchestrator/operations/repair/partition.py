@@ -14,7 +14,7 @@ from orchestrator.consumer import offsets
 from orchestrator.consumer.offsets import Position
 from orchestrator.errors import NotRepaired
 from orchestrator.kafka import topics
-from orchestrator.kafka.reader import Span
+from orchestrator.kafka.reader import OffsetRange
 from orchestrator.operations.repair.lane import Repair
 from orchestrator.operations.repair.log import write_down
 from outbox import transaction
@@ -28,7 +28,7 @@ class Finding(NamedTuple):
     partition: int
     position: Position
     topic_id: object
-    log: Span
+    log: OffsetRange
     fault: str | None
 
 
@@ -72,23 +72,23 @@ def repair_partitions(repair: Repair, wanted: int | None, start: int | None) -> 
 def find(repair: Repair, admin: AdminClient, wanted: int | None) -> Iterator[Finding]:
     """Look at one partition or all: the offset in Postgres against the log in Kafka."""
     settings, topic = repair.settings, repair.settings.input_topic
-    description = topics.describe(admin, topic)
+    description = topics.describe_topic(admin, topic)
     topic_id, numbers = topics.id_of(description), [part.id for part in description.partitions]
     if wanted is not None and wanted not in numbers:
         raise NotRepaired(f"there is no partition {wanted}: {topic} has 0 to {max(numbers)}")
     partitions = numbers if wanted is None else [wanted]
     positions = offsets.lock_positions(repair.conn, settings.consumer_group, topic, partitions)
     # After the positions: an end that is older than a position would look like a truncated log.
-    beginnings = topics.read_beginnings(admin, topic, partitions)
-    ends = topics.read_ends(admin, topic, partitions)
+    beginnings = topics.read_log_start_offsets(admin, topic, partitions)
+    ends = topics.read_high_watermarks(admin, topic, partitions)
     for partition, position in positions.items():
-        log = Span(beginnings[partition], ends[partition])
+        log = OffsetRange(beginnings[partition], ends[partition])
         yield Finding(partition, position, topic_id, log, fault_of(position, topic_id, log))
     for partition in sorted(set(partitions) - positions.keys()):
         repair.say(f"partition {partition}: was never consumed by {settings.consumer_group}")
 
 
-def fault_of(position: Position, topic_id: object, log: Span) -> str | None:
+def fault_of(position: Position, topic_id: object, log: OffsetRange) -> str | None:
     """Return why a consumer pauses the partition, None if it does not."""
     if position.topic_id != topic_id:
         return RECREATED

@@ -17,7 +17,14 @@ from orchestrator.config.settings import Settings
 from orchestrator.contract.records import LATEST_MS, headers_of
 from orchestrator.errors import NotRepaired
 from orchestrator.kafka import topics
-from orchestrator.kafka.reader import CLOCKS, find_spans, kept_since, read_spans, time_of, to_time
+from orchestrator.kafka.reader import (
+    MAX_CLOCK_SKEW,
+    complete_since,
+    datetime_from_ms,
+    find_ranges,
+    read_ranges,
+    time_of,
+)
 from orchestrator.operations.audit import row_of
 from orchestrator.operations.dead_letters.headers import RETRY_OF, Header, name_made_of, origin_of
 from outbox import Connection
@@ -172,7 +179,11 @@ def known_as_letter(headers: Iterable[Header]) -> Known | None:
 def known_as_command(headers: Iterable[Header]) -> Known | None:
     """Return what a command sent again is known by: the dead letter that it was."""
     letter = dict(headers).get(RETRY_OF)
-    return Known(name_made_of([letter]), to_time(LATEST_MS)) if isinstance(letter, bytes) else None
+    return (
+        Known(name_made_of([letter]), datetime_from_ms(LATEST_MS))
+        if isinstance(letter, bytes)
+        else None
+    )
 
 
 def identify_order(record: Record) -> UUID | None:
@@ -214,7 +225,7 @@ NOTE_PUBLISHED = "UPDATE waiting SET outcome = 'published' WHERE identity = ANY(
 NOTE_UNDECIDED = """
     UPDATE waiting
        SET outcome = 'undecided'
-     WHERE topic = %(topic)s AND outcome = 'unsent' AND since < %(kept_since)s
+     WHERE topic = %(topic)s AND outcome = 'unsent' AND since < %(complete_since)s
 """
 
 
@@ -226,16 +237,16 @@ def _look_up_in(
     talk: TextIO | None,
 ) -> None:
     admin = topics.Admin(settings.kafka)
-    spans = find_spans(admin, topic)
+    spans = find_ranges(admin, topic)
     oldest: dict[int, datetime] = {}
-    for chunk in read_spans(settings.kafka, topic, spans, talk):
+    for chunk in read_ranges(settings.kafka, topic, spans, talk):
         identities = [identity for record in chunk if (identity := identify(record))]
         conn.execute(NOTE_PUBLISHED, {"seen": identities})
         for record in chunk:
             oldest.setdefault(cast("int", record.partition()), time_of(record))
-    kept = kept_since(admin, topic, spans, oldest, datetime.now(UTC))
+    kept = complete_since(admin, topic, spans, oldest, datetime.now(UTC))
     if kept:
-        conn.execute(NOTE_UNDECIDED, {"topic": topic, "kept_since": kept + CLOCKS})
+        conn.execute(NOTE_UNDECIDED, {"topic": topic, "complete_since": kept + MAX_CLOCK_SKEW})
 
 
 COUNT = """

@@ -1,0 +1,44 @@
+"""How long the processes wait for what: frozen objects, whose defaults are what production uses.
+
+A test shortens a wait as with outbox.Timings: in its own process by an object of its own, in the
+processes that it starts by OUTBOX_TIMINGS, which overrides fields of the same name in all of them.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ConsumerTimings:
+    """The consumer's waits, in seconds.
+
+    poll_s: for a first record, before the loop looks at `stop`. max_pause_s: the longest pause between
+    two batches of a busy consumer. ping_s: how soon an idle session sees that Postgres has gone.
+    topic_check_s: how soon it is seen that the topic was recreated. refused_recheck_s: how soon it is
+    seen that a refused partition was repaired. commit_offsets_s: how old the copy of the positions in
+    Kafka may be.
+    """
+
+    poll_s: float = 0.5
+    max_pause_s: float = 0.02
+    ping_s: float = 2.0
+    topic_check_s: float = 1.0
+    refused_recheck_s: float = 10.0
+    commit_offsets_s: float = 0.5
+
+
+@dataclass(frozen=True)
+class ProcessTimings:
+    """The waits of both processes around their work, in seconds.
+
+    stalled_s: a loop that is silent for so long counts as dead; a transaction that waits for locks may
+    be retried ten times, 10 s each, in silence. gauge_period_s: between two polls of the gauges.
+    gauge_max_pause_s: the longest pause after a slow poll. gauge_statement_s: for a statement; counting
+    a million rows takes a tenth of it. gauge_silence_s: for a server that does not even report that the
+    statement took too long.
+    """
+
+    stalled_s: float = 120.0
+    gauge_period_s: float = 5.0
+    gauge_max_pause_s: float = 30.0
+    gauge_statement_s: float = 2.0
+    gauge_silence_s: float = 5.0
