@@ -633,7 +633,7 @@ def written(users: Users, role: str, topic: str) -> KafkaError | None:
     return refusals[0]
 
 
-def test_nobody_writes_to_a_topic_that_is_not_theirs(users: Users) -> None:
+def test_no_role_writes_to_a_topic_of_another_one(users: Users) -> None:
     settings = users.system.settings
     for role, topic in [
         ("consumer", settings.input_topic),
