@@ -155,10 +155,10 @@ def test_words_are_found_in_all_that_is_read(tmp_path: Path) -> None:
     )
     assert sorted(finding.partition(": say")[0] for finding in findings(file, tmp_path)) == [
         "some.py:1: 'a\\nperson'",
-        "some.py:3: 'a person'",
-        "some.py:4: 'settle'",
-        "some.py:4: 'tenure'",
-        "some.py:5: 'nobody'",
+        "some.py:4: 'a person'",
+        "some.py:5: 'settle'",
+        "some.py:5: 'tenure'",
+        "some.py:6: 'nobody'",
     ]
 
 
