@@ -15,6 +15,7 @@ from psycopg.conninfo import make_conninfo
 from outbox.errors import DatabaseNotReady
 from outbox.postgres import SERVER_PROCESS, SILENCE_S, Connection, connect, hang_up_after
 
+RELAY_SESSION = "outbox relay"  # application_name of a relay's session
 MEMBER = 32_768  # lock number of the members: the first that no lane (smallint) can have
 
 # A session whose host froze or vanished is ended by the server after this silence; an owner that

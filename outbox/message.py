@@ -8,6 +8,7 @@ from uuid import UUID
 from zlib import crc32
 
 Headers = Sequence[tuple[str, bytes | None]]
+StoredHeaders = Sequence[tuple[str, str | None]]  # as the JSON of outbox.headers: values in base64
 
 
 class Message(NamedTuple):
@@ -57,8 +58,6 @@ def encode_headers(headers: Headers) -> str | None:
     )
 
 
-def decode_headers(
-    stored: Sequence[tuple[str, str | None]],
-) -> list[tuple[str, str | bytes | None]]:
+def decode_headers(stored: StoredHeaders) -> list[tuple[str, bytes | None]]:
     """Return the headers that `encode_headers` stored, bytes for bytes."""
     return [(name, None if value is None else b64decode(value)) for name, value in stored]

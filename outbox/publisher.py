@@ -257,7 +257,7 @@ class Publisher:
             if row.headers is None:
                 producer.produce(row.topic, row.value, row.key)
             else:
-                producer.produce(row.topic, row.value, row.key, headers=decode_headers(row.headers))
+                producer.produce(row.topic, row.value, row.key, headers=[*decode_headers(row.headers)])
 
     def _flush(self, producer: Producer) -> None:
         """Wait for all delivery reports. Raises KafkaException."""

@@ -85,7 +85,7 @@ class Relay:
     def _take_part(self, stop: Event, good: Callable[[], None]) -> None:
         """One session: join the other relays, and work until it ends."""
         with ExitStack() as stack:
-            conn = stack.enter_context(closing(connect(self._conninfo, "outbox relay")))
+            conn = stack.enter_context(closing(connect(self._conninfo, lanes.RELAY_SESSION)))
             self._check(conn)
             identity = store.read_identity(conn)
             lanes.limit_silence(conn)

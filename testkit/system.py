@@ -9,10 +9,9 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Event
 from types import ModuleType
 from typing import Any, cast
 from uuid import UUID, uuid4
@@ -43,16 +42,7 @@ from orchestrator.observability.metrics import ConsumerMetrics, new_registry
 from orchestrator.operations.audit import Audit, audit
 from orchestrator.runtime.migrations import migrate
 from outbox import Connection, Message, Observer, OutboxRow, connect, count_lanes, enqueue, transaction
-from outbox.admin import (
-    Lane,
-    MarkerReader,
-    Publisher,
-    Tenure,
-    join,
-    limit_silence,
-    read_identity,
-    take_lane,
-)
+from outbox.admin import MarkerReader, Publisher, SteppedRelay, step_relay
 from testkit.eventually import eventually
 
 PARTITIONS = 2  # of every topic but the marker topic
@@ -245,31 +235,21 @@ class System:
         owner=False: take the epoch without the advisory lock, as a successor does whose predecessor
         is a zombie.
         """
-        with ExitStack() as stack:
-            conn = stack.enter_context(closing(self.connect(f"test lane {number}")))
-            limit_silence(conn)
-            identity = read_identity(conn)
-            kafka, topic = self.settings.kafka, self.settings.marker_topic
-            markers = stack.enter_context(closing(MarkerReader(kafka, identity, topic)))
-            made = publisher(kafka, identity, markers, lambda: None)
-            stack.callback(made.discard)
-            tenure = Tenure(
+        with (
+            closing(self.connect(f"test lane {number}")) as conn,
+            step_relay(
                 conn,
-                identity,
-                made,
+                self.settings.kafka,
+                [number, *also],
                 cast("Callable[[Connection, Sequence[UUID]], None]", workers.set_deployed),
-                batch_size,
-                Event(),
-                observer or Observer(),
-            )
-            if owner:
-                join(conn, identity)
-            for one in (number, *also):
-                if owner:
-                    tenure.owned.take(one)
-                else:
-                    tenure.owned.lanes[one] = Lane(one, take_lane(conn, one))
-            yield OwnedLane(tenure, tenure.owned.lanes[number], made, markers, conn)
+                marker_topic=self.settings.marker_topic,
+                batch_size=batch_size,
+                observer=observer,
+                publisher=publisher,
+                is_owner=owner,
+            ) as relay,
+        ):
+            yield OwnedLane(relay, number)
 
     # ---- the real processes ---------------------------------------------------------------------
 
@@ -288,39 +268,28 @@ class System:
                 running.kill()
 
 
-@dataclass(frozen=True)
 class OwnedLane:
-    """A tenure, its first lane, and its parts."""
+    """A relay that is moved by hand, its first lane, and its parts."""
 
-    tenure: Tenure
-    lane: Lane
-    publisher: Publisher
-    markers: MarkerReader
-    conn: Connection
-
-    def recover(self) -> None:
-        """Do what every tenure begins with."""
-        self.tenure._recover()
+    def __init__(self, relay: SteppedRelay, number: int) -> None:
+        self.relay = relay
+        self.tenure = relay.session
+        self.publisher = relay.publisher
+        self.markers: MarkerReader = relay.markers
+        self.conn = relay.conn
+        self.lane = relay.session.owned.lanes[number]
+        self.recover = relay.recover
+        self.run_once = relay.run_once
+        self.drain = relay.drain
 
     def marker(self) -> int | None:
         """Return the lane's marker in Kafka."""
-        marker = self.markers.read([self.lane.number], 5)[self.lane.number]
+        marker = self.relay.read_marker(self.lane.number)
         return None if marker is None else marker.batch_number
 
     def claim(self) -> list[OutboxRow]:
         """Do the half of a cycle that is Postgres's."""
-        return self.tenure._acknowledge_and_claim([self.lane.number]).get(self.lane.number, [])
-
-    def run_once(self) -> int:
-        """Do one cycle."""
-        return self.tenure.run_once()
-
-    def drain(self) -> int:
-        """Publish and acknowledge all that waits; return the rows published."""
-        rows = 0
-        while published := self.run_once():
-            rows += published
-        return rows
+        return self.relay.claim(self.lane.number)
 
 
 def take(session: ConsumerSession, records: int) -> None:

@@ -20,7 +20,14 @@ from orchestrator.cli.terminal import printable_key, table
 from orchestrator.operations.dead_letters.filter import Selection
 from orchestrator.operations.repair.log import write_down
 from outbox import Connection, retry_transaction, transaction
-from outbox.admin import ParkedRow, Places, discard, read_parked, read_value, unpark
+from outbox.admin import (
+    ParkedRow,
+    RowId,
+    discard_parked,
+    read_parked,
+    read_parked_value,
+    retry_parked,
+)
 
 PARKED_ROWS = "parked rows"
 
@@ -42,7 +49,7 @@ def is_chosen(row: ParkedRow, options: argparse.Namespace, chosen: Selection) ->
     """Return whether the options choose a row."""
     return (
         (chosen.reason or "") in row.reason
-        and chosen.takes((row.lane, row.id), row.parked_at, row.key)
+        and chosen.takes(row.row_id, row.parked_at, row.key)
         and (options.handled or row.discarded_at is None)
     )
 
@@ -85,7 +92,7 @@ def row_fields(row: ParkedRow, payload: bool = False) -> dict[str, object]:
 def row_with_value(conn: Connection, row: ParkedRow, payload: bool) -> dict[str, object]:
     """Return a row with its content, if that was asked for."""
     fields = row_fields(row, payload)
-    return fields | ({"payload": payload_text(read_value(conn, row.lane, row.id))} if payload else {})
+    return fields | ({"payload": payload_text(read_parked_value(conn, row.row_id))} if payload else {})
 
 
 def change_rows(
@@ -93,7 +100,7 @@ def change_rows(
 ) -> int:
     """Ask, then retry or discard all rows in one Postgres transaction."""
     counts = Counter(row.reason for row in rows)
-    places = [(row.lane, row.id) for row in rows]
+    places = [row.row_id for row in rows]
     code = report_missing("parked row", chosen.places.difference(places))
     if not confirm(options, PARKED_ROWS, counts):
         return code
@@ -104,10 +111,10 @@ def change_rows(
 
 
 @retry_transaction
-def deal_with(conn: Connection, command: str, action: str, places: Places) -> Places:
+def deal_with(conn: Connection, command: str, action: str, places: Sequence[RowId]) -> Sequence[RowId]:
     """One Postgres transaction: `retry` or `discard` those that still wait; return them."""
     with transaction(conn):
-        done = (unpark if action == "retry" else discard)(conn, places)
+        done = (retry_parked if action == "retry" else discard_parked)(conn, places)
         if done:
             counts = {"rows": len(done)}
             write_down(conn, command, PARKED_ROWS, action, {"places": done}, {}, counts)

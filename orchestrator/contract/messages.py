@@ -152,6 +152,11 @@ def worker_id(topic_id: UUID, partition: int, offset: int, timestamp_ms: int) ->
     return decode_uuid(SIXTEEN_BYTES + made.to_bytes(16, "big"))
 
 
+def record_time_ms(worker: UUID) -> int:
+    """Return the time of the record that a worker's id was made of, Unix ms; 0 if it had none."""
+    return worker.int >> 80  # of 128 bits, the first 48
+
+
 def deploy_order(
     topic: str, order: DeployOrder, record: Record, event_source: str | None = None
 ) -> Message:

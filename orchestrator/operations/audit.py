@@ -17,6 +17,7 @@ from uuid import UUID
 
 import msgspec
 from confluent_kafka import Message as Record
+from psycopg.rows import args_row
 
 from orchestrator.contract.messages import DeployOrder
 from orchestrator.kafka import topics
@@ -28,8 +29,8 @@ from orchestrator.kafka.reader import (
     read_ranges,
     time_of,
 )
-from outbox import Connection
-from outbox.admin import check_session
+from outbox import Connection, query, scalar
+from outbox.admin import check_session, create_unpublished_messages, snapshot
 
 EXAMPLES = 5  # of each fault
 
@@ -94,7 +95,7 @@ def audit(
     """
     check_session(conn)  # temporary tables, too, are a session's
     admin = topics.Admin(kafka)
-    (started,) = cast("tuple[datetime]", conn.execute(NOW).fetchone())  # before the marks
+    started = scalar(conn, datetime, NOW)  # before the marks
     earliest = None if since is None else int((since - MAX_CLOCK_SKEW).timestamp() * 1000)
     spans = find_ranges(admin, topic, earliest)
     with temporary_tables(conn):
@@ -102,7 +103,7 @@ def audit(
         # What retention deleted is not missed; where all is deleted, only `since` can tell from when.
         kept = complete_since(admin, topic, spans, read.oldest, None if since else started)
         since = max((time for time in (since, kept) if time), default=None)
-        return compare(conn, read.records, started, since)
+        return find_faults(conn, read.records, started, since)
 
 
 NOW = "SELECT clock_timestamp()"
@@ -183,8 +184,7 @@ FIND_LOST = """
        AND (status = 'pending' OR updated_at IS NULL
             OR updated_at < %(started)s::timestamptz AT TIME ZONE 'UTC')
        AND NOT EXISTS (SELECT FROM published WHERE published.worker_id = workers.worker_id)
-       AND NOT EXISTS (SELECT FROM outbox WHERE outbox.aggregate_id = workers.worker_id)
-       AND NOT EXISTS (SELECT FROM outbox_parked WHERE outbox_parked.aggregate_id = workers.worker_id)
+       AND NOT EXISTS (SELECT FROM unpublished_messages WHERE aggregate_id = workers.worker_id)
 """
 FIND_DUPLICATED = """
     WITH numbered AS (
@@ -222,8 +222,8 @@ FIND_REORDERED = """
 COUNT_WORKERS = """
     SELECT count(*) AS accepted,
            count(*) FILTER (WHERE status <> 'pending') AS deployed,
-           (SELECT count(*) FROM outbox WHERE aggregate_id IS NOT NULL) AS waiting,
-           (SELECT count(*) FROM outbox_parked WHERE aggregate_id IS NOT NULL) AS parked
+           (SELECT count(*) FROM unpublished_messages WHERE NOT parked) AS waiting,
+           (SELECT count(*) FROM unpublished_messages WHERE parked) AS parked
       FROM workers
      WHERE %(since)s::timestamptz IS NULL OR created_at >= %(since)s::timestamptz AT TIME ZONE 'UTC'
 """
@@ -241,18 +241,46 @@ SHOW_FAULTS = """
 """
 
 
-def compare(conn: Connection, published: int, started: datetime, since: datetime | None) -> Audit:
-    """Find the faults. started: Postgres's time before the topic's marks were taken."""
-    conn.execute(FIND_LOST, {"since": since, "started": started})
+class WorkerCounts(NamedTuple):
+    """Workers, and messages about them that are not published."""
+
+    accepted: int
+    deployed: int
+    waiting: int
+    parked: int
+
+
+class FaultCount(NamedTuple):
+    """How many faults of a kind there are."""
+
+    kind: str
+    faults: int
+
+
+class Fault(NamedTuple):
+    """A fault as it is in the table `faults`."""
+
+    kind: str
+    worker_id: UUID | None
+    partition: int | None
+    offset: int | None
+
+
+def find_faults(conn: Connection, published: int, started: datetime, since: datetime | None) -> Audit:
+    """Compare both sides. started: Postgres's time before the topic's high watermarks were read."""
+    with snapshot(conn):  # a message must not leave the outbox between the two statements
+        create_unpublished_messages(conn)
+        conn.execute(FIND_LOST, {"since": since, "started": started})
     for statement in (FIND_DUPLICATED, FIND_UNKNOWN, FIND_REORDERED):
         conn.execute(statement)
-    workers = conn.execute(COUNT_WORKERS, {"since": since}).fetchone()
-    counts = dict(cast("list[tuple[str, int]]", conn.execute(COUNT_FAULTS).fetchall()))
+    (workers,) = query(conn, args_row(WorkerCounts), COUNT_WORKERS, {"since": since})
+    counts = {found.kind: found.faults for found in query(conn, args_row(FaultCount), COUNT_FAULTS)}
     examples: dict[str, list[Example]] = {}
-    for kind, *example in conn.execute(SHOW_FAULTS, {"examples": EXAMPLES}):
-        examples.setdefault(cast("str", kind), []).append(Example._make(cast("list[int]", example)))
+    for fault in query(conn, args_row(Fault), SHOW_FAULTS, {"examples": EXAMPLES}):
+        example = Example(fault.worker_id, fault.partition, fault.offset)
+        examples.setdefault(fault.kind, []).append(example)
     return Audit(
-        *cast("tuple[int, int, int, int]", workers),
+        *workers,
         published=published,
         lost=counts.get("lost", 0),
         duplicated=counts.get("duplicated", 0),

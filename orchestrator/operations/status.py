@@ -7,13 +7,13 @@ named as unknown; the rest is shown.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
 from datetime import UTC, datetime
-from typing import NamedTuple, TypeVar, cast
+from typing import NamedTuple, TypeVar
 from uuid import UUID
 
 import psycopg
 from confluent_kafka import KafkaException, libversion
+from psycopg.rows import args_row
 
 from orchestrator.config.settings import Settings
 from orchestrator.consumer import offsets
@@ -26,8 +26,8 @@ from orchestrator.observability.metrics import release
 from orchestrator.operations.dead_letters.filter import Selection
 from orchestrator.operations.dead_letters.letters import count_handled, find_letters, read_letters
 from orchestrator.operations.repair.partition import fault_of
-from outbox import Connection, error_text
-from outbox.admin import MarkerReader, lock_class, look, read_identity
+from outbox import Connection, error_text, query, scalar
+from outbox.admin import check_lanes, count_backlog, count_parked, count_relays, list_lanes
 
 RATE_S = 60  # the rates are of this time
 TIMEOUT_MS = 5000  # of one statement
@@ -116,8 +116,6 @@ def read_status(settings: Settings, conn: Connection) -> Status:
     """Look at both sides. Raises psycopg.Error or DatabaseNotReady."""
     admin = topics.Admin(settings.kafka)
     conn.execute("SELECT set_config('statement_timeout', %s, false)", (str(TIMEOUT_MS),))
-    identity = read_identity(conn)
-    sessions = read_sessions(conn, identity)
     unknown: dict[str, Exception] = {}
 
     def ask_kafka(what: str, look: Callable[[], T]) -> T | None:
@@ -128,18 +126,19 @@ def read_status(settings: Settings, conn: Connection) -> Status:
                 unknown[what] = error
         return None
 
+    relays, consumers = count_relays(conn), scalar(conn, int, COUNT_CONSUMERS)
     ask_kafka("brokers", lambda: topics.check_access(settings.kafka))
-    outcomes = ask_kafka("markers", lambda: read_outcomes(settings, conn, identity))
+    outcomes = ask_kafka("markers", lambda: read_outcomes(settings, conn))
     return Status(
         datetime.now(UTC),
         read_versions(conn),
-        sessions.relays,
-        sessions.consumers,
-        read_lanes(conn, sessions.owners, outcomes or {}),
+        relays,
+        consumers,
+        read_lanes(conn, outcomes or {}),
         ask_kafka("partitions", lambda: read_partitions(settings, conn, admin)),
         read_rates(conn),
         ask_kafka("dead letters", lambda: count_dead_letters(settings, conn)),
-        count_parked(conn),
+        {parked.reason: parked.rows for parked in count_parked(conn)},
         unknown,
     )
 
@@ -154,81 +153,40 @@ def read_versions(conn: Connection) -> dict[str, str]:
     }
 
 
-class Sessions(NamedTuple):
-    """Who is connected. owners: of the lanes."""
-
-    relays: int
-    consumers: int
-    owners: Mapping[int, str]
-
-
-OWNERS = """
-    SELECT held.objid::int AS lane,
-           concat_ws(' ', session.application_name, host(session.client_addr)) AS owner
-      FROM pg_locks AS held
-      JOIN pg_stat_activity AS session USING (pid)
-      JOIN outbox_lane ON outbox_lane.lane = held.objid::bigint
-     WHERE held.locktype = 'advisory' AND held.granted AND held.objsubid = 2
-       AND held.classid::bigint = %(class)s
-       AND held.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-"""
-MEMBERS = """
-    SELECT count(*) FILTER (WHERE application_name = 'outbox relay') AS relays,
-           count(*) FILTER (WHERE application_name = 'orchestrator consumer') AS consumers
+COUNT_CONSUMERS = """
+    SELECT count(*)
       FROM pg_stat_activity
-     WHERE datname = current_database()
+     WHERE datname = current_database() AND application_name = 'orchestrator consumer'
 """
 
 
-def read_sessions(conn: Connection, identity: UUID) -> Sessions:
-    """Find the owners by their advisory locks, and the processes by their sessions' names."""
-    held = conn.execute(OWNERS, {"class": lock_class(identity)}).fetchall()
-    relays, consumers = cast("tuple[int, int]", conn.execute(MEMBERS).fetchone())
-    return Sessions(relays, consumers, dict(cast("list[tuple[int, str]]", held)))
-
-
-def read_outcomes(settings: Settings, conn: Connection, identity: UUID) -> dict[int, str]:
+def read_outcomes(settings: Settings, conn: Connection) -> dict[int, str]:
     """Compare every lane's batch with its marker; return the outcomes that refuse a lane."""
-    with closing(MarkerReader(settings.kafka, identity, settings.marker_topic)) as markers:
-        sights = look(conn, markers)
+    checks = check_lanes(conn, settings.kafka, settings.marker_topic)
     return {
-        sight.lane: sight.outcome.value for sight in sights if sight.outcome and sight.outcome.refused
+        check.lane: check.outcome.value for check in checks if check.outcome and check.outcome.refused
     }
 
 
-LANES = "SELECT lane, epoch, batch_number, cardinality(inflight) FROM outbox_lane ORDER BY lane"
-PENDING = """
-    SELECT lane,
-           (SELECT count(*)
-              FROM (SELECT FROM outbox
-                     WHERE lane = outbox_lane.lane
-                     LIMIT %(most)s) AS counted) AS pending,
-           (SELECT extract(epoch FROM clock_timestamp() - created_at)::float8
-              FROM outbox
-             WHERE lane = outbox_lane.lane
-             ORDER BY id
-             LIMIT 1) AS oldest_s
-      FROM outbox_lane
-"""
-
-
-def read_lanes(
-    conn: Connection, owners: Mapping[int, str], outcomes: Mapping[int, str]
-) -> list[LaneStatus]:
+def read_lanes(conn: Connection, outcomes: Mapping[int, str]) -> list[LaneStatus]:
     """Return every lane with what waits in it."""
-    counted = in_time(conn, PENDING, {"most": MOST_COUNTED}) or ()
-    waiting = {lane: (rows, oldest_s) for lane, rows, oldest_s in counted}
+    counted = in_time(lambda: count_backlog(conn, MOST_COUNTED)) or ()
+    waiting = {backlog.lane: backlog for backlog in counted}
     found = []
-    for lane, epoch, batch_number, inflight in cast(
-        "list[tuple[int, int, int, int]]", conn.execute(LANES).fetchall()
-    ):
-        pending, oldest_s = waiting.get(lane, (None, None))
-        refused = outcomes.get(lane)
-        state = refused or state_of(lane in owners, oldest_s)
-        repair = repair_of_lane(lane) if refused else None
+    for lane in list_lanes(conn):
+        backlog, refused = waiting.get(lane.lane), outcomes.get(lane.lane)
+        oldest_s = backlog and backlog.oldest_s
         found.append(
             LaneStatus(
-                lane, owners.get(lane), epoch, batch_number, inflight, state, pending, oldest_s, repair
+                lane.lane,
+                lane.owner,
+                lane.epoch,
+                lane.batch_number,
+                lane.inflight,
+                state=refused or state_of(lane.owner is not None, oldest_s),
+                pending=backlog and backlog.pending,
+                oldest_s=oldest_s,
+                repair=repair_of_lane(lane.lane) if refused else None,
             )
         )
     return found
@@ -266,6 +224,13 @@ def _judge(number: int, position: Position | None, topic_id: UUID, log: OffsetRa
     )
 
 
+class LatestWorkers(NamedTuple):
+    """Workers whose commands were made lately, and how many of them are deployed."""
+
+    accepted: int
+    deployed: int
+
+
 # A worker's id begins with the time of its command's record, in ms: the unique index finds the latest.
 COUNT_LATEST = """
     SELECT count(*), count(*) FILTER (WHERE status <> 'pending')
@@ -281,11 +246,11 @@ def read_rates(conn: Connection) -> Rates:
         "since": UUID(int=(now_ms - RATE_S * 1000) << 80),
         "until": UUID(int=now_ms << 80),
     }
-    rows = in_time(conn, COUNT_LATEST, limits)
-    if rows is None:
+    counts = in_time(lambda: query(conn, args_row(LatestWorkers), COUNT_LATEST, limits))
+    if counts is None:
         return Rates(None, None)
-    ((accepted, deployed),) = rows
-    return Rates(accepted / RATE_S, deployed / RATE_S)
+    (latest,) = counts
+    return Rates(latest.accepted / RATE_S, latest.deployed / RATE_S)
 
 
 FEW_LETTERS = 1000  # offsets that are looked at one by one; of more, an upper bound must do
@@ -303,26 +268,10 @@ def count_dead_letters(settings: Settings, conn: Connection) -> DeadLetters:
     return DeadLetters(waiting, at_most=False)
 
 
-PARKED = """
-    SELECT reason, count(*)
-      FROM outbox_parked
-     WHERE discarded_at IS NULL
-     GROUP BY reason
-     ORDER BY reason
-"""
-
-
-def count_parked(conn: Connection) -> dict[str, int]:
-    """Count the rows that are set aside and wait, by Kafka's word for it."""
-    return dict(cast("list[tuple[str, int]]", conn.execute(PARKED).fetchall()))
-
-
-def in_time(
-    conn: Connection, statement: str, values: Mapping[str, object] | None = None
-) -> list[tuple[int, ...]] | None:
-    """Return the rows of a statement that may be long; None: it took longer than TIMEOUT_MS."""
+def in_time(read: Callable[[], T]) -> T | None:
+    """Return what a statement that may be long finds; None: it took longer than TIMEOUT_MS."""
     try:
-        return cast("list[tuple[int, ...]]", conn.execute(statement, values).fetchall())
+        return read()
     except psycopg.errors.QueryCanceled:
         return None
 

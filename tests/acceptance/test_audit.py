@@ -16,6 +16,8 @@ from orchestrator.contract.messages import DeployOrder, encode_order
 from orchestrator.embedded.server import free_port
 from orchestrator.kafka.reader import OffsetRange, Progress, find_ranges
 from orchestrator.operations import audit
+from outbox import Connection
+from outbox.admin import create_unpublished_messages
 from testkit.empty_installation import run_command
 from testkit.eventually import eventually
 from testkit.system import System
@@ -195,6 +197,21 @@ def test_what_is_deployed_after_the_marks_were_taken_is_no_fault(
         found = one_lane.audit()
     assert found.clean, found
     assert (found.deployed, found.published) == (10, 5)
+
+
+def test_what_is_accepted_during_the_comparison_is_no_fault(
+    one_lane: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one_lane.accept(5)
+
+    def note_and_accept(conn: Connection) -> None:
+        create_unpublished_messages(conn)
+        one_lane.accept(5)
+
+    monkeypatch.setattr(audit, "create_unpublished_messages", note_and_accept)
+    found = one_lane.audit()
+    assert found.clean, found
+    assert (found.accepted, found.waiting) == (10, 5)
 
 
 def test_no_false_alarm_while_all_processes_work(system: System) -> None:

@@ -7,7 +7,7 @@ import struct
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
@@ -30,7 +30,7 @@ from orchestrator.operations.dead_letters.headers import Origin, identity_of
 from orchestrator.operations.dead_letters.letters import Letter, Letters, count_handled, handle
 from orchestrator.runtime.migrations import migrate
 from outbox import Connection, Headers
-from outbox.parked import Places, discard, unpark
+from outbox.admin import RowId, discard_parked, retry_parked
 from testkit.empty_installation import bare_system, run_command
 from testkit.eventually import eventually
 from testkit.system import INHERITED, System, limit_messages, take
@@ -398,10 +398,10 @@ PARK = """
 """
 
 
-Change = Callable[[Connection, Places], Places]
+Change = Callable[[Connection, Sequence[RowId]], Sequence[RowId]]
 
 
-@pytest.mark.parametrize("change", [unpark, discard])
+@pytest.mark.parametrize("change", [retry_parked, discard_parked])
 def test_parked_rows_are_taken_in_one_order_by_everybody(database: System, change: Change) -> None:
     for row_id in (2, 1):
         database.query(PARK, row_id)
@@ -411,7 +411,7 @@ def test_parked_rows_are_taken_in_one_order_by_everybody(database: System, chang
         ThreadPoolExecutor(1) as pool,
         held(database, lock, 1) as mine,
     ):
-        changed = pool.submit(change, other, [(0, 2), (0, 1)])
+        changed = pool.submit(change, other, [RowId(0, 2), RowId(0, 1)])
         eventually(lambda: database.query(WAITING))
         mine.execute(lock.encode(), (2,))
         mine.execute("ROLLBACK")
@@ -422,9 +422,9 @@ def test_what_is_written_down_is_what_was_done(database: System) -> None:
     for row_id in (1, 2):
         database.query(PARK, row_id)
     with closing(database.connect()) as conn:
-        assert unpark(conn, [(0, 2)]) == [(0, 2)]  # somebody was faster
-        assert deal_with(conn, "parked retry --all", "retry", [(0, 1), (0, 2)]) == [(0, 1)]
-        assert deal_with(conn, "parked retry --all", "retry", [(0, 1), (0, 2)]) == []
+        assert retry_parked(conn, [RowId(0, 2)]) == [(0, 2)]  # another operator was faster
+        assert deal_with(conn, "parked retry --all", "retry", [RowId(0, 1), RowId(0, 2)]) == [(0, 1)]
+        assert deal_with(conn, "parked retry --all", "retry", [RowId(0, 1), RowId(0, 2)]) == []
     assert database.query("SELECT before, counts FROM repairs") == [({"places": [[0, 1]]}, {"rows": 1})]
 
 

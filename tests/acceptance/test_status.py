@@ -89,7 +89,8 @@ def test_status_says_what_it_could_not_count(system: System, monkeypatch: pytest
         found = status.read_status(system.settings, conn)
         assert {lane.pending for lane in found.lanes} == {2}
         assert "2 or more" in "\n".join(status_command.render_status(found))
-        monkeypatch.setattr(status, "PENDING", "SELECT pg_sleep(60) WHERE %(most)s > 0")
+        slow = "SELECT pg_sleep(60) WHERE %(at_most)s > 0"
+        monkeypatch.setattr("outbox.admin.lanes.COUNT_BACKLOG", slow)
         monkeypatch.setattr(status, "TIMEOUT_MS", 100)
         found = status.read_status(system.settings, conn)
     assert {(lane.pending, lane.oldest_s) for lane in found.lanes} == {(None, None)}

@@ -13,7 +13,7 @@ import pytest
 
 from orchestrator.embedded import Servers
 from outbox import Message, Relay, connect, count_lanes, enqueue, transaction
-from outbox.parked import read_parked
+from outbox.admin import read_parked
 from testkit.empty_installation import bare_system
 from testkit.eventually import eventually
 from testkit.system import LANES, System, create_topics

@@ -1,10 +1,9 @@
 """The checks of `doctor` that need both servers: can lanes work, and do both tell one history?"""
 
-import logging
 import time
 from contextlib import closing
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import ResourceType  # type: ignore[attr-defined]  # public
 
 from orchestrator.consumer import offsets
@@ -17,18 +16,8 @@ from orchestrator.operations.doctor.kafka import NOT_ALLOWED, ask_configs, lost,
 from orchestrator.operations.doctor.permissions import WRITE, topic_operations
 from orchestrator.operations.repair.partition import fault_of
 from orchestrator.operations.text import duration
-from outbox import count_lanes
-from outbox.admin import (
-    MARKER_REFRESH_S,
-    PRODUCER,
-    RETRY_PAUSE_S,
-    SLICE_S,
-    KafkaConfig,
-    MarkerReader,
-    look,
-    read_identity,
-)
-from outbox.admin import fault_of as named_by
+from outbox import Timings, count_lanes
+from outbox.admin import PRODUCER, check_lanes, try_transactional_id
 
 NOT_OURS = KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED
 TIME_OUT = "transaction.timeout.ms"
@@ -47,38 +36,26 @@ def progress_partitions(site: Site) -> Answer:
 
 def transactions(site: Site) -> Answer:
     """Take a transactional id as every lane does, but of no lane: a working one would be fenced."""
-    name, output = f"outbox-{read_identity(site.conn)}-doctor", site.settings.output_topic
-    silent = logging.Logger("librdkafka", logging.CRITICAL + 1)  # noqa: LOG001  # this producer's alone
-    config = {**PRODUCER, **site.kafka, "transactional.id": name}
-    producer = Producer(config, logger=silent)
     started = time.monotonic()
-    while True:
-        try:
-            producer.init_transactions(SLICE_S)
-        except (KafkaException, SystemError) as error:
-            fault = named_by(error)
-            if fault is None:
-                raise
-            waits = fault.retriable() or fault.code() == KafkaError._TIMED_OUT
-            if fault.code() == NOT_OURS and WRITE not in (topic_operations(site, output) or ()):
-                return "skipped", "this user is not the relay's: it may take no transactional id"
-            if not waits or time.monotonic() - started > TRANSACTIONS_S:
-                if was_lost(site, fault):
-                    return lost(site, KafkaException(fault))
-                text = f"{name}: {fault.str()} ({fault.name()}): {advice_on(fault, config)}"
-                return "failed", text
-            time.sleep(RETRY_PAUSE_S)
-        else:
-            return "ok", f"{name} was taken in {duration(time.monotonic() - started)}"
+    trial = try_transactional_id(site.conn, site.kafka, TRANSACTIONS_S)
+    name, error = trial.transactional_id, trial.error
+    if error is None:
+        return "ok", f"{name} was taken in {duration(time.monotonic() - started)}"
+    operations = topic_operations(site, site.settings.output_topic)
+    if error.code() == NOT_OURS and WRITE not in (operations or ()):
+        return "skipped", "this user is not the relay's: it may take no transactional id"
+    if was_lost(site, error):
+        return lost(site, KafkaException(error))
+    return "failed", f"{name}: {error.str()} ({error.name()}): {advice_on(error, trial.prefix, site)}"
 
 
-def advice_on(fault: KafkaError, config: KafkaConfig) -> str:
-    """Say what to do about a transactional id that this producer cannot have."""
-    if fault.code() == NOT_OURS:
-        prefix = str(config["transactional.id"]).removesuffix("doctor")
+def advice_on(error: KafkaError, prefix: str, site: Site) -> str:
+    """Say what to do about a transactional id that this user cannot have."""
+    if error.code() == NOT_OURS:
         return f"grant Write on the transactional ids that begin with {prefix} (prefixed)"
-    if fault.code() == KafkaError.INVALID_TRANSACTION_TIMEOUT:
-        return f"let transaction.max.timeout.ms of the brokers be {config[TIME_OUT]} or more"
+    if error.code() == KafkaError.INVALID_TRANSACTION_TIMEOUT:
+        wanted = {**PRODUCER, **site.kafka}[TIME_OUT]
+        return f"let transaction.max.timeout.ms of the brokers be {wanted} or more"
     return "see that __transaction_state has all its leaders and enough replicas in sync"
 
 
@@ -132,7 +109,7 @@ def read_shown(site: Site, group: str, topic: str) -> dict[int, int]:
     return {place.partition: place.offset for place in places if place.error is None}
 
 
-RETENTION_MIN_S = 2 * MARKER_REFRESH_S
+RETENTION_MIN_S = 2 * Timings().marker_refresh_s
 RETENTION_GOOD_S = 7 * 86_400.0  # the brokers' default
 RETENTION = "offsets.retention.minutes"
 
@@ -159,12 +136,10 @@ def retention(site: Site) -> Answer:
 
 def markers(site: Site) -> Answer:
     """Compare each lane's marker in Kafka with its batch in Postgres, as the relay does."""
-    topic = site.topic(site.settings.marker_topic).name
-    with closing(MarkerReader(site.kafka, read_identity(site.conn), topic)) as reader:
-        sights = look(site.conn, reader)
+    checks = check_lanes(site.conn, site.kafka, site.topic(site.settings.marker_topic).name)
     remarks: list[Answer] = [
-        ("failed", f"{sight.refusal}: {repair_of_lane(sight.lane)}")
-        for sight in sights
-        if sight.refusal
+        ("failed", f"{check.refusal}: {repair_of_lane(check.lane)}")
+        for check in checks
+        if check.refusal
     ]
-    return all_of(remarks, f"those of {count(len(sights), 'lane')} agree with Postgres")
+    return all_of(remarks, f"those of {count(len(checks), 'lane')} agree with Postgres")

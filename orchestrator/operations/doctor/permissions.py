@@ -16,11 +16,19 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # public, not
     AclOperation,
     ConsumerGroupDescription,
 )
+from psycopg.rows import args_row
 
 from orchestrator.kafka.topics import REQUEST_S
 from orchestrator.operations.doctor.check import Answer, Away, Site
-from outbox import DatabaseNotReady
-from outbox.admin import COORDINATOR_MOVES, marker_group, read_identity
+from outbox import Connection, DatabaseNotReady, query
+from outbox.admin import (
+    COORDINATOR_MOVES,
+    RELAY_PERMISSIONS,
+    WRITER_PERMISSIONS,
+    TablePermission,
+    marker_group,
+    read_identity,
+)
 
 PROCESSES = ("consumer", "relay")
 
@@ -58,68 +66,99 @@ def judge(who: str, rights: Sequence[Right], grants: Callable[[Sequence[Right]],
     return "ok", text + (f"; not known yet for {', '.join(unknown)}" if unknown else "")
 
 
-# As in schema/roles.sql. To lock a row Postgres asks for UPDATE on some column.
-RIGHTS = """
-    WITH needed (process, name, privilege, columns, telling) AS (VALUES
-        ('consumer', 'workers', 'INSERT', '{worker_id,scenario_uuid,camera_url}'::text[], true),
-        ('consumer', 'workers', 'SELECT', '{worker_id}', false),
-        ('consumer', 'outbox', 'INSERT', '{lane,topic,key,value,headers,aggregate_id}', false),
-        ('consumer', 'outbox_lane', 'SELECT', '{lane}', false),
-        ('consumer', 'consumed_offsets', 'SELECT', NULL, false),
-        ('consumer', 'consumed_offsets', 'INSERT',
-         '{consumer_group,topic,partition,topic_id,next_offset}', false),
-        ('consumer', 'consumed_offsets', 'UPDATE', '{next_offset,leader_epoch}', false),
-        ('consumer', 'schema_migrations', 'SELECT', '{version,checksum}', false),
-        ('relay', 'workers', 'SELECT', '{worker_id,status}', false),
-        ('relay', 'workers', 'UPDATE', '{status,updated_at}', false),
-        ('relay', 'outbox', 'SELECT', NULL, false),
-        ('relay', 'outbox', 'UPDATE', '{created_at}', false),
-        ('relay', 'outbox', 'DELETE', NULL, true),
-        ('relay', 'outbox_lane', 'SELECT', NULL, false),
-        ('relay', 'outbox_lane', 'UPDATE', '{epoch,batch_number,inflight,transactional_lane,server_run}', true),
-        ('relay', 'outbox_parked', 'INSERT',
-         '{lane,id,topic,key,value,headers,aggregate_id,created_at,reason}', true),
-        ('relay', 'outbox_identity', 'SELECT', '{identity}', false),
-        ('relay', 'schema_migrations', 'SELECT', '{version,checksum}', false)
-    )
+# As in schema/roles.sql.
+SCHEMA_VERSION = TablePermission("schema_migrations", "SELECT", ("version", "checksum"))
+TABLE_PERMISSIONS = {
+    "consumer": (
+        TablePermission(
+            "workers", "INSERT", ("worker_id", "scenario_uuid", "camera_url"), exclusive=True
+        ),
+        TablePermission("workers", "SELECT", ("worker_id",)),
+        *WRITER_PERMISSIONS,
+        TablePermission("consumed_offsets", "SELECT"),
+        TablePermission(
+            "consumed_offsets",
+            "INSERT",
+            ("consumer_group", "topic", "partition", "topic_id", "next_offset"),
+        ),
+        TablePermission("consumed_offsets", "UPDATE", ("next_offset", "leader_epoch")),
+        SCHEMA_VERSION,
+    ),
+    "relay": (
+        TablePermission("workers", "SELECT", ("worker_id", "status")),
+        TablePermission("workers", "UPDATE", ("status", "updated_at")),
+        *RELAY_PERMISSIONS,
+        SCHEMA_VERSION,
+    ),
+}
+
+CHECK_TABLES = """
     SELECT process, 'TABLE ' || relation::text,
-           privilege || coalesce(' (' || array_to_string(columns, ', ') || ')', ''), telling,
+           privilege || coalesce(' (' || array_to_string(columns, ', ') || ')', ''), exclusive,
            has_table_privilege(relation, privilege)
                OR columns IS NOT NULL
                   AND (SELECT bool_and(has_column_privilege(relation, wanted, privilege))
                          FROM unnest(columns) AS wanted)
-      FROM needed, to_regclass(name) AS relation
+      FROM unnest(%(processes)s::text[], %(tables)s::text[], %(privileges)s::text[],
+                  %(columns)s::text[], %(exclusive)s::bool[])
+           AS needed (process, name, privilege, listed, exclusive),
+           to_regclass(name) AS relation,
+           string_to_array(nullif(listed, ''), ',') AS columns
      WHERE relation IS NOT NULL
- UNION ALL
-    SELECT process, 'SEQUENCE ' || pg_class.oid::regclass::text, privilege, telling,
+"""
+# Where the ids of workers come from: of an adopted table perhaps from no SERIAL, or no sequence at all.
+CHECK_SEQUENCES = """
+    SELECT process, 'SEQUENCE ' || pg_class.oid::regclass::text, privilege, exclusive,
            has_sequence_privilege(pg_class.oid, any_of)
       FROM (VALUES ('consumer', 'USAGE', true, 'USAGE, UPDATE'),
                    ('relay', 'SELECT', false, 'SELECT, USAGE')
-           ) AS needed (process, privilege, telling, any_of)
+           ) AS needed (process, privilege, exclusive, any_of)
      CROSS JOIN pg_attrdef
       JOIN pg_depend ON classid = 'pg_attrdef'::regclass AND objid = pg_attrdef.oid
       JOIN pg_class ON pg_class.oid = refobjid AND relkind = 'S'
      WHERE adrelid = to_regclass('workers')
 """
+
+
+def postgres_rights(conn: Connection) -> list[Right]:
+    """Return what the processes need in Postgres, as far as it exists, and whether we have it."""
+    needed = [(process, one) for process, all_ in TABLE_PERMISSIONS.items() for one in all_]
+    values = {
+        "processes": [process for process, _ in needed],
+        "tables": [one.table for _, one in needed],
+        "privileges": [one.privilege for _, one in needed],
+        "columns": [",".join(one.columns) for _, one in needed],
+        "exclusive": [one.exclusive for _, one in needed],
+    }
+    tables = query(conn, args_row(Right), CHECK_TABLES, values)
+    return tables + query(conn, args_row(Right), CHECK_SEQUENCES)
+
+
+class Role(NamedTuple):
+    """Our role in Postgres. sees_tables: it may use a schema of its search_path."""
+
+    name: str
+    quoted: str
+    sees_tables: bool
+
+
 ROLE = "SELECT current_user, quote_ident(current_user), current_schema() IS NOT NULL"
 
 
 def rights(site: Site) -> Answer:
     """Look for statements of ours that the role may not make; tables that are missing count not."""
-    row = site.conn.execute(ROLE).fetchone()
-    role, quoted, sees_tables = cast("tuple[str, str, bool]", row)
-    if not sees_tables:
-        return "failed", f"{role} may use no schema of its search_path: grant USAGE on one to it"
-    rows = cast("list[tuple[str, str, str, bool, bool]]", site.conn.execute(RIGHTS).fetchall())
+    (role,) = query(site.conn, args_row(Role), ROLE)
+    if not role.sees_tables:
+        return "failed", f"{role.name} may use no schema of its search_path: grant USAGE on one to it"
 
     def grants(missing: Sequence[Right]) -> str:
         things = dict.fromkeys(right.thing for right in missing)
         wanted = {t: dict.fromkeys(r.right for r in missing if r.thing == t) for t in things}
         return "run as the owner: " + "; ".join(
-            f"GRANT {', '.join(those)} ON {thing} TO {quoted}" for thing, those in wanted.items()
+            f"GRANT {', '.join(those)} ON {thing} TO {role.quoted}" for thing, those in wanted.items()
         )
 
-    return judge(role, [Right(*row) for row in rows], grants)
+    return judge(role.name, postgres_rights(site.conn), grants)
 
 
 READ, WRITE = AclOperation.READ, AclOperation.WRITE

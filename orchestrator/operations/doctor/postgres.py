@@ -6,22 +6,24 @@ behind there, as that of the processes does.
 
 import time
 from contextlib import AbstractContextManager, nullcontext, suppress
-from typing import cast
+from typing import NamedTuple
 
 import psycopg
+from psycopg.rows import args_row
 
 from orchestrator.consumer.session import NotUtf8, check_encoding
 from orchestrator.operations.doctor.check import Answer, Site
 from orchestrator.runtime.migrations import check_current
-from outbox import DatabaseNotReady, connect, count_lanes, error_text, hang_up_after
-from outbox.admin import (
-    MEMBER,
-    TransactionPoolingDetected,
-    check_session,
-    lock_class,
-    read_identity,
-    server_process,
+from outbox import (
+    DatabaseNotReady,
+    connect,
+    count_lanes,
+    error_text,
+    hang_up_after,
+    query,
+    scalar,
 )
+from outbox.admin import TransactionPoolingDetected, read_identity, try_session_lock
 
 OLDEST, NEWEST = 14, 18  # as in the README's table of supported versions
 SILENCE_S = 25.0  # longer than the look at the markers may wait for Kafka
@@ -96,6 +98,13 @@ def lanes(site: Site) -> Answer:
     return "ok", str(made)
 
 
+class CommitSettings(NamedTuple):
+    """What decides when a commit is acknowledged."""
+
+    synchronous_commit: str
+    standbys: str
+
+
 # reset_val is what a session begins with; ours override `off`, see outbox.postgres.
 SYNCHRONOUS_COMMIT = """
     SELECT reset_val, current_setting('synchronous_standby_names')
@@ -106,8 +115,7 @@ SYNCHRONOUS_COMMIT = """
 
 def synchronous_commit(site: Site) -> Answer:
     """Look whether acknowledged commits outlive a crash, and a failover."""
-    row = site.conn.execute(SYNCHRONOUS_COMMIT).fetchone()
-    value, standbys = cast("tuple[str, str]", row)
+    ((value, standbys),) = query(site.conn, args_row(CommitSettings), SYNCHRONOUS_COMMIT)
     if value == "off":
         return "warning", (
             "off for this server, database or role: our own sessions override it, but a crash may"
@@ -122,29 +130,13 @@ def synchronous_commit(site: Site) -> Answer:
     return "ok", f"{value}, {waits}"
 
 
-DOCTOR = MEMBER + 1  # lock number: no lane has it, and members are not counted by it
-LOCK = "SELECT pg_try_advisory_lock_shared(%(class)s, %(doctor)s)"
-UNLOCK = "SELECT pg_advisory_unlock_shared(%(class)s, %(doctor)s)"
-SEES_LOCK = """
-    SELECT EXISTS (
-        SELECT FROM pg_locks
-         WHERE locktype = 'advisory' AND granted AND objsubid = 2 AND pid = pg_backend_pid()
-           AND classid::bigint = %(class)s AND objid::bigint = %(doctor)s)
-"""
-
-
 def sessions(site: Site) -> Answer:
     """Look for a pooler, then take a session's lock and see it: lanes are owned by such locks."""
     try:
-        check_session(site.conn)
+        is_direct = try_session_lock(site.conn)
     except TransactionPoolingDetected as error:
         return "failed", str(error)
-    values = {"class": lock_class(read_identity(site.conn)), "doctor": DOCTOR}
-    steps = [site.conn.execute(step, values).fetchone() for step in (LOCK, SEES_LOCK, UNLOCK)]
-    if steps != [(True,)] * len(steps):
-        return "failed", str(TransactionPoolingDetected())
-    direct = server_process(site.conn) == site.conn.info.backend_pid
-    way = "directly connected" if direct else "through a pooler in session mode"
+    way = "directly connected" if is_direct else "through a pooler in session mode"
     return "ok", f"{way}; a session's advisory lock stays with it"
 
 
@@ -154,7 +146,7 @@ SERVER_TIME = "SELECT extract(epoch FROM clock_timestamp())::float8"
 def clock(site: Site) -> Answer:
     """Compare the server's clock with ours; half of the round trip is not known."""
     before = time.time()
-    (there,) = cast("tuple[float]", site.conn.execute(SERVER_TIME).fetchone())
+    there = scalar(site.conn, float, SERVER_TIME)
     after = time.time()
     skew, doubt = there - (before + after) / 2, (after - before) / 2
     text = f"{abs(skew):.3f} s {'ahead of' if skew > 0 else 'behind'} ours (± {doubt:.3f} s)"

@@ -1,16 +1,31 @@
 """The checks of `doctor` on what time does to the tables: vacuum, and the ids of `workers`."""
 
-from typing import cast
+from typing import NamedTuple
+
+from psycopg.rows import args_row
 
 from orchestrator.contract.workers import read_id_sequence
 from orchestrator.operations.doctor.check import Answer, Site, all_of
 from orchestrator.operations.text import duration
+from outbox import query, scalar
+from outbox.admin import BUSY_TABLES
 
 OLD_S = 300.0  # a transaction that lasts longer keeps vacuum from what was acknowledged since
 MANY_TRANSACTIONS = 100_000  # where no age in seconds can be had; an hour of work at some rates
 DEAD_ROWS = 100_000  # vacuum is due after 5,000 in outbox; a full minute of work leaves more. In a
 #                      large table it is due later: then twice its share of the rows
 VACUUM_LATE_S = 600.0
+
+
+class Holder(NamedTuple):
+    """What keeps dead rows alive. is_hidden: this role may not see its age."""
+
+    name: str
+    advice: str
+    age_s: float | None
+    transactions: int | None
+    is_hidden: bool | None
+
 
 # What forbids vacuum to remove dead rows of this database. Of sessions of other roles pg_stat_activity
 # shows the age only to pg_read_all_stats, but to all how many transactions they hold back. Nor does it
@@ -47,8 +62,7 @@ SHOWN = 5
 
 def long_transactions(site: Site) -> Answer:
     """Look for what keeps dead rows alive: the relay's claim reads through them."""
-    found = site.conn.execute(HOLDERS).fetchall()
-    rows = cast("list[tuple[str, str, float | None, int | None, bool | None]]", found)
+    rows = query(site.conn, args_row(Holder), HOLDERS)
     remarks: list[Answer] = []
     for who, advice, age_s, transactions, _ in rows:
         if age_s is not None and age_s > OLD_S:
@@ -61,6 +75,16 @@ def long_transactions(site: Site) -> Answer:
         text = f"none that this role may see is older than {duration(OLD_S)}"
         return all_of(remarks, f"{text}: pg_read_all_stats shows it all")
     return all_of(remarks, f"none is older than {duration(OLD_S)}")
+
+
+class TableVacuum(NamedTuple):
+    """A table's dead rows. due: more than these are too many. since_s: the last vacuum."""
+
+    table: str
+    is_off: bool
+    dead: int
+    due: float
+    since_s: float
 
 
 AUTOVACUUM = "SELECT current_setting('autovacuum')::bool AND current_setting('track_counts')::bool"
@@ -77,8 +101,7 @@ TABLES = """
                greatest(last_vacuum, last_autovacuum), pg_postmaster_start_time()))::float8
       FROM pg_class AS relation
       LEFT JOIN pg_stat_user_tables AS counted ON counted.relid = relation.oid
-     WHERE relation.oid = ANY (ARRAY[to_regclass('outbox'), to_regclass('outbox_lane'),
-                                     to_regclass('consumed_offsets'), to_regclass('workers')]::oid[])
+     WHERE relation.oid IN (SELECT to_regclass(name) FROM unnest(%(tables)s::text[]) AS name)
      ORDER BY 1
 """
 
@@ -86,11 +109,11 @@ TABLES = """
 def autovacuum(site: Site) -> Answer:
     """Look whether dead rows are removed: each row of the outbox becomes one within seconds."""
     remarks: list[Answer] = []
-    if site.conn.execute(AUTOVACUUM).fetchone() != (True,):
+    if not scalar(site.conn, bool, AUTOVACUUM):
         text = "off for the whole server, tables only grow: set autovacuum and track_counts to on"
         remarks.append(("failed", text))
-    found = site.conn.execute(TABLES, {"dead": DEAD_ROWS}).fetchall()
-    rows = cast("list[tuple[str, bool, int, float, float]]", found)
+    values = {"dead": DEAD_ROWS, "tables": [*BUSY_TABLES, "consumed_offsets", "workers"]}
+    rows = query(site.conn, args_row(TableVacuum), TABLES, values)
     for table, is_off, dead, due, since_s in rows:
         if is_off:
             text = f"off for table {table}, which only grows: set its autovacuum_enabled to true"
@@ -99,7 +122,7 @@ def autovacuum(site: Site) -> Answer:
             text = f"{table} has {dead:,} dead rows and no vacuum for {duration(since_s)}: end long"
             text += f" transactions, give autovacuum more workers, or run VACUUM {table}"
             remarks.append(("warning", text))
-    return all_of(remarks, f"on for {', '.join(row[0] for row in rows)}" if rows else "on")
+    return all_of(remarks, f"on for {', '.join(row.table for row in rows)}" if rows else "on")
 
 
 HALF, ALMOST_ALL = 0.5, 0.9

@@ -6,12 +6,7 @@ from uuid import UUID
 
 from orchestrator.config.settings import Settings
 from orchestrator.operations.dead_letters.letters import Letter
-from orchestrator.operations.explain.search import (
-    count_unpublished,
-    search_dead_letters,
-    search_input,
-    search_parked,
-)
+from orchestrator.operations.explain.search import forms_of, search_dead_letters, search_input
 from orchestrator.operations.explain.worker_history import (
     SHOWN,
     Found,
@@ -21,8 +16,10 @@ from orchestrator.operations.explain.worker_history import (
     find_worker,
     find_workers_of,
     look_in_kafka,
+    waiting_of,
 )
 from outbox import Connection
+from outbox.admin import count_rows, search_parked
 
 
 class Story(NamedTuple):
@@ -62,8 +59,8 @@ def explain(settings: Settings, conn: Connection, wanted: UUID, talk: TextIO | N
         return Story(wanted, look_in_kafka(settings, [begin(conn, worker)], talk))
     # In the order of a command's way: what moves on meanwhile is met again where it comes to.
     unread, unsearched = search_input(settings, conn, wanted)
-    unpublished = count_unpublished(conn, settings.dead_letter_topic)
-    parked = search_parked(conn, wanted)
+    unpublished = count_rows(conn, settings.dead_letter_topic)
+    parked = [waiting_of(row) for row in reversed(search_parked(conn, forms_of(wanted), SHOWN))]
     letters, more_letters = search_dead_letters(settings, conn, wanted, talk)
     workers = find_workers_of(conn, wanted)
     lives = look_in_kafka(settings, [begin(conn, row) for row in reversed(workers[:SHOWN])], talk)

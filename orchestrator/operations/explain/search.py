@@ -7,7 +7,7 @@ that nothing is there when that is not known.
 import re
 from functools import lru_cache
 from operator import attrgetter
-from typing import TextIO, cast
+from typing import TextIO
 from uuid import UUID
 
 from orchestrator.config.settings import Settings
@@ -17,7 +17,7 @@ from orchestrator.kafka import topics
 from orchestrator.kafka.reader import OffsetRange, find_ranges, read_ranges
 from orchestrator.operations.dead_letters.filter import Selection
 from orchestrator.operations.dead_letters.letters import Letter, find_letters, read_letters
-from orchestrator.operations.explain.worker_history import SHOWN, Found, Waiting, place_of
+from orchestrator.operations.explain.worker_history import SHOWN, Found, place_of
 from orchestrator.operations.repair.partition import fault_of
 from outbox import Connection
 
@@ -70,33 +70,6 @@ def _unread_of(position: Position | None, topic_id: UUID, log: OffsetRange) -> O
     if position is None or fault_of(position, topic_id, log):
         return log
     return OffsetRange(position.next_offset, log.end)
-
-
-COUNT_UNPUBLISHED = "SELECT count(*) FROM outbox WHERE topic = %(topic)s"
-
-
-def count_unpublished(conn: Connection, topic: str) -> int:
-    """Count the rows for a topic in the outbox; what they say, people may not read there."""
-    (rows,) = cast("tuple[int]", conn.execute(COUNT_UNPUBLISHED, {"topic": topic}).fetchone())
-    return rows
-
-
-SEARCH_PARKED = """
-    SELECT 'outbox_parked', lane, id, created_at, 0, NULL,
-           reason || CASE WHEN discarded_at IS NULL THEN '' ELSE ' (given up by a person)' END
-      FROM outbox_parked
-     WHERE aggregate_id IS NULL
-       AND (encode(key, 'escape') ~* %(forms)s OR encode(value, 'escape') ~* %(forms)s)
-     ORDER BY parked_at DESC
-     LIMIT %(limit)s
-"""
-
-
-def search_parked(conn: Connection, wanted: UUID) -> list[Waiting]:
-    """Find what mentions the id among the rows set aside that are no orders, the latest of them."""
-    values = {"forms": forms_of(wanted), "limit": SHOWN}
-    rows = conn.execute(SEARCH_PARKED, values).fetchall()
-    return [Waiting._make(cast("tuple[str]", row)) for row in reversed(rows)]
 
 
 def search_dead_letters(

@@ -13,7 +13,7 @@ from uuid import UUID
 from confluent_kafka import Message as Record
 
 from orchestrator.config.settings import Settings
-from orchestrator.contract.messages import MS_BITS, worker_id
+from orchestrator.contract.messages import MS_BITS, record_time_ms, worker_id
 from orchestrator.kafka import topics
 from orchestrator.kafka.reader import (
     MAX_CLOCK_SKEW,
@@ -25,6 +25,7 @@ from orchestrator.kafka.reader import (
 )
 from orchestrator.operations.audit import row_of
 from outbox import Connection
+from outbox.admin import RowStatus, find_row
 
 SHOWN = 10  # of each kind, the latest
 TRIES = 1_000_000  # places to try in a partition, a few microseconds each
@@ -110,32 +111,17 @@ def find_workers_of(conn: Connection, scenario: UUID) -> list[Row]:
 def begin(conn: Connection, row: Row) -> Life:
     """Return what Postgres knows of a worker."""
     worker = row[0]
-    commanded_at = datetime_from_ms(time_ms_of(worker)) if worker.version == 8 else None
-    return Life(*row, commanded_at, None, 0, find_row(conn, worker), None, ())
+    commanded_at = datetime_from_ms(record_time_ms(worker)) if worker.version == 8 else None
+    waiting = find_row(conn, worker)
+    return Life(*row, commanded_at, None, 0, waiting and waiting_of(waiting), None, ())
 
 
-FIND_ROW = """
-    SELECT 'outbox', lane, id, created_at,
-           (SELECT count(*) FROM outbox AS before
-             WHERE before.lane = outbox.lane AND before.id < outbox.id),
-           (SELECT batch_number FROM outbox_lane
-             WHERE outbox_lane.lane = outbox.lane AND outbox.id = ANY(inflight)),
-           NULL
-      FROM outbox
-     WHERE aggregate_id = %(worker)s
- UNION ALL
-    SELECT 'outbox_parked', lane, id, created_at, 0, NULL,
-           reason || CASE WHEN discarded_at IS NULL THEN '' ELSE ' (given up by a person)' END
-      FROM outbox_parked
-     WHERE aggregate_id = %(worker)s
-     LIMIT 1
-"""
-
-
-def find_row(conn: Connection, worker: UUID) -> Waiting | None:
-    """Return the worker's row in the outbox, or the one set aside."""
-    row = conn.execute(FIND_ROW, {"worker": worker}).fetchone()
-    return None if row is None else Waiting._make(cast("tuple[str]", row))
+def waiting_of(row: RowStatus) -> Waiting:
+    """Return a row as it is shown."""
+    reason = row.reason and row.reason + " (given up by a person)" * row.discarded
+    return Waiting(
+        row.table, row.lane, row.id, row.created_at, row.rows_ahead, row.batch_number, reason
+    )
 
 
 def look_in_kafka(settings: Settings, lives: Sequence[Life], talk: TextIO | None) -> list[Life]:
@@ -171,7 +157,7 @@ def _find_command(admin: topics.Admin, topic: str, topic_id: UUID, life: Life) -
     """Look where the log has the command's time, and behind."""
     if life.commanded_at is None:
         return life
-    time_ms = time_ms_of(life.worker_id)
+    time_ms = record_time_ms(life.worker_id)
     spans = find_ranges(admin, topic, time_ms or None)  # by time 0 a record without a time is not found
     place = _try_places([life.worker_id], topic_id, spans).get(life.worker_id)
     if place is None:
@@ -199,11 +185,6 @@ def _try_places(
 
 
 ID_BITS = 128
-
-
-def time_ms_of(worker: UUID) -> int:
-    """Return the time of the command's record, which the id begins with; 0 if it had none."""
-    return worker.int >> (ID_BITS - MS_BITS)
 
 
 def _without_time(worker: UUID) -> UUID:

@@ -31,15 +31,13 @@ from orchestrator.operations.repair.log import write_down
 from orchestrator.operations.repair.published_rows import Evidence
 from outbox import Connection, count_lanes, transaction
 from outbox.admin import (
-    MarkerReader,
-    SeizedLane,
-    Sight,
+    LaneCheck,
+    LockedLane,
     acknowledge,
+    check_lanes,
     check_session,
-    look,
-    read_identity,
-    restart,
-    seize,
+    reset_batch_number,
+    take_over,
 )
 
 CATCH_UP_S = 10.0  # a consumer that works has taken what was there before within this time
@@ -70,23 +68,21 @@ def repair_lanes(repair: Repair, wanted: int | None) -> None:
     Raises NotRepaired, LaneBusy, InDoubt, TopicMissing, KafkaException or psycopg.Error.
     """
     check_session(repair.conn)
-    settings, identity = repair.settings, read_identity(repair.conn)
-    with closing(MarkerReader(settings.kafka, identity, settings.marker_topic)) as markers:
-        refused = find_refused(repair, markers, wanted)
-        if not refused:
-            return
-        lanes = [sight.lane for sight in refused]
-        evidence.refuse_foreign(repair.conn, settings, lanes)
-        check_caught_up(settings, repair.conn)
-        if repair.dry_run:
-            preview(repair, lanes)
-            return
-        repair.say(PLAN)
-        if not repair.agrees():
-            raise NotRepaired("nothing was changed")
-        seized = [seize(repair.conn, settings.kafka, identity, markers, lane) for lane in lanes]
+    settings = repair.settings
+    lanes = [check.lane for check in find_refused(repair, wanted)]
+    if not lanes:
+        return
+    evidence.refuse_foreign(repair.conn, settings, lanes)
+    check_caught_up(settings, repair.conn)
+    if repair.dry_run:
+        preview(repair, lanes)
+        return
+    repair.say(PLAN)
+    if not repair.agrees():
+        raise NotRepaired("nothing was changed")
+    locked = [take_over(repair.conn, settings.kafka, settings.marker_topic, lane) for lane in lanes]
     check_caught_up(settings, repair.conn)  # now that nothing more can be published
-    repair_seized(repair, seized)
+    repair_locked(repair, locked)
 
 
 PLAN = """\
@@ -95,15 +91,17 @@ are acknowledged: their pending workers become deployed. The others are sent. Th
 marker. Nothing is changed before all of that is known."""
 
 
-def find_refused(repair: Repair, markers: MarkerReader, wanted: int | None) -> list[Sight]:
+def find_refused(repair: Repair, wanted: int | None) -> list[LaneCheck]:
     """Say how the lanes stand; return those that need a repair."""
     lanes = count_lanes(repair.conn)
     if wanted is not None and wanted >= lanes:
         raise NotRepaired(f"there is no lane {wanted}: the lanes are 0 to {lanes - 1}")
-    sights = [sight for sight in look(repair.conn, markers) if wanted in {None, sight.lane}]
-    for sight in sights:
-        repair.say(sight.refusal or f"lane {sight.lane}: needs no repair")
-    return [sight for sight in sights if sight.refusal]
+    settings = repair.settings
+    found = check_lanes(repair.conn, settings.kafka, settings.marker_topic)
+    checks = [check for check in found if wanted in {None, check.lane}]
+    for check in checks:
+        repair.say(check.refusal or f"lane {check.lane}: needs no repair")
+    return [check for check in checks if check.refusal]
 
 
 # ---- has the consumer taken everything? -----------------------------------------------------------
@@ -164,14 +162,14 @@ def describe_rows(found: Evidence) -> str:
     return text + (f", {found.undecided:,} are undecided" if found.undecided else "")
 
 
-def repair_seized(repair: Repair, seized: Sequence[SeizedLane]) -> None:
+def repair_locked(repair: Repair, locked: Sequence[LockedLane]) -> None:
     """Look the rows up and finish each lane in a transaction of its own."""
     conn = repair.conn
-    with evidence.waiting_rows(conn, repair.settings, [lane.lane for lane in seized]):
+    with evidence.waiting_rows(conn, repair.settings, [lane.lane for lane in locked]):
         evidence.look_up(conn, repair.settings, repair.talk)
-        found = {lane.lane: evidence.count(conn, lane.lane) for lane in seized}
+        found = {lane.lane: evidence.count(conn, lane.lane) for lane in locked}
         apply_choice(repair, found)
-        for lane in seized:
+        for lane in locked:
             finish(repair, lane, found[lane.lane])
 
 
@@ -189,11 +187,11 @@ def apply_choice(repair: Repair, found: Mapping[int, Evidence]) -> None:
         evidence.decide(repair.conn, repair.undecided)
 
 
-def finish(repair: Repair, seized: SeizedLane, found: Evidence) -> None:
+def finish(repair: Repair, locked: LockedLane, found: Evidence) -> None:
     """One Postgres transaction: rows acknowledged, count started again, repair written down."""
-    conn, lane = repair.conn, seized.lane
+    conn, lane = repair.conn, locked.lane
     with transaction(conn):
-        outcome, before, after = restart(conn, seized)
+        outcome, before, after = reset_batch_number(conn, locked)
         if outcome.refused:
             for ids in evidence.published(conn, lane):
                 set_deployed(conn, acknowledge(conn, lane, ids))
@@ -202,7 +200,7 @@ def finish(repair: Repair, seized: SeizedLane, found: Evidence) -> None:
                 repair.command,
                 f"lane {lane}",
                 outcome.value,
-                before._asdict() | {"marker": seized.marker and seized.marker._asdict()},
+                before._asdict() | {"marker": locked.marker and locked.marker._asdict()},
                 after._asdict(),
                 found._asdict() | {"undecided_taken_for": repair.undecided},
             )

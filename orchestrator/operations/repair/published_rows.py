@@ -5,6 +5,7 @@ its worker, a dead letter by the place and time of the record that it was, a com
 dead letter that it was. Other rows are not ours to judge: they are named, and nothing is repaired.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -14,6 +15,7 @@ from uuid import UUID
 from confluent_kafka import Message as Record
 
 from orchestrator.config.settings import Settings
+from orchestrator.contract.messages import record_time_ms
 from orchestrator.contract.records import LATEST_MS, headers_of
 from orchestrator.errors import NotRepaired
 from orchestrator.kafka import topics
@@ -28,7 +30,7 @@ from orchestrator.kafka.reader import (
 from orchestrator.operations.audit import row_of
 from orchestrator.operations.dead_letters.headers import RETRY_OF, Header, name_made_of, origin_of
 from outbox import Connection
-from outbox.admin import decode_headers
+from outbox.admin import WaitingRow, count_lane_rows, read_waiting
 
 PORTION = 5000  # dead letters looked at together
 
@@ -68,99 +70,65 @@ def waiting_rows(conn: Connection, settings: Settings, lanes: Sequence[int]) -> 
     refuse_foreign(conn, settings, lanes)
     conn.execute(CREATE_WAITING)
     try:
-        conn.execute(LIST_ORDERS, {"lanes": lanes, "topic": settings.output_topic})
-        list_named(conn, settings.dead_letter_topic, lanes, known_as_letter)
-        list_named(conn, settings.input_topic, lanes, known_as_command)
+        list_rows(conn, settings.output_topic, lanes, known_as_order)
+        list_rows(conn, settings.dead_letter_topic, lanes, lambda row: known_as_letter(row.headers))
+        list_rows(conn, settings.input_topic, lanes, lambda row: known_as_command(row.headers))
         conn.execute("ANALYZE waiting")
         yield
     finally:
         conn.execute(DISCARD)
 
 
-FOREIGN = """
-    SELECT lane, topic, count(*)
-      FROM outbox
-     WHERE lane = ANY(%(lanes)s)
-       AND topic NOT IN (%(dead_letters)s, %(commands)s)
-       AND NOT (topic = %(orders)s AND aggregate_id IS NOT NULL)
-     GROUP BY lane, topic
-     ORDER BY lane, topic
-"""
-
-
 def refuse_foreign(conn: Connection, settings: Settings, lanes: Sequence[int]) -> None:
     """Raise ForeignRows if the lanes hold rows that are not ours."""
-    values = {
-        "lanes": list(lanes),
-        "orders": settings.output_topic,
-        "dead_letters": settings.dead_letter_topic,
-        "commands": settings.input_topic,
-    }
-    if found := conn.execute(FOREIGN, values).fetchall():
-        rows = "; ".join(f"lane {lane}: {count} for topic {topic}" for lane, topic, count in found)
+    foreign: Counter[tuple[int, str]] = Counter()
+    for found in count_lane_rows(conn, lanes):
+        is_order = found.topic == settings.output_topic and found.has_aggregate_id
+        if not is_order and found.topic not in {settings.dead_letter_topic, settings.input_topic}:
+            foreign[found.lane, found.topic] += found.rows
+    if foreign:
+        rows = "; ".join(f"lane {lane}: {n} for topic {topic}" for (lane, topic), n in foreign.items())
         raise ForeignRows(
             "rows of the outbox that are neither deploy orders, dead letters nor commands sent again"
             f" ({rows}): whether they were published, only their writer can tell"
         )
 
 
-# A row may have been published since the row or its command was made, whichever is earlier: after a
-# restore, a command that is read again gets a new row.
-LIST_ORDERS = """
-    INSERT INTO waiting (lane, id, topic, identity, since)
-    SELECT lane, id, topic, aggregate_id,
-           least(created_at, to_timestamp(
-               ('x' || left(replace(aggregate_id::text, '-', ''), 12))::bit(48)::bigint / 1000.0))
-      FROM outbox
-     WHERE lane = ANY(%(lanes)s) AND topic = %(topic)s
-"""
-READ_NAMED = """
-    SELECT lane, id, headers, created_at
-      FROM outbox
-     WHERE lane = ANY(%(lanes)s) AND topic = %(topic)s AND (lane, id) > (%(lane)s, %(id)s)
-     ORDER BY lane, id
-     LIMIT %(portion)s
-"""
-LIST_NAMED = """
+LIST_ROWS = """
     INSERT INTO waiting (lane, id, topic, identity, since)
     SELECT lane, id, %(topic)s, identity, since
       FROM unnest(%(lanes)s::smallint[], %(ids)s::bigint[], %(identities)s::uuid[],
                   %(sinces)s::timestamptz[])
-           AS letter (lane, id, identity, since)
+           AS known (lane, id, identity, since)
 """
 
 
-def list_named(
+def list_rows(
     conn: Connection,
     topic: str,
     lanes: Sequence[int],
-    recognise: Callable[[Iterable[Header]], "Known | None"],
+    recognise: Callable[[WaitingRow], "Known | None"],
 ) -> None:
-    """List the rows of a topic whose headers tell what they are. Raises ForeignRows."""
-    values: dict[str, object] = {"lanes": lanes, "topic": topic, "portion": PORTION}
-    lane, row_id = -1, 0
-    while rows := conn.execute(READ_NAMED, values | {"lane": lane, "id": row_id}).fetchall():
-        letters = [
-            (lane, row_id, recognise(decode_headers(stored or ())), created_at)
-            for lane, row_id, stored, created_at in cast("list[StoredRow]", rows)
-        ]
-        if strange := [row_id for _, row_id, known, _ in letters if known is None]:
+    """List the rows for a topic, with what each is known by. Raises ForeignRows.
+
+    A row may have been published since it or its command was made, whichever is earlier: after a
+    restore, a command that is read again gets a new row.
+    """
+    for page in read_waiting(conn, lanes, topic):
+        known = [recognise(row) for row in page]
+        if strange := [row.id for row, one in zip(page, known, strict=True) if one is None]:
             raise ForeignRows(f"outbox row {strange[0]} for topic {topic} does not say what it was")
-        named = [(lane, row_id, known, at) for lane, row_id, known, at in letters if known]
+        rows = [(row, one) for row, one in zip(page, known, strict=True) if one]
         conn.execute(
-            LIST_NAMED,
+            LIST_ROWS,
             {
                 "topic": topic,
-                "lanes": [lane for lane, *_ in named],
-                "ids": [row_id for _, row_id, *_ in named],
-                "identities": [known.identity for _, _, known, _ in named],
-                "sinces": [min(known.made_at, at) for *_, known, at in named],
+                "lanes": [row.lane for row, _ in rows],
+                "ids": [row.id for row, _ in rows],
+                "identities": [one.identity for _, one in rows],
+                "sinces": [min(one.made_at, row.created_at) for row, one in rows],
             },
         )
-        lane, row_id, *_ = letters[-1]
-
-
-StoredRow = tuple[int, int, list[tuple[str, str | None]] | None, datetime]
 
 
 class Known(NamedTuple):
@@ -168,6 +136,12 @@ class Known(NamedTuple):
 
     identity: UUID
     made_at: datetime
+
+
+def known_as_order(row: WaitingRow) -> Known | None:
+    """Return the worker that a deploy order is about; the worker's id begins with the command's time."""
+    worker = row.aggregate_id
+    return None if worker is None else Known(worker, datetime_from_ms(record_time_ms(worker)))
 
 
 def known_as_letter(headers: Iterable[Header]) -> Known | None:

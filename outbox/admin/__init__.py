@@ -1,0 +1,105 @@
+"""The outbox from outside, for its operators: look at lanes and rows, repair, check, step a relay by hand.
+
+With `outbox` itself this is all that is public; every other module is the library's own. All functions
+take the connection first; those that change rows never commit.
+"""
+
+from outbox.admin.lanes import (
+    COORDINATOR_MOVES,
+    LaneBacklog,
+    LaneCheck,
+    LaneSummary,
+    check_lanes,
+    count_backlog,
+    count_relays,
+    list_lanes,
+)
+from outbox.admin.parked import (
+    ParkedCount,
+    ParkedRow,
+    RowId,
+    count_parked,
+    discard_parked,
+    read_parked,
+    read_parked_value,
+    retry_parked,
+)
+from outbox.admin.permissions import (
+    BUSY_TABLES,
+    RELAY_PERMISSIONS,
+    WRITER_PERMISSIONS,
+    TablePermission,
+)
+from outbox.admin.rows import (
+    RowCount,
+    RowStatus,
+    WaitingRow,
+    count_lane_rows,
+    count_rows,
+    create_unpublished_messages,
+    find_row,
+    read_waiting,
+    search_parked,
+    snapshot,
+)
+from outbox.admin.stepping import SteppedRelay, step_relay
+from outbox.admin.take_over import BatchReset, LaneBusy, LockedLane, reset_batch_number, take_over
+from outbox.admin.trials import TransactionalIdTrial, try_session_lock, try_transactional_id
+from outbox.membership import TransactionPoolingDetected, check_session
+from outbox.publisher import PRODUCER, KafkaConfig, Marker, MarkerReader, Publisher, marker_group
+from outbox.store import Claim, acknowledge, read_backlog, read_identity
+
+__all__ = [
+    "BUSY_TABLES",
+    "COORDINATOR_MOVES",
+    "PRODUCER",
+    "RELAY_PERMISSIONS",
+    "WRITER_PERMISSIONS",
+    "BatchReset",
+    "Claim",
+    "KafkaConfig",
+    "LaneBacklog",
+    "LaneBusy",
+    "LaneCheck",
+    "LaneSummary",
+    "LockedLane",
+    "Marker",
+    "MarkerReader",
+    "ParkedCount",
+    "ParkedRow",
+    "Publisher",
+    "RowCount",
+    "RowId",
+    "RowStatus",
+    "SteppedRelay",
+    "TablePermission",
+    "TransactionPoolingDetected",
+    "TransactionalIdTrial",
+    "WaitingRow",
+    "acknowledge",
+    "check_lanes",
+    "check_session",
+    "count_backlog",
+    "count_lane_rows",
+    "count_parked",
+    "count_relays",
+    "count_rows",
+    "create_unpublished_messages",
+    "discard_parked",
+    "find_row",
+    "list_lanes",
+    "marker_group",
+    "read_backlog",
+    "read_identity",
+    "read_parked",
+    "read_parked_value",
+    "read_waiting",
+    "reset_batch_number",
+    "retry_parked",
+    "search_parked",
+    "snapshot",
+    "step_relay",
+    "take_over",
+    "try_session_lock",
+    "try_transactional_id",
+]

@@ -1,0 +1,175 @@
+"""The lanes as an operator sees them: who owns each, what waits in it, do marker and row agree?
+
+Reads only, and locks nothing: good to look at, not to decide by. `take_over` decides.
+"""
+
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from typing import NamedTuple
+
+from confluent_kafka import KafkaError, KafkaException
+from psycopg.rows import args_row
+
+from outbox.lane import Outcome, compare, disagreement
+from outbox.membership import RELAY_SESSION, lock_class
+from outbox.postgres import Connection, query, scalar
+from outbox.publisher import RETRY_PAUSE_S, KafkaConfig, Marker, MarkerReader
+from outbox.store import read_identity
+
+# ---- what Postgres knows ------------------------------------------------------------------------
+
+
+class LaneSummary(NamedTuple):
+    """A lane's row and its owner.
+
+    batch_number: of the last batch begun. inflight: how many of its rows are not yet acknowledged.
+    owner: application name and address of the session that owns the lane; None: it has no owner.
+    """
+
+    lane: int
+    epoch: int
+    batch_number: int
+    inflight: int
+    owner: str | None
+
+
+LIST_LANES = """
+    WITH owned AS (
+        SELECT held.objid::bigint AS lane,
+               concat_ws(' ', session.application_name, host(session.client_addr)) AS owner
+          FROM pg_locks AS held
+          JOIN pg_stat_activity AS session USING (pid)
+         WHERE held.locktype = 'advisory' AND held.granted AND held.objsubid = 2
+           AND held.classid::bigint = %(class)s
+           AND held.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+    )
+    SELECT outbox_lane.lane, epoch, batch_number, cardinality(inflight) AS inflight, owner
+      FROM outbox_lane
+      LEFT JOIN owned ON owned.lane = outbox_lane.lane
+     ORDER BY outbox_lane.lane
+"""
+
+
+def list_lanes(conn: Connection) -> list[LaneSummary]:
+    """Return all lanes. Raises DatabaseNotReady before the first migration."""
+    values = {"class": lock_class(read_identity(conn))}
+    return query(conn, args_row(LaneSummary), LIST_LANES, values)
+
+
+COUNT_RELAYS = """
+    SELECT count(*)
+      FROM pg_stat_activity
+     WHERE datname = current_database() AND application_name = %(relay)s
+"""
+
+
+def count_relays(conn: Connection) -> int:
+    """Count the relays that are connected to this database."""
+    return scalar(conn, int, COUNT_RELAYS, {"relay": RELAY_SESSION})
+
+
+class LaneBacklog(NamedTuple):
+    """Rows in a lane, at most as many as were to be counted, and the age of the first in seconds."""
+
+    lane: int
+    pending: int
+    oldest_s: float | None
+
+
+COUNT_BACKLOG = """
+    SELECT lane,
+           (SELECT count(*)
+              FROM (SELECT FROM outbox
+                     WHERE lane = outbox_lane.lane
+                     LIMIT %(at_most)s) AS counted) AS pending,
+           (SELECT extract(epoch FROM clock_timestamp() - created_at)::float8
+              FROM outbox
+             WHERE lane = outbox_lane.lane
+             ORDER BY id
+             LIMIT 1) AS oldest_s
+      FROM outbox_lane
+"""
+
+
+def count_backlog(conn: Connection, at_most: int) -> list[LaneBacklog]:
+    """Count the rows of all lanes, in each no more than `at_most`: bounded, however many there are."""
+    return query(conn, args_row(LaneBacklog), COUNT_BACKLOG, {"at_most": at_most})
+
+
+# ---- what both know -----------------------------------------------------------------------------
+
+
+class LaneCheck(NamedTuple):
+    """A lane's batch in Postgres beside its marker in Kafka.
+
+    outcome: what a recovery would find; None if the lane moved on meanwhile, as an active one does.
+    """
+
+    lane: int
+    batch_number: int
+    marker: Marker | None
+    outcome: Outcome | None
+
+    @property
+    def refusal(self) -> str | None:
+        """Say in one line why the lane waits for an operator; None: it does not."""
+        if self.outcome is None or not self.outcome.refused:
+            return None
+        return disagreement(self.lane, self.outcome, self.marker, self.batch_number)
+
+
+class LaneBatch(NamedTuple):
+    """What a lane row says of its batch; equal as long as the lane does not move on."""
+
+    lane: int
+    epoch: int
+    batch_number: int
+    inflight: int
+
+
+READ_BATCHES = """
+    SELECT lane, epoch, batch_number, cardinality(inflight) AS inflight
+      FROM outbox_lane
+     ORDER BY lane
+"""
+
+
+def check_lanes(conn: Connection, kafka: KafkaConfig, marker_topic: str) -> list[LaneCheck]:
+    """Compare all lanes' markers and rows, without a fence or a lock.
+
+    Raises KafkaException, or DatabaseNotReady before the first migration.
+    """
+    with closing(MarkerReader(kafka, read_identity(conn), marker_topic)) as reader:
+        before = query(conn, args_row(LaneBatch), READ_BATCHES)
+        markers = read_markers_with_retry(reader, [batch.lane for batch in before])
+        after = set(query(conn, args_row(LaneBatch), READ_BATCHES))
+    checks = []
+    for batch in before:
+        marker, unchanged = markers[batch.lane], batch in after
+        outcome = compare(marker, batch.batch_number, batch.inflight) if unchanged else None
+        checks.append(LaneCheck(batch.lane, batch.batch_number, marker, outcome))
+    return checks
+
+
+# A coordinator that has just been elected, or that moves to another broker, answers so for a moment.
+COORDINATOR_MOVES = frozenset(
+    {
+        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+        KafkaError.COORDINATOR_NOT_AVAILABLE,
+        KafkaError.NOT_COORDINATOR,
+    }
+)
+MARKER_READ_S = 15.0  # the brokers wait for a transaction whose outcome is still being decided
+
+
+def read_markers_with_retry(reader: MarkerReader, lanes: Sequence[int]) -> dict[int, Marker | None]:
+    """Return the lanes' markers; wait for their coordinator. Raises KafkaException."""
+    deadline = time.monotonic() + MARKER_READ_S
+    while True:
+        try:
+            return reader.read(lanes, MARKER_READ_S)
+        except KafkaException as error:
+            if error.args[0].code() not in COORDINATOR_MOVES or time.monotonic() > deadline:
+                raise
+        time.sleep(RETRY_PAUSE_S)

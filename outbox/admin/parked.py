@@ -1,0 +1,171 @@
+"""Parked rows: those that Kafka rejected for themselves, to list, to retry, to discard.
+
+Invariant: a row is in the outbox or parked, never both: each step is one statement of the caller's
+transaction. A row that is retried gets a new id, so it goes out after what was enqueued meanwhile, also
+of its key. A discarded row stays in the table, marked, as the trace of what became of its message.
+"""
+
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from psycopg.rows import args_row, scalar_row
+
+from outbox.message import Headers, StoredHeaders, decode_headers
+from outbox.postgres import Connection, query
+
+PAGE_SIZE = 1000  # rows read at once
+
+
+class RowId(NamedTuple):
+    """Names a row, in the outbox or parked: it keeps its lane and id."""
+
+    lane: int
+    id: int
+
+
+class ParkedRow(NamedTuple):
+    """A row that Kafka rejected for itself.
+
+    size_bytes: of its value, which `read_parked_value` returns. reason: Kafka's. discarded_at: None while an
+    operator has still to decide.
+    """
+
+    lane: int
+    id: int
+    topic: str
+    key: bytes | None
+    size_bytes: int
+    headers: Headers
+    aggregate_id: UUID | None
+    created_at: datetime
+    reason: str
+    parked_at: datetime
+    discarded_at: datetime | None
+
+    @property
+    def row_id(self) -> RowId:
+        """Return what names it."""
+        return RowId(self.lane, self.id)
+
+
+LIST_PARKED = """
+    SELECT lane, id, topic, key, coalesce(octet_length(value), 0) AS size_bytes,
+           headers, aggregate_id, created_at, reason, parked_at, discarded_at
+      FROM outbox_parked
+     WHERE (lane, id) > (%(lane)s::smallint, %(id)s)
+     ORDER BY lane, id
+     LIMIT %(page_size)s
+"""
+
+
+def read_parked(conn: Connection) -> Iterator[ParkedRow]:
+    """Yield all parked rows, discarded ones too, by lane and id, without their values."""
+    after = RowId(-1, 0)
+    while page := query(
+        conn, args_row(_parked_row), LIST_PARKED, after._asdict() | {"page_size": PAGE_SIZE}
+    ):
+        yield from page
+        after = page[-1].row_id
+
+
+def _parked_row(
+    lane: int,
+    number: int,
+    topic: str,
+    key: bytes | None,
+    size_bytes: int,
+    headers: StoredHeaders | None,
+    *others: Any,
+) -> ParkedRow:
+    return ParkedRow(lane, number, topic, key, size_bytes, decode_headers(headers or ()), *others)
+
+
+READ_PARKED_VALUE = "SELECT value FROM outbox_parked WHERE lane = %(lane)s AND id = %(id)s"
+
+
+def read_parked_value(conn: Connection, row_id: RowId) -> bytes | None:
+    """Return the value of a parked row; None: it has none, or is gone."""
+    values: list[bytes | None] = query(conn, scalar_row, READ_PARKED_VALUE, row_id._asdict())
+    return values[0] if values else None
+
+
+# Rows are locked in one order: two operators who want the same ones must not wait for each other.
+RETRY = """
+    WITH locked AS (
+        SELECT lane, id
+          FROM outbox_parked
+          JOIN unnest(%(lanes)s::smallint[], %(ids)s::bigint[]) AS wanted (lane, id) USING (lane, id)
+         WHERE discarded_at IS NULL
+         ORDER BY lane, id
+           FOR UPDATE OF outbox_parked
+    ), taken AS (
+        DELETE FROM outbox_parked
+         WHERE (lane, id) IN (SELECT lane, id FROM locked)
+     RETURNING lane, id, topic, key, value, headers, aggregate_id
+    ), enqueued AS (
+        INSERT INTO outbox (lane, topic, key, value, headers, aggregate_id)
+        SELECT lane, topic, key, value, headers, aggregate_id
+          FROM taken
+         ORDER BY id
+    )
+    SELECT lane, id
+      FROM taken
+     ORDER BY lane, id
+"""
+
+
+def retry_parked(conn: Connection, row_ids: Sequence[RowId]) -> list[RowId]:
+    """Put parked rows back into the outbox, to be published; return those that still waited."""
+    return query(conn, args_row(RowId), RETRY, _columns(row_ids))
+
+
+DISCARD = """
+    WITH locked AS (
+        SELECT lane, id
+          FROM outbox_parked
+          JOIN unnest(%(lanes)s::smallint[], %(ids)s::bigint[]) AS wanted (lane, id) USING (lane, id)
+         WHERE discarded_at IS NULL
+         ORDER BY lane, id
+           FOR UPDATE OF outbox_parked
+    ), discarded AS (
+        UPDATE outbox_parked
+           SET discarded_at = NOW()
+         WHERE (lane, id) IN (SELECT lane, id FROM locked)
+     RETURNING lane, id
+    )
+    SELECT lane, id
+      FROM discarded
+     ORDER BY lane, id
+"""
+
+
+def discard_parked(conn: Connection, row_ids: Sequence[RowId]) -> list[RowId]:
+    """Give parked rows up: they are never published; return those that still waited."""
+    return query(conn, args_row(RowId), DISCARD, _columns(row_ids))
+
+
+def _columns(row_ids: Sequence[RowId]) -> dict[str, list[int]]:
+    return {"lanes": [lane for lane, _ in row_ids], "ids": [number for _, number in row_ids]}
+
+
+COUNT_PARKED = """
+    SELECT reason, count(*)
+      FROM outbox_parked
+     WHERE discarded_at IS NULL
+     GROUP BY reason
+     ORDER BY reason
+"""
+
+
+class ParkedCount(NamedTuple):
+    """How many rows Kafka rejected for a reason."""
+
+    reason: str
+    rows: int
+
+
+def count_parked(conn: Connection) -> list[ParkedCount]:
+    """Count the parked rows for which an operator has still to decide, by reason."""
+    return query(conn, args_row(ParkedCount), COUNT_PARKED)

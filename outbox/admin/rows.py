@@ -1,0 +1,191 @@
+"""The rows of the outbox as an operator finds them: by what they are about, by topic, all of them.
+
+Reads only; a row that is read here may be published, and gone, at any time.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from typing import NamedTuple
+from uuid import UUID
+
+from psycopg import IsolationLevel
+from psycopg.rows import args_row
+
+from outbox.message import Headers, StoredHeaders, decode_headers
+from outbox.postgres import Connection, query, scalar
+
+PAGE_SIZE = 5000  # rows read at once
+
+
+class RowStatus(NamedTuple):
+    """Where the row of a message is, and what it waits for.
+
+    table: `outbox` or `outbox_parked`. rows_ahead: rows of its lane before it. batch_number: of the
+    batch that it is in flight with, if it is. reason: why Kafka rejected it, if it is parked.
+    discarded: an operator gave it up.
+    """
+
+    table: str
+    lane: int
+    id: int
+    created_at: datetime
+    rows_ahead: int
+    batch_number: int | None
+    reason: str | None
+    discarded: bool
+
+
+FIND_ROW = """
+    SELECT 'outbox', lane, id, created_at,
+           (SELECT count(*)
+              FROM outbox AS ahead
+             WHERE ahead.lane = outbox.lane AND ahead.id < outbox.id) AS rows_ahead,
+           (SELECT batch_number
+              FROM outbox_lane
+             WHERE outbox_lane.lane = outbox.lane AND outbox.id = ANY(inflight)) AS batch_number,
+           NULL AS reason, false AS discarded
+      FROM outbox
+     WHERE aggregate_id = %(aggregate_id)s
+ UNION ALL
+    SELECT 'outbox_parked', lane, id, created_at, 0, NULL, reason, discarded_at IS NOT NULL
+      FROM outbox_parked
+     WHERE aggregate_id = %(aggregate_id)s
+     LIMIT 1
+"""
+
+
+def find_row(conn: Connection, aggregate_id: UUID) -> RowStatus | None:
+    """Return a row about this, in the outbox or parked. Reads the whole table: no index has it."""
+    found = query(conn, args_row(RowStatus), FIND_ROW, {"aggregate_id": aggregate_id})
+    return found[0] if found else None
+
+
+SEARCH_PARKED = """
+    SELECT 'outbox_parked', lane, id, created_at, 0 AS rows_ahead, NULL AS batch_number,
+           reason, discarded_at IS NOT NULL AS discarded
+      FROM outbox_parked
+     WHERE aggregate_id IS NULL
+       AND (encode(key, 'escape') ~* %(pattern)s OR encode(value, 'escape') ~* %(pattern)s)
+     ORDER BY parked_at DESC
+     LIMIT %(limit)s
+"""
+
+
+def search_parked(conn: Connection, pattern: str, limit: int) -> list[RowStatus]:
+    """Return the latest parked rows without an aggregate id whose key or value matches, latest first.
+
+    pattern: a regular expression of Postgres; case is ignored.
+    """
+    return query(conn, args_row(RowStatus), SEARCH_PARKED, {"pattern": pattern, "limit": limit})
+
+
+COUNT_ROWS = "SELECT count(*) FROM outbox WHERE topic = %(topic)s"
+
+
+def count_rows(conn: Connection, topic: str) -> int:
+    """Count the rows for a topic that are not yet acknowledged. Reads the whole table."""
+    return scalar(conn, int, COUNT_ROWS, {"topic": topic})
+
+
+class RowCount(NamedTuple):
+    """Rows of a lane for a topic, with an aggregate id or without one."""
+
+    lane: int
+    topic: str
+    has_aggregate_id: bool
+    rows: int
+
+
+COUNT_LANE_ROWS = """
+    SELECT lane, topic, aggregate_id IS NOT NULL AS has_aggregate_id, count(*)
+      FROM outbox
+     WHERE lane = ANY(%(lanes)s)
+     GROUP BY lane, topic, has_aggregate_id
+     ORDER BY lane, topic, has_aggregate_id
+"""
+
+
+def count_lane_rows(conn: Connection, lanes: Sequence[int]) -> list[RowCount]:
+    """Count the rows of lanes by topic: whose are they?"""
+    return query(conn, args_row(RowCount), COUNT_LANE_ROWS, {"lanes": list(lanes)})
+
+
+class WaitingRow(NamedTuple):
+    """A row of the outbox without its content: what it is about, and what its headers say."""
+
+    lane: int
+    id: int
+    aggregate_id: UUID | None
+    created_at: datetime
+    headers: Headers
+
+
+READ_WAITING = """
+    SELECT lane, id, aggregate_id, created_at, headers
+      FROM outbox
+     WHERE lane = ANY(%(lanes)s) AND topic = %(topic)s
+       AND (lane, id) > (%(lane)s::smallint, %(id)s)
+     ORDER BY lane, id
+     LIMIT %(page_size)s
+"""
+
+
+def read_waiting(conn: Connection, lanes: Sequence[int], topic: str) -> Iterator[list[WaitingRow]]:
+    """Yield the rows of lanes for a topic, by lane and id, in pages: memory is bounded."""
+    values: dict[str, object] = {"lanes": list(lanes), "topic": topic, "page_size": PAGE_SIZE}
+    lane, row_id = -1, 0
+    while page := query(
+        conn, args_row(_waiting_row), READ_WAITING, values | {"lane": lane, "id": row_id}
+    ):
+        yield page
+        lane, row_id = page[-1].lane, page[-1].id
+
+
+def _waiting_row(
+    lane: int,
+    row_id: int,
+    aggregate_id: UUID | None,
+    created_at: datetime,
+    headers: StoredHeaders | None,
+) -> WaitingRow:
+    return WaitingRow(lane, row_id, aggregate_id, created_at, decode_headers(headers or ()))
+
+
+CREATE_UNPUBLISHED = """
+    CREATE TEMP TABLE unpublished_messages AS
+    SELECT aggregate_id, false AS parked
+      FROM outbox
+     WHERE aggregate_id IS NOT NULL
+ UNION ALL
+    SELECT aggregate_id, true
+      FROM outbox_parked
+     WHERE aggregate_id IS NOT NULL
+"""
+ANALYZE_UNPUBLISHED = "ANALYZE unpublished_messages"
+
+
+def create_unpublished_messages(conn: Connection) -> None:
+    """Note whom a message is about that is not yet published, in a table of this session alone.
+
+    The temporary table unpublished_messages (aggregate_id UUID, parked BOOLEAN) has a line for each
+    row of the outbox, parked rows too, as they are at this moment: to be compared with the tables of
+    the service, however many rows there are, and to be dropped by the caller.
+    """
+    conn.execute(CREATE_UNPUBLISHED)
+    conn.execute(ANALYZE_UNPUBLISHED)
+
+
+@contextmanager
+def snapshot(conn: Connection) -> Iterator[None]:
+    """Let all statements of the block see the database as it is at the first of them.
+
+    Vacuum is held up as long as the block takes.
+    """
+    usual, conn.isolation_level = conn.isolation_level, IsolationLevel.REPEATABLE_READ
+    try:
+        with conn.transaction():
+            yield
+    finally:
+        if not conn.closed:
+            conn.isolation_level = usual
