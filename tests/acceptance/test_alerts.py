@@ -1,7 +1,7 @@
-"""A real Prometheus scrapes the real processes: alerts fire on what they are for, and clear after it.
+"""A real Prometheus scrapes the real processes: alerts fire when they should, and clear afterwards.
 
-The rules are our own but for their times: a minute is MINUTE_S long, or the tests would take an hour.
-What promtool can tell from made-up series is in tests/unit/test_monitoring.py.
+The rules are those of deploy/prometheus with shorter times: a minute lasts MINUTE_S, or the tests
+would take an hour. tests/unit/test_monitoring.py tests the rules with invented series.
 """
 
 import json
@@ -31,13 +31,12 @@ from testkit.system import Running, System, make_input_anew
 from tests.unit.test_monitoring import ALERTS, QUERIES, RULES
 
 MINUTE_S = 3  # scrapes come every second, and a busy machine may be late with two of them
-FIRES_S = (
-    60  # the longest wait: the gauges' own 5 s, a window and `for`; a paused partition's look 10 s
-)
+# The longest wait: 5 s of the gauges, a window and `for`; 10 s until a refused partition is checked.
+FIRES_S = 60
 CLEARS_S = 60  # the longest window, ten minutes; a repaired lane's back-off
 
 
-def hurried(text: str) -> str:
+def shortened(text: str) -> str:
     """Return an expression or a time of the rules with every minute MINUTE_S long."""
     seconds = {"m": MINUTE_S, "h": 60 * MINUTE_S, "d": 24 * 60 * MINUTE_S}
     text = re.sub(r"\b(\d+)([mhd])\b", lambda it: f"{int(it[1]) * seconds[it[2]]}s", text)
@@ -45,7 +44,7 @@ def hurried(text: str) -> str:
 
 
 class Prometheus(EmbeddedServer):
-    """Debian's Prometheus with our rules in a hurry. ports: where it scrapes which process."""
+    """Debian's Prometheus with shortened rules. ports: where it scrapes which process."""
 
     name = "Prometheus"
     death_signal = signal.SIGKILL
@@ -63,7 +62,7 @@ class Prometheus(EmbeddedServer):
     def _prepare(self) -> None:
         rules = yaml.safe_load(RULES.read_text())
         for rule in (rule for group in rules["groups"] for rule in group["rules"]):
-            rule["expr"], rule["for"] = hurried(rule["expr"]), hurried(rule["for"])
+            rule["expr"], rule["for"] = shortened(rule["expr"]), shortened(rule["for"])
         settings = {
             "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"},
             "rule_files": [RULES.name],
@@ -157,7 +156,7 @@ def watched(system: System, prometheus: Prometheus) -> tuple[Running, Running]:
 
 @contextmanager
 def locked(system: System, rows: str) -> Iterator[None]:
-    """Hold rows as a session of somebody else may, for longer than one of ours would be let."""
+    """Lock rows in another session, for longer than a session of the processes may."""
     with psycopg.connect(system.settings.database_url) as conn:
         conn.execute(f"SELECT FROM {rows} FOR UPDATE".encode())
         yield
@@ -165,7 +164,7 @@ def locked(system: System, rows: str) -> Iterator[None]:
 
 @contextmanager
 def transaction(system: System, partition: int) -> Iterator[None]:
-    """Have somebody's transaction open in a partition of the input: what comes behind it waits."""
+    """Keep a producer's transaction open in a partition of the input: later records wait."""
     name = {"transactional.id": f"api-{uuid4()}", "transaction.timeout.ms": 300_000}
     producer = Producer({**system.settings.kafka, **name})
     producer.init_transactions(10)
@@ -189,18 +188,20 @@ def test_nothing_fires_while_all_works(prometheus: Prometheus) -> None:
 
 
 @pytest.mark.usefixtures("watched")
-def test_bad_commands_are_told_of_and_no_panel_is_empty(system: System, prometheus: Prometheus) -> None:
+def test_invalid_commands_fire_an_alert_and_no_panel_is_empty(
+    system: System, prometheus: Prometheus
+) -> None:
     system.produce(b"not JSON", b"{}")
     prometheus.wait_firing("DeadLetters")
     assert [labels["alertname"] for labels in prometheus.firing()] == ["DeadLetters"]
-    for query in QUERIES.values():  # of the dashboard: there is something of everything now
+    for query in QUERIES.values():  # of the dashboard: every series has samples now
         asked = query.replace("$namespace", ".*").replace("$__rate_interval", "15s")
         eventually(partial(prometheus.query, asked))
     prometheus.wait_silent()
 
 
 @pytest.mark.usefixtures("watched")
-def test_a_stalled_outbox_is_told_of_until_its_rows_go_out(
+def test_a_stalled_outbox_fires_until_its_rows_are_published(
     system: System, prometheus: Prometheus
 ) -> None:
     with locked(system, "outbox_lane WHERE lane = 2"):
@@ -212,7 +213,7 @@ def test_a_stalled_outbox_is_told_of_until_its_rows_go_out(
     system.check_exactly_once(200)
 
 
-def test_processes_that_are_frozen_or_gone_are_missed_until_they_are_back(
+def test_frozen_and_killed_processes_fire_until_they_are_back(
     system: System, prometheus: Prometheus, watched: tuple[Running, Running]
 ) -> None:
     consumer, relay = watched
@@ -233,12 +234,12 @@ def command() -> bytes:
 
 
 @pytest.mark.usefixtures("watched")
-def test_a_stuck_partition_and_a_stalled_consumer_are_told_of_until_they_go_on(
+def test_a_stuck_partition_and_a_stalled_consumer_fire_until_they_continue(
     system: System, prometheus: Prometheus
 ) -> None:
     api, sent = Producer({**system.settings.kafka, "linger.ms": 1}), 0
 
-    def fires_while_the_other_partition_goes_on() -> bool:
+    def fires_while_the_other_partition_continues() -> bool:
         nonlocal sent
         api.produce(system.settings.input_topic, command(), partition=1)
         sent += 1
@@ -246,7 +247,7 @@ def test_a_stuck_partition_and_a_stalled_consumer_are_told_of_until_they_go_on(
 
     with transaction(system, partition=0):
         system.produce(command(), command(), partition=0)
-        eventually(fires_while_the_other_partition_goes_on, FIRES_S)
+        eventually(fires_while_the_other_partition_continues, FIRES_S)
         assert api.flush(10) == 0
         (alert,) = prometheus.firing()
         assert (alert["partition"], alert["severity"]) == ("0", "critical")
@@ -259,7 +260,7 @@ def test_a_stuck_partition_and_a_stalled_consumer_are_told_of_until_they_go_on(
     system.check_exactly_once(100 + 2 + sent + 100)
 
 
-def test_what_waits_for_a_person_is_told_of_until_it_is_repaired(
+def test_refused_lanes_and_partitions_fire_until_they_are_repaired(
     system: System, prometheus: Prometheus, watched: tuple[Running, Running]
 ) -> None:
     _, relay = watched
@@ -268,8 +269,8 @@ def test_what_waits_for_a_person_is_told_of_until_it_is_repaired(
     start(system, prometheus, "relay")
     make_input_anew(system)
     prometheus.wait_firing("LaneRefused", "PartitionRefused")
-    for subject in ("partition", "lane"):
-        code, said = repair(system, subject, "all", "--yes")
+    for target in ("partition", "lane"):
+        code, said = repair(system, target, "all", "--yes")
         assert code == 0, said
     prometheus.wait_silent()
     system.submit(100)

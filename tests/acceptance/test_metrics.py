@@ -1,4 +1,4 @@
-"""What Prometheus sees of real processes after real work."""
+"""The metrics of real processes after real work."""
 
 import math
 import time
@@ -130,9 +130,9 @@ def test_work_is_counted_by_the_process_that_did_it(worked: tuple[Running, Runni
         assert name in labels.split(",")
 
 
-def test_gauges_of_whole_tables_do_not_double_with_two_relays(system: System) -> None:
+def test_gauges_of_whole_tables_are_not_doubled_by_two_relays(system: System) -> None:
     relays = [system.start("relay"), system.start("relay")]
-    for relay in relays:  # each has its share, so the sums below are over two that both report
+    for relay in relays:  # both own lanes and report
         eventually(partial(has_lanes, relay, 2), 20)
     with closing(system.connect()) as conn, conn.transaction():
         conn.execute("SELECT FROM outbox_lane FOR UPDATE")  # holds all rows back
@@ -176,7 +176,7 @@ Read = Callable[[str], float | None]
 
 @contextmanager
 def gauges_of(environ: Mapping[str, str]) -> Iterator[Read]:
-    """Keep the gauges of a relay that owns lane 0; give what reads one by its name."""
+    """Run the gauges of a relay that owns lane 0; yield a function that reads one by its name."""
     registry = new_registry("relay")
     metrics = RelayMetrics(registry, Health())
     metrics.owned = frozenset({0})
@@ -194,13 +194,13 @@ IDS, PENDING = "orchestrator_worker_ids_used_ratio", "outbox_pending_rows"
 
 @pytest.fixture
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Look at the database again and again."""
+    """Let the gauges query the database often."""
     monkeypatch.setattr(gauges, "EVERY_S", 0.05)
     monkeypatch.setattr(gauges, "REST_S", 0.1)
 
 
 @pytest.mark.usefixtures("often")
-def test_what_the_relay_may_not_see_takes_no_other_gauge_away(system: System) -> None:
+def test_a_missing_permission_of_the_relay_affects_one_gauge_only(system: System) -> None:
     system.query("CREATE SCHEMA of_others")
     system.query("CREATE SEQUENCE of_others.numbers")
     with roles_made(system) as logins, gauges_of(logins.environ("relay")) as read:
@@ -212,7 +212,7 @@ def test_what_the_relay_may_not_see_takes_no_other_gauge_away(system: System) ->
 
 
 @pytest.mark.usefixtures("often")
-def test_the_share_of_ids_is_that_of_their_sequence_now_or_unknown(system: System) -> None:
+def test_the_share_of_used_ids_is_that_of_the_current_sequence_or_unknown(system: System) -> None:
     system.query("CREATE SEQUENCE the_platforms")
     system.query("ALTER TABLE workers ALTER id SET DEFAULT nextval('the_platforms')")
     system.query("SELECT setval('the_platforms', 2100000000)")
@@ -220,7 +220,7 @@ def test_the_share_of_ids_is_that_of_their_sequence_now_or_unknown(system: Syste
         assert is_unknown(read(IDS))
         eventually(lambda: read(IDS) == pytest.approx(2.1e9 / 2**31))
         assert read(PENDING) == 0
-        # As on a standby: who wants to write is sent on.
+        # As on a standby: a read-write connection is not accepted.
         ((database,),) = system.query("SELECT current_database()")
         system.query(f"ALTER DATABASE {database} SET default_transaction_read_only = on")
         end_sessions(system, "orchestrator gauges")
@@ -229,7 +229,7 @@ def test_the_share_of_ids_is_that_of_their_sequence_now_or_unknown(system: Syste
 
 
 @pytest.mark.usefixtures("often")
-def test_gauges_outlive_a_postgres_that_falls_silent(
+def test_gauges_recover_from_a_postgres_that_stops_answering(
     system: System, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gauges, "SILENCE_S", 0.5)
@@ -245,5 +245,5 @@ def test_gauges_outlive_a_postgres_that_falls_silent(
 
 
 def is_unknown(value: float | None) -> bool:
-    """Say whether this is what is reported when nobody knows."""
+    """Return whether this is the value that stands for unknown."""
     return value is not None and math.isnan(value)

@@ -1,4 +1,4 @@
-"""Alerts, dashboard, runbook: what Prometheus accepts, the processes export, and a person needs."""
+"""Alerts, dashboard and runbook: Prometheus accepts them, and they match the code and each other."""
 
 import json
 import re
@@ -36,7 +36,7 @@ every_alert = pytest.mark.parametrize(
 
 
 def promtool(*arguments: str, stdin: bytes | None = None) -> None:
-    """Let Prometheus's own tool find nothing wrong; skip the test where it is not installed."""
+    """Run Prometheus's own checker, which must find nothing; skip the test if it is not installed."""
     program = shutil.which("promtool")
     if program is None:
         pytest.skip("promtool is not installed (apt install prometheus)")
@@ -71,12 +71,12 @@ EXPORTED = {
 
 
 @pytest.mark.parametrize("process", PROCESSES)
-def test_the_names_and_helps_of_all_metrics_are_as_prometheus_wants_them(process: str) -> None:
+def test_names_and_helps_of_all_metrics_follow_prometheus_rules(process: str) -> None:
     promtool("check", "metrics", stdin=generate_latest(registry_of(process)))
 
 
 def samples_of(process: str, name: str) -> dict[str, float]:
-    """Return what a process reports at its start: value by what the labels say."""
+    """Return the samples of a process at its start: value by labels."""
     return {
         ",".join(sample.labels.values()): sample.value
         for family in registry_of(process).collect()
@@ -94,14 +94,16 @@ def samples_of(process: str, name: str) -> dict[str, float]:
         ("relay", "outbox_transaction_duration_seconds_count", ["postgres", "kafka"]),
     ],
 )
-def test_what_is_counted_begins_with_nothing(process: str, name: str, values: list[str]) -> None:
-    """Else rate() and increase() would not see the first of its kind."""
+def test_each_series_exists_from_the_start_with_value_zero(
+    process: str, name: str, values: list[str]
+) -> None:
+    """Otherwise rate() and increase() would miss the first event."""
     assert samples_of(process, name) == dict.fromkeys(values, 0)
 
 
-# What of an expression is no name of a series.
+# Parts of an expression that are no names of series.
 NO_NAMES = re.compile(
-    r""" "[^"]*" | \{[^}]*\} | \[[^]]*\]                  # texts, selectors, windows
+    r""" "[^"]*" | \{[^}]*\} | \[[^]]*\]                  # strings, selectors, windows
        | \b(?:by|on|without|ignoring)\s*\([^)]*\)         # labels
        | \b(?:and|or|unless|bool|offset)\b
     """,
@@ -128,7 +130,7 @@ def test_prometheus_accepts_its_settings_and_the_rules() -> None:
     promtool("check", "rules", "--lint=all", "--lint-fatal", RULES.name)
 
 
-def test_prometheus_is_told_of_the_rules() -> None:
+def test_prometheus_loads_the_rules() -> None:
     settings = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())
     assert settings["rule_files"] == [RULES.name]
     compose = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text())
@@ -142,7 +144,7 @@ def test_each_alert_fires_when_it_should_and_is_silent_when_not() -> None:
 
 
 @every_alert
-def test_an_alert_is_seen_to_fire_and_to_be_silent(alert: Rule) -> None:
+def test_each_alert_is_tested_to_fire_and_to_be_silent(alert: Rule) -> None:
     severity = alert["labels"]["severity"]
     seen = [
         any(one["exp_labels"]["severity"] == severity for one in look.get("exp_alerts", ()))
@@ -154,7 +156,7 @@ def test_an_alert_is_seen_to_fire_and_to_be_silent(alert: Rule) -> None:
 
 
 @every_alert
-def test_an_alert_says_how_bad_it_is_and_where_its_section_is(alert: Rule) -> None:
+def test_an_alert_has_a_severity_and_a_section_in_the_runbook(alert: Rule) -> None:
     assert alert["labels"]["severity"] in {"critical", "warning"}
     assert re.fullmatch(r"[1-9]\d*m", alert["for"])
     assert alert["annotations"].keys() == {"summary", "description", "runbook_url"}
@@ -192,7 +194,7 @@ def test_a_panel_keeps_the_lanes_of_two_installations_apart(query: str) -> None:
         assert "namespace" in by or not by & {"lane", "partition"}
 
 
-def test_every_metric_has_its_place_on_the_dashboard() -> None:
+def test_every_metric_is_on_the_dashboard() -> None:
     shown = {series for query in QUERIES.values() for series in series_of(query)}
     families = {re.sub(r"_(bucket|count|sum)$", "", name) for name in shown}
     assert families == {re.sub(r"_(bucket|count|sum)$", "", name) for name in EXPORTED}
@@ -206,11 +208,11 @@ def sources(part: object) -> Iterator[Any]:
         yield from sources(value)
 
 
-def test_the_dashboard_takes_whatever_prometheus_a_person_chooses() -> None:
+def test_the_data_source_of_the_dashboard_can_be_chosen() -> None:
     variable = DASHBOARD["templating"]["list"][0]
     assert (variable["type"], variable["query"]) == ("datasource", "prometheus")
     found = list(sources(DASHBOARD))
-    assert len(found) > len(PANELS)  # the other variable asks it, too
+    assert len(found) > len(PANELS)  # the other variable queries it, too
     for source in found:
         assert source == {"type": "prometheus", "uid": f"${{{variable['name']}}}"}
 
@@ -225,15 +227,15 @@ def test_the_dashboard_can_be_imported_beside_any_other() -> None:
         for column in range(place["x"], place["x"] + place["w"])
         for row in range(place["y"], place["y"] + place["h"])
     ]
-    assert len(cells) == len(set(cells))  # no panel lies on another
-    assert max(column for column, _ in cells) < 24  # as wide as a dashboard is
+    assert len(cells) == len(set(cells))  # no panel covers another
+    assert max(column for column, _ in cells) < 24  # the width of a dashboard
 
 
 # ---- the runbook ------------------------------------------------------------------------------------
 
 
 def anchor_of(heading: str) -> str:
-    """Return what a link to a heading ends with, as GitHub makes it."""
+    """Return the anchor of a heading, as GitHub generates it."""
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
@@ -248,13 +250,13 @@ def test_a_section_goes_from_symptom_to_remedy(section: str) -> None:
     assert re.findall(r"^- \*\*(\w+)\*\*: ", SECTIONS[section], re.MULTILINE) == PARTS
 
 
-def test_the_runbook_begins_with_what_people_look_for() -> None:
+def test_the_runbook_begins_with_the_common_symptoms() -> None:
     first = ["cannot-reach-kafka", "cannot-reach-postgres", "no-messages", "worker-not-saved"]
     assert [name for name, text in SECTIONS.items() if "- **" in text][:4] == first
 
 
 def refusals() -> Iterator[str]:
-    """Yield the refusals of the README, as the runbook calls them."""
+    """Yield the refusals of the README by the names of their sections in the runbook."""
     table = README.partition("| refusal |")[2].partition("\n\n")[0]
     for line in table.splitlines()[2:]:
         for name in line.split("|")[1].replace("00N ", "").split(","):
@@ -273,7 +275,7 @@ def test_every_check_of_the_doctor_has_its_line() -> None:
     assert lines == list(CHECKS)
 
 
-def test_every_link_leads_somewhere() -> None:
+def test_every_link_has_a_target() -> None:
     links = re.findall(r"\]\(([^)]*)\)", RUNBOOK)
     anchors = [link.removeprefix("#") for link in links if link.startswith("#")]
     assert anchors
@@ -286,7 +288,7 @@ def test_every_link_leads_somewhere() -> None:
         assert anchor in SECTIONS
 
 
-PLACES = {
+EXAMPLES = {
     "N": "0",
     "OFFSET": "7",
     "PARTITION:OFFSET": "0:7",
@@ -297,5 +299,5 @@ COMMANDS = sorted(set(re.findall(r"`orchestrator (.*?)`", RUNBOOK, re.DOTALL)))
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_command_of_the_runbook_is_one_of_ours(command: str) -> None:
-    new_parser().parse_args([PLACES.get(word, word) for word in shlex.split(command)])
+def test_each_command_of_the_runbook_can_be_parsed(command: str) -> None:
+    new_parser().parse_args([EXAMPLES.get(word, word) for word in shlex.split(command)])
