@@ -22,8 +22,8 @@ from orchestrator.cli.terminal import (
 )
 from orchestrator.errors import NotRepaired
 from orchestrator.observability.logs import without_url
-from orchestrator.operations.dead_letters.filter import Place, Selection
-from orchestrator.operations.dead_letters.headers import NUMBERS, number_in, which_are_ours
+from orchestrator.operations.dead_letters.filter import Id, RecordFilter
+from orchestrator.operations.dead_letters.headers import NUMBER_BYTES, added_by_us, decode_number
 from outbox import Headers
 
 
@@ -39,18 +39,18 @@ class HasReason(Protocol):
 Found = TypeVar("Found", bound=HasReason)
 
 
-def filter_of(options: argparse.Namespace) -> Selection:
+def filter_of(options: argparse.Namespace) -> RecordFilter:
     """Return which ones are chosen.
 
     Raises UsageError if that must be said and is not, or if nobody can confirm a change.
     """
     key = None if options.key is None else os.fsencode(options.key)
     reason = options.reason or None  # an empty one, as of a variable of a script, chooses nothing
-    chosen = Selection(frozenset(options.ids), reason, options.since, options.until, key)
+    chosen = RecordFilter(frozenset(options.ids), reason, options.since, options.until, key)
     if options.action == "list":
         return chosen
     changes = options.action != "show"
-    if chosen.means_all and not options.all:
+    if chosen.is_empty and not options.all:
         others = "--key, or --all" if changes else "or --key"
         raise UsageError(f"say which ones: ids, --reason, --since, --until, {others}")
     if changes:
@@ -116,13 +116,13 @@ def headers_as_fields(headers: Headers, payload: bool) -> list[dict[str, object]
     """Return the headers, in their order; the values of the record's own only with the payload."""
     return [
         {"name": name, "value": _header_value(name, value, is_ours) if payload or is_ours else "hidden"}
-        for (name, value), is_ours in zip(headers, which_are_ours(headers), strict=True)
+        for (name, value), is_ours in zip(headers, added_by_us(headers), strict=True)
     ]
 
 
 def _header_value(name: str, value: bytes | None, is_ours: bool) -> object:
-    if is_ours and value is not None and len(value) == NUMBERS.get(name):
-        return number_in(value)
+    if is_ours and value is not None and len(value) == NUMBER_BYTES.get(name):
+        return decode_number(value)
     return payload_text(value)
 
 
@@ -140,7 +140,7 @@ def key_text(key: bytes | None) -> str | None:
 # ---- changing -------------------------------------------------------------------------------------
 
 
-def report_missing(one: str, missing: Collection[Place]) -> int:
+def report_missing(one: str, missing: Collection[Id]) -> int:
     """Print the ids under which nothing waits; return the exit code."""
     if not missing:
         return OK

@@ -19,11 +19,17 @@ from orchestrator.cli.actions import (
 from orchestrator.cli.session import open_session
 from orchestrator.cli.terminal import printable_key, table
 from orchestrator.config.settings import Settings
-from orchestrator.operations.dead_letters.filter import Selection
-from orchestrator.operations.dead_letters.letters import Letter, find_letters, handle, read_letters
+from orchestrator.operations.dead_letters.filter import RecordFilter
+from orchestrator.operations.dead_letters.letters import (
+    DeadLetter,
+    find_dead_letters,
+    handle_dead_letters,
+    read_dead_letters,
+)
 from outbox import Connection
 
 DEAD_LETTERS = "dead letters"
+STATES = {None: "waiting", "retry": "retried", "discard": "discarded"}
 
 
 def dlq(options: argparse.Namespace) -> int:
@@ -32,7 +38,7 @@ def dlq(options: argparse.Namespace) -> int:
     with open_session("dlq") as (settings, conn):
         if options.action in {"retry", "discard"}:
             return change_letters(options, chosen, settings, conn)
-        chunks = read_letters(conn, find_letters(settings, chosen), chosen, sys.stderr)
+        chunks = read_dead_letters(conn, find_dead_letters(settings, chosen), chosen, sys.stderr)
         found = (one for chunk in chunks for one in chunk if options.handled or one.action is None)
         if options.action == "show":
             fields = (letter_fields(one, options.payload) for one in found)
@@ -40,27 +46,27 @@ def dlq(options: argparse.Namespace) -> int:
         return print_list(options, DEAD_LETTERS, "dead_letters", found, letter_fields, letters_table)
 
 
-def letters_table(listed: Sequence[Letter]) -> Iterator[str]:
+def letters_table(listed: Sequence[DeadLetter]) -> Iterator[str]:
     """Yield a line for each dead letter."""
     rows = [
         (
-            f"{one.partition}:{one.offset}",
+            str(one.record_id),
             f"{one.at:%Y-%m-%d %H:%M:%S}",
             one.reason,
             one.origin,
             printable_key(one.key),
             len(one.value or b""),
-            one.action or "waiting",
+            STATES[one.action],
         )
         for one in listed
     ]
     yield from table(("record id", "time (UTC)", "reason", "origin", "key", "bytes", "state"), rows)
 
 
-def letter_fields(letter: Letter, payload: bool = False) -> dict[str, object]:
+def letter_fields(letter: DeadLetter, payload: bool = False) -> dict[str, object]:
     """Return a dead letter for a script; payload: with its content."""
     fields: dict[str, object] = {
-        "record_id": f"{letter.partition}:{letter.offset}",
+        "record_id": str(letter.record_id),
         "at": letter.at,
         "reason": letter.reason,
         "origin": letter.origin,
@@ -73,25 +79,25 @@ def letter_fields(letter: Letter, payload: bool = False) -> dict[str, object]:
 
 
 def change_letters(
-    options: argparse.Namespace, chosen: Selection, settings: Settings, conn: Connection
+    options: argparse.Namespace, chosen: RecordFilter, settings: Settings, conn: Connection
 ) -> int:
     """Count, ask, then retry or discard, each chunk in a transaction of its own."""
-    letters = find_letters(settings, chosen)  # dead letters that come later are not meant
+    topic = find_dead_letters(settings, chosen)  # dead letters that come later are not meant
 
-    def waiting() -> Iterable[list[Letter]]:
-        for chunk in read_letters(conn, letters, chosen, sys.stderr):
+    def waiting() -> Iterable[list[DeadLetter]]:
+        for chunk in read_dead_letters(conn, topic, chosen, sys.stderr):
             yield [letter for letter in chunk if letter.action is None]
 
     counts: Counter[str] = Counter()
-    missing = set(chosen.places)
+    missing = set(chosen.ids)
     for chunk in waiting():
         counts.update(letter.reason for letter in chunk)
-        missing.difference_update(letter.place for letter in chunk)
+        missing.difference_update(letter.record_id for letter in chunk)
     code = report_missing("dead letter", missing)
     if not confirm(options, DEAD_LETTERS, counts):
         return code
-    command = " ".join(["dlq", options.action, *chosen.words()])
+    command = " ".join(["dlq", options.action, *chosen.to_arguments()])
     chunks = filter(None, waiting())
-    done = sum(handle(conn, letters, chunk, options.action, command) for chunk in chunks)
+    done = sum(handle_dead_letters(conn, topic, chunk, options.action, command) for chunk in chunks)
     print_result(options.action, DEAD_LETTERS, counts, done)
     return code

@@ -56,9 +56,9 @@ def _tell_failures(story: Story) -> Iterator[str]:
         yield f"{story.more_letters:,} earlier dead letters are left out: these are the latest {SHOWN}"
     for letter in story.letters:
         done = f", dealt with: {letter.action}" if letter.action else ""
-        yield f"dead letter {letter.partition}:{letter.offset} of {letter.at:%Y-%m-%d %H:%M:%S} UTC"
+        yield f"dead letter {letter.record_id} of {letter.at:%Y-%m-%d %H:%M:%S} UTC"
         yield f"  reason {letter.reason}; it was {letter.origin or 'of unknown origin'}{done}"
-        yield f"  orchestrator dlq show {letter.partition}:{letter.offset}"
+        yield f"  orchestrator dlq show {letter.record_id}"
     for row in story.parked:
         yield f"a row about it, no deploy order: {_what_holds(row)}"
     for place in story.unread:

@@ -17,17 +17,10 @@ from orchestrator.cli.actions import (
 )
 from orchestrator.cli.session import open_session
 from orchestrator.cli.terminal import printable_key, table
-from orchestrator.operations.dead_letters.filter import Selection
-from orchestrator.operations.repair.log import write_down
-from outbox import Connection, retry_transaction, transaction
-from outbox.admin import (
-    ParkedRow,
-    RowId,
-    discard_parked,
-    read_parked,
-    read_parked_value,
-    retry_parked,
-)
+from orchestrator.operations.dead_letters.filter import RecordFilter
+from orchestrator.operations.parked_rows import find_parked_rows, handle_parked_rows
+from outbox import Connection
+from outbox.admin import ParkedRow, read_parked_value
 
 PARKED_ROWS = "parked rows"
 
@@ -36,22 +29,13 @@ def parked(options: argparse.Namespace) -> int:
     """List, show, retry or discard parked rows."""
     chosen = filter_of(options)
     with open_session("parked", kafka=False) as (_, conn):
-        found = (row for row in read_parked(conn) if is_chosen(row, options, chosen))
+        found = find_parked_rows(conn, chosen, options.handled)
         if options.action in {"retry", "discard"}:
             return change_rows(options, chosen, conn, list(found))
         if options.action == "show":
             fields = (row_with_value(conn, row, options.payload) for row in found)
             return print_each(fields, options.payload)
         return print_list(options, PARKED_ROWS, "parked_rows", found, row_fields, rows_table)
-
-
-def is_chosen(row: ParkedRow, options: argparse.Namespace, chosen: Selection) -> bool:
-    """Return whether the options choose a row."""
-    return (
-        (chosen.reason or "") in row.reason
-        and chosen.takes(row.row_id, row.parked_at, row.key)
-        and (options.handled or row.discarded_at is None)
-    )
 
 
 def rows_table(listed: Sequence[ParkedRow]) -> Iterator[str]:
@@ -96,26 +80,15 @@ def row_with_value(conn: Connection, row: ParkedRow, payload: bool) -> dict[str,
 
 
 def change_rows(
-    options: argparse.Namespace, chosen: Selection, conn: Connection, rows: Sequence[ParkedRow]
+    options: argparse.Namespace, chosen: RecordFilter, conn: Connection, rows: Sequence[ParkedRow]
 ) -> int:
     """Ask, then retry or discard all rows in one Postgres transaction."""
     counts = Counter(row.reason for row in rows)
-    places = [row.row_id for row in rows]
-    code = report_missing("parked row", chosen.places.difference(places))
+    row_ids = [row.row_id for row in rows]
+    code = report_missing("parked row", chosen.ids.difference(row_ids))
     if not confirm(options, PARKED_ROWS, counts):
         return code
-    command = " ".join(["parked", options.action, *chosen.words()])
-    done = deal_with(conn, command, options.action, places)
+    command = " ".join(["parked", options.action, *chosen.to_arguments()])
+    done = handle_parked_rows(conn, row_ids, options.action, command)
     print_result(options.action, PARKED_ROWS, counts, len(done))
     return code
-
-
-@retry_transaction
-def deal_with(conn: Connection, command: str, action: str, places: Sequence[RowId]) -> Sequence[RowId]:
-    """One Postgres transaction: `retry` or `discard` those that still wait; return them."""
-    with transaction(conn):
-        done = (retry_parked if action == "retry" else discard_parked)(conn, places)
-        if done:
-            counts = {"rows": len(done)}
-            write_down(conn, command, PARKED_ROWS, action, {"places": done}, {}, counts)
-    return done

@@ -19,7 +19,7 @@ def repair(options: argparse.Namespace) -> int:
         run = Repair(
             settings,
             conn,
-            command_of(options),
+            typed_command(options),
             options.dry_run,
             say=print,
             agrees=lambda: options.yes or ask("Go on?"),
@@ -33,7 +33,7 @@ def repair(options: argparse.Namespace) -> int:
     return OK
 
 
-def command_of(options: argparse.Namespace) -> str:
+def typed_command(options: argparse.Namespace) -> str:
     """Return the command as it was typed, for the table `repairs`."""
     words = ["repair", options.what, "all" if options.number is None else str(options.number)]
     if options.unknown_rows is not None:

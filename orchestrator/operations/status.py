@@ -23,8 +23,12 @@ from orchestrator.kafka import topics
 from orchestrator.kafka.reader import OffsetRange, find_ranges
 from orchestrator.kafka.topics import TopicMissing
 from orchestrator.observability.metrics import release
-from orchestrator.operations.dead_letters.filter import Selection
-from orchestrator.operations.dead_letters.letters import count_handled, find_letters, read_letters
+from orchestrator.operations.dead_letters.filter import RecordFilter
+from orchestrator.operations.dead_letters.letters import (
+    count_handled,
+    find_dead_letters,
+    read_dead_letters,
+)
 from orchestrator.operations.repair.partition import fault_of
 from outbox import Connection, error_text, query, scalar
 from outbox.admin import check_lanes, count_backlog, count_parked, count_relays, list_lanes
@@ -258,12 +262,12 @@ FEW_LETTERS = 1000  # offsets that are looked at one by one; of more, an upper b
 
 def count_dead_letters(settings: Settings, conn: Connection) -> DeadLetters:
     """Count the letters that wait."""
-    everything = Selection()
-    letters = find_letters(settings, everything)
-    length = sum(span.length for span in letters.spans.values())
+    everything = RecordFilter()
+    topic = find_dead_letters(settings, everything)
+    length = sum(part.length for part in topic.ranges.values())
     if length > FEW_LETTERS:
-        return DeadLetters(length - count_handled(conn, letters), at_most=True)
-    chunks = read_letters(conn, letters, everything, None)
+        return DeadLetters(length - count_handled(conn, topic), at_most=True)
+    chunks = read_dead_letters(conn, topic, everything, None)
     waiting = sum(letter.action is None for chunk in chunks for letter in chunk)
     return DeadLetters(waiting, at_most=False)
 

@@ -5,7 +5,7 @@ from typing import NamedTuple, TextIO
 from uuid import UUID
 
 from orchestrator.config.settings import Settings
-from orchestrator.operations.dead_letters.letters import Letter
+from orchestrator.operations.dead_letters.letters import DeadLetter
 from orchestrator.operations.explain.search import forms_of, search_dead_letters, search_input
 from orchestrator.operations.explain.worker_history import (
     SHOWN,
@@ -34,7 +34,7 @@ class Story(NamedTuple):
     id: UUID
     lives: Sequence[Life]
     more_lives: bool = False
-    letters: Sequence[Letter] = ()
+    letters: Sequence[DeadLetter] = ()
     more_letters: int = 0
     parked: Sequence[Waiting] = ()
     unread: Sequence[Found] = ()
@@ -99,8 +99,7 @@ def as_fields(story: Story) -> dict[str, object]:
         "more_orders": story.more_lives,
         "dead_letters": [
             {
-                "partition": letter.partition,
-                "offset": letter.offset,
+                **letter.record_id._asdict(),
                 "at": letter.at,
                 "reason": letter.reason,
                 "origin": letter.origin,

@@ -15,8 +15,12 @@ from orchestrator.consumer import offsets
 from orchestrator.consumer.offsets import Position
 from orchestrator.kafka import topics
 from orchestrator.kafka.reader import OffsetRange, find_ranges, read_ranges
-from orchestrator.operations.dead_letters.filter import Selection
-from orchestrator.operations.dead_letters.letters import Letter, find_letters, read_letters
+from orchestrator.operations.dead_letters.filter import RecordFilter
+from orchestrator.operations.dead_letters.letters import (
+    DeadLetter,
+    find_dead_letters,
+    read_dead_letters,
+)
 from orchestrator.operations.explain.worker_history import SHOWN, Found, place_of
 from orchestrator.operations.repair.partition import fault_of
 from outbox import Connection
@@ -74,12 +78,13 @@ def _unread_of(position: Position | None, topic_id: UUID, log: OffsetRange) -> O
 
 def search_dead_letters(
     settings: Settings, conn: Connection, wanted: UUID, talk: TextIO | None
-) -> tuple[list[Letter], int]:
+) -> tuple[list[DeadLetter], int]:
     """Find the latest dead letters that mention the id; and how many earlier ones there are."""
-    everything = Selection()
-    latest: list[Letter] = []
+    everything = RecordFilter()
+    latest: list[DeadLetter] = []
     found = 0
-    for chunk in read_letters(conn, find_letters(settings, everything), everything, talk):
+    topic = find_dead_letters(settings, everything)
+    for chunk in read_dead_letters(conn, topic, everything, talk):
         about = [letter for letter in chunk if mentions(wanted, letter.key, letter.value)]
         found += len(about)
         latest = sorted([*latest, *about], key=attrgetter("at"))[-SHOWN:]

@@ -27,7 +27,7 @@ from orchestrator.errors import NotRepaired
 from orchestrator.kafka import topics
 from orchestrator.kafka.reader import OffsetRange, read_ranges
 from orchestrator.operations.repair import published_rows as evidence
-from orchestrator.operations.repair.log import write_down
+from orchestrator.operations.repair.log import log_repair
 from orchestrator.operations.repair.published_rows import Evidence
 from outbox import Connection, count_lanes, transaction
 from outbox.admin import (
@@ -195,7 +195,7 @@ def finish(repair: Repair, locked: LockedLane, found: Evidence) -> None:
         if outcome.refused:
             for ids in evidence.published(conn, lane):
                 set_deployed(conn, acknowledge(conn, lane, ids))
-            write_down(
+            log_repair(
                 conn,
                 repair.command,
                 f"lane {lane}",

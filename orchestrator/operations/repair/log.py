@@ -1,31 +1,31 @@
-"""The table `repairs`: what people decided where the evidence did not."""
+"""The table `repairs`: what operators changed, and what it was before."""
 
 import json
 from collections.abc import Mapping
 
 from outbox import Connection
 
-WRITE_DOWN = """
+INSERT_REPAIR = """
     INSERT INTO repairs (command, target, reason, before, after, counts)
     VALUES (%(command)s, %(target)s, %(reason)s,
             %(before)s::jsonb, %(after)s::jsonb, %(counts)s::jsonb)
 """
 
-State = Mapping[str, object]
+Facts = Mapping[str, object]
 
 
-def write_down(
+def log_repair(
     conn: Connection,
     command: str,
     target: str,
     reason: str,
-    before: State,
-    after: State,
-    counts: State,
+    before: Facts,
+    after: Facts,
+    counts: Facts,
 ) -> None:
-    """Leave a trace of what was done, in the transaction that does it. command: with its options."""
+    """Insert a row about a change, in the transaction that makes it. command: with its options."""
     conn.execute(
-        WRITE_DOWN,
+        INSERT_REPAIR,
         {
             "command": command,
             "target": target,

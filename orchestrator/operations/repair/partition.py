@@ -16,7 +16,7 @@ from orchestrator.errors import NotRepaired
 from orchestrator.kafka import topics
 from orchestrator.kafka.reader import OffsetRange
 from orchestrator.operations.repair.lane import Repair
-from orchestrator.operations.repair.log import write_down
+from orchestrator.operations.repair.log import log_repair
 from outbox import transaction
 
 RECREATED, OUT_OF_RANGE, BY_HAND = "topic_recreated", "offset_out_of_range", "moved_by_hand"
@@ -165,7 +165,7 @@ def move(repair: Repair, admin: AdminClient, planned: Plan) -> None:
                 "partition": partition,
             },
         )
-        write_down(
+        log_repair(
             conn,
             repair.command,
             f"partition {partition} of {topic}",

@@ -28,7 +28,7 @@ from orchestrator.kafka.reader import (
     time_of,
 )
 from orchestrator.operations.audit import row_of
-from orchestrator.operations.dead_letters.headers import RETRY_OF, Header, name_made_of, origin_of
+from orchestrator.operations.dead_letters.headers import RETRY_OF, Header, hash_parts, origin_of
 from outbox import Connection
 from outbox.admin import WaitingRow, count_lane_rows, read_waiting
 
@@ -147,16 +147,14 @@ def known_as_order(row: WaitingRow) -> Known | None:
 def known_as_letter(headers: Iterable[Header]) -> Known | None:
     """Return what a dead letter is known by: the record that it was; None if its headers do not say."""
     origin = origin_of(headers)
-    return origin and Known(name_made_of(origin), origin.made_at)
+    return origin and Known(hash_parts(origin), origin.created_at)
 
 
 def known_as_command(headers: Iterable[Header]) -> Known | None:
     """Return what a command sent again is known by: the dead letter that it was."""
     letter = dict(headers).get(RETRY_OF)
     return (
-        Known(name_made_of([letter]), datetime_from_ms(LATEST_MS))
-        if isinstance(letter, bytes)
-        else None
+        Known(hash_parts([letter]), datetime_from_ms(LATEST_MS)) if isinstance(letter, bytes) else None
     )
 
 

@@ -21,13 +21,19 @@ import pytest
 from confluent_kafka import Message as Record
 from confluent_kafka import Producer
 
-from orchestrator.cli.parked import deal_with
 from orchestrator.cli.terminal import printable_key
 from orchestrator.contract.records import headers_of
 from orchestrator.embedded import Servers
 from orchestrator.kafka.reader import OffsetRange
-from orchestrator.operations.dead_letters.headers import Origin, identity_of
-from orchestrator.operations.dead_letters.letters import Letter, Letters, count_handled, handle
+from orchestrator.operations.dead_letters.headers import Origin, origin_id_of
+from orchestrator.operations.dead_letters.letters import (
+    DeadLetter,
+    DeadLetterTopic,
+    RecordId,
+    count_handled,
+    handle_dead_letters,
+)
+from orchestrator.operations.parked_rows import handle_parked_rows
 from orchestrator.runtime.migrations import migrate
 from outbox import Connection, Headers
 from outbox.admin import RowId, discard_parked, retry_parked
@@ -229,7 +235,7 @@ def test_a_retry_puts_the_command_into_the_input_once(letters: System) -> None:
     assert len(letters.read(letters.settings.input_topic)) == before + 2
     assert "retry 0 dead" in run(letters, "dlq", "retry", "--reason", "url_scheme", "--yes")[1]
     assert audit_lines(letters)[0][:2] == ("dlq retry --reason url_scheme", "retry")
-    assert sum(counts["letters"] for *_, counts in audit_lines(letters)) == 2
+    assert sum(counts["dead_letters"] for *_, counts in audit_lines(letters)) == 2
     assert listed(letters, "dlq") == {"not_json": 2, "empty": 1}
     assert listed(letters, "dlq", "--handled") == {"not_json": 2, "url_scheme": 2, "empty": 1}
 
@@ -254,16 +260,16 @@ def test_a_command_that_is_read_again_is_sent_again_once(one_lane: System) -> No
     assert listed(one_lane, "dlq") == {}
     twin = next(place for place in places if place != done)
     assert shown(one_lane, "dlq", f"{twin[0]}:{twin[1]}")["action"] == "retry"
-    assert [counts for *_, counts in audit_lines(one_lane)] == [{"letters": 1}]
+    assert [counts for *_, counts in audit_lines(one_lane)] == [{"dead_letters": 1}]
 
 
 def test_only_the_same_command_from_the_same_record_counts_as_sent_again() -> None:
     """A topic made anew has other records at the same places."""
     of = Origin(b"init_scenario", bytes(4), bytes(8), bytes(8), b"group")
-    name = identity_of(of, KEY, b"{")
-    assert identity_of(of._replace(group=b"another"), KEY, b"{") == name
-    assert identity_of(of._replace(timestamp=b"\1" * 8), KEY, b"{") != name
-    assert identity_of(of, KEY, b"[") != name
+    name = origin_id_of(of, KEY, b"{")
+    assert origin_id_of(of._replace(group=b"another"), KEY, b"{") == name
+    assert origin_id_of(of._replace(timestamp=b"\1" * 8), KEY, b"{") != name
+    assert origin_id_of(of, KEY, b"[") != name
 
 
 def test_a_retried_command_has_its_own_key_value_and_headers(letters: System) -> None:
@@ -313,7 +319,7 @@ def test_discarded_letters_are_done_with_and_stay_in_the_topic(letters: System) 
     assert place in said.partition("no dead letter is waiting with this id")[2]
     assert "1:99999" in said.partition("no dead letter is waiting with this id")[2]
     assert len(letters.read(letters.settings.dead_letter_topic)) == 5
-    assert audit_lines(letters) == [("dlq discard --key ***", "discard", {"letters": 3})]
+    assert audit_lines(letters) == [("dlq discard --key ***", "discard", {"dead_letters": 3})]
 
 
 def answer(system: System, word: str, *words: str) -> int:
@@ -356,8 +362,8 @@ def database(servers: Servers, tmp_path: Path) -> Iterator[System]:
         yield system
 
 
-def a_letter(offset: int, origin: UUID) -> Letter:
-    return Letter(0, offset, datetime.now(UTC), "not_json", None, origin, KEY, b"{", ())
+def a_letter(offset: int, origin: UUID) -> DeadLetter:
+    return DeadLetter(RecordId(0, offset), datetime.now(UTC), "not_json", None, origin, KEY, b"{", ())
 
 
 WAITING = """
@@ -375,18 +381,18 @@ TAKE = """
 
 def test_letters_are_taken_in_one_order_by_everybody(database: System) -> None:
     """The twins of two commands: whoever takes the second before the first waits for ever."""
-    letters = Letters(database.settings, uuid4(), {})
+    topic = DeadLetterTopic(database.settings, uuid4(), {})
     first, second = UUID(int=1), UUID(int=2)
     chosen = [a_letter(1, second), a_letter(2, first)]
     with (
         closing(database.connect("other")) as other,
         ThreadPoolExecutor(1) as pool,
-        held(database, TAKE, letters.topic_id, 8, first) as mine,
+        held(database, TAKE, topic.topic_id, 8, first) as mine,
     ):
-        sent = pool.submit(handle, other, letters, chosen, "retry", "dlq retry --all")
+        sent = pool.submit(handle_dead_letters, other, topic, chosen, "retry", "dlq retry --all")
         eventually(lambda: database.query(WAITING))
         mine.execute("SET LOCAL lock_timeout = '1ms'")
-        mine.execute(TAKE.encode(), (letters.topic_id, 9, second))
+        mine.execute(TAKE.encode(), (topic.topic_id, 9, second))
         mine.execute("COMMIT")
         assert sent.result(20) == 0
     assert audit_lines(database) == []
@@ -423,19 +429,21 @@ def test_what_is_written_down_is_what_was_done(database: System) -> None:
         database.query(PARK, row_id)
     with closing(database.connect()) as conn:
         assert retry_parked(conn, [RowId(0, 2)]) == [(0, 2)]  # another operator was faster
-        assert deal_with(conn, "parked retry --all", "retry", [RowId(0, 1), RowId(0, 2)]) == [(0, 1)]
-        assert deal_with(conn, "parked retry --all", "retry", [RowId(0, 1), RowId(0, 2)]) == []
-    assert database.query("SELECT before, counts FROM repairs") == [({"places": [[0, 1]]}, {"rows": 1})]
+        chosen = [RowId(0, 1), RowId(0, 2)]
+        assert handle_parked_rows(conn, chosen, "retry", "parked retry --all") == [(0, 1)]
+        assert handle_parked_rows(conn, chosen, "retry", "parked retry --all") == []
+    repairs = database.query("SELECT before, counts FROM repairs")
+    assert repairs == [({"row_ids": [[0, 1]]}, {"parked_rows": 1})]
 
 
 def test_letters_that_are_done_with_are_counted_while_they_are_in_the_log(database: System) -> None:
-    letters = Letters(database.settings, uuid4(), {})
+    topic = DeadLetterTopic(database.settings, uuid4(), {})
     chosen = [a_letter(number, UUID(int=number)) for number in range(1, 5)]
     with closing(database.connect()) as conn:
-        assert handle(conn, letters, chosen, "discard", "dlq discard --all") == 4
+        assert handle_dead_letters(conn, topic, chosen, "discard", "dlq discard --all") == 4
         for first, end, count in ((0, 9, 4), (3, 9, 2), (5, 9, 0), (0, 2, 1)):
-            assert count_handled(conn, letters._replace(spans={0: OffsetRange(first, end)})) == count
-        assert count_handled(conn, letters._replace(spans={1: OffsetRange(0, 9)})) == 0
+            assert count_handled(conn, topic._replace(ranges={0: OffsetRange(first, end)})) == count
+        assert count_handled(conn, topic._replace(ranges={1: OffsetRange(0, 9)})) == 0
 
 
 # ---- parked rows ------------------------------------------------------------------------------------
@@ -481,7 +489,7 @@ def test_parked_rows_are_sent_once_the_topic_takes_them(parked: System) -> None:
     assert code == 0, said
     parked.check_exactly_once(2)
     assert listed(parked, "parked") == {}
-    assert audit_lines(parked) == [("parked retry --reason large", "retry", {"rows": 2})]
+    assert audit_lines(parked) == [("parked retry --reason large", "retry", {"parked_rows": 2})]
 
 
 def test_parked_rows_that_are_given_up_stay_as_a_trace_and_are_not_called_lost(parked: System) -> None:
