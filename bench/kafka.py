@@ -8,7 +8,7 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, Producer, TopicPartition
 
 from bench.site import Site
 from orchestrator.contract.messages import DeployOrder, encode_order
-from outbox.admin import PRODUCER, MarkerReader
+from outbox.admin import DEFAULT_CONFIG, MarkerReader
 from testkit.system import PARTITIONS, System
 
 BATCH = 1000
@@ -30,7 +30,7 @@ def kafka_floor(site: Site, rows: int) -> dict[str, float]:
 def transactions(system: System, record: tuple[bytes, bytes], rows: int) -> float:
     """Return records a second in transactions of BATCH, the marker last."""
     kafka, topic = system.settings.kafka, system.settings.output_topic
-    producer = Producer({**PRODUCER, **kafka, "transactional.id": f"bench-{uuid4()}"})
+    producer = Producer({**DEFAULT_CONFIG, **kafka, "transactional.id": f"bench-{uuid4()}"})
     producer.init_transactions(30)
     key, value = record
     with closing(MarkerReader(kafka, uuid4(), system.settings.marker_topic)) as markers:
@@ -47,7 +47,7 @@ def transactions(system: System, record: tuple[bytes, bytes], rows: int) -> floa
 
 def produce(system: System, record: tuple[bytes, bytes], rows: int) -> float:
     """Return records a second of an idempotent producer without transactions."""
-    producer = Producer({**PRODUCER, **system.settings.kafka, "enable.idempotence": True})
+    producer = Producer({**DEFAULT_CONFIG, **system.settings.kafka, "enable.idempotence": True})
     key, value = record
     began = time.perf_counter()
     for _ in range(rows):

@@ -9,8 +9,8 @@ from statistics import median
 from bench.load import fill_input, fill_outbox
 from bench.publishers import PlainPublisher
 from bench.site import Site, read_wal
-from outbox import Connection, OutboxRow, store
-from outbox.admin import Claim, Publisher
+from outbox import Connection, OutboxRow, outbox_rows
+from outbox.admin import ClaimRequest, Publisher
 from testkit.system import LANES, OwnedLane, System
 
 SMALL, USUAL = 1, 500  # batch sizes of the comparison
@@ -74,7 +74,7 @@ def consume(site: Site, commands: int, batch_size: int) -> float:
 
 
 def drain(system: System, lanes: OwnedLane, rows: int) -> float:
-    """Return rows a second of a tenure that finds them all waiting."""
+    """Return rows a second of a relay session that finds them all waiting."""
     fill_outbox(system, rows)
     began = time.perf_counter()
     published = lanes.drain()
@@ -122,19 +122,19 @@ class ClaimTimes:
     @contextmanager
     def measured(self) -> Iterator[None]:
         """Measure every claim of this process while the block runs."""
-        claim = store.claim
+        claim = outbox_rows.claim
 
-        def timed(conn: Connection, wanted: Sequence[Claim]) -> dict[int, list[OutboxRow]]:
+        def timed(conn: Connection, requests: Sequence[ClaimRequest]) -> dict[int, list[OutboxRow]]:
             began = time.perf_counter()
-            rows = claim(conn, wanted)
+            rows = claim(conn, requests)
             self._times.append(time.perf_counter() - began)
             return rows
 
-        store.claim = timed
+        outbox_rows.claim = timed
         try:
             yield
         finally:
-            store.claim = claim
+            outbox_rows.claim = claim
 
     def around(self, work: Callable[[], float]) -> tuple[float, float]:
         """Return what the work returns, and the median seconds of its claims."""

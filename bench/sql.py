@@ -32,7 +32,7 @@ from orchestrator.contract import workers
 from orchestrator.contract.messages import DeployOrder, encode_order, worker_id
 from orchestrator.embedded.postgres import postgres_binaries
 from orchestrator.runtime.process import collect_garbage_by_the_clock
-from outbox import Connection, Message, arrays, connect, enqueue, store, transaction
+from outbox import Connection, Message, arrays, connect, enqueue, lane_rows, outbox_rows, transaction
 from testkit.system import System
 
 BATCH = 1000
@@ -160,7 +160,7 @@ def relay_product(environ: dict[str, str], rows: int) -> tuple[float, float]:
         done = 0
         while done < rows:
             done += lane.run_once()
-        lane.tenure._acknowledge()
+        lane.session.finish()
         return began, time.time()
 
 
@@ -171,21 +171,21 @@ def relay_replay(environ: dict[str, str], rows: int) -> tuple[float, float]:
         values = {
             "lane": 0,
             "lanes": arrays.smallints([0]),
-            "epochs": arrays.bigints([store.take_lane(conn, 0)]),
+            "epochs": arrays.bigints([lane_rows.take_lane(conn, 0)]),
             "batch_numbers": arrays.bigints([1]),
             "transactional_lanes": arrays.smallints([0]),
-            "above": arrays.bigints([0]),
+            "after_ids": arrays.bigints([0]),
             "limits": arrays.bigints([BATCH]),
             "small": 1 << 20,
         }
         lock, acknowledge, deploy, claim, begin = (
             encode(conn, sql, values | {"ids": ids, "inflight": ["{}"]})
             for sql, ids in (
-                (store.LOCK_LANES, [AN_ID]),
-                (store.ACKNOWLEDGE, [AN_ID]),
+                (lane_rows.LOCK_LANES_SKIP_LOCKED, [AN_ID]),
+                (outbox_rows.ACKNOWLEDGE, [AN_ID]),
                 (workers.SET_DEPLOYED, [UUID(int=0)]),
-                (store.CLAIM, [AN_ID]),
-                (store.BEGIN_BATCHES, [AN_ID]),
+                (outbox_rows.CLAIM, [AN_ID]),
+                (lane_rows.BEGIN_BATCHES, [AN_ID]),
             )
         )
         plain = Plain(conn)

@@ -1,6 +1,5 @@
-"""The relay process: the outbox library's Relay, told what a acknowledged row means to us."""
+"""The relay process: the outbox library's Relay, told what a published row means to us."""
 
-import logging
 from collections.abc import Callable
 
 from orchestrator.config.settings import Settings
@@ -11,9 +10,7 @@ from orchestrator.observability.health import Health
 from orchestrator.observability.metrics import RelayMetrics, new_registry
 from orchestrator.runtime.migrations import check_current
 from orchestrator.runtime.process import run_process
-from outbox import Relay
-
-REFUSED = "refused: "  # how the state of a lane begins that waits for a person
+from outbox import LaneState, LaneStatus, Relay
 
 
 def new_relay(settings: Settings, metrics: RelayMetrics | None = None) -> Relay:
@@ -25,8 +22,9 @@ def new_relay(settings: Settings, metrics: RelayMetrics | None = None) -> Relay:
         batch_size=settings.batch_size,
         marker_topic=settings.marker_topic,
         observer=metrics,
-        check=check_current,
+        check_database=check_current,
         strict_fencing=settings.strict_fencing,
+        repair_command=repair_of_lane,
     )
 
 
@@ -36,41 +34,37 @@ def run_relay(settings: Settings) -> int:
     metrics = RelayMetrics(registry, health)
     relay = new_relay(settings, metrics)
     metrics.refused.set_function(
-        lambda: sum(state.startswith(REFUSED) for state in relay.states().values())
+        lambda: sum(status.state is LaneState.REFUSED for status in relay.lanes().values())
     )
     kafka = KafkaLook(
         settings, [settings.output_topic, settings.dead_letter_topic, settings.marker_topic]
     )
     health.checks = {
-        "postgres": lambda: relay.trouble,
+        "postgres": lambda: relay.last_error,
         "kafka": lambda: kafka.trouble,
-        "lanes": lane_trouble(relay),
+        "lanes": lanes_check(relay),
     }
-    logging.getLogger("outbox.session").addFilter(name_repair)
     metrics.tick()  # or a first connect that hangs would never be missed
     with in_background(kafka.look), backlog_gauges(settings, metrics):
         return run_process(settings, registry, health, relay.run)
 
 
-def lane_trouble(relay: Relay) -> Callable[[], str | None]:
-    """Return a check that names the lanes that do not work."""
+def lanes_check(relay: Relay) -> Callable[[], str | None]:
+    """Return a check that names the lanes that are not active, and why."""
 
     def check() -> str | None:
-        trouble = {lane: state for lane, state in relay.states().items() if state != "working"}
-        named = [f"lane {n}: {state}{repair_of(n, state)}" for n, state in sorted(trouble.items())]
+        named = [
+            describe_lane(number, status)
+            for number, status in sorted(relay.lanes().items())
+            if status.state is not LaneState.ACTIVE
+        ]
         return "; ".join(named) or None
 
     return check
 
 
-def name_repair(record: logging.LogRecord) -> bool:
-    """Add the command to what the library says of a lane that it refuses to work; a log filter."""
-    fields = vars(record)
-    if command := repair_of(fields.get("lane", 0), str(fields.get("state", ""))):
-        record.repair = command.removeprefix(": ")
-    return True
-
-
-def repair_of(lane: int, state: str) -> str:
-    """Return the command that repairs a lane in this state, as the end of a sentence; or nothing."""
-    return f": {repair_of_lane(lane)}" if state.startswith(REFUSED) else ""
+def describe_lane(number: int, status: LaneStatus) -> str:
+    """Return a lane's state and its reason; for a refused lane also the command that repairs it."""
+    repair = repair_of_lane(number) if status.state is LaneState.REFUSED else None
+    parts = (f"lane {number}", status.state.value, status.reason, repair)
+    return ": ".join(part for part in parts if part)

@@ -20,6 +20,7 @@ The tables, the topic that it needs and how to take it into a service: README.md
 from outbox import arrays
 from outbox.backoff import LIMIT_S, Backoff, persist
 from outbox.crash_points import crash_point
+from outbox.enqueue import count_lanes, enqueue
 from outbox.errors import (
     DatabaseNotReady,
     InDoubt,
@@ -30,10 +31,10 @@ from outbox.errors import (
     Stopped,
     error_text,
 )
-from outbox.lane import Outcome
+from outbox.lane import LaneState, LaneStatus, Outcome
 from outbox.message import Headers, Message, OutboxRow
 from outbox.observer import Observer
-from outbox.pacing import Pace
+from outbox.pacing import AdaptivePause
 from outbox.postgres import (
     KEEPALIVES,
     Confirmation,
@@ -47,25 +48,26 @@ from outbox.postgres import (
     transaction,
 )
 from outbox.relay import Relay
-from outbox.store import count_lanes, enqueue
 from outbox.timings import Timings, with_overrides
 
 __all__ = [
     "KEEPALIVES",
     "LIMIT_S",
+    "AdaptivePause",
     "Backoff",
     "Confirmation",
     "Connection",
     "DatabaseNotReady",
     "Headers",
     "InDoubt",
+    "LaneState",
+    "LaneStatus",
     "Message",
     "Observer",
     "OutboxError",
     "OutboxRow",
     "Outcome",
     "OwnershipLost",
-    "Pace",
     "RecordRejected",
     "Relay",
     "RolledBack",

@@ -1,14 +1,14 @@
 """The library's errors, and the one place that says what each of them ends.
 
-| error              | ends                                                                   |
-|--------------------|------------------------------------------------------------------------|
-| InDoubt            | the producer: recover, then decide from the marker                     |
-| RecordRejected      | the producer: recover, narrow the batch, park the row that fails alone |
-| OwnershipLost      | the session: somebody else works one of its lanes now                  |
-| psycopg.Error      | the session: a new one reads the evidence again                        |
-| KafkaException     | the session, outside of a batch: tried again with patience             |
-| DatabaseNotReady     | the session: tried again with patience                                 |
-| Stopped            | the work, because the process was asked to stop                        |
+| error              | ends                                                                       |
+|--------------------|----------------------------------------------------------------------------|
+| InDoubt            | the producer: recover, then decide from the marker                         |
+| RecordRejected     | the producer: recover, shrink the batch, park the row that fails alone     |
+| OwnershipLost      | the session: another relay owns one of its lanes now                       |
+| psycopg.Error      | the session: a new one reads the evidence again                            |
+| KafkaException     | the session, outside of a batch: retried with back-off                     |
+| DatabaseNotReady   | the session: retried with back-off                                         |
+| Stopped            | the work, because the process was asked to stop                            |
 Anything else is a bug and ends the process.
 """
 
@@ -27,14 +27,21 @@ class InDoubt(OutboxError):
 
 
 class RecordRejected(OutboxError):
-    """Kafka refuses a record of the batch for what it is; another attempt would meet the same."""
+    """Kafka rejects a record of the batch for what it is; another attempt would meet the same.
+
+    lane: whose batch it was; None if the transaction had batches of several lanes.
+    """
+
+    def __init__(self, reason: str, lane: int | None = None) -> None:
+        super().__init__(reason)
+        self.lane = lane
 
 
 class OwnershipLost(OutboxError):
     """Another relay has taken one of the lanes: its epoch is higher than ours."""
 
     def __init__(self, lanes: Sequence[int]) -> None:
-        super().__init__(f"not the owner any more of all of the lanes {', '.join(map(str, lanes))}")
+        super().__init__(f"no longer the owner of all of the lanes {', '.join(map(str, lanes))}")
 
 
 class RolledBack(OutboxError):
@@ -42,7 +49,7 @@ class RolledBack(OutboxError):
 
 
 class DatabaseNotReady(OutboxError):
-    """The database is not what the code needs, or not yet; looked at again with patience."""
+    """The database is not what the code needs, or not yet; checked again with back-off."""
 
 
 class Stopped(OutboxError):
@@ -70,7 +77,7 @@ RECORD_ERRORS = frozenset(
 
 
 def error_text(error: BaseException) -> str:
-    """Say what an error of a server means, in one line and without the data it is about.
+    """Return what an error of a server means, in one line and without the data it is about.
 
     psycopg's DETAIL and CONTEXT quote rows, and so credentials; they are left out.
     """

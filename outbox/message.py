@@ -16,7 +16,7 @@ class Message(NamedTuple):
 
     topic: Kafka topic. key: decides the lane and the partition; rows of one key keep their order;
     None: no order. value: None is a tombstone. headers: (name, value) pairs, in order, repeats
-    allowed. aggregate_id: whom the message is about; handed to `on_published` when it is in Kafka.
+    allowed. aggregate_id: whom the message is about; handed to `on_published` once it is in Kafka.
     """
 
     topic: str

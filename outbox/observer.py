@@ -1,12 +1,13 @@
-"""What a relay tells the outside: override what you want to count."""
+"""What a relay reports: override what you want to count."""
 
 from collections.abc import Sequence
 
+from outbox.lane import Outcome
 from outbox.message import OutboxRow
 
 
 class Observer:
-    """Called by the relay's thread, once a batch or rarer, but for `tick`.
+    """Called by the relay's thread, once a batch or less often, but for `tick`.
 
     Methods must be quick and never raise.
     """
@@ -15,22 +16,23 @@ class Observer:
         """The relay's loop is alive. It ticks while it waits for a server, too."""
 
     def idle(self) -> None:
-        """The lanes were looked at and are empty."""
+        """The lanes were polled and are empty."""
 
-    def phase(self, name: str, seconds: float) -> None:
-        """One transaction took so long; name: `postgres` (acknowledge and claim) or `kafka`."""
+    def transaction(self, server: str, seconds: float) -> None:
+        """One transaction took so long; server: `postgres` (acknowledge and claim) or `kafka`."""
 
-    def published(self, rows: int, oldest_s: float) -> None:
-        """A batch is in Kafka; oldest_s: from the enqueueing transaction to now, of its oldest row."""
+    def published(self, rows: Sequence[OutboxRow], oldest_s: float, took_s: float) -> None:
+        """A batch is in Kafka.
 
-    def sent(self, rows: Sequence[OutboxRow], took_s: float) -> None:
-        """The same batch, row by row, for tracing; took_s: of the Kafka transaction that just ended."""
+        oldest_s: from the enqueueing transaction to now, of its oldest row. took_s: of the Kafka
+        transaction, which ends now.
+        """
 
-    def recovered(self, outcome: str) -> None:
-        """A recovery came to a outcome; see `Outcome`."""
+    def recovered(self, outcome: Outcome) -> None:
+        """A recovery found what became of a lane's batch."""
 
     def parked(self) -> None:
-        """A row was set aside."""
+        """A row that Kafka rejects was parked."""
 
     def lanes_owned(self, lanes: frozenset[int]) -> None:
-        """The set of lanes worked by this relay changed."""
+        """The set of lanes owned by this relay changed."""

@@ -1,28 +1,34 @@
 """The relay: one session after another, in each of which it works its share of the lanes.
 
 Invariant: a lane is worked only in the session that holds its advisory lock, under the epoch taken in
-that same session. Whatever ends the session ends the tenure: the next one takes new epochs and recovers
-before it does anything else.
+that same session. Whatever ends the session ends its ownership: the next session takes new epochs and
+recovers before it does anything else.
 """
 
 import logging
-from collections.abc import Callable
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from threading import Event
 
 import psycopg
 from confluent_kafka import KafkaException
 
-from outbox import membership as lanes
-from outbox import store
-from outbox.backoff import LIMIT_S, persist
+from outbox import lane_rows, membership
+from outbox.backoff import MAX_BACKOFF_S, Backoff
 from outbox.errors import DatabaseNotReady, OwnershipLost, Stopped, error_text
+from outbox.lane import LaneState, LaneStatus
+from outbox.markers import KafkaConfig, MarkerReader
 from outbox.observer import Observer
+from outbox.options import OnPublished, RelayOptions
 from outbox.postgres import Connection, connect
-from outbox.publisher import KafkaConfig, MarkerReader, Publisher
-from outbox.session import OnPublished, Tenure
+from outbox.publisher import Publisher
+from outbox.session import RelaySession
+from outbox.timings import PRODUCTION, Timings, with_overrides
 
 log = logging.getLogger(__name__)
+
+# A new session may cure these; any other error is a bug.
+RETRIED = (psycopg.Error, DatabaseNotReady, OwnershipLost, KafkaException)
 
 
 class Relay:
@@ -30,10 +36,11 @@ class Relay:
 
     conninfo: libpq connection string, of the database with the outbox tables. kafka: librdkafka
     properties, at least bootstrap.servers. on_published(conn, aggregate_ids): called inside the
-    transaction that removes published rows; writes on conn, never commits. batch_size: rows of each
+    transaction that deletes published rows; writes on conn, never commits. batch_size: rows of each
     lane in a transaction. marker_topic: at least one partition a lane, never holds a record.
-    check(conn): called in every new session; raises DatabaseNotReady if the database is not fit (yet).
-    strict_fencing: a new producer epoch for every batch, and not only after trouble with Kafka.
+    check_database(conn): called in every new session; raises DatabaseNotReady if the database is not
+    fit (yet). strict_fencing: a new producer epoch for every batch, and not only after trouble with
+    Kafka. repair_command(lane): what to tell operators of a refused lane, in the log.
     """
 
     def __init__(
@@ -44,83 +51,83 @@ class Relay:
         batch_size: int = 1000,
         marker_topic: str = "outbox-markers",
         observer: Observer | None = None,
-        check: Callable[[Connection], None] = lambda _conn: None,
+        check_database: Callable[[Connection], None] = lambda _conn: None,
         strict_fencing: bool = False,
+        timings: Timings | None = None,
+        repair_command: Callable[[int], str] = "repair lane {}".format,
     ) -> None:
         self._conninfo = conninfo
         self._kafka = kafka
-        self._on_acknowledged = on_published
-        self._batch_size = batch_size
-        self._progress_topic = marker_topic
-        self._observer = observer or Observer()
-        self._check = check
-        self._strict_fencing = strict_fencing
-        self._tenure: Tenure | None = None  # the last one, while a new session is tried for
-        self.trouble: str | None = "not started"  # why there is no session, for people
+        self._marker_topic = marker_topic
+        self._check_database = check_database
+        self._options = RelayOptions(
+            on_published,
+            batch_size,
+            strict_fencing,
+            observer or Observer(),
+            timings or with_overrides(PRODUCTION),
+            repair_command,
+        )
+        self._session: RelaySession | None = None  # the last one, while a new one is tried
+        self.last_error: str | None = "not started"  # why there is no session, for operators
 
-    def states(self) -> dict[int, str]:
-        """Say of each lane of this relay `working`, or what it waits for."""
-        held = tuple(self._tenure.owned.lanes.values()) if self._tenure else ()
-        return {
-            lane.number: f"waiting: {self.trouble}" if self.trouble else lane.state for lane in held
-        }
+    def lanes(self) -> dict[int, LaneStatus]:
+        """Return the status of each lane of this relay."""
+        owned = tuple(self._session.owned.lanes.values()) if self._session else ()
+        if self.last_error:
+            waiting = LaneStatus(LaneState.RECOVERING, self.last_error)
+            return {lane.number: waiting for lane in owned}
+        return {lane.number: lane.status for lane in owned}
 
     def run(self, stop: Event) -> None:
         """Work until `stop` is set, then return after the batch in hand, or within about a second.
 
-        Servers that are away are waited for. Raises only on a bug; what was in hand is then
-        recovered by the next owner.
+        Servers that are away are retried with back-off. Raises only on a bug; the next owner then
+        recovers the batch in hand.
         """
-        try:
-            persist(
-                lambda good: self._take_part(stop, good),
-                (psycopg.Error, DatabaseNotReady, OwnershipLost, KafkaException),
-                self._note_trouble,
-                stop,
-                LIMIT_S,
-            )
-        except Stopped:
-            log.info("batch in hand abandoned")
+        backoff = Backoff(stop, min_healthy_s=MAX_BACKOFF_S)
+        while not stop.is_set():
+            try:
+                with self._open_session(stop) as session:
+                    session.run(backoff.healthy)
+            except RETRIED as error:
+                self._set_error(error)
+                backoff.wait()
+            except Stopped:
+                log.info("relay stopped", extra={"abandoned": True})
+                return
 
-    def _take_part(self, stop: Event, good: Callable[[], None]) -> None:
-        """One session: join the other relays, and work until it ends."""
+    @contextmanager
+    def _open_session(self, stop: Event) -> Iterator[RelaySession]:
+        """Connect to Postgres and join the other relays; close everything at the end."""
         with ExitStack() as stack:
-            conn = stack.enter_context(closing(connect(self._conninfo, lanes.RELAY_SESSION)))
-            self._check(conn)
-            identity = store.read_identity(conn)
-            lanes.limit_silence(conn)
-            lanes.join(conn, identity)
+            conn = stack.enter_context(closing(connect(self._conninfo, membership.RELAY_SESSION)))
+            self._check_database(conn)
+            identity = lane_rows.read_identity(conn)
+            membership.set_idle_timeout(conn, self._options.timings.session_silence_s)
+            membership.join(conn, identity)
 
             def tick() -> None:
                 if stop.is_set():
                     raise Stopped
                 conn.execute("SELECT 1")  # keeps the session, and with it the locks
-                self._observer.tick()
+                self._options.observer.tick()
 
-            markers = MarkerReader(self._kafka, identity, self._progress_topic)
+            markers = MarkerReader(self._kafka, identity, self._marker_topic)
             stack.enter_context(closing(markers))
-            publisher = Publisher(self._kafka, identity, markers, tick)
+            publisher = Publisher(self._kafka, identity, markers, tick, self._options.timings)
             stack.callback(publisher.discard)
-            tenure = Tenure(
-                conn,
-                identity,
-                publisher,
-                self._on_acknowledged,
-                self._batch_size,
-                stop,
-                self._observer,
-                self._strict_fencing,
-            )
-            self._tenure = tenure
-            self._note_trouble(None)
-            tenure.work(good)
+            self._session = RelaySession(conn, identity, publisher, self._options, stop)
+            self._set_error(None)
+            yield self._session
 
-    def _note_trouble(self, error: Exception | None) -> None:
-        self._observer.tick()
-        trouble = None if error is None else error_text(error)
-        if trouble != self.trouble:
-            if trouble is None:
-                log.info("relay takes part")
+    def _set_error(self, error: Exception | None) -> None:
+        """Keep why there is no session; log it once per change."""
+        self._options.observer.tick()
+        text = None if error is None else error_text(error)
+        if text != self.last_error:
+            if text is None:
+                log.info("relay connected")
             else:
-                log.warning("relay waits", extra={"error": trouble})
-        self.trouble = trouble
+                log.warning("relay waiting", extra={"error": text})
+        self.last_error = text

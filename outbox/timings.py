@@ -33,6 +33,9 @@ class Timings:
     session_silence_s: float = 10.0
 
 
+PRODUCTION = Timings()
+
+
 def with_overrides(timings: T, environ: Mapping[str, str] = os.environ) -> T:
     """Return a dataclass of timings with the fields that OUTBOX_TIMINGS overrides."""
     given = json.loads(environ.get("OUTBOX_TIMINGS") or "{}")

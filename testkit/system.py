@@ -41,8 +41,18 @@ from orchestrator.observability.health import Health
 from orchestrator.observability.metrics import ConsumerMetrics, new_registry
 from orchestrator.operations.audit import Audit, audit
 from orchestrator.runtime.migrations import migrate
-from outbox import Connection, Message, Observer, OutboxRow, connect, count_lanes, enqueue, transaction
-from outbox.admin import MarkerReader, Publisher, SteppedRelay, step_relay
+from outbox import (
+    Connection,
+    Message,
+    Observer,
+    OutboxRow,
+    Timings,
+    connect,
+    count_lanes,
+    enqueue,
+    transaction,
+)
+from outbox.admin import Lane, Publisher, RelayOptions, SteppedRelay, step_relay
 from testkit.eventually import eventually
 
 PARTITIONS = 2  # of every topic but the marker topic
@@ -229,22 +239,27 @@ class System:
         batch_size: int = 1000,
         publisher: type[Publisher] = Publisher,
         observer: Observer | None = None,
+        timings: Timings | None = None,
     ) -> Iterator["OwnedLane"]:
-        """Give a tenure of one lane, and `also` of others, to be moved by recover and run_once.
+        """Give a relay session of one lane, and `also` of others, to be stepped by hand.
 
         owner=False: take the epoch without the advisory lock, as a successor does whose predecessor
         is a zombie.
         """
+        options = RelayOptions(
+            cast("Callable[[Connection, Sequence[UUID]], None]", workers.set_deployed),
+            batch_size,
+            observer=observer or Observer(),
+            timings=timings or Timings(),
+        )
         with (
             closing(self.connect(f"test lane {number}")) as conn,
             step_relay(
                 conn,
                 self.settings.kafka,
                 [number, *also],
-                cast("Callable[[Connection, Sequence[UUID]], None]", workers.set_deployed),
+                options,
                 marker_topic=self.settings.marker_topic,
-                batch_size=batch_size,
-                observer=observer,
                 publisher=publisher,
                 is_owner=owner,
             ) as relay,
@@ -273,23 +288,29 @@ class OwnedLane:
 
     def __init__(self, relay: SteppedRelay, number: int) -> None:
         self.relay = relay
-        self.tenure = relay.session
+        self.number = number
+        self.session = relay.session
         self.publisher = relay.publisher
-        self.markers: MarkerReader = relay.markers
+        self.markers = relay.markers
         self.conn = relay.conn
-        self.lane = relay.session.owned.lanes[number]
+        self.stop = relay.stop
         self.recover = relay.recover
         self.run_once = relay.run_once
         self.drain = relay.drain
 
+    @property
+    def lane(self) -> Lane:
+        """Return what the session knows of its first lane."""
+        return self.relay.lane(self.number)
+
     def marker(self) -> int | None:
         """Return the lane's marker in Kafka."""
-        marker = self.relay.read_marker(self.lane.number)
+        marker = self.relay.read_marker(self.number)
         return None if marker is None else marker.batch_number
 
     def claim(self) -> list[OutboxRow]:
         """Do the half of a cycle that is Postgres's."""
-        return self.relay.claim(self.lane.number)
+        return self.relay.claim(self.number)
 
 
 def take(session: ConsumerSession, records: int) -> None:

@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 ROOT = Path(__file__).parent.parent
 COPIED = ("orchestrator", "outbox", "schema", "testkit", "tests", "pyproject.toml")
 GUARDS_TEST = "tests/integration/test_guards.py"
-TENURE_TEST = "tests/integration/test_tenure.py"
+SESSION_TEST = "tests/integration/test_session.py"
 
 
 @dataclass(frozen=True)
@@ -34,88 +34,90 @@ class Guard:
 GUARDS = [
     Guard(
         "epoch compare-and-set",
-        "outbox/store.py",
+        "outbox/lane_rows.py",
         " AND outbox_lane.epoch = mine.epoch",
         "",
         f"{GUARDS_TEST}::test_a_replaced_owner_acknowledges_and_claims_nothing",
     ),
     Guard(
         "inflight committed before Kafka begins",
-        "outbox/session.py",
-        "number, state in after.items() if state != before[number]}",
-        "number, state in after.items() if state != before[number] and number not in batch}",
+        "outbox/batch.py",
+        "number: row for number, row in after.items() if row != before[number]}",
+        "number: row for number, row in after.items() if row != before[number] and not row.inflight}",
         f"{GUARDS_TEST}::test_what_kafka_may_have_is_in_postgres_before",
     ),
     Guard(
         "fence before reading the marker",
-        "outbox/session.py",
-        "        self._fence(states)\n        markers = self._publisher.read_markers(states)\n",
-        "        markers = self._publisher.read_markers(states)\n        self._fence(states)\n",
+        "outbox/recovery.py",
+        "        self.fence(rows)\n        markers = self._publisher.read_markers(rows)\n",
+        "        markers = self._publisher.read_markers(rows)\n        self.fence(rows)\n",
         f"{GUARDS_TEST}::test_a_transaction_that_commits_just_before_the_fence_counts",
     ),
     Guard(
         "earlier ids fenced",
-        "outbox/session.py",
-        "self._publisher.fence(sorted(earlier - {self._transactional_lane}))",
-        "sorted(earlier - {self._transactional_lane})",
-        f"{TENURE_TEST} -k new_owner_fences",
+        "outbox/recovery.py",
+        "self._publisher.fence(sorted(earlier - {ours}))",
+        "sorted(earlier - {ours})",
+        f"{SESSION_TEST} -k new_owner_fences",
     ),
     Guard(
         "all ids fenced after a restore",
-        "outbox/store.py",
+        "outbox/lane_rows.py",
         "range(lanes) if self.maybe_restored else [self.transactional_lane]",
         "[self.transactional_lane]",
-        f"{TENURE_TEST} -k after_a_restore",
+        f"{SESSION_TEST} -k after_a_restore",
     ),
     Guard(
         "a lane row that was put back leads to a recovery",
-        "outbox/session.py",
-        "if any(state.batch_number != self.owned.lanes[number].batch_number for number, state in before.items()):",
+        "outbox/batch.py",
+        "if row.batch_number != self._owned.lanes[number].batch_number:",
         "if False:",
-        f"{TENURE_TEST} -k put_back",
+        f"{SESSION_TEST} -k put_back",
     ),
     Guard(
         "rows of the batch noted in the marker",
         "outbox/lane.py",
         "        same = not rows or marker.rows in {None, rows}\n",
         "        same = True\n",
-        f"{TENURE_TEST} -k narrowed_is_seen",
+        f"{SESSION_TEST} -k narrowed_is_seen",
     ),
     Guard(
-        "resting lanes left out",
-        "outbox/ownership.py",
-        "if not (lane.refused or lane.rests_until)",
-        "if not lane.refused",
-        f"{TENURE_TEST} -k cannot_be_sent",
+        "lanes that back off left out",
+        "outbox/lane.py",
+        "return not (self.refused or self.backoff_until)",
+        "return not self.refused",
+        f"{SESSION_TEST} -k cannot_be_sent",
     ),
     Guard(
-        "transactional_lane committed first",
+        "transactional lane committed first",
         "outbox/recovery.py",
-        "_replace(transactional_lane=transactional_lane, maybe_restored=False)",
-        "_replace(maybe_restored=False)",
-        f"{TENURE_TEST} -k under_another_id",
+        "transactional_lane=self._publisher.transactional_lane, maybe_restored=False",
+        "maybe_restored=False",
+        f"{SESSION_TEST} -k under_another_id",
     ),
     Guard(
         "an earlier id fenced once",
-        "outbox/session.py",
-        "            if transactional_lane not in self.owned.lanes[number].fenced\n",
+        "outbox/recovery.py",
+        "            if transactional_lane not in self._owned.lanes[number].fenced\n",
         "",
-        f"{TENURE_TEST} -k fenced_once",
+        f"{SESSION_TEST} -k fenced_once",
     ),
     Guard(
         "marker in the records' transaction",
         "outbox/publisher.py",
         '        crash_point("relay.produced")\n',
         '        crash_point("relay.produced")\n'
-        "        self._in_slices(producer.commit_transaction)\n"
-        "        producer.begin_transaction()\n",
+        "        self.commit()\n        self.producer.begin_transaction()\n",
         f"{GUARDS_TEST}::test_records_and_marker_are_there_together_or_not_at_all",
     ),
     Guard(
         "a new producer after any doubt",
         "outbox/publisher.py",
-        "        self.discard()\n        self._producer = producer = self._make(transactional_lane)\n",
-        "        self._producer = producer = self._producer or self._make(transactional_lane)\n",
+        "        self.discard()\n        self.transactional_lane = transactional_lane\n"
+        "        self._producer = producer = self._new_producer(transactional_lane)\n",
+        "        self.transactional_lane = transactional_lane\n"
+        "        self._producer = producer = self._producer or"
+        " self._new_producer(transactional_lane)\n",
         f"{GUARDS_TEST}::test_a_producer_in_doubt_is_never_used_again",
     ),
     Guard(
@@ -142,30 +144,30 @@ GUARDS = [
     Guard(
         "a new producer after a repeated request",
         "outbox/publisher.py",
-        "        self.disturbed |= self._publishing or level >= logging.INFO",
+        "        self.needs_renewal |= self._publishing or level >= logging.INFO",
         "        del level",
         "tests/faults/test_late_end_txn.py -k meets_a_new_producer_epoch",
     ),
     Guard(
         "ownership after the fence of strict fencing",
-        "outbox/session.py",
-        "        mine = self.owned.check(batch)\n",
-        "        mine = batch\n",
+        "outbox/batch.py",
+        "        owned = self._owned.read(batch)\n",
+        "        owned = batch\n",
         "tests/faults/test_late_end_txn.py -k zombie_that_fences",
     ),
     Guard(
-        "writers ended below the low-water mark",
+        "writers ended below the watermark",
         "outbox/watermark.py",
-        "            self._next, self._writers = self._seen, writing\n",
+        "            self._next, self._writers = self._seen, writers\n",
         "            self._next, self._writers = self._seen, frozenset()\n",
-        "tests/integration/test_low_water.py -k commits_late",
+        "tests/integration/test_watermark.py -k commits_late",
     ),
     Guard(
-        "looks at the whole lane",
+        "scans of the whole lane",
         "outbox/watermark.py",
-        "        return self.id if self._began < self._whole_at else 0\n",
+        "        return self.id if self._scan_began < self._full_scan_at else 0\n",
         "        return self.id\n",
-        "tests/integration/test_low_water.py -k low_id_from_elsewhere",
+        "tests/integration/test_watermark.py -k low_id_from_elsewhere",
     ),
     Guard(
         "compare-and-set of consumed offsets",

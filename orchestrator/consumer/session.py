@@ -29,10 +29,10 @@ from orchestrator.kafka.topics import TopicMissing, TopicRecreated
 from orchestrator.observability.metrics import ConsumerMetrics
 from orchestrator.runtime.migrations import check_current
 from outbox import (
+    AdaptivePause,
     Connection,
     DatabaseNotReady,
     Message,
-    Pace,
     count_lanes,
     crash_point,
     enqueue,
@@ -117,7 +117,7 @@ class ConsumerSession:
         self._show_at = 0.0
         self._recheck_at = 0.0
         self._ping_at = 0.0
-        self._pace = Pace(LONGEST_PAUSE_S)
+        self._pace = AdaptivePause(LONGEST_PAUSE_S)
         self._cut_off: KafkaError | None = None  # no broker can be crash_point
         self._consumer = Consumer(
             {
@@ -164,7 +164,7 @@ class ConsumerSession:
             self._topic.begin_check()  # after the records: the answer holds for them
             self._accept(self._read(records))
             if len(records) < self._settings.batch_size:
-                time.sleep(self._pace.pause_s(time.perf_counter() - started))
+                time.sleep(self._pace.after(time.perf_counter() - started))
         elif time.monotonic() > self._ping_at:  # before a command has to wait for a new session
             self._conn.execute("SELECT")
             self._ping_at = time.monotonic() + PING_S

@@ -203,25 +203,22 @@ class RelayMetrics(Observer):
         """Record that the lanes are empty."""
         self._success.set_to_current_time()
 
-    def phase(self, name: str, seconds: float) -> None:
-        """Record a transaction's duration. name: postgres or kafka."""
-        self._transactions.labels(name).observe(seconds)
+    def transaction(self, server: str, seconds: float) -> None:
+        """Note a transaction's duration."""
+        self._transactions.labels(server).observe(seconds)
 
-    def published(self, rows: int, oldest_s: float) -> None:
-        """Count a batch that is in Kafka."""
-        self._published.inc(rows)
-        self._rows.observe(rows)
+    def published(self, rows: Sequence[OutboxRow], oldest_s: float, took_s: float) -> None:
+        """Count and trace a batch that is in Kafka."""
+        self._published.inc(len(rows))
+        self._rows.observe(len(rows))
         self._latency.observe(oldest_s)
         self._success.set_to_current_time()
-
-    def sent(self, rows: Sequence[OutboxRow], took_s: float) -> None:
-        """Trace a batch that is in Kafka."""
         if self._tracing:
             self._tracing.published(rows, took_s)
 
-    def recovered(self, outcome: str) -> None:
+    def recovered(self, outcome: Outcome) -> None:
         """Count a recovery."""
-        self._recoveries.labels(outcome).inc()
+        self._recoveries.labels(outcome.value).inc()
 
     def parked(self) -> None:
         """Count a parked row."""

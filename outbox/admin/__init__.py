@@ -45,19 +45,24 @@ from outbox.admin.rows import (
 from outbox.admin.stepping import SteppedRelay, step_relay
 from outbox.admin.take_over import BatchReset, LaneBusy, LockedLane, reset_batch_number, take_over
 from outbox.admin.trials import TransactionalIdTrial, try_session_lock, try_transactional_id
-from outbox.membership import TransactionPoolingDetected, check_session
-from outbox.publisher import PRODUCER, KafkaConfig, Marker, MarkerReader, Publisher, marker_group
-from outbox.store import Claim, acknowledge, read_backlog, read_identity
+from outbox.lane import Lane
+from outbox.lane_rows import read_identity
+from outbox.markers import KafkaConfig, Marker, MarkerReader, marker_group
+from outbox.options import RelayOptions
+from outbox.outbox_rows import ClaimRequest, acknowledge, read_backlog
+from outbox.pooler import TransactionPoolingDetected, check_session
+from outbox.publisher import DEFAULT_CONFIG, Publisher
 
 __all__ = [
     "BUSY_TABLES",
     "COORDINATOR_MOVES",
-    "PRODUCER",
+    "DEFAULT_CONFIG",
     "RELAY_PERMISSIONS",
     "WRITER_PERMISSIONS",
     "BatchReset",
-    "Claim",
+    "ClaimRequest",
     "KafkaConfig",
+    "Lane",
     "LaneBacklog",
     "LaneBusy",
     "LaneCheck",
@@ -68,6 +73,7 @@ __all__ = [
     "ParkedCount",
     "ParkedRow",
     "Publisher",
+    "RelayOptions",
     "RowCount",
     "RowId",
     "RowStatus",

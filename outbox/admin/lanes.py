@@ -11,11 +11,12 @@ from typing import NamedTuple
 from confluent_kafka import KafkaError, KafkaException
 from psycopg.rows import args_row
 
-from outbox.lane import Outcome, compare, disagreement
+from outbox.kafka_calls import RETRY_PAUSE_S
+from outbox.lane import Outcome, compare, describe_mismatch
+from outbox.lane_rows import read_identity
+from outbox.markers import KafkaConfig, Marker, MarkerReader
 from outbox.membership import RELAY_SESSION, lock_class
 from outbox.postgres import Connection, query, scalar
-from outbox.publisher import RETRY_PAUSE_S, KafkaConfig, Marker, MarkerReader
-from outbox.store import read_identity
 
 # ---- what Postgres knows ------------------------------------------------------------------------
 
@@ -116,7 +117,7 @@ class LaneCheck(NamedTuple):
         """Say in one line why the lane waits for an operator; None: it does not."""
         if self.outcome is None or not self.outcome.refused:
             return None
-        return disagreement(self.lane, self.outcome, self.marker, self.batch_number)
+        return f"lane {self.lane}: {describe_mismatch(self.outcome, self.marker, self.batch_number)}"
 
 
 class LaneBatch(NamedTuple):

@@ -1,6 +1,7 @@
 """A relay moved by hand, one step at a time: for tests and benchmarks, never in production.
 
-Each step is the relay's own; what `Relay.run` adds is the order of the steps, the retries and the pauses.
+Each step is the relay's own; what `Relay.run` adds is the order of the steps, the retries and the
+pauses.
 """
 
 from collections.abc import Iterator, Sequence
@@ -9,29 +10,35 @@ from dataclasses import dataclass
 from threading import Event
 
 from outbox.lane import Lane
-from outbox.membership import join, limit_silence
+from outbox.lane_rows import read_identity
+from outbox.markers import KafkaConfig, Marker, MarkerReader
+from outbox.membership import join, set_idle_timeout
 from outbox.message import OutboxRow
-from outbox.observer import Observer
+from outbox.options import RelayOptions
 from outbox.postgres import Connection
-from outbox.publisher import KafkaConfig, Marker, MarkerReader, Publisher
-from outbox.session import OnPublished, Tenure
-from outbox.store import read_identity, take_lane
+from outbox.publisher import Publisher
+from outbox.session import RelaySession
 
 MARKER_READ_S = 5.0
 
 
 @dataclass(frozen=True)
 class SteppedRelay:
-    """A relay's session and its parts."""
+    """A relay's session and its parts. stop: ends `session.run`."""
 
-    session: Tenure
+    session: RelaySession
     publisher: Publisher
     markers: MarkerReader
     conn: Connection
+    stop: Event
+
+    def lane(self, number: int) -> Lane:
+        """Return what the session knows of a lane."""
+        return self.session.owned.lanes[number]
 
     def recover(self) -> None:
         """Decide what became of each lane's last batch: what every session begins with."""
-        self.session._recover()
+        self.session.recovery.recover()
 
     def run_once(self) -> int:
         """Publish one batch and acknowledge the one before it; return the rows published."""
@@ -39,11 +46,11 @@ class SteppedRelay:
 
     def claim(self, lane: int) -> list[OutboxRow]:
         """Do the Postgres half of a cycle alone: acknowledge a lane's batch, claim the next one."""
-        return self.session._acknowledge_and_claim([lane]).get(lane, [])
+        return self.session.batches.acknowledge_and_claim([lane]).get(lane, [])
 
     def acknowledge(self) -> None:
         """Acknowledge what was published, and claim nothing."""
-        self.session._acknowledge()
+        self.session.finish()
 
     def drain(self) -> int:
         """Publish and acknowledge all that waits; return the rows published."""
@@ -62,33 +69,28 @@ def step_relay(
     conn: Connection,
     kafka: KafkaConfig,
     lanes: Sequence[int],
-    on_published: OnPublished,
+    options: RelayOptions,
     *,
     marker_topic: str,
-    batch_size: int = 1000,
-    observer: Observer | None = None,
     publisher: type[Publisher] = Publisher,
     is_owner: bool = True,
 ) -> Iterator[SteppedRelay]:
     """Give a relay that owns these lanes, while the block runs; `recover` comes first.
 
     publisher: one that leaves something out shows what that costs. is_owner=False: take the epochs
-    without the advisory locks, as a successor does whose predecessor still believes that it is the owner.
+    without the advisory locks, as a successor does whose predecessor still believes that it is the
+    owner.
     """
-    limit_silence(conn)
-    identity = read_identity(conn)
+    set_idle_timeout(conn, options.timings.session_silence_s)
+    identity, stop = read_identity(conn), Event()
     with ExitStack() as stack:
         markers = stack.enter_context(closing(MarkerReader(kafka, identity, marker_topic)))
-        made = publisher(kafka, identity, markers, lambda: None)
+        made = publisher(kafka, identity, markers, lambda: None, options.timings)
         stack.callback(made.discard)
-        session = Tenure(
-            conn, identity, made, on_published, batch_size, Event(), observer or Observer()
-        )
+        session = RelaySession(conn, identity, made, options, stop)
         if is_owner:
             join(conn, identity)
+        take = session.owned.take if is_owner else session.owned.take_epoch
         for lane in lanes:
-            if is_owner:
-                session.owned.take(lane)
-            else:
-                session.owned.lanes[lane] = Lane(lane, take_lane(conn, lane))
-        yield SteppedRelay(session, made, markers, conn)
+            take(lane)
+        yield SteppedRelay(session, made, markers, conn, stop)

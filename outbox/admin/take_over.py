@@ -15,13 +15,15 @@ from uuid import UUID
 
 import psycopg
 
-from outbox import store
+from outbox import lane_rows
+from outbox.enqueue import count_lanes
 from outbox.errors import OutboxError, OwnershipLost
 from outbox.lane import Outcome, compare
+from outbox.lane_rows import LaneRow
+from outbox.markers import KafkaConfig, Marker, MarkerReader
 from outbox.membership import lock_class
 from outbox.postgres import Connection, scalar
-from outbox.publisher import KafkaConfig, Marker, MarkerReader, Publisher
-from outbox.store import LaneState
+from outbox.publisher import Publisher
 
 
 class LaneBusy(OutboxError):
@@ -41,10 +43,11 @@ def take_over(conn: Connection, kafka: KafkaConfig, marker_topic: str, lane: int
 
     Raises LaneBusy or InDoubt.
     """
-    identity = store.read_identity(conn)
+    identity = lane_rows.read_identity(conn)
     _wait_for_lock(conn, identity, lane)
-    epoch = store.take_lane(conn, lane)
-    earlier = set(store.read_lanes(conn, {lane: epoch})[lane].senders(store.count_lanes(conn)))
+    epoch = lane_rows.take_lane(conn, lane)
+    row = lane_rows.read_lanes(conn, {lane: epoch})[lane]
+    earlier = set(row.possible_transactional_lanes(count_lanes(conn)))
     with closing(MarkerReader(kafka, identity, marker_topic)) as markers:
         publisher = Publisher(kafka, identity, markers, lambda: None)
         try:
@@ -68,9 +71,7 @@ def _wait_for_lock(conn: Connection, identity: UUID, lane: int) -> None:
     usual = scalar(conn, str, SHOW_LOCK_TIMEOUT)
     conn.execute(SET_LOCK_TIMEOUT, {"timeout": LOCK_TIMEOUT})
     for _ in range(LOCK_ATTEMPTS):
-        store.take_lane(
-            conn, lane
-        )  # an owner that is refused sees the epoch at its next look, and leaves
+        lane_rows.take_lane(conn, lane)  # a refused owner sees the epoch at its next poll, and leaves
         with suppress(psycopg.errors.LockNotAvailable):  # or another owner was faster
             conn.execute(WAIT_FOR_LOCK, {"class": lock_class(identity), "lane": lane})
             conn.execute(SET_LOCK_TIMEOUT, {"timeout": usual})
@@ -82,8 +83,8 @@ class BatchReset(NamedTuple):
     """Why a lane was refused, and its row before and after: the same if it is not refused any more."""
 
     outcome: Outcome
-    before: LaneState
-    after: LaneState
+    before: LaneRow
+    after: LaneRow
 
 
 def reset_batch_number(conn: Connection, locked: LockedLane) -> BatchReset:
@@ -93,12 +94,12 @@ def reset_batch_number(conn: Connection, locked: LockedLane) -> BatchReset:
     caller's transaction. Raises OwnershipLost.
     """
     lane, epochs = locked.lane, {locked.lane: locked.epoch}
-    before = store.lock_lanes(conn, epochs).get(lane)
+    before = lane_rows.lock_lanes(conn, epochs).get(lane)
     if before is None:
         raise OwnershipLost([lane])
     outcome = compare(locked.marker, before.batch_number, len(before.inflight))
     if not outcome.refused:
         return BatchReset(outcome, before, before)
-    after = LaneState(locked.marker.batch_number if locked.marker else 0, [], transactional_lane=lane)
-    store.begin_batches(conn, epochs, {lane: after})
+    after = LaneRow(lane, locked.marker.batch_number if locked.marker else 0, [], lane)
+    lane_rows.begin_batches(conn, epochs, {lane: after})
     return BatchReset(outcome, before, after)

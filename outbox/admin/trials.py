@@ -6,18 +6,15 @@ from typing import NamedTuple
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
-from outbox.membership import (
-    MEMBER,
-    TransactionPoolingDetected,
-    check_session,
-    lock_class,
-    server_process,
-)
+from outbox.kafka_calls import CALL_SLICE_S, RETRY_PAUSE_S, kafka_error_in
+from outbox.lane_rows import read_identity
+from outbox.markers import KafkaConfig
+from outbox.membership import MEMBERSHIP_LOCK, lock_class
+from outbox.pooler import TransactionPoolingDetected, check_session, server_process
 from outbox.postgres import Connection, scalar
-from outbox.publisher import PRODUCER, RETRY_PAUSE_S, SLICE_S, KafkaConfig, fault_of
-from outbox.store import read_identity
+from outbox.publisher import DEFAULT_CONFIG
 
-TRIAL_LOCK = MEMBER + 1  # no lane has this number, and relays are not counted by it
+TRIAL_LOCK = MEMBERSHIP_LOCK + 1  # no lane has this number, and relays are not counted by it
 TRY_LOCK = "SELECT pg_try_advisory_lock_shared(%(class)s, %(lock)s)"
 FREE_LOCK = "SELECT pg_advisory_unlock_shared(%(class)s, %(lock)s)"
 HAS_LOCK = """
@@ -62,13 +59,13 @@ def try_transactional_id(
     prefix = f"outbox-{read_identity(conn)}-"
     name = f"{prefix}doctor"
     silent = logging.Logger("librdkafka", logging.CRITICAL + 1)  # noqa: LOG001  # this producer's alone
-    producer = Producer({**PRODUCER, **kafka, "transactional.id": name}, logger=silent)
+    producer = Producer({**DEFAULT_CONFIG, **kafka, "transactional.id": name}, logger=silent)
     deadline = time.monotonic() + timeout_s
     while True:
         try:
-            producer.init_transactions(SLICE_S)
+            producer.init_transactions(CALL_SLICE_S)
         except (KafkaException, SystemError) as raised:
-            error = fault_of(raised)
+            error = kafka_error_in(raised)
             if error is None:
                 raise
             passes = error.retriable() or error.code() == KafkaError._TIMED_OUT

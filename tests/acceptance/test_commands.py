@@ -131,7 +131,7 @@ def test_main_ends_itself_and_its_children_when_asked_to(
 ) -> None:
     main = start_main(bare)
     children = eventually(lambda: children_of(main), 20)
-    eventually(lambda: main.logged("partitions assigned") and main.logged("lane works"), 20)
+    eventually(lambda: main.logged("partitions assigned") and main.logged("lane active"), 20)
     started = time.monotonic()
     ask(psutil.Process(main.process.pid))
     assert main.process.wait(20) == 0

@@ -16,7 +16,7 @@ from orchestrator.operations.explain import explanation as explain
 from orchestrator.operations.explain import search as mentions
 from orchestrator.operations.explain import worker_history as lives
 from orchestrator.operations.explain.explanation import Story
-from outbox.store import park
+from outbox.outbox_rows import park
 from testkit.eventually import eventually
 from testkit.system import System, delete_before, limit_messages, make_input_anew, take
 from tests.acceptance.test_status import SECRET, said, told

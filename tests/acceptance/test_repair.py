@@ -17,7 +17,7 @@ from confluent_kafka import Producer
 
 from orchestrator.contract.messages import DeployOrder, encode_order
 from outbox import InDoubt, Message, enqueue, transaction
-from outbox.publisher import Marker
+from outbox.markers import Marker
 from testkit.disagreement import (
     SECRET,
     back_up,
@@ -222,20 +222,14 @@ def test_no_older_producer_can_commit_once_the_topics_are_read(one_lane: System,
     with one_lane.lane(owner=False) as older:
         older.recover()
         rows = older.claim()
-        producer = older.publisher._usable()
         if begun:
-            producer.begin_transaction()
-            older.publisher._produce(producer, rows)
-            producer.flush(5)
+            older.publisher.producer.begin_transaction()
+            older.publisher.send_records(rows)
         one_lane.query("UPDATE outbox_lane SET batch_number = 9")
         code, said = repair(one_lane, "lane", "0", "--yes")
         assert (code, "0 rows are in their topic already, 4 are to be sent" in said) == (0, True), said
-        in_slices, publish = older.publisher._in_slices, older.publisher.publish
-        commit = (
-            partial(in_slices, producer.commit_transaction)
-            if begun
-            else partial(publish, {0: Marker(10)}, ())
-        )
+        publisher = older.publisher
+        commit = publisher.commit if begun else partial(publisher.publish, {0: Marker(10)}, ())
         with pytest.raises(InDoubt):
             commit()
     relay = one_lane.start("relay")

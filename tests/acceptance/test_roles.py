@@ -31,9 +31,20 @@ from orchestrator.contract.messages import DeployOrder
 from orchestrator.embedded import Servers
 from orchestrator.embedded.postgres import postgres_binaries
 from orchestrator.runtime.migrations import Migration, check_current, migrate, read_migrations
-from outbox import Connection, Message, connect, count_lanes, enqueue, store, transaction
+from outbox import (
+    Connection,
+    Message,
+    connect,
+    count_lanes,
+    enqueue,
+    lane_rows,
+    outbox_rows,
+    transaction,
+)
 from outbox import membership as lanes
-from outbox.store import Claim, LaneState
+from outbox.lane_rows import LaneRow
+from outbox.outbox_rows import ClaimRequest
+from outbox.timings import PRODUCTION
 from testkit.disagreement import is_refused, set_marker
 from testkit.empty_installation import run_command
 from testkit.eventually import eventually
@@ -214,24 +225,25 @@ def consume(conn: Connection) -> None:
 def relay(conn: Connection) -> None:
     """Run every statement of the relay."""
     check_current(conn)
-    identity = store.read_identity(conn)
-    lanes.limit_silence(conn)
+    identity = lane_rows.read_identity(conn)
+    lanes.set_idle_timeout(conn, PRODUCTION.session_silence_s)
     lanes.join(conn, identity)
-    lanes.survey(conn, identity)
-    store.waiting_lanes(conn, {0: 0})
-    lanes.try_lock(conn, identity, 0)
-    epoch = store.take_lane(conn, 0)
-    store.read_lanes(conn, {0: epoch})
-    store.lock_lanes(conn, {0: epoch})
-    store.writers(conn)
-    store.claim(conn, [Claim(0, 10)])
-    store.begin_batches(conn, {0: epoch}, {0: LaneState(1, [1], 0)})
-    store.load(conn, 0, [1])
-    store.acknowledge(conn, 0, [1])
+    lanes.read_membership(conn, identity)
+    outbox_rows.lanes_with_rows(conn, {0: 0})
+    lanes.try_lock_lane(conn, identity, 0)
+    epoch = lane_rows.take_lane(conn, 0)
+    lane_rows.read_lanes(conn, {0: epoch})
+    lane_rows.lock_lanes(conn, {0: epoch})
+    lane_rows.lock_lanes_skip_locked(conn, {0: epoch})
+    outbox_rows.open_writers(conn)
+    outbox_rows.claim(conn, [ClaimRequest(0, 10)])
+    lane_rows.begin_batches(conn, {0: epoch}, {0: LaneRow(0, 1, [1], 0)})
+    outbox_rows.load_rows(conn, 0, [1])
+    outbox_rows.acknowledge(conn, 0, [1])
     workers.set_deployed(conn, [uuid4()])
-    store.park(conn, 0, 1, "why")
-    store.read_backlog(conn, [0])
-    lanes.release(conn, identity, 0)
+    outbox_rows.park(conn, 0, 1, "why")
+    outbox_rows.read_backlog(conn, [0])
+    lanes.unlock_lane(conn, identity, 0)
     ids = workers.read_id_sequence(conn)
     if ids is None or ids.allocated is None:
         raise psycopg.errors.InsufficientPrivilege("for a gauge")

@@ -64,7 +64,7 @@ def test_processes_started_before_the_servers_wait_for_them(work: Work) -> None:
     work.bring_back()
     wait_ready(*processes)
     work.check()
-    for process, event in ((consumer, "consumer waits"), (relay, "relay waits")):
+    for process, event in ((consumer, "consumer waits"), (relay, "relay waiting")):
         said = [text for text in complaints(process).elements() if event in text]
         assert said
         assert len(said) == len(set(said)), said  # each once; Postgres is back before Kafka

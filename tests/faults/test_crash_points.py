@@ -119,7 +119,7 @@ def test_the_relay_dies_and_every_row_is_sent_once(
         first = one_lane.start("relay", crash_at=f"relay.{case.point}:{hit}", **settings)
         eventually(lambda: first.logged("lane recovered"), 20)
         second = one_lane.start("relay", **settings)
-        eventually(lambda: second.logged("relay takes part"), 20)
+        eventually(lambda: second.logged("relay connected"), 20)
         fill(batch * hit + random.randint(1, 8))
         first.wait_killed()
     else:

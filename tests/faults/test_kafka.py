@@ -1,5 +1,6 @@
 """The broker and the topics in trouble while both processes work."""
 
+import json
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -21,8 +22,9 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 from orchestrator.embedded import EmbeddedKafka, Servers
 from orchestrator.kafka import topics
 from outbox import Message, enqueue, transaction
-from outbox.publisher import CALL_LIMIT_S, MarkerReader
-from outbox.store import read_identity
+from outbox.lane_rows import read_identity
+from outbox.markers import MarkerReader
+from outbox.timings import PRODUCTION
 from testkit.eventually import eventually
 from testkit.private_servers import wait_ready
 from testkit.system import LANES, PARTITIONS, Running, System, make_input_anew
@@ -98,7 +100,7 @@ def test_a_paused_broker_is_waited_for_and_what_was_in_doubt_found_out(
     commands.sent += rows
     commands.check()
     wait_ready(consumer, relay)
-    if seconds > CALL_LIMIT_S:
+    if seconds > PRODUCTION.kafka_call_s:
         assert relay.logged('"lane in doubt"')
         assert relay.log.read_text().count("lane recovered") > recovered
     for process in processes:
@@ -314,8 +316,7 @@ def test_markers_outlive_a_quiet_week_because_they_are_committed_again(
 @contextmanager
 def relay_that_refreshes(system: System, every_s: float) -> Iterator[Running]:
     """Run a relay that commits its markers again so often."""
-    command = ["tests.faults.hurried_relay", str(every_s)]
-    relay = Running(command, system.environ, system.directory / "hurried.log")
+    relay = system.start("relay", OUTBOX_TIMINGS=json.dumps({"marker_refresh_s": every_s}))
     try:
         yield relay
     finally:

@@ -14,8 +14,8 @@ import pytest
 from confluent_kafka import KafkaError
 
 from outbox import InDoubt
+from outbox.markers import Marker
 from outbox.message import OutboxRow
-from outbox.publisher import Marker
 from testkit.eventually import eventually
 from testkit.proxied import Epochs, WiredKafka, led_through
 from testkit.proxy import ANY, Action, Address, Connection, Rule, cut_before, replay, swallow
@@ -274,7 +274,7 @@ def test_with_strict_fencing_a_zombie_that_fences_its_successor_publishes_nothin
     successor = one_lane.start("relay", **settings)
     one_lane.check_exactly_once(4)
     zombie.thaw()
-    eventually(lambda: zombie.logged("relay waits"))  # after what it had in hand
+    eventually(lambda: zombie.logged("relay waiting"))  # after what it had in hand
     one_lane.accept(4)
     one_lane.check_exactly_once(8)
     successor.stop()

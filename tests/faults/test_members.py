@@ -47,7 +47,7 @@ def doubts(relays: Sequence[Running]) -> int:
 def check_acknowledges(system: System, relays: Sequence[Running]) -> None:
     """See that the lanes find their owners in time, and that these stay it."""
     for relay in relays:
-        eventually(partial(relay.logged, '"relay takes part"'), 30)  # a start takes what it takes
+        eventually(partial(relay.logged, '"relay connected"'), 30)  # a start takes what it takes
     eventually(lambda: is_acknowledged(relays), SETTLED_S)
     before, calm = epochs(system), time.monotonic() + CALM_S
     eventually(lambda: time.monotonic() > calm)
@@ -211,7 +211,7 @@ def test_a_clock_so_far_ahead_that_brokers_refuse_its_records_parks_none(
     wait_ready(relay)
     clock.jump(2 * HOUR_S)  # message.timestamp.after.max.ms is an hour
     rows = len(system.accept(20))
-    eventually(lambda: "waiting: Broker: Invalid timestamp" in relay.get("/readyz"), BACK_S)
+    eventually(lambda: "in_doubt: Broker: Invalid timestamp" in relay.get("/readyz"), BACK_S)
     assert system.query("SELECT count(*) FROM outbox_parked") == [(0,)]
     relay.kill()
     system.start("relay")  # by another clock

@@ -8,8 +8,9 @@ import psycopg
 import pytest
 
 from orchestrator.embedded import EmbeddedPostgres
-from outbox.membership import TransactionPoolingDetected, join, survey
-from outbox.store import read_identity
+from outbox.lane_rows import read_identity
+from outbox.membership import join, read_membership
+from outbox.pooler import TransactionPoolingDetected
 from testkit.eventually import eventually
 from testkit.system import Running, System
 from tests.faults.postgres_servers import pooler
@@ -69,10 +70,10 @@ def test_a_lock_that_is_not_where_the_session_is_ends_the_membership(own: System
     with closing(own.connect()) as member:
         identity = read_identity(member)
         join(member, identity)
-        assert survey(member, identity).members == 1
+        assert read_membership(member, identity).members == 1
         member.execute("SELECT pg_advisory_unlock_all()")  # as seen from another process of a pool
         with pytest.raises(TransactionPoolingDetected):
-            survey(member, identity)
+            read_membership(member, identity)
 
 
 @pytest.mark.slow

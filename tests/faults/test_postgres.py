@@ -100,7 +100,7 @@ def start_consumer(system: System, **environ: str) -> Running:
 def start_relay(system: System) -> Running:
     """Start a relay and wait until it works its lane."""
     relay = system.start("relay")
-    eventually(lambda: relay.logged('"lane works"'), RESUME_S)
+    eventually(lambda: relay.logged('"lane active"'), RESUME_S)
     return relay
 
 

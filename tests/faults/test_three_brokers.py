@@ -13,7 +13,7 @@ from confluent_kafka.admin import AdminClient
 from orchestrator.embedded import EmbeddedKafka, Servers
 from orchestrator.embedded.server import HOST, free_port
 from orchestrator.runtime.setup import set_up
-from outbox.publisher import marker_group
+from outbox.markers import marker_group
 from testkit.containers import TEST_KAFKA_VERSION
 from testkit.empty_installation import bare_system
 from testkit.eventually import eventually

@@ -70,7 +70,7 @@ def test_the_relay_finds_out_what_became_of_its_commit(one_lane: System, act: Ac
         relay = one_lane.start("relay", DATABASE_URL=url, BATCH_SIZE="1")
         one_lane.check_exactly_once(20)
         assert happened(commits)
-        assert relay.logged('"relay waits"')
+        assert relay.logged('"relay waiting"')
         relay.stop()
 
 
@@ -143,7 +143,7 @@ def test_an_answer_to_end_txn_that_comes_after_a_take_over_changes_nothing(
         wired_lane.start("relay")
         wired_lane.check_exactly_once(2)
         taken_over.set()
-        eventually(lambda: zombie.logged('"relay waits"'))
+        eventually(lambda: zombie.logged('"relay waiting"'))
         wired_lane.accept(2)
         wired_lane.check_exactly_once(4)
         zombie.stop()

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import pytest
 
 from orchestrator.consumer import session as ingest
-from outbox import watermark as low_water
+from outbox import watermark
 from testkit.proxied import WiredKafka, led_through, postgres_proxied
 from testkit.proxy import ANY, Connection, Rule
 from testkit.system import System, take
@@ -34,7 +34,7 @@ class Counting:
 @pytest.fixture
 def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     """No look at who is writing: that is for every 0.2 s, and not for every batch."""
-    monkeypatch.setattr(low_water, "ENDED_S", 3600)
+    monkeypatch.setattr(watermark, "WRITER_POLL_S", 3600)
 
 
 @contextmanager

@@ -9,8 +9,9 @@ from threading import Thread
 import psycopg
 import pytest
 
-from outbox import InDoubt, RolledBack, transaction
-from outbox.publisher import Marker
+from outbox import InDoubt, LaneState, RolledBack, transaction
+from outbox.lane import LaneStatus
+from outbox.markers import Marker
 from testkit.system import System
 
 
@@ -23,7 +24,7 @@ def test_a_replaced_owner_acknowledges_and_claims_nothing(one_lane: System) -> N
         with one_lane.lane(owner=False) as successor:
             one_lane.accept(1)
             assert zombie.run_once() == 0
-            assert not zombie.tenure.owned.lanes
+            assert not zombie.session.owned.lanes
             assert one_lane.query("SELECT count(*) FROM outbox") == [(2,)]
             successor.recover()
             successor.drain()
@@ -67,14 +68,12 @@ def test_a_transaction_left_open_is_fenced_before_its_rows_go_out_again(one_lane
     with one_lane.lane() as older:
         older.recover()
         rows = older.claim()
-        producer = older.publisher._usable()
-        producer.begin_transaction()
-        older.publisher._produce(producer, rows)
-        producer.flush(5)
+        older.publisher.producer.begin_transaction()
+        older.publisher.send_records(rows)
         with one_lane.lane(owner=False) as successor:
             successor.recover()
             with pytest.raises(InDoubt):
-                older.publisher._in_slices(producer.commit_transaction)
+                older.publisher.commit()
             successor.drain()
     one_lane.check_exactly_once(2)
 
@@ -93,16 +92,16 @@ def test_a_producer_in_doubt_is_never_used_again(one_lane: System) -> None:
     one_lane.accept(1)
     with one_lane.lane() as lane:
         lane.recover()
-        before = lane.publisher._usable()
+        before = lane.publisher.producer
         with one_lane.lane(owner=False) as stranger:
             stranger.publisher.start(0)  # takes the producer epoch, not the lane
         one_lane.query("UPDATE outbox_lane SET epoch = %s", lane.lane.epoch)
-        done = Thread(target=lane.tenure.work, args=[lambda: None], daemon=True)
+        done = Thread(target=lane.session.run, args=[lambda: None], daemon=True)
         done.start()
         one_lane.check_exactly_once(1)
-        lane.tenure._stop.set()
+        lane.stop.set()
         done.join(5)
-        assert lane.publisher._usable() is not before
+        assert lane.publisher.producer is not before
 
 
 @pytest.mark.parametrize(
@@ -124,7 +123,7 @@ def test_a_lane_whose_histories_disagree_sends_nothing(
         one_lane.query("UPDATE outbox_lane SET batch_number = %s", batch_number)
         one_lane.accept(1)
         lane.recover()
-        assert lane.lane.state == f"refused: {reason}"
+        assert lane.lane.status == LaneStatus(LaneState.REFUSED, reason)
         assert lane.run_once() == 0
     assert one_lane.orders() == []
     assert one_lane.statuses() == {"pending": 1}

@@ -3,6 +3,7 @@
 import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from threading import Thread
 from uuid import uuid4
 
@@ -12,11 +13,11 @@ from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-def
 
 from outbox import Message, enqueue, transaction
 from outbox.lane import Outcome, compare
-from outbox.publisher import Marker, marker_group, marker_of
-from outbox.session import MARKER_REFRESH_S, Tenure
-from outbox.store import MAX_BATCH_BYTES, Claim, claim
+from outbox.markers import Marker, marker_group, parse_marker
+from outbox.outbox_rows import MAX_BATCH_BYTES, ClaimRequest, claim
+from outbox.timings import PRODUCTION
 from testkit.eventually import eventually
-from testkit.system import System, limit_messages
+from testkit.system import OwnedLane, System, limit_messages
 
 
 def test_a_batch_is_acknowledged_when_the_next_one_is_claimed(one_lane: System) -> None:
@@ -71,7 +72,7 @@ def test_a_row_held_by_another_session_is_passed_over_and_sent_later(one_lane: S
     with one_lane.lane() as lane, closing(one_lane.connect()) as other:
         lane.recover()
         with transaction(other):
-            assert len(claim(other, [Claim(0, 1)])[0]) == 1
+            assert len(claim(other, [ClaimRequest(0, 1)])[0]) == 1
             assert lane.run_once() == 2
         lane.drain()
     one_lane.check_exactly_once(3)
@@ -103,7 +104,7 @@ def test_a_backlog_of_long_rows_is_taken_in_portions_that_fit_into_memory(
             enqueue(conn, messages, 1)
         with transaction(conn):
             tracemalloc.start()
-            claimed = claim(conn, [Claim(0, 1000)])[0]
+            claimed = claim(conn, [ClaimRequest(0, 1000)])[0]
             _, peak = tracemalloc.get_traced_memory()
             tracemalloc.stop()
         assert peak < 1.5 * MAX_BATCH_BYTES
@@ -161,7 +162,7 @@ def test_a_record_too_large_for_its_topic_is_parked_alone(one_lane: System) -> N
     with one_lane.lane() as lane:
         with closing(one_lane.connect()) as conn, transaction(conn):
             enqueue(conn, [Message(topic, b"k", value) for value in values], 1)
-        with working(lane.tenure):
+        with working(lane):
             eventually(lambda: one_lane.query("SELECT count(*) FROM outbox") == [(0,)])
         assert lane.marker() == one_lane.query("SELECT batch_number FROM outbox_lane")[0][0]
     assert [record.value() for record in one_lane.read(topic)] == [b"0", b"1", b"3", b"4"]
@@ -174,20 +175,20 @@ def test_a_record_too_large_for_its_topic_is_parked_alone(one_lane: System) -> N
 def test_a_batch_too_large_for_its_topic_goes_out_row_by_row(one_lane: System) -> None:
     limit_messages(one_lane, 2000)
     one_lane.accept(40)  # each alone is small enough
-    with one_lane.lane() as lane, working(lane.tenure):
+    with one_lane.lane() as lane, working(lane):
         one_lane.check_exactly_once(40)
     assert one_lane.query("SELECT count(*) FROM outbox_parked") == [(0,)]
 
 
 def test_a_producer_that_lost_a_connection_is_renewed_before_the_next_batch(one_lane: System) -> None:
-    with one_lane.lane() as lane, working(lane.tenure):
+    with one_lane.lane() as lane, working(lane):
         one_lane.accept(1)
         one_lane.check_exactly_once(1)
-        before = lane.publisher._usable()
-        lane.publisher._disturb()
+        before = lane.publisher.producer
+        lane.publisher.note_possible_retry()
         one_lane.accept(1)
         one_lane.check_exactly_once(2)
-        assert lane.publisher._usable() is not before
+        assert lane.publisher.producer is not before
 
 
 def test_a_missing_topic_parks_nothing_and_the_lane_waits(one_lane: System) -> None:
@@ -215,10 +216,11 @@ def test_an_idle_lane_commits_its_marker_again_before_it_expires(one_lane: Syste
         lane.recover()
         lane.drain()
         forget_markers(one_lane)
-        lane.tenure._idle()
+        lane.session.idle()
         assert lane.marker() is None  # committed a moment ago: not yet
-        lane.lane.marked_at -= MARKER_REFRESH_S
-        lane.tenure._idle()
+        since = lane.lane.marker_sent_at - PRODUCTION.marker_refresh_s
+        lane.session.owned.update(replace(lane.lane, marker_sent_at=since))
+        lane.session.idle()
         assert lane.marker() == 1
 
 
@@ -249,7 +251,7 @@ def test_a_repaired_lane_goes_on_by_itself(one_lane: System) -> None:
         (Marker(1, 1), 0, 0, Outcome.MARKER_AHEAD),
     ],
 )
-def test_the_verdict_follows_from_marker_and_batch(
+def test_the_outcome_follows_from_marker_and_batch(
     marker: Marker | None, batch_number: int, rows: int, outcome: Outcome
 ) -> None:
     assert compare(marker, batch_number, rows) is outcome
@@ -270,18 +272,18 @@ def test_the_verdict_follows_from_marker_and_batch(
 def test_a_marker_is_read_whatever_stands_beside_its_offset(
     offset: int, metadata: str, marker: Marker | None
 ) -> None:
-    assert marker_of(offset, metadata) == marker
+    assert parse_marker(offset, metadata) == marker
 
 
 @contextmanager
-def working(tenure: Tenure) -> Iterator[None]:
-    """Let a tenure do its whole work in a thread while the block runs."""
-    thread = Thread(target=tenure.work, args=[lambda: None])
+def working(lane: OwnedLane) -> Iterator[None]:
+    """Let a session do its whole work in a thread while the block runs."""
+    thread = Thread(target=lane.session.run, args=[lambda: None])
     thread.start()
     try:
         yield
     finally:
-        tenure._stop.set()
+        lane.stop.set()
         thread.join(10)
 
 

@@ -66,7 +66,7 @@ def test_a_frozen_relay_loses_its_lanes_by_itself(one_lane: System) -> None:
     one_lane.start("relay")
     one_lane.check_exactly_once(3, timeout=20)  # Postgres ends the silent session after 10 s
     zombie.thaw()
-    eventually(lambda: zombie.logged("relay waits"))
+    eventually(lambda: zombie.logged("relay waiting"))
     one_lane.accept(3)
     one_lane.check_exactly_once(6)
 
@@ -144,17 +144,17 @@ def test_a_relay_goes_on_when_its_connections_to_kafka_are_cut(system: System) -
         thread.join(10)
 
 
-def test_a_connection_lost_in_silence_disturbs_the_producer(one_lane: System) -> None:
+def test_a_connection_lost_in_silence_renews_the_producer(one_lane: System) -> None:
     with one_lane.lane() as lane:
         lane.recover()
-        assert not lane.publisher.disturbed
+        assert not lane.publisher.needs_renewal
         cut_connections(one_lane.settings.kafka["bootstrap.servers"])
 
-        def is_disturbed() -> bool:
-            lane.publisher._usable().poll(0)  # as the end of every batch does
-            return lane.publisher.disturbed
+        def needs_renewal() -> bool:
+            lane.publisher.producer.poll(0)  # as the end of every batch does
+            return lane.publisher.needs_renewal
 
-        eventually(is_disturbed)
+        eventually(needs_renewal)
 
 
 def cut_connections(server: str) -> int:

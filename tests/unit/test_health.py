@@ -136,7 +136,7 @@ def test_a_relay_that_hangs_before_its_first_sign_of_life_is_seen(tmp_path: Path
         host, port = server.getsockname()
         with impatient_relay(f"{host}:{port}", log) as probe:
             eventually(hangs, 30)
-    assert "relay waits" not in log.read_text()  # it is still in its first connect
+    assert "relay waiting" not in log.read_text()  # it is still in its first connect
 
 
 def test_metrics_are_in_the_format_of_prometheus() -> None:

@@ -140,8 +140,8 @@ def test_json_is_one_object_a_line_with_numbers_as_numbers() -> None:
 
 
 def test_text_is_a_line_for_people() -> None:
-    line = TextFormatter().format(record("lane works", lane=3, state="working"))
-    assert re.fullmatch(r"\d\d:\d\d:\d\d\.\d{3} INFO    lane works lane=3 state=working", line)
+    line = TextFormatter().format(record("lane active", lane=3, state="working"))
+    assert re.fullmatch(r"\d\d:\d\d:\d\d\.\d{3} INFO    lane active lane=3 state=working", line)
 
 
 def test_what_json_does_not_know_becomes_text() -> None:

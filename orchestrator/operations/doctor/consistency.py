@@ -17,7 +17,7 @@ from orchestrator.operations.doctor.permissions import WRITE, topic_operations
 from orchestrator.operations.repair.partition import fault_of
 from orchestrator.operations.text import duration
 from outbox import Timings, count_lanes
-from outbox.admin import PRODUCER, check_lanes, try_transactional_id
+from outbox.admin import DEFAULT_CONFIG, check_lanes, try_transactional_id
 
 NOT_OURS = KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED
 TIME_OUT = "transaction.timeout.ms"
@@ -54,7 +54,7 @@ def advice_on(error: KafkaError, prefix: str, site: Site) -> str:
     if error.code() == NOT_OURS:
         return f"grant Write on the transactional ids that begin with {prefix} (prefixed)"
     if error.code() == KafkaError.INVALID_TRANSACTION_TIMEOUT:
-        wanted = {**PRODUCER, **site.kafka}[TIME_OUT]
+        wanted = {**DEFAULT_CONFIG, **site.kafka}[TIME_OUT]
         return f"let transaction.max.timeout.ms of the brokers be {wanted} or more"
     return "see that __transaction_state has all its leaders and enough replicas in sync"
 

@@ -5,8 +5,7 @@ from contextlib import closing
 
 import pytest
 
-from outbox import Message, enqueue, transaction
-from outbox import watermark as low_water
+from outbox import Message, enqueue, transaction, watermark
 from outbox.postgres import Connection
 from testkit.system import OwnedLane, System
 
@@ -14,9 +13,9 @@ from testkit.system import OwnedLane, System
 @pytest.fixture
 def lane(one_lane: System, monkeypatch: pytest.MonkeyPatch) -> Iterator[OwnedLane]:
     """A lane that asks who is writing before each batch, and never looks at all of itself again."""
-    monkeypatch.setattr(low_water, "ENDED_S", 0)
-    monkeypatch.setattr(low_water, "SHARE", 1e9)
-    monkeypatch.setattr(low_water, "WHOLE_S", 3600)
+    monkeypatch.setattr(watermark, "WRITER_POLL_S", 0)
+    monkeypatch.setattr(watermark, "MAX_TIME_SHARE", 1e9)
+    monkeypatch.setattr(watermark, "FULL_SCAN_S", 3600)
     with one_lane.lane(batch_size=2) as owned:
         owned.recover()
         yield owned
@@ -34,7 +33,7 @@ def work(system: System, lane: OwnedLane, batches: int = 8) -> int:
         with closing(system.connect()) as conn, transaction(conn):
             put(conn, system, "other", b"other %d" % number)
         lane.drain()
-    return lane.lane.low_water.id
+    return lane.session.batches.watermarks[0].id
 
 
 def values(system: System) -> list[bytes | None]:
@@ -55,7 +54,7 @@ def test_the_mark_follows_what_was_acknowledged(one_lane: System, lane: OwnedLan
     assert work(one_lane, lane) >= last_id(one_lane) - 2
     lane.drain()
     lane.drain()
-    assert lane.lane.low_water.id == last_id(one_lane)
+    assert lane.session.batches.watermarks[0].id == last_id(one_lane)
 
 
 def test_a_row_that_commits_late_goes_before_the_next_of_its_key(
@@ -108,7 +107,7 @@ FOREIGN = """
 
 def look_at_the_whole_lane(lane: OwnedLane) -> None:
     """Do it now."""
-    lane.lane.low_water._whole_at = 0
+    lane.session.batches.watermarks[0]._full_scan_at = 0
     lane.drain()
 
 
@@ -128,7 +127,7 @@ def test_a_high_id_from_elsewhere_holds_up_nothing_for_long(one_lane: System, la
     lane.drain()
     lane.drain()
     lane.drain()
-    assert lane.lane.low_water.id == 10**12
+    assert lane.session.batches.watermarks[0].id == 10**12
     assert work(one_lane, lane) == 10**12
     look_at_the_whole_lane(lane)
     work(one_lane, lane)

@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from itertools import count
+from dataclasses import replace
+from itertools import chain, count
 from typing import Any
 from uuid import uuid4
 
@@ -12,26 +13,26 @@ import pytest
 from outbox import (
     Connection,
     InDoubt,
+    LaneState,
     Message,
     RecordRejected,
+    Timings,
     enqueue,
-    publisher,
-    recovery,
     transaction,
 )
-from outbox import session as tenure
+from outbox.lane import LaneStatus
+from outbox.lane_rows import lock_lanes, read_lanes, take_lane
+from outbox.markers import Marker
 from outbox.message import lane_of
-from outbox.publisher import Marker
-from outbox.recovery import Refusal
-from outbox.session import MARKER_REFRESH_S
-from outbox.store import lock_lanes, read_lanes, take_lane
+from outbox.recovery import Decision
+from outbox.timings import PRODUCTION
 from testkit.disagreement import back_up, restore, set_marker
 from testkit.eventually import eventually
 from testkit.system import LANES, OwnedLane, System, limit_messages
 from tests.integration.test_lane import create_topic, working
 
 ALL = tuple(range(LANES))
-CARRIERS = "SELECT transactional_lane FROM outbox_lane ORDER BY lane"
+TRANSACTIONAL_LANES = "SELECT transactional_lane FROM outbox_lane ORDER BY lane"
 
 
 def keys_of(lane: int) -> Iterator[bytes]:
@@ -54,15 +55,11 @@ def sent(system: System) -> list[int]:
 
 def begin(lanes: OwnedLane) -> None:
     """Claim what waits, and leave it in an open transaction with its markers."""
-    batch = lanes.tenure._acknowledge_and_claim(lanes.tenure.owned.lanes)
-    producer = lanes.publisher._usable()
-    producer.begin_transaction()
-    for rows in batch.values():
-        lanes.publisher._produce(producer, rows)
-    producer.flush(5)
-    lanes.publisher._mark(
-        producer, {number: Marker(lanes.tenure.owned.lanes[number].batch_number) for number in batch}
-    )
+    batch = lanes.session.batches.acknowledge_and_claim(lanes.session.owned.lanes)
+    lanes.publisher.producer.begin_transaction()
+    lanes.publisher.send_records(chain.from_iterable(batch.values()))
+    owned = lanes.session.owned.lanes
+    lanes.publisher.send_markers({number: Marker(owned[number].batch_number) for number in batch})
 
 
 def test_one_kafka_transaction_carries_a_batch_of_every_lane(system: System) -> None:
@@ -76,7 +73,7 @@ def test_one_kafka_transaction_carries_a_batch_of_every_lane(system: System) -> 
             )
             == [(1, 1, 0)] * LANES
         )
-        lanes.publisher._in_slices(lanes.publisher._usable().commit_transaction)
+        lanes.publisher.commit()
         assert lanes.markers.read(ALL, 5) == dict.fromkeys(ALL, Marker(1))
         lanes.drain()
     assert sent(system) == [0, 1, 2, 3]
@@ -84,7 +81,7 @@ def test_one_kafka_transaction_carries_a_batch_of_every_lane(system: System) -> 
 
 
 def test_a_new_owner_fences_the_id_that_the_batch_went_out_under(system: System) -> None:
-    """Guards: the transactional_lane is committed before Kafka begins, and its older producers are fenced."""
+    """Guards: the transactional lane is committed before Kafka begins, its older producers are fenced."""
     with system.lane(1, 2) as older:
         older.recover()
         put(system, (1, 2))
@@ -92,29 +89,28 @@ def test_a_new_owner_fences_the_id_that_the_batch_went_out_under(system: System)
         with system.lane(2, owner=False) as successor:
             successor.recover()
             with pytest.raises(InDoubt):
-                older.publisher._in_slices(older.publisher._usable().commit_transaction)
+                older.publisher.commit()
             successor.drain()
             older.recover()
             older.drain()
-            assert list(older.tenure.owned.lanes) == [1]
+            assert list(older.session.owned.lanes) == [1]
     assert sent(system) == [1, 2]
 
 
 def test_a_marker_refreshed_under_another_id_is_fenced_too(system: System) -> None:
-    """Guard: the transactional_lane is committed by the recovery. The marker of an idle lane, still in the air,
-    would fall behind the successor's.
+    """Guard: the transactional lane is committed by the recovery. The marker of an idle lane, still
+    in the air, would fall behind the successor's.
     """
     with system.lane(1, 2) as older:
         older.recover()
-        producer = older.publisher._usable()
-        producer.begin_transaction()
-        older.publisher._mark(producer, {2: Marker(0)})
+        older.publisher.producer.begin_transaction()
+        older.publisher.send_markers({2: Marker(0)})
         with system.lane(2, owner=False) as successor:
             successor.recover()
             put(system, (2,))
             successor.run_once()
             with pytest.raises(InDoubt):
-                older.publisher._in_slices(producer.commit_transaction)
+                older.publisher.commit()
             assert successor.marker() == 1
 
 
@@ -123,11 +119,11 @@ def test_an_earlier_id_is_fenced_once_and_not_at_every_doubt(system: System) -> 
     with system.lane(1, 2) as neighbour:
         neighbour.recover()
         with system.lane(2, owner=False) as newcomer:
-            states = read_lanes(newcomer.conn, newcomer.tenure.owned.epochs([2]))
-            assert not states[2].maybe_restored
-            newcomer.tenure._fence(states)  # and then the markers cannot be read
+            rows = read_lanes(newcomer.conn, newcomer.session.owned.epochs([2]))
+            assert not rows[2].maybe_restored
+            newcomer.session.recovery.fence(rows)  # and then the markers cannot be read
             neighbour.recover()
-            newcomer.tenure._fence(states)
+            newcomer.session.recovery.fence(rows)
             put(system, (1,))
             assert neighbour.drain() == 1
 
@@ -141,7 +137,7 @@ def test_after_a_restore_every_id_is_fenced_whatever_carrier_the_row_names(syste
     back_up(system)
     with system.lane(1, 2, owner=False) as frozen:
         frozen.recover()
-        batch = frozen.tenure._acknowledge_and_claim([2])
+        batch = frozen.session.batches.acknowledge_and_claim([2])
         restore(system)
         assert system.query("SELECT transactional_lane FROM outbox_lane WHERE lane = 2") == [(2,)]
         with system.lane(2) as successor:
@@ -184,13 +180,13 @@ def test_a_restore_to_before_a_batch_was_narrowed_is_seen(system: System, rows: 
         assert len(lane.claim()) == rows
     back_up(system)
     with system.lane(2) as lane:
-        lane.tenure._refusal = Refusal(2, RecordRejected("too large"))
+        lane.session.recovery.note_rejection(RecordRejected("too large", lane=2))
         lane.recover()
         assert lane.marker() == 1
     restore(system)
     with system.lane(2) as lane:
         lane.recover()
-        assert lane.lane.state == "refused: marker_ahead"
+        assert lane.lane.status == LaneStatus(LaneState.REFUSED, "marker_ahead")
         assert lane.drain() == 0
     assert system.query("SELECT count(*) FROM outbox") == [(rows,)]
 
@@ -200,10 +196,10 @@ def test_a_lane_given_up_disturbs_its_owner_of_before_in_nothing(system: System)
         older.recover()
         put(system, (0, 1))
         older.run_once()
-        older.tenure.owned.leaving = [1]
-        older.tenure._acknowledge()
-        assert system.query(CARRIERS)[:2] == [(0,), (1,)]
-        del older.tenure.owned.lanes[1]
+        older.session.owned.to_release = [1]
+        older.session.finish()
+        assert system.query(TRANSACTIONAL_LANES)[:2] == [(0,), (1,)]
+        del older.session.owned.lanes[1]
         with system.lane(1, owner=False) as successor:
             successor.recover()
             put(system, (0, 1))
@@ -222,7 +218,7 @@ def test_a_lane_that_is_lost_does_not_keep_the_others_from_their_work(system: Sy
             lanes.recover()  # under another id; and fences the one of before
             thief.recover()
             assert (lanes.drain(), thief.drain()) == (0, 1)
-            assert system.query(CARRIERS) == [(0,), (1,), (1,), (1,)]
+            assert system.query(TRANSACTIONAL_LANES) == [(0,), (1,), (1,), (1,)]
     assert sent(system) == sorted([*ALL, *ALL])
 
 
@@ -244,23 +240,20 @@ def test_a_refused_record_is_parked_and_the_other_lanes_go_out(system: System) -
     put(system, value=b"good")
     put(system, (2,), value=b"x" * 5000)
     put(system, value=b"good")
-    with system.lane(*ALL) as lanes, working(lanes.tenure):
+    with system.lane(*ALL) as lanes, working(lanes):
         eventually(lambda: system.query("SELECT count(*) FROM outbox") == [(0,)], 20)
     assert sent(system) == sorted([*ALL, *ALL])
     assert system.query("SELECT lane, octet_length(value) FROM outbox_parked") == [(2, 5000)]
 
 
-def test_a_lane_that_cannot_be_sent_does_not_hold_up_the_others(
-    system: System, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(publisher, "CALL_LIMIT_S", 1.0)
-    monkeypatch.setattr(tenure, "REST_S", 3.0)
+def test_a_lane_that_cannot_be_sent_does_not_hold_up_the_others(system: System) -> None:
+    timings = Timings(kafka_call_s=1.0, lane_backoff_s=3.0)
     missing, others = f"missing-{uuid4()}", (0, 2, 3)
     put(system, (1,), topic=missing)
     put(system)
-    with system.lane(*ALL) as lanes, working(lanes.tenure):
+    with system.lane(*ALL, timings=timings) as lanes, working(lanes):
         eventually(lambda: sent(system) == [0, 2, 3], 20)
-        eventually(lambda: [lane.number for lane in lanes.tenure.owned.working()] == [0, 2, 3], 20)
+        eventually(lambda: [lane.number for lane in lanes.session.owned.working()] == [0, 2, 3], 20)
         put(system, others)
         eventually(lambda: sent(system) == sorted(2 * others))
         create_topic(system, missing)
@@ -277,11 +270,11 @@ def test_a_doubt_after_a_batch_was_narrowed_parks_nothing(
     put(system, (1, 1))
     put(system, (1,), value=b"x" * 5000)
     with system.lane(*ALL) as lanes:
-        decide, publish = recovery.decide, lanes.publisher.publish
+        decide, publish = lanes.session.recovery.decide, lanes.publisher.publish
 
-        def narrow_and_lose_kafka(*arguments: Any) -> dict[int, recovery.Decision]:
+        def shrink_and_lose_kafka(*arguments: Any) -> dict[int, Decision]:
             decisions = decide(*arguments)
-            if arguments[-1] and decisions[1].state.inflight:
+            if arguments[-1] and decisions[1].row.inflight:
                 monkeypatch.setattr(lanes.publisher, "publish", lose_kafka)
             return decisions
 
@@ -291,8 +284,8 @@ def test_a_doubt_after_a_batch_was_narrowed_parks_nothing(
             raise InDoubt("no answer")
 
         lost: list[bool] = []
-        monkeypatch.setattr(tenure, "decide", narrow_and_lose_kafka)
-        with working(lanes.tenure):
+        monkeypatch.setattr(lanes.session.recovery, "decide", shrink_and_lose_kafka)
+        with working(lanes):
             eventually(lambda: system.query("SELECT count(*) FROM outbox") == [(0,)], 20)
         assert lost
     assert sent(system) == [1, 1]
@@ -309,9 +302,9 @@ def test_a_refused_lane_is_neither_acknowledged_nor_in_the_way(system: System) -
         lanes.recover()
         put(system)
         lanes.drain()
-        lanes.tenure.owned.leaving = list(ALL)
-        lanes.tenure._acknowledge()
-        assert {number for number, lane in lanes.tenure.owned.lanes.items() if lane.refused} == {1}
+        lanes.session.owned.to_release = list(ALL)
+        lanes.session.finish()
+        assert {number for number, lane in lanes.session.owned.lanes.items() if lane.refused} == {1}
         assert system.query("SELECT DISTINCT lane FROM outbox") == [(1,)]
         assert system.query("SELECT count(*) FROM outbox") == [(2,)]
 
@@ -321,10 +314,12 @@ def test_the_marker_of_an_idle_lane_goes_out_with_the_work_of_others(system: Sys
     with system.lane(0, 1) as lanes:
         lanes.recover()
         for number in (0, 1):
-            lanes.tenure.owned.lanes[number].marked_at -= 2 * MARKER_REFRESH_S
+            lane = lanes.session.owned.lanes[number]
+            since = lane.marker_sent_at - 2 * PRODUCTION.marker_refresh_s
+            lanes.session.owned.update(replace(lane, marker_sent_at=since))
         put(system, (0,))
         lanes.run_once()
-        assert not lanes.tenure._faded()
+        assert not lanes.session.stale_markers()
         assert lanes.markers.read((0, 1), 5) == {0: Marker(1, 1), 1: Marker(0, 0)}
     assert sent(system) == [0]
 

@@ -1,0 +1,176 @@
+"""The way of a batch: claim in Postgres, publish in Kafka, acknowledge with the next claim.
+
+Invariant: what is acknowledged is known to be in Kafka. All lanes go out in one Kafka transaction,
+under the transactional id of the lowest lane, which each lane's row names before Kafka sees the batch.
+"""
+
+import time
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from itertools import chain
+
+from outbox import lane_rows, outbox_rows
+from outbox.crash_points import crash_point
+from outbox.errors import InDoubt
+from outbox.lane_rows import LaneRow
+from outbox.markers import Marker
+from outbox.message import OutboxRow
+from outbox.options import RelayOptions
+from outbox.outbox_rows import ClaimRequest
+from outbox.ownership import OwnedLanes
+from outbox.postgres import Connection, retry_transaction, transaction
+from outbox.publisher import Publisher
+from outbox.watermark import ClaimWatermark, WriterPoll
+
+Batch = Mapping[int, Sequence[OutboxRow]]  # by lane
+
+
+class Batches:
+    """Moves the batches of all owned lanes. watermarks: by lane, forgotten at each recovery."""
+
+    def __init__(
+        self, conn: Connection, owned: OwnedLanes, publisher: Publisher, options: RelayOptions
+    ) -> None:
+        self.watermarks: defaultdict[int, ClaimWatermark] = defaultdict(ClaimWatermark)
+        self._conn = conn
+        self._owned = owned
+        self._publisher = publisher
+        self._options = options
+        self._writer_poll = WriterPoll()
+
+    # ---- Postgres -----------------------------------------------------------------------------------
+
+    def lanes_with_work(self) -> list[int]:
+        """Return the lanes that have rows to acknowledge or to claim."""
+        working = self._owned.working()
+        self._writer_poll.update(self._conn, [self.watermarks[lane.number] for lane in working])
+        found = {lane.number for lane in working if lane.unacknowledged}
+        if quiet := {lane.number for lane in working} - found:
+            after_ids = {number: self.watermarks[number].scan_start() for number in quiet}
+            with_rows = outbox_rows.lanes_with_rows(self._conn, after_ids)
+            for number in quiet.difference(with_rows):
+                self.watermarks[number].note_scan(())
+            found.update(with_rows)
+        return sorted(found)
+
+    @retry_transaction
+    def acknowledge_and_claim(self, numbers: Collection[int]) -> dict[int, list[OutboxRow]]:
+        """Acknowledge the batches before and claim the next ones, in one Postgres transaction."""
+        started = time.perf_counter()
+        with transaction(self._conn):
+            before = self._lock(numbers)
+            self._acknowledge(before)
+            batch = self._claim(before)
+            after = {
+                number: LaneRow(
+                    number,
+                    row.batch_number + (number in batch),
+                    [claimed.id for claimed in batch.get(number, ())],
+                    self._publisher.transactional_lane,
+                )
+                for number, row in before.items()
+            }
+            self._write(before, after)
+            crash_point("relay.claimed")
+        crash_point("relay.begun")
+        for number, row in after.items():
+            lane, claimed = self._owned.lanes[number], number in batch
+            self._owned.update(
+                lane.begun(row.batch_number, len(row.inflight))
+                if claimed
+                else lane.acknowledged(row.batch_number)
+            )
+        self._options.observer.transaction("postgres", time.perf_counter() - started)
+        return batch
+
+    @retry_transaction
+    def acknowledge(self, numbers: Collection[int], released: Collection[int]) -> None:
+        """Acknowledge the batches before and claim nothing, in one Postgres transaction.
+
+        Nothing of a released lane may still arrive in Kafka: its row names its own transactional id, so
+        its next owner need not fence ours.
+        """
+        with transaction(self._conn):
+            before = self._lock(numbers)
+            self._acknowledge(before)
+            ours = self._publisher.transactional_lane
+            after = {
+                number: LaneRow(number, row.batch_number, [], number if number in released else ours)
+                for number, row in before.items()
+            }
+            self._write(before, after)
+        for number, row in after.items():
+            self._owned.update(self._owned.lanes[number].acknowledged(row.batch_number))
+
+    def _lock(self, numbers: Collection[int]) -> dict[int, LaneRow]:
+        """Lock lane rows, before any outbox row of theirs is read."""
+        rows = self._owned.lock_available(numbers)
+        crash_point("relay.locked")
+        for number, row in rows.items():
+            if row.batch_number != self._owned.lanes[number].batch_number:
+                raise InDoubt("outbox_lane does not hold what we wrote: restored?")
+        return rows
+
+    def _acknowledge(self, rows: Mapping[int, LaneRow]) -> None:
+        """Delete the rows in flight, which are in Kafka."""
+        aggregate_ids = [
+            aggregate_id
+            for number, row in rows.items()
+            for aggregate_id in outbox_rows.acknowledge(self._conn, number, row.inflight)
+        ]
+        if aggregate_ids:
+            self._options.on_published(self._conn, aggregate_ids)
+        crash_point("relay.acknowledged")
+
+    def _claim(self, numbers: Collection[int]) -> dict[int, list[OutboxRow]]:
+        """Claim rows of locked lanes."""
+        if not numbers:
+            return {}
+        requests = [
+            ClaimRequest(
+                number,
+                1 if self._owned.lanes[number].single_row_to_id else self._options.batch_size,
+                self.watermarks[number].scan_start(),
+            )
+            for number in numbers
+        ]
+        batch = outbox_rows.claim(self._conn, requests)
+        for number in numbers:
+            self.watermarks[number].note_scan([row.id for row in batch.get(number, ())])
+        return batch
+
+    def _write(self, before: Mapping[int, LaneRow], after: Mapping[int, LaneRow]) -> None:
+        """Write the lane rows that changed."""
+        changed = {number: row for number, row in after.items() if row != before[number]}
+        lane_rows.begin_batches(self._conn, self._owned.epochs(changed), changed)
+
+    # ---- Kafka --------------------------------------------------------------------------------------
+
+    def publish(self, batch: Batch) -> None:
+        """Publish rows and markers of lanes in one Kafka transaction, all or nothing.
+
+        A lane without rows has its marker committed again. Raises RecordRejected or InDoubt.
+        """
+        started = time.perf_counter()
+        if self._options.strict_fencing and not (batch := self._renew_producer(batch)):
+            return
+        lanes = {number: self._owned.lanes[number] for number in batch}
+        markers = {number: Marker(one.batch_number, one.batch_rows) for number, one in lanes.items()}
+        self._publisher.publish(markers, chain.from_iterable(batch.values()))
+        took_s = time.perf_counter() - started
+        self._options.observer.transaction("kafka", took_s)
+        for number, lane in lanes.items():
+            self._owned.update(lane.published(batch[number]))
+        if rows := list(chain.from_iterable(batch.values())):
+            oldest_s = max(one[0].age_s for one in batch.values() if one)
+            self._options.observer.published(rows, oldest_s + took_s, took_s)
+
+    def _renew_producer(self, batch: Batch) -> Batch:
+        """Give the batch a producer epoch of its own: no request of an earlier one can reach it.
+
+        The order matters. Ownership is read after the fence. Otherwise a zombie, whose own fence shuts
+        out its successor, would publish what the successor has already published.
+        """
+        self._publisher.start(self._publisher.transactional_lane)
+        owned = self._owned.read(batch)
+        return {number: rows for number, rows in batch.items() if number in owned}

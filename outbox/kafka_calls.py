@@ -1,0 +1,45 @@
+"""Blocking calls of the Kafka client, made in slices, so that the caller can stop and stay alive."""
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from confluent_kafka import KafkaError, KafkaException
+
+from outbox.errors import InDoubt
+
+T = TypeVar("T")
+
+CALL_SLICE_S = 1.0  # the longest that a call blocks before the owner's `tick` runs (SIGTERM, ping)
+RETRY_PAUSE_S = 0.01  # some retriable errors come back at once
+
+
+def call_in_slices(call: Callable[[float], T], tick: Callable[[], None], timeout_s: float) -> T:
+    """Repeat `call(seconds)`, a slice at a time, until it answers.
+
+    Raises InDoubt, or what tick raises.
+    """
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            return call(CALL_SLICE_S)
+        except KafkaException as raised:
+            if not _is_resumable(raised.args[0]) or time.monotonic() > deadline:
+                raise InDoubt(raised.args[0].str()) from raised
+        except SystemError as raised:
+            raise InDoubt(str(kafka_error_in(raised) or raised)) from raised
+        tick()
+        time.sleep(RETRY_PAUSE_S)
+
+
+def _is_resumable(error: KafkaError) -> bool:
+    """Say whether the same call may be made again: it continues where it stood."""
+    if error.fatal() or error.txn_requires_abort():
+        return False
+    return bool(error.retriable() or error.code() == KafkaError._TIMED_OUT)
+
+
+def kafka_error_in(error: Exception) -> KafkaError | None:
+    """Return Kafka's error; the client wraps a fatal one that meets a call of its logger."""
+    named = error.__cause__ if isinstance(error, SystemError) else error
+    return named.args[0] if isinstance(named, KafkaException) else None

@@ -1,0 +1,150 @@
+"""The statements on `outbox_lane`: one row a lane, who owns it and which batch is in flight.
+
+Invariant: a lane row is locked, under its owner's epoch, before any outbox row of the lane is read,
+and `inflight` and `transactional_lane` are committed before Kafka sees the batch. Without the first, a
+relay that was replaced could acknowledge or publish its successor's rows. Without the others, recovery
+could not know which rows a batch number stands for, nor under whose transactional id they may still
+arrive.
+
+Every function takes the connection first; those that write never commit.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import LiteralString, NamedTuple
+from uuid import UUID
+
+import psycopg
+from psycopg.rows import args_row
+
+from outbox import arrays
+from outbox.errors import DatabaseNotReady, OwnershipLost
+from outbox.postgres import Connection, query, scalar
+
+IDENTITY = "SELECT identity FROM outbox_identity"
+
+
+def read_identity(conn: Connection) -> UUID:
+    """Return the outbox's own name. Raises DatabaseNotReady before the first migration."""
+    try:
+        return scalar(conn, UUID, IDENTITY)
+    except psycopg.errors.UndefinedTable as error:
+        raise DatabaseNotReady("table outbox_identity is missing: run the migration first") from error
+    except psycopg.errors.NoDataFound as error:
+        raise DatabaseNotReady("table outbox_identity is empty: run the migration first") from error
+
+
+class LaneRow(NamedTuple):
+    """A lane's row.
+
+    batch_number: of the last batch begun. inflight: ids of its rows that are not yet acknowledged.
+    transactional_lane: the lane under whose transactional id the batch, and all else that concerns this
+    lane, goes to Kafka. maybe_restored: the row may come from a backup, so that id may be an old one.
+    """
+
+    lane: int
+    batch_number: int
+    inflight: list[int]
+    transactional_lane: int
+    maybe_restored: bool = False
+
+    def possible_transactional_lanes(self, lanes: int) -> Iterable[int]:
+        """Return the lanes, of so many, under whose ids something of this one may still arrive."""
+        return range(lanes) if self.maybe_restored else [self.transactional_lane]
+
+
+TAKE_LANE = "UPDATE outbox_lane SET epoch = epoch + 1 WHERE lane = %(lane)s RETURNING epoch"
+
+
+def take_lane(conn: Connection, lane: int) -> int:
+    """Raise the lane's epoch and return it: from now on no earlier owner can write."""
+    return scalar(conn, int, TAKE_LANE, {"lane": lane})
+
+
+READ_LANES = """
+    SELECT outbox_lane.lane, batch_number, inflight, coalesce(transactional_lane, outbox_lane.lane),
+           server_run IS DISTINCT FROM outbox_server_run()
+      FROM outbox_lane
+      JOIN unnest(%(lanes)b::smallint[], %(epochs)b::bigint[]) AS mine (lane, epoch)
+        ON outbox_lane.lane = mine.lane AND outbox_lane.epoch = mine.epoch
+     ORDER BY outbox_lane.lane
+"""
+
+
+def read_lanes(conn: Connection, epochs: Mapping[int, int]) -> dict[int, LaneRow]:
+    """Return the row of each lane whose epoch is still ours, without a lock. epochs: by lane."""
+    return _lane_rows(conn, READ_LANES, epochs)
+
+
+LOCK_LANES = """
+    SELECT outbox_lane.lane, batch_number, inflight, coalesce(transactional_lane, outbox_lane.lane),
+           server_run IS DISTINCT FROM outbox_server_run()
+      FROM outbox_lane
+      JOIN unnest(%(lanes)b::smallint[], %(epochs)b::bigint[]) AS mine (lane, epoch)
+        ON outbox_lane.lane = mine.lane AND outbox_lane.epoch = mine.epoch
+     ORDER BY outbox_lane.lane
+       FOR UPDATE OF outbox_lane
+"""
+
+
+def lock_lanes(conn: Connection, epochs: Mapping[int, int]) -> dict[int, LaneRow]:
+    """Lock the rows of lanes, first of all in the caller's transaction; return those still ours.
+
+    Waits for a COMMIT of the same rows that is still running. epochs: by lane.
+    """
+    return _lane_rows(conn, LOCK_LANES, epochs)
+
+
+LOCK_LANES_SKIP_LOCKED = """
+    SELECT outbox_lane.lane, batch_number, inflight, coalesce(transactional_lane, outbox_lane.lane),
+           server_run IS DISTINCT FROM outbox_server_run()
+      FROM outbox_lane
+      JOIN unnest(%(lanes)b::smallint[], %(epochs)b::bigint[]) AS mine (lane, epoch)
+        ON outbox_lane.lane = mine.lane AND outbox_lane.epoch = mine.epoch
+     ORDER BY outbox_lane.lane
+       FOR UPDATE OF outbox_lane SKIP LOCKED
+"""
+
+
+def lock_lanes_skip_locked(conn: Connection, epochs: Mapping[int, int]) -> dict[int, LaneRow]:
+    """Lock like `lock_lanes`, but skip locked rows: a lock on one lane does not block the others."""
+    return _lane_rows(conn, LOCK_LANES_SKIP_LOCKED, epochs)
+
+
+def _lane_rows(
+    conn: Connection, statement: LiteralString, epochs: Mapping[int, int]
+) -> dict[int, LaneRow]:
+    rows = query(conn, args_row(LaneRow), statement, _lanes_and_epochs(epochs), prepare=True)
+    return {row.lane: row for row in rows}
+
+
+def _lanes_and_epochs(epochs: Mapping[int, int]) -> dict[str, object]:
+    return {"lanes": arrays.smallints(epochs), "epochs": arrays.bigints(epochs.values())}
+
+
+BEGIN_BATCHES = """
+    UPDATE outbox_lane
+       SET batch_number = mine.batch_number,
+           inflight = mine.inflight::bigint[],
+           transactional_lane = mine.transactional_lane,
+           server_run = outbox_server_run()
+      FROM unnest(%(lanes)b::smallint[], %(epochs)b::bigint[], %(batch_numbers)b::bigint[],
+                  %(inflight)b::text[], %(transactional_lanes)b::smallint[])
+           AS mine (lane, epoch, batch_number, inflight, transactional_lane)
+     WHERE outbox_lane.lane = mine.lane AND outbox_lane.epoch = mine.epoch
+"""
+
+
+def begin_batches(conn: Connection, epochs: Mapping[int, int], rows: Mapping[int, LaneRow]) -> None:
+    """Write which outbox rows each lane's batch number stands for. Raises OwnershipLost.
+
+    epochs, rows: by lane.
+    """
+    if not rows:
+        return
+    values = _lanes_and_epochs({lane: epochs[lane] for lane in rows}) | {
+        "batch_numbers": arrays.bigints(row.batch_number for row in rows.values()),
+        "inflight": arrays.texts("{" + ",".join(map(str, row.inflight)) + "}" for row in rows.values()),
+        "transactional_lanes": arrays.smallints(row.transactional_lane for row in rows.values()),
+    }
+    if conn.execute(BEGIN_BATCHES, values, prepare=True).rowcount != len(rows):
+        raise OwnershipLost(sorted(rows))

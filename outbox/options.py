@@ -1,0 +1,23 @@
+"""What the user of a relay may choose, as its parts get it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from uuid import UUID
+
+from outbox.observer import Observer
+from outbox.postgres import Connection
+from outbox.timings import PRODUCTION, Timings
+
+OnPublished = Callable[[Connection, Sequence[UUID]], None]
+
+
+@dataclass(frozen=True)
+class RelayOptions:
+    """See Relay for what each means."""
+
+    on_published: OnPublished
+    batch_size: int = 1000
+    strict_fencing: bool = False
+    observer: Observer = field(default_factory=Observer)
+    timings: Timings = PRODUCTION
+    repair_command: Callable[[int], str] = "repair lane {}".format

@@ -1,0 +1,209 @@
+"""The statements on `outbox`: claim, acknowledge and park rows of lanes that the caller has locked.
+
+Every function takes the connection first; those that write never commit.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from operator import attrgetter
+from typing import NamedTuple
+from uuid import UUID
+
+from psycopg.rows import args_row
+
+from outbox import arrays
+from outbox.message import OutboxRow
+from outbox.postgres import Connection, query, scalars
+
+# A claim stops growing here: a transaction must fit into the producer's queue and its time-out.
+MAX_BATCH_BYTES = 16 * 1024 * 1024
+
+LANES_WITH_ROWS = """
+    SELECT lane
+      FROM unnest(%(lanes)b::smallint[], %(after_ids)b::bigint[]) AS mine (lane, after_id)
+     WHERE EXISTS (SELECT FROM outbox WHERE outbox.lane = mine.lane AND id > mine.after_id)
+"""
+
+
+def lanes_with_rows(conn: Connection, after_ids: Mapping[int, int]) -> list[int]:
+    """Return the lanes that have a row: the idle poll, without a transaction.
+
+    after_ids: for each lane to look at, the id after which it may have rows.
+    """
+    values = {
+        "lanes": arrays.smallints(after_ids),
+        "after_ids": arrays.bigints(after_ids.values()),
+    }
+    return scalars(conn, int, LANES_WITH_ROWS, values, prepare=True)
+
+
+class ClaimRequest(NamedTuple):
+    """Ask for up to `limit` rows of a lane. after_id: it has none up to this id (ClaimWatermark)."""
+
+    lane: int
+    limit: int
+    after_id: int = 0
+
+
+# Large rows stay where they are until it is known which of them the batch takes.
+CLAIM = """
+    SELECT claimed.lane, id, topic,
+           CASE WHEN size_bytes <= %(small)s THEN key END AS key,
+           CASE WHEN size_bytes <= %(small)s THEN value END AS value,
+           CASE WHEN size_bytes <= %(small)s THEN headers END AS headers,
+           extract(epoch FROM clock_timestamp() - created_at)::float8 AS age_s,
+           size_bytes
+      FROM unnest(%(lanes)b::smallint[], %(limits)b::bigint[], %(after_ids)b::bigint[])
+           AS request (lane, up_to, after_id),
+           LATERAL (
+               SELECT outbox.lane, id, topic, key, value, headers, created_at,
+                      coalesce(octet_length(key), 0) + coalesce(octet_length(value), 0)
+                      + coalesce(octet_length(headers::text), 0) AS size_bytes
+                 FROM outbox
+                WHERE outbox.lane = request.lane AND id > request.after_id
+                ORDER BY id
+                LIMIT request.up_to
+                  FOR UPDATE SKIP LOCKED
+           ) AS claimed
+"""
+
+
+def claim(conn: Connection, requests: Sequence[ClaimRequest]) -> dict[int, list[OutboxRow]]:
+    """Lock rows of lanes, each lane's in id order. The caller's transaction holds the locks.
+
+    The lane rows' locks already keep other relays away: SKIP LOCKED passes over a row that another
+    session holds, instead of waiting for it with the lanes locked. Memory is bounded by
+    MAX_BATCH_BYTES, and one row: a thousand long rows could be a gigabyte.
+    """
+    small = MAX_BATCH_BYTES // sum(request.limit for request in requests)
+    values = {
+        "lanes": arrays.smallints(request.lane for request in requests),
+        "limits": arrays.bigints(request.limit for request in requests),
+        "after_ids": arrays.bigints(request.after_id for request in requests),
+        "small": small,
+    }
+    found = query(conn, args_row(OutboxRow), CLAIM, values, prepare=True, binary=True)
+    share = MAX_BATCH_BYTES // len(requests)
+    return {
+        lane: _load_large_rows(conn, lane, _take_up_to_bytes(list(rows), share), small)
+        for lane, rows in groupby(found, key=attrgetter("lane"))
+    }
+
+
+def _take_up_to_bytes(rows: list[OutboxRow], share: int) -> list[OutboxRow]:
+    """Return the first rows, at least one, that have `share` bytes together."""
+    size = 0
+    for number, row in enumerate(rows):
+        size += row.size_bytes
+        if size > share and number:
+            return rows[:number]
+    return rows
+
+
+def _load_large_rows(conn: Connection, lane: int, rows: list[OutboxRow], small: int) -> list[OutboxRow]:
+    """Load the contents that the claim left behind."""
+    large = [row.id for row in rows if row.size_bytes > small]
+    if not large:
+        return rows
+    loaded = {row.id: row for row in load_rows(conn, lane, large)}
+    return [loaded.get(row.id, row) for row in rows]
+
+
+LOAD_ROWS = """
+    SELECT lane, id, topic, key, value, headers,
+           extract(epoch FROM clock_timestamp() - created_at)::float8 AS age_s,
+           coalesce(octet_length(key), 0) + coalesce(octet_length(value), 0)
+           + coalesce(octet_length(headers::text), 0) AS size_bytes
+      FROM outbox
+     WHERE lane = %(lane)s AND id = ANY(%(ids)b::bigint[])
+     ORDER BY id
+"""
+
+
+def load_rows(conn: Connection, lane: int, ids: Sequence[int]) -> list[OutboxRow]:
+    """Return the rows of a batch that was begun before, in id order."""
+    values = {"lane": lane, "ids": arrays.bigints(ids)}
+    return query(conn, args_row(OutboxRow), LOAD_ROWS, values, binary=True)
+
+
+ACKNOWLEDGE = """
+    DELETE FROM outbox
+     WHERE lane = %(lane)s AND id = ANY(%(ids)b::bigint[])
+ RETURNING aggregate_id
+"""
+
+
+def acknowledge(conn: Connection, lane: int, ids: Sequence[int]) -> list[UUID]:
+    """Delete rows that are in Kafka; return their aggregate ids. An id array, never a range:
+
+    a range would take a row with a lower id that was committed after the claim.
+    """
+    if not ids:
+        return []
+    values = {"lane": lane, "ids": arrays.bigints(ids)}
+    found = scalars(conn, UUID, ACKNOWLEDGE, values, prepare=True, binary=True)
+    return [aggregate_id for aggregate_id in found if aggregate_id is not None]
+
+
+PARK = """
+    WITH rejected AS (
+        DELETE FROM outbox
+         WHERE lane = %(lane)s AND id = %(id)s
+     RETURNING lane, id, topic, key, value, headers, aggregate_id, created_at
+    ), parked AS (
+        INSERT INTO outbox_parked (lane, id, topic, key, value, headers, aggregate_id, created_at,
+                                   reason)
+        SELECT lane, id, topic, key, value, headers, aggregate_id, created_at, %(reason)s
+          FROM rejected
+    )
+    SELECT aggregate_id FROM rejected
+"""
+
+
+def park(conn: Connection, lane: int, row_id: int, reason: str) -> UUID | None:
+    """Move a row that Kafka rejects to `outbox_parked`, for an operator; return its aggregate id."""
+    values = {"lane": lane, "id": row_id, "reason": reason}
+    return next(iter(scalars(conn, UUID, PARK, values)), None)
+
+
+PREPARED_TRANSACTION = "prepared"  # stands for all of them: PREPARE gives a transaction another name
+
+OPEN_WRITERS = """
+    SELECT CASE WHEN pid IS NULL THEN %(prepared)s ELSE virtualtransaction END
+      FROM pg_locks
+     WHERE locktype = 'relation' AND relation = 'outbox'::regclass AND granted
+       AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+       AND mode IN ('RowExclusiveLock', 'RowShareLock')
+"""
+
+
+def open_writers(conn: Connection) -> frozenset[str]:
+    """Return the transactions that write to the outbox, or lock rows of it, and have not ended.
+
+    What one of them wrote is visible before its name is gone from here.
+    """
+    return frozenset(scalars(conn, str, OPEN_WRITERS, {"prepared": PREPARED_TRANSACTION}, prepare=True))
+
+
+class Backlog(NamedTuple):
+    """Rows waiting in a lane, and the age of the oldest in seconds."""
+
+    lane: int
+    pending: int
+    oldest_s: float
+
+
+BACKLOG = """
+    SELECT lane, count(*) AS pending,
+           coalesce(extract(epoch FROM clock_timestamp() - min(created_at)), 0)::float8 AS oldest_s
+      FROM outbox
+     WHERE lane = ANY(%(lanes)b::smallint[])
+     GROUP BY lane
+"""
+
+
+def read_backlog(conn: Connection, lanes: Sequence[int]) -> dict[int, Backlog]:
+    """Count the rows of `lanes`; reads all of them, so not for the hot path."""
+    values = {"lanes": arrays.smallints(lanes)}
+    found = {row.lane: row for row in query(conn, args_row(Backlog), BACKLOG, values)}
+    return {lane: found.get(lane, Backlog(lane, 0, 0.0)) for lane in lanes}
