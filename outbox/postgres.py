@@ -61,7 +61,7 @@ class Confirmation:
             with self._counting:
                 Confirmation.total += 1
             place = {"session": self._session, "notice": notice.message_primary}
-            log.error("commit not confirmed by the synchronous standby", extra=place)
+            log.error("commit not confirmed", extra=place)
 
 
 class Session(Connection):
