@@ -37,8 +37,8 @@ from outbox.observer import Observer
 from outbox.pacing import AdaptivePause
 from outbox.postgres import (
     KEEPALIVES,
-    Confirmation,
     Connection,
+    SyncCommitMonitor,
     connect,
     hang_up_after,
     query,
@@ -55,7 +55,6 @@ __all__ = [
     "LIMIT_S",
     "AdaptivePause",
     "Backoff",
-    "Confirmation",
     "Connection",
     "DatabaseNotReady",
     "Headers",
@@ -72,6 +71,7 @@ __all__ = [
     "Relay",
     "RolledBack",
     "Stopped",
+    "SyncCommitMonitor",
     "Timings",
     "arrays",
     "connect",

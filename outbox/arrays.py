@@ -13,11 +13,16 @@ import psycopg
 from psycopg.adapt import Dumper
 from psycopg.pq import Format
 
-HEAD = struct.Struct(">iiIii").pack  # dimensions, flags, type of the elements, length, lower bound
-LENGTH = struct.Struct(">i").pack
-NULL, SIXTEEN = LENGTH(-1), LENGTH(16)
-SHORT, LONG = struct.Struct(">ih").pack, struct.Struct(">iq").pack  # each with its length before it
-BYTEA, BIGINT, SMALLINT, TEXT, A_UUID = 17, 20, 21, 25, 2950
+ARRAY_HEADER = struct.Struct(
+    ">iiIii"
+).pack  # dimensions, flags, type of the elements, length, lower bound
+INT4 = struct.Struct(">i").pack
+NULL, UUID_LENGTH = INT4(-1), INT4(16)
+INT2_ELEMENT, INT8_ELEMENT = (
+    struct.Struct(">ih").pack,
+    struct.Struct(">iq").pack,
+)  # each with its length before it
+BYTEA_OID, INT8_OID, INT2_OID, TEXT_OID, UUID_OID = 17, 20, 21, 25, 2950
 
 
 class Array(bytes):
@@ -39,28 +44,30 @@ psycopg.adapters.register_dumper(Array, ArrayDumper)
 
 def uuids(values: Iterable[UUID | None]) -> Array:
     """Return a uuid[]."""
-    return _array(A_UUID, [NULL if v is None else SIXTEEN + v.int.to_bytes(16, "big") for v in values])
+    return _array(
+        UUID_OID, [NULL if v is None else UUID_LENGTH + v.int.to_bytes(16, "big") for v in values]
+    )
 
 
 def texts(values: Iterable[str | None]) -> Array:
     """Return a text[], for a session in UTF-8."""
-    return byteas([None if v is None else v.encode() for v in values], TEXT)
+    return byteas([None if v is None else v.encode() for v in values], TEXT_OID)
 
 
-def byteas(values: Iterable[bytes | None], element: int = BYTEA) -> Array:
+def byteas(values: Iterable[bytes | None], element: int = BYTEA_OID) -> Array:
     """Return a bytea[]."""
-    return _array(element, [NULL if v is None else LENGTH(len(v)) + v for v in values])
+    return _array(element, [NULL if v is None else INT4(len(v)) + v for v in values])
 
 
 def bigints(values: Iterable[int]) -> Array:
     """Return a bigint[]."""
-    return _array(BIGINT, [LONG(8, v) for v in values])
+    return _array(INT8_OID, [INT8_ELEMENT(8, v) for v in values])
 
 
 def smallints(values: Iterable[int]) -> Array:
     """Return a smallint[]."""
-    return _array(SMALLINT, [SHORT(2, v) for v in values])
+    return _array(INT2_OID, [INT2_ELEMENT(2, v) for v in values])
 
 
 def _array(element: int, values: Sequence[bytes]) -> Array:
-    return Array(HEAD(1, 0, element, len(values), 1) + b"".join(values))
+    return Array(ARRAY_HEADER(1, 0, element, len(values), 1) + b"".join(values))

@@ -2,7 +2,7 @@
 
 Inert unless OUTBOX_CRASH_POINT is set, as NAME[:HIT[:ACTION]]: at the HITth pass (1 unless told) of
 the point NAME the process sends itself SIGKILL (ACTION `kill`, the default) or SIGSTOP (`freeze`).
-All calls are once a batch or rarer, never once a message.
+All calls are once a batch or less often, never once a message.
 """
 
 import os

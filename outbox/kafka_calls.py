@@ -33,7 +33,7 @@ def call_in_slices(call: Callable[[float], T], tick: Callable[[], None], timeout
 
 
 def _is_resumable(error: KafkaError) -> bool:
-    """Say whether the same call may be made again: it continues where it stood."""
+    """Say whether the same call may be repeated: it continues where it stood."""
     if error.fatal() or error.txn_requires_abort():
         return False
     return bool(error.retriable() or error.code() == KafkaError._TIMED_OUT)

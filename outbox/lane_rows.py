@@ -18,7 +18,7 @@ from psycopg.rows import args_row
 
 from outbox import arrays
 from outbox.errors import DatabaseNotReady, OwnershipLost
-from outbox.postgres import Connection, query, scalar
+from outbox.postgres import Connection, query, scalar, scalars
 
 IDENTITY = "SELECT identity FROM outbox_identity"
 
@@ -26,11 +26,12 @@ IDENTITY = "SELECT identity FROM outbox_identity"
 def read_identity(conn: Connection) -> UUID:
     """Return the outbox's own name. Raises DatabaseNotReady before the first migration."""
     try:
-        return scalar(conn, UUID, IDENTITY)
+        found = scalars(conn, UUID, IDENTITY)
     except psycopg.errors.UndefinedTable as error:
         raise DatabaseNotReady("table outbox_identity is missing: run the migration first") from error
-    except psycopg.errors.NoDataFound as error:
-        raise DatabaseNotReady("table outbox_identity is empty: run the migration first") from error
+    if not found:
+        raise DatabaseNotReady("table outbox_identity is empty: run the migration first")
+    return found[0]
 
 
 class LaneRow(NamedTuple):

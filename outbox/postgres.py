@@ -40,7 +40,7 @@ class ServerSilent(psycopg.OperationalError):
     """The server took a statement and said nothing more."""
 
 
-class Confirmation:
+class SyncCommitMonitor:
     """Listens to a session's notices for a commit that no standby has confirmed.
 
     The server's text is in its administrator's language; the function that speaks is not.
@@ -59,15 +59,15 @@ class Confirmation:
         if notice.source_function == "SyncRepWaitForLSN":
             self.missing = True
             with self._counting:
-                Confirmation.total += 1
-            place = {"session": self._session, "notice": notice.message_primary}
-            log.error("commit not confirmed", extra=place)
+                SyncCommitMonitor.total += 1
+            fields = {"session": self._session, "notice": notice.message_primary}
+            log.error("commit not confirmed", extra=fields)
 
 
 class Session(Connection):
     """A connection on which a statement fails if its commit was not confirmed."""
 
-    confirmation: Confirmation | None = None
+    sync_commit: SyncCommitMonitor | None = None
 
     def execute(
         self,
@@ -84,7 +84,7 @@ class Session(Connection):
 
     def check_confirmed(self) -> None:
         """Raise CommitUnconfirmed if the standby did not confirm a commit of this session."""
-        if self.confirmation and self.confirmation.missing:
+        if self.sync_commit and self.sync_commit.missing:
             raise CommitUnconfirmed("a commit was not confirmed by the synchronous standby")
 
 
@@ -140,20 +140,19 @@ KEEPALIVES: dict[str, Any] = {
 # and while it is sent rows, too: its locks would hold up its successor.
 # lock_timeout: a wait on a forgotten lock becomes 55P03, and the whole transaction is repeated.
 # synchronous_commit: `off` acknowledges what a crash may lose; any other choice of the DBA stays.
-PREPARE: LiteralString = """
-    SELECT set_config('TimeZone', 'UTC', {local}),
-           set_config('lock_timeout', '10s', {local}),
-           set_config('idle_in_transaction_session_timeout', '10s', {local}),
-           set_config('tcp_keepalives_idle', '5', {local}),
-           set_config('tcp_keepalives_interval', '2', {local}),
-           set_config('tcp_keepalives_count', '3', {local}),
-           set_config('tcp_user_timeout', '10000', {local}),
+# local: for the transaction alone, and not for the session.
+SET_GUARANTEES = """
+    SELECT set_config('TimeZone', 'UTC', %(local)s),
+           set_config('lock_timeout', '10s', %(local)s),
+           set_config('idle_in_transaction_session_timeout', '10s', %(local)s),
+           set_config('tcp_keepalives_idle', '5', %(local)s),
+           set_config('tcp_keepalives_interval', '2', %(local)s),
+           set_config('tcp_keepalives_count', '3', %(local)s),
+           set_config('tcp_user_timeout', '10000', %(local)s),
            CASE current_setting('synchronous_commit')
-               WHEN 'off' THEN set_config('synchronous_commit', 'on', {local})
+               WHEN 'off' THEN set_config('synchronous_commit', 'on', %(local)s)
            END
 """
-PREPARE_SESSION = PREPARE.format(local="false")
-PREPARE_TRANSACTION = PREPARE.format(local="true")
 SERVER_PROCESS = "SELECT pg_backend_pid()"
 
 SILENCE_S = 10.0  # for the first statement of a session
@@ -178,12 +177,12 @@ def connect(conninfo: str, name: str) -> Connection:
         client_encoding="UTF8",  # outbox.arrays
         **KEEPALIVES,
     )
-    conn.confirmation = Confirmation(name)
-    conn.add_notice_handler(conn.confirmation)
+    conn.sync_commit = SyncCommitMonitor(name)
+    conn.add_notice_handler(conn.sync_commit)
     try:
         with hang_up_after(conn, SILENCE_S):
             if conn.execute(SERVER_PROCESS).fetchone() == (conn.info.backend_pid,):
-                conn.execute(PREPARE_SESSION)
+                conn.execute(SET_GUARANTEES, {"local": False})
             else:
                 # A pooler stands between: it makes up the number that a connection begins with. What
                 # was prepared or set could be missing, or another's, where the next transaction runs.
@@ -196,17 +195,16 @@ def connect(conninfo: str, name: str) -> Connection:
 
 @contextmanager
 def hang_up_after(conn: Connection, seconds: float) -> Iterator[None]:
-    """Hang up if the block takes longer: psycopg would wait for ever. Raises ServerSilent.
+    """Hang up if the block takes longer: psycopg has no time-out of its own. Raises ServerSilent.
 
-    Keepalives find out a host that is gone; not a server, or a pooler before it, that is there and
-    says nothing.
+    Keepalives detect a host that is gone, but not a server or a pooler that does not answer.
     """
     over = Event()
 
     def hang_up() -> None:
         over.set()
         with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(conn.fileno())) as line:
-            line.shutdown(socket.SHUT_RDWR)  # whoever waits for an answer fails at once
+            line.shutdown(socket.SHUT_RDWR)  # what waits for an answer fails at once
 
     timer = Timer(seconds, hang_up)
     timer.daemon = True
@@ -231,7 +229,7 @@ def transaction(conn: Connection) -> Iterator[None]:
     """
     conn.execute("BEGIN")
     if conn.prepare_threshold is None:  # through a pooler
-        conn.execute(PREPARE_TRANSACTION)
+        conn.execute(SET_GUARANTEES, {"local": True})
     try:
         yield
     except BaseException:

@@ -563,7 +563,10 @@ def test_with_both_servers_away_it_ends_soon(system: System) -> None:
     assert states == others | away
 
 
-@pytest.mark.parametrize("silent_at", ["", postgres.PREPARE_SESSION], ids=["start", "statement"])
+SETTINGS = postgres.SET_GUARANTEES.replace("%(local)s", "$1")  # as it is on the wire
+
+
+@pytest.mark.parametrize("silent_at", ["", SETTINGS], ids=["start", "statement"])
 def test_a_postgres_that_accepts_and_stays_silent_is_given_up(
     system: System, monkeypatch: pytest.MonkeyPatch, silent_at: str
 ) -> None:

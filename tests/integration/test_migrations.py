@@ -26,10 +26,10 @@ FILES = [
     "002_outbox.sql",
     "003_consumed_offsets.sql",
     "004_repairs.sql",
-    "005_set_aside.sql",
+    "005_dead_letters_handled.sql",
     "006_retry_once.sql",
-    "007_carrier.sql",
-    "008_incarnation.sql",
+    "007_transactional_lane.sql",
+    "008_server_run.sql",
     "009_words.sql",
     "010_words.sql",
 ]

@@ -30,7 +30,7 @@ WORDS = {
     r"carriers?": "transactional lane",
     r"incarnations?": "server run",
     r"progress (topic|group)": "marker topic, marker group",
-    r"octets?(?!-)": "bytes",
+    r"octets?(?!-|_length)": "bytes",
     r"set(s|ting)? aside": "park",
     r"(made|make|making|makes) (again|anew)|anew": "recreate",
     r"faded": "stale",
@@ -72,6 +72,7 @@ EXEMPT = {
     "docs/glossary.md": "lists the words",
     "CHANGELOG.md": "lists the old names",
     "tests/unit/test_words.py": "lists the words",
+    "outbox/schema/009_words.sql": "renames the old names",
 }
 # Still to be rewritten. Take a path out once all below it is clean.
 UNCLEAN = (
