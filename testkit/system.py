@@ -195,7 +195,7 @@ class System:
         """Wait until all commands are deployed, then see nothing lost, doubled or reordered."""
         eventually(lambda: self.statuses() == {"deployed": commands}, timeout)
         found = self.audit()
-        assert found.clean, found
+        assert found.passed, found
         assert found.accepted == found.deployed == found.published == commands, found
 
     # ---- the parts, in this process -------------------------------------------------------------

@@ -349,7 +349,7 @@ def judge(chaos: Chaos) -> tuple[dict[str, object], bool]:
         "drained in s": drained_s and round(drained_s, 1),
         "faults": dict(sorted(chaos.counts.items())),
     }
-    good = audit.clean and not (swapped or chaos.watcher.violations)
+    good = audit.passed and not (swapped or chaos.watcher.violations)
     return figures, good and letters == chaos.sent // BAD_EVERY and audit.published == chaos.sent
 
 

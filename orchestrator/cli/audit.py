@@ -2,15 +2,40 @@
 
 import argparse
 import sys
+from collections.abc import Iterator
 
 from orchestrator.cli.exit_codes import CHECK_FAILED, OK
 from orchestrator.cli.session import open_session
-from orchestrator.operations import audit
+from orchestrator.cli.terminal import print_json, print_lines
+from orchestrator.operations.audit import FAULTS, Audit, Example, audit, audit_fields
 
 
 def audit_topic(options: argparse.Namespace) -> int:
     """Compare both sides; print the counts, and examples of what is wrong."""
     with open_session("audit") as (settings, conn):
-        found = audit.audit(conn, settings.kafka, settings.output_topic, options.since, sys.stderr)
-    print(audit.as_json(found) if options.json else "\n".join(audit.as_text(found)))
-    return OK if found.clean else CHECK_FAILED
+        found = audit(conn, settings.kafka, settings.output_topic, options.since, sys.stderr)
+    if options.json:
+        print_json(audit_fields(found))
+    else:
+        print_lines(render_audit(found))
+    return OK if found.passed else CHECK_FAILED
+
+
+def render_audit(found: Audit) -> Iterator[str]:
+    """Yield the lines for an operator; the last one is the result."""
+    if found.since:
+        yield f"workers accepted since {found.since:%Y-%m-%d %H:%M:%S} UTC; older ones need no record"
+    yield f"workers: {found.accepted:,} accepted, {found.deployed:,} deployed, {found.parked:,} parked"
+    yield f"records: {found.published:,} published, {found.waiting:,} waiting in the outbox"
+    for kind, meaning in FAULTS.items():
+        yield f"{kind:<10} {getattr(found, kind):>9,}  {meaning}"
+        for example in found.examples.get(kind, ()):
+            yield f"{'':<22}{_render_example(example)}"
+    yield "passed" if found.passed else "FAILED"
+
+
+def _render_example(example: Example) -> str:
+    worker = "no deploy order" if example.worker_id is None else f"worker {example.worker_id}"
+    if example.partition is None:
+        return worker
+    return f"{worker}, partition {example.partition}, offset {example.offset}"

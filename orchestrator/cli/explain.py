@@ -1,4 +1,4 @@
-"""`explain`: the history of an order, a line for each step."""
+"""`explain`: what is known of a worker or a scenario, a line for each step."""
 
 import argparse
 import sys
@@ -8,120 +8,123 @@ from datetime import UTC, datetime
 from orchestrator.cli.exit_codes import CHECK_FAILED, OK
 from orchestrator.cli.session import open_session
 from orchestrator.cli.terminal import print_json, print_lines
-from orchestrator.operations.explain import explanation
-from orchestrator.operations.explain.explanation import Story
-from orchestrator.operations.explain.worker_history import SHOWN, TRIES, Found, Life, Waiting
+from orchestrator.operations.explain.explanation import Explanation, explain, explanation_fields
+from orchestrator.operations.explain.worker_history import MAX_SHOWN, FoundRecord, WorkerHistory
+from orchestrator.operations.explain.worker_records import MAX_TRIED_OFFSETS
 from orchestrator.operations.text import duration
+from outbox.admin import RowStatus
 
 
 def explain_id(options: argparse.Namespace) -> int:
     """Show what is known of a scenario or a worker."""
     with open_session("explain") as (settings, conn):
-        story = explanation.explain(settings, conn, options.id, sys.stderr)
+        found = explain(settings, conn, options.id, sys.stderr)
     if options.json:
-        print_json(explanation.as_fields(story))
+        print_json(explanation_fields(found))
     else:
-        print_lines(tell_story(story))
-    return OK if story.known else CHECK_FAILED
+        print_lines(render_explanation(found))
+    return OK if found.known else CHECK_FAILED
 
 
 SEE_STATUS = "see `orchestrator status`"
-WHY_NO_RECORD = "deleted by retention, or never sent; `orchestrator audit` tells"
+WHY_NO_RECORD = "deleted by retention, or never published; `orchestrator audit` tells"
 
 
-def tell_story(story: Story) -> Iterator[str]:
-    """Yield the story for people, a line each step, with the time since the step before."""
-    if story.more_lives:
-        yield f"earlier workers are left out: these are the latest {SHOWN}"
-    for life in story.lives:
-        yield f"worker {life.worker_id} of scenario {life.scenario_uuid}"
+def render_explanation(found: Explanation) -> Iterator[str]:
+    """Yield a line for each step of each worker, with the time since the step before."""
+    if found.more_workers:
+        yield f"earlier workers are left out: these are the latest {MAX_SHOWN}"
+    for history in found.workers:
+        yield f"worker {history.worker.worker_id} of scenario {history.worker.scenario_uuid}"
         before: datetime | None = None
-        for at, text in steps(life):
+        for at, text in timeline(history):
             yield f"  {_moment(at)}  {_since(before, at):>9}  {text}"
             before = at or before
-    yield from _tell_failures(story)
-    if story.unpublished:
-        yield f"{story.unpublished:,} dead letters are not published yet, perhaps its own; {SEE_STATUS}"
-    if story.unsearched:
-        yield f"up to {story.unsearched:,} unread commands were not looked through; {SEE_STATUS}"
-    if not story.known and story.complete:
-        yield f"nothing is known of {story.id}: no worker, no dead letter, no command that waits"
-    elif not story.known:
-        yield f"nothing was found of {story.id}, but not all could be looked at"
+    yield from _render_failures(found)
+    if found.unpublished:
+        yield f"{found.unpublished:,} dead letters are not published yet, perhaps its own; {SEE_STATUS}"
+    if found.unsearched:
+        yield f"up to {found.unsearched:,} unconsumed commands were not searched; {SEE_STATUS}"
+    if not found.known and found.complete:
+        yield f"{found.id} is unknown: no worker, no dead letter, no unconsumed command"
+    elif not found.known:
+        yield f"{found.id} was not found, but not everything could be searched"
 
 
-def _tell_failures(story: Story) -> Iterator[str]:
-    """Yield what made no worker, or not yet."""
-    if story.more_letters:
-        yield f"{story.more_letters:,} earlier dead letters are left out: these are the latest {SHOWN}"
-    for letter in story.letters:
-        done = f", dealt with: {letter.action}" if letter.action else ""
+def _render_failures(found: Explanation) -> Iterator[str]:
+    """Yield what mentions the id and has no worker, or not yet."""
+    if found.more_letters:
+        yield f"{found.more_letters:,} earlier dead letters are left out: these are the latest {MAX_SHOWN}"
+    for letter in found.letters:
+        done = f", handled: {letter.action}" if letter.action else ""
         yield f"dead letter {letter.record_id} of {letter.at:%Y-%m-%d %H:%M:%S} UTC"
         yield f"  reason {letter.reason}; it was {letter.origin or 'of unknown origin'}{done}"
         yield f"  orchestrator dlq show {letter.record_id}"
-    for row in story.parked:
-        yield f"a row about it, no deploy order: {_what_holds(row)}"
-    for place in story.unread:
-        yield f"{_where(place)}: not consumed yet; {SEE_STATUS}"
-    if story.more_unread:
-        yield f"and {story.more_unread:,} more that are not consumed yet"
+    for row in found.parked:
+        yield f"a row that mentions it, no deploy order: {_render_row(row)}"
+    for record in found.unread:
+        yield f"{_where(record)}: not consumed yet; {SEE_STATUS}"
+    if found.more_unread:
+        yield f"and {found.more_unread:,} more that are not consumed yet"
 
 
-def steps(life: Life) -> Iterator[tuple[datetime | None, str]]:
-    """Yield when what happened to an order, and what it waits for."""
-    yield life.commanded_at, _what_command(life)
-    yield life.created_at, "accepted: worker and outbox row written"
-    if life.order:
-        yield life.order.at, f"published to {_where(life.order)}"
-    elif life.waiting:
-        yield None, _what_holds(life.waiting)
-    elif life.status == "pending":
+def timeline(history: WorkerHistory) -> Iterator[tuple[datetime | None, str]]:
+    """Yield the time and the text of each step of a worker, and what it waits for."""
+    worker, row, order = history.worker, history.row, history.order
+    yield history.command_time, _render_command(history)
+    yield worker.created_at, "accepted: worker and outbox row written"
+    if order:
+        yield order.at, f"published to {_where(order)}"
+    elif row:
+        yield None, _render_row(row)
+    elif worker.status == "pending":
         yield None, "MISSING: neither outbox row nor record; run `orchestrator audit`"
     else:
         yield None, f"no record in the topic: {WHY_NO_RECORD}"
-    for place in life.duplicates:
-        yield place.at, f"PUBLISHED AGAIN to {_where(place)}; run `orchestrator audit`"
-    process = "" if life.process_pid is None else f", process {life.process_pid}"
-    if life.status != "pending":
-        yield life.updated_at, f"{life.status}{process}"
-    elif life.order and life.waiting:
-        yield None, f"not acknowledged yet: batch {life.waiting.in_hand}; {SEE_STATUS}"
-    elif life.order:
-        yield None, "pending: acknowledged just now, perhaps; look again"
+    for duplicate in history.duplicates:
+        yield duplicate.at, f"PUBLISHED TWICE: also to {_where(duplicate)}; run `orchestrator audit`"
+    process = "" if worker.process_pid is None else f", process {worker.process_pid}"
+    if worker.status != "pending":
+        yield worker.updated_at, f"{worker.status}{process}"
+    elif order and row:
+        yield None, f"not acknowledged yet: batch {row.batch_number}; {SEE_STATUS}"
+    elif order:
+        yield None, "pending: just being acknowledged, perhaps; run it again"
     else:
         yield None, "pending"
 
 
-def _what_command(life: Life) -> str:
-    if life.command:
-        gone = "" if life.command.at else ", deleted since by retention"
-        return f"command in {_where(life.command)}{gone}"
-    if life.commanded_at is None:
+def _render_command(history: WorkerHistory) -> str:
+    if history.command:
+        deleted = "" if history.command.at else ", deleted since by retention"
+        return f"command in {_where(history.command)}{deleted}"
+    if history.command_time is None:
         return "command unknown: the worker's id is not made of one"
-    if life.untried:
+    if history.unsearched_offsets:
         return (
-            f"command not found: in each partition {TRIES:,} places were tried from its time on;"
-            f" {life.untried:,} later ones were not"
+            f"command not found: in each partition {MAX_TRIED_OFFSETS:,} offsets were tried from its time"
+            f" on; {history.unsearched_offsets:,} later ones were not"
         )
-    return "command: its record is in no log any more, or its topic was made anew"
+    return "command: its record is in no partition any more, or its topic was recreated"
 
 
-def _what_holds(waiting: Waiting) -> str:
-    place = f"lane {waiting.lane}, row {waiting.id}"
-    if waiting.table == "outbox_parked":
-        command = f"orchestrator parked show {waiting.lane}:{waiting.id}"
-        return f"PARKED ({place}): {waiting.reason}; `{command}`"
-    if waiting.in_hand is not None:
-        state = f"in batch {waiting.in_hand}, which is not in the topic yet"
-    elif waiting.ahead:
-        state = f"behind {waiting.ahead:,} rows of its lane"
+def _render_row(row: RowStatus) -> str:
+    name = f"lane {row.lane}, row {row.id}"
+    if row.reason is not None:
+        discarded = ", discarded by an operator" if row.discarded else ""
+        command = f"orchestrator parked show {row.lane}:{row.id}"
+        return f"PARKED ({name}): {row.reason}{discarded}; `{command}`"
+    if row.batch_number is not None:
+        state = f"in batch {row.batch_number}, which is not in the topic yet"
+    elif row.rows_ahead:
+        state = f"behind {row.rows_ahead:,} rows of its lane"
     else:
         state = "next in its lane"
-    return f"in the outbox ({place}): {state}; {SEE_STATUS}"
+    return f"in the outbox ({name}): {state}; {SEE_STATUS}"
 
 
-def _where(place: Found) -> str:
-    return f"{place.topic}, partition {place.partition}, offset {place.offset}"
+def _where(record: FoundRecord) -> str:
+    return f"{record.topic}, partition {record.partition}, offset {record.offset}"
 
 
 def _moment(at: datetime | None) -> str:

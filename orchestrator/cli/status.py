@@ -14,7 +14,14 @@ from orchestrator.cli.parser import WATCH_S
 from orchestrator.cli.session import open_session
 from orchestrator.cli.terminal import print_error, print_json, print_lines, table
 from orchestrator.operations import status
-from orchestrator.operations.status import BEHIND_S, MOST_COUNTED, DeadLetters, LaneStatus, Status
+from orchestrator.operations.status import (
+    BEHIND_S,
+    MAX_COUNTED,
+    DeadLetterCount,
+    LaneCondition,
+    LaneReport,
+    Status,
+)
 from orchestrator.operations.text import duration
 from outbox import DatabaseNotReady, error_text
 
@@ -42,7 +49,7 @@ def show_once(options: argparse.Namespace) -> int:
     with open_session("status", kafka=False) as (settings, conn):
         found = status.read_status(settings, conn)
     if options.json:
-        print_json(status.as_fields(found))
+        print_json(status.status_fields(found))
     else:
         if options.watch and sys.stdout.isatty():
             print(CLEAR, end="")
@@ -58,7 +65,7 @@ def render_status(status: Status) -> Iterator[str]:
     yield f"{status.at:%Y-%m-%d %H:%M:%S} UTC   {versions}"
     yield f"processes: {status.consumers} consumer(s), {status.relays} relay(s) in Postgres"
     accepted, deployed = (_rate(rate) for rate in status.rates)
-    yield f"commands made in the last minute: {accepted} accepted, {deployed} deployed"
+    yield f"commands of the last minute: {accepted} accepted, {deployed} deployed"
     yield ""
     lanes = [
         (
@@ -74,14 +81,14 @@ def render_status(status: Status) -> Iterator[str]:
         for lane in status.lanes
     ]
     yield from table(
-        ("lane", "state", "owner", "epoch", "batch_number", "inflight", "pending", "oldest"), lanes
+        ("lane", "state", "owner", "epoch", "batch", "inflight", "pending", "oldest"), lanes
     )
     yield ""
     partitions = [
-        (one.partition, one.fault or "ok", one.offset, one.log_end, one.lag)
+        (one.partition, "refused" if one.refusal else "ok", one.position, one.high_watermark, one.lag)
         for one in status.partitions or ()
     ]
-    yield from table(("partition", "state", "offset", "log end", "lag"), partitions)
+    yield from table(("partition", "state", "position", "high watermark", "lag"), partitions)
     yield ""
     yield f"dead letters: {_letters(status.dead_letters)}"
     parked = ", ".join(f"{rows} {reason}" for reason, rows in status.parked.items())
@@ -97,12 +104,12 @@ def render_status(status: Status) -> Iterator[str]:
 def warnings(status: Status) -> Iterator[str]:
     """Yield what an operator should know and that is not refused."""
     if not status.relays:
-        yield "no relay is connected: nothing is sent until one runs"
+        yield "no relay is connected: nothing is published until one runs"
     if not status.consumers:
         yield "no consumer is connected: nothing is accepted until one runs"
     if status.relays and any(lane.owner is None for lane in status.lanes):
         yield "lanes without an owner: a relay takes them within seconds"
-    if any(lane.state == "behind" for lane in status.lanes):
+    if any(lane.state is LaneCondition.BEHIND for lane in status.lanes):
         yield (
             f"lanes behind: their oldest rows wait longer than {BEHIND_S:.0f} s; if the batch number"
             " does not grow from one status to the next, the relay's /readyz says why"
@@ -113,18 +120,18 @@ def _rate(rate: float | None) -> str:
     return "too many to count" if rate is None else f"{rate:,.1f}/s"
 
 
-def _pending(lane: LaneStatus) -> int | str:
+def _pending(lane: LaneReport) -> int | str:
     if lane.pending is None:
         return "unknown"
-    return lane.pending if lane.pending < MOST_COUNTED else f"{MOST_COUNTED} or more"
+    return lane.pending if lane.pending < MAX_COUNTED else f"{MAX_COUNTED} or more"
 
 
-def _letters(letters: DeadLetters | None) -> str:
+def _letters(letters: DeadLetterCount | None) -> str:
     if letters is None:
         return "unknown"
-    bound = " at most" if letters.at_most else ""
-    return f"{letters.waiting}{bound}" + ("   orchestrator dlq list" if letters.waiting else "")
+    bound = " at most" if letters.is_upper_bound else ""
+    return f"{letters.letters}{bound}" + ("   orchestrator dlq list" if letters.letters else "")
 
 
-def _age(lane: LaneStatus) -> str | None:
+def _age(lane: LaneReport) -> str | None:
     return None if lane.oldest_s is None else duration(lane.oldest_s)

@@ -1,18 +1,18 @@
 """The audit: what a read_committed reader of the output topic sees, against workers and outbox.
 
-Exactly once means: every deployed worker has one record, no record lacks a worker, and the records
+Exactly once means: every deployed worker has one record, no record is without a worker, and the records
 of a scenario come in the order in which its workers were accepted.
 
-It may run while all processes work. Only workers that were deployed before the topic's marks were
-taken must have a record below them; and whoever has a record below them was accepted before. Postgres
-holds the topic's records in a temporary table and does the comparison, so memory is bounded; no
+It may run while all processes work. Only workers that were deployed before the topic's high watermarks
+were read must have a record below them, and a worker that has a record below them was accepted before.
+Postgres holds the topic's records in a temporary table and does the comparison, so memory is bounded. No
 transaction stays open while Kafka is read, so vacuum is not held up.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from typing import NamedTuple, TextIO, cast
+from typing import NamedTuple, TextIO
 from uuid import UUID
 
 import msgspec
@@ -20,6 +20,7 @@ from confluent_kafka import Message as Record
 from psycopg.rows import args_row
 
 from orchestrator.contract.messages import DeployOrder
+from orchestrator.contract.records import partition_offset
 from orchestrator.kafka import topics
 from orchestrator.kafka.reader import (
     MAX_CLOCK_SKEW,
@@ -34,16 +35,16 @@ from outbox.admin import check_session, create_unpublished_messages, snapshot
 
 EXAMPLES = 5  # of each fault
 
-KINDS = {
+FAULTS = {
     "lost": "workers with neither a record nor an outbox row",
     "duplicated": "records of a worker that has an earlier one",
-    "unknown": "records that are of no worker",
+    "unknown": "records of no worker",
     "reordered": "records behind a later one of their scenario",
 }
 
 
 class Example(NamedTuple):
-    """One fault: whom it is about, and where in the topic; None: no valid order, or no record."""
+    """One fault: the worker, and the record. None: the record is no valid order, or there is none."""
 
     worker_id: UUID | None
     partition: int | None
@@ -51,9 +52,9 @@ class Example(NamedTuple):
 
 
 class Audit(NamedTuple):
-    """Counts of workers accepted, deployed, parked; of outbox rows waiting; of records; of faults.
+    """Counts: of workers accepted, deployed, parked; of outbox rows waiting; of records; of faults.
 
-    since: workers accepted earlier need no record; None: all were looked at.
+    since: workers accepted earlier need no record; None: all were compared.
     """
 
     accepted: int
@@ -69,16 +70,9 @@ class Audit(NamedTuple):
     examples: Mapping[str, Sequence[Example]]
 
     @property
-    def clean(self) -> bool:
-        """Say whether the promise was kept."""
+    def passed(self) -> bool:
+        """Return whether there is no fault."""
         return not (self.lost or self.duplicated or self.unknown or self.reordered)
-
-
-class Read(NamedTuple):
-    """What was read of the topic. oldest: by partition, when its first record was made."""
-
-    records: int
-    oldest: Mapping[int, datetime]
 
 
 def audit(
@@ -86,24 +80,25 @@ def audit(
     kafka: Mapping[str, str],
     topic: str,
     since: datetime | None = None,
-    talk: TextIO | None = None,
+    progress: TextIO | None = None,
 ) -> Audit:
-    """Read the topic up to now and compare it with the workers. conn: in no transaction.
+    """Read the topic up to its high watermarks and compare it with the workers.
 
-    since: leave out older records and workers. talk: where to tell how far it is.
-    Raises DatabaseNotReady, TopicMissing, KafkaException or psycopg.Error.
+    conn: in no transaction. since: leave out older records and workers. progress: where to write how far
+    the reading is. Raises DatabaseNotReady, TopicMissing, KafkaException or psycopg.Error.
     """
-    check_session(conn)  # temporary tables, too, are a session's
+    check_session(conn)  # temporary tables belong to one session
     admin = topics.Admin(kafka)
-    started = scalar(conn, datetime, NOW)  # before the marks
+    started = scalar(conn, datetime, NOW)  # before the high watermarks
     earliest = None if since is None else int((since - MAX_CLOCK_SKEW).timestamp() * 1000)
-    spans = find_ranges(admin, topic, earliest)
+    ranges = find_ranges(admin, topic, earliest)
     with temporary_tables(conn):
-        read = copy_topic(conn, kafka, topic, spans, talk)
-        # What retention deleted is not missed; where all is deleted, only `since` can tell from when.
-        kept = complete_since(admin, topic, spans, read.oldest, None if since else started)
+        copied = copy_topic(conn, kafka, topic, ranges, progress)
+        # A record that retention deleted is no fault. Of a partition from which it deleted all, only
+        # `since` says from when on records must be there.
+        kept = complete_since(admin, topic, ranges, copied.oldest, None if since else started)
         since = max((time for time in (since, kept) if time), default=None)
-        return find_faults(conn, read.records, started, since)
+        return find_faults(conn, copied.records, started, since)
 
 
 NOW = "SELECT clock_timestamp()"
@@ -123,55 +118,72 @@ CREATE_FAULTS = """
         record_offset BIGINT
     )
 """
-DISCARD = "DISCARD TEMP"
+DROP_TEMPORARY_TABLES = "DISCARD TEMP"
 
 
 @contextmanager
 def temporary_tables(conn: Connection) -> Iterator[None]:
-    """Have the tables that belong to this session alone, while the block runs."""
+    """Have the tables of the comparison, for this session alone, while the block runs."""
     conn.execute(CREATE_PUBLISHED)
     conn.execute(CREATE_FAULTS)
     try:
         yield
     finally:
-        conn.execute(DISCARD)
+        conn.execute(DROP_TEMPORARY_TABLES)
 
 
-COPY = "COPY published (partition, record_offset, worker_id, scenario_uuid) FROM STDIN (FORMAT binary)"
-ANALYZE = "ANALYZE published"
+COPY_PUBLISHED = """
+    COPY published (partition, record_offset, worker_id, scenario_uuid) FROM STDIN (FORMAT binary)
+"""
+ANALYZE_PUBLISHED = "ANALYZE published"
+
+
+class TopicCopy(NamedTuple):
+    """What was copied of the topic. oldest: by partition, the time of its first record."""
+
+    records: int
+    oldest: Mapping[int, datetime]
 
 
 def copy_topic(
     conn: Connection,
     kafka: Mapping[str, str],
     topic: str,
-    spans: Mapping[int, OffsetRange],
-    talk: TextIO | None,
-) -> Read:
-    """Copy the places and ids of the records into Postgres, chunk by chunk."""
+    ranges: Mapping[int, OffsetRange],
+    progress: TextIO | None,
+) -> TopicCopy:
+    """Copy the offsets and ids of the records into Postgres, chunk by chunk."""
     records = 0
     oldest: dict[int, datetime] = {}
-    for chunk in read_ranges(kafka, topic, spans, talk):
-        with conn.cursor().copy(COPY) as copy:
+    for chunk in read_ranges(kafka, topic, ranges, progress):
+        with conn.cursor().copy(COPY_PUBLISHED) as copy:
             copy.set_types(["int4", "int8", "uuid", "uuid"])
             for record in chunk:
-                copy.write_row(row_of(record))
-                oldest.setdefault(cast("int", record.partition()), time_of(record))
+                partition, offset = partition_offset(record)
+                copy.write_row((partition, offset, *order_ids(record)))
+                oldest.setdefault(partition, time_of(record))
         records += len(chunk)
-    conn.execute(ANALYZE)
-    return Read(records, oldest)
+    conn.execute(ANALYZE_PUBLISHED)
+    return TopicCopy(records, oldest)
+
+
+class OrderIds(NamedTuple):
+    """The ids in a record of the output topic; None if it is no valid deploy order."""
+
+    worker_id: UUID | None
+    scenario_uuid: UUID | None
 
 
 decode_order = msgspec.json.Decoder(DeployOrder).decode
 
 
-def row_of(record: Record) -> tuple[int | None, int | None, UUID | None, UUID | None]:
-    """Return place and ids; of a record that is no deploy order the place alone."""
+def order_ids(record: Record) -> OrderIds:
+    """Return the ids of a deploy order."""
     try:
         order = decode_order(record.value() or b"")
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return record.partition(), record.offset(), None, None
-    return record.partition(), record.offset(), order.worker_id, order.scenario_uuid
+        return OrderIds(None, None)
+    return OrderIds(order.worker_id, order.scenario_uuid)
 
 
 # `updated_at` is the start of the transaction that set a worker deployed, after the Kafka commit: if
@@ -204,7 +216,7 @@ FIND_UNKNOWN = """
       FROM published
      WHERE NOT EXISTS (SELECT FROM workers WHERE workers.worker_id = published.worker_id)
 """
-# A partition's order is all the order there is: a scenario in two of them was moved by new partitions.
+# There is an order within a partition alone; added partitions may have moved a scenario to another one.
 FIND_REORDERED = """
     WITH followed AS (
         SELECT worker_id, partition, record_offset, id,
@@ -228,7 +240,7 @@ COUNT_WORKERS = """
      WHERE %(since)s::timestamptz IS NULL OR created_at >= %(since)s::timestamptz AT TIME ZONE 'UTC'
 """
 COUNT_FAULTS = "SELECT kind, count(*) FROM faults GROUP BY kind"
-SHOW_FAULTS = """
+READ_EXAMPLES = """
     WITH numbered AS (
         SELECT kind, worker_id, partition, record_offset,
                row_number() OVER (PARTITION BY kind ORDER BY partition, record_offset) AS number
@@ -258,7 +270,7 @@ class FaultCount(NamedTuple):
 
 
 class Fault(NamedTuple):
-    """A fault as it is in the table `faults`."""
+    """One fault, as the table `faults` has it."""
 
     kind: str
     worker_id: UUID | None
@@ -276,7 +288,7 @@ def find_faults(conn: Connection, published: int, started: datetime, since: date
     (workers,) = query(conn, args_row(WorkerCounts), COUNT_WORKERS, {"since": since})
     counts = {found.kind: found.faults for found in query(conn, args_row(FaultCount), COUNT_FAULTS)}
     examples: dict[str, list[Example]] = {}
-    for fault in query(conn, args_row(Fault), SHOW_FAULTS, {"examples": EXAMPLES}):
+    for fault in query(conn, args_row(Fault), READ_EXAMPLES, {"examples": EXAMPLES}):
         example = Example(fault.worker_id, fault.partition, fault.offset)
         examples.setdefault(fault.kind, []).append(example)
     return Audit(
@@ -291,27 +303,9 @@ def find_faults(conn: Connection, published: int, started: datetime, since: date
     )
 
 
-def as_json(found: Audit) -> str:
+def audit_fields(found: Audit) -> dict[str, object]:
     """Return the audit for a script."""
-    examples = {kind: [example._asdict() for example in found.examples.get(kind, ())] for kind in KINDS}
-    fields = {"clean": found.clean, **found._asdict(), "examples": examples}
-    return msgspec.json.format(msgspec.json.encode(fields), indent=2).decode()
-
-
-def as_text(found: Audit) -> Iterator[str]:
-    """Yield the audit for people, a line each."""
-    if found.since:
-        yield f"workers accepted since {found.since:%Y-%m-%d %H:%M:%S} UTC; older ones need no record"
-    yield f"workers: {found.accepted:,} accepted, {found.deployed:,} deployed, {found.parked:,} parked"
-    yield f"records: {found.published:,} published, {found.waiting:,} waiting in the outbox"
-    for kind, meaning in KINDS.items():
-        yield f"{kind:<10} {getattr(found, kind):>9,}  {meaning}"
-        for example in found.examples.get(kind, ()):
-            yield f"{'':<22}{_place(example)}"
-    yield "clean" if found.clean else "BROKEN"
-
-
-def _place(example: Example) -> str:
-    who = "no deploy order" if example.worker_id is None else f"worker {example.worker_id}"
-    where = f", partition {example.partition}, offset {example.offset}"
-    return who if example.partition is None else who + where
+    examples = {
+        kind: [example._asdict() for example in found.examples.get(kind, ())] for kind in FAULTS
+    }
+    return {"passed": found.passed, **found._asdict(), "examples": examples}

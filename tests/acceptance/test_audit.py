@@ -61,19 +61,19 @@ def shown(system: System, *options: str) -> tuple[int, dict[str, int], dict[str,
         for kind, examples in found["examples"].items()
         if kind in counts
     }
-    assert found["clean"] is (not counts)
+    assert found["passed"] is (not counts)
     return code, counts, workers
 
 
-def test_what_was_deployed_exactly_once_is_clean(system: System) -> None:
+def test_what_was_deployed_exactly_once_passes(system: System) -> None:
     deploy(system, 20)
     code, said = run_audit(system)
     assert code == 0
     assert "20 accepted, 20 deployed" in said
-    assert said.splitlines()[-1] == "clean"
+    assert said.splitlines()[-1] == "passed"
 
 
-def test_an_empty_installation_is_clean(system: System) -> None:
+def test_an_empty_installation_passes(system: System) -> None:
     assert shown(system) == (0, {}, {})
 
 
@@ -195,7 +195,7 @@ def test_what_is_deployed_after_the_marks_were_taken_is_no_fault(
 
         monkeypatch.setattr(audit, "find_ranges", find_and_go_on)
         found = one_lane.audit()
-    assert found.clean, found
+    assert found.passed, found
     assert (found.deployed, found.published) == (10, 5)
 
 
@@ -210,7 +210,7 @@ def test_what_is_accepted_during_the_comparison_is_no_fault(
 
     monkeypatch.setattr(audit, "create_unpublished_messages", note_and_accept)
     found = one_lane.audit()
-    assert found.clean, found
+    assert found.passed, found
     assert (found.accepted, found.waiting) == (10, 5)
 
 
@@ -222,7 +222,7 @@ def test_no_false_alarm_while_all_processes_work(system: System) -> None:
         system.submit(2000)
         found = system.audit()
         audits += found.published < 16_200
-        assert found.clean, found
+        assert found.passed, found
     assert audits > 3  # most of them while there was work
     system.check_exactly_once(16_200)
     for process in (consumer, *relays):

@@ -11,24 +11,24 @@ import msgspec
 import pytest
 from confluent_kafka import Producer
 
-from orchestrator.cli.explain import tell_story
-from orchestrator.operations.explain import explanation as explain
-from orchestrator.operations.explain import search as mentions
-from orchestrator.operations.explain import worker_history as lives
-from orchestrator.operations.explain.explanation import Story
+from orchestrator.cli.explain import render_explanation
+from orchestrator.operations.explain import search, worker_records
+from orchestrator.operations.explain.explanation import Explanation, explain
 from outbox.outbox_rows import park
 from testkit.eventually import eventually
 from testkit.system import System, delete_before, limit_messages, make_input_anew, take
 from tests.acceptance.test_status import SECRET, said, told
 
 
-def story_of(system: System, wanted: UUID, talk: StringIO | None = None) -> tuple[Story, str]:
-    """Return what is known of an id, and how people are told."""
+def explained(
+    system: System, wanted: UUID, progress: StringIO | None = None
+) -> tuple[Explanation, str]:
+    """Return what is known of an id, and what is shown of it."""
     with closing(system.connect()) as conn:
-        story = explain.explain(system.settings, conn, wanted, talk)
-    text = "\n".join(tell_story(story))
+        found = explain(system.settings, conn, wanted, progress)
+    text = "\n".join(render_explanation(found))
     assert SECRET not in text
-    return story, text
+    return found, text
 
 
 def command(scenario: UUID | str, url: str = f"rtsp://u:{SECRET}@camera/1") -> bytes:
@@ -74,15 +74,15 @@ def test_the_life_of_an_order_is_told_by_either_id(system: System) -> None:
     ((worker,),) = system.query("SELECT worker_id FROM workers WHERE scenario_uuid = %s", scenario)
 
     for wanted in (scenario, worker):
-        (order,) = told(system, "explain", str(wanted))["orders"]
+        (order,) = told(system, "explain", str(wanted))["workers"]
         assert UUID(order["worker_id"]) == worker
         assert UUID(order["scenario_uuid"]) == scenario
         assert order["status"] == "deployed"
-        assert order["waiting"] is None
+        assert order["row"] is None
         assert order["duplicates"] == []
         check_place(system, order["command"], system.settings.input_topic, scenario)
         check_place(system, order["order"], system.settings.output_topic, scenario)
-        assert order["commanded_at"] <= order["created_at"] <= order["updated_at"]
+        assert order["command_time"] <= order["created_at"] <= order["updated_at"]
 
     text = said(system, "explain", str(scenario))
     steps = re.findall(r"(command in|accepted|published to|deployed)", text)
@@ -102,20 +102,20 @@ def check_place(system: System, place: dict[str, Any], topic: str, scenario: UUI
 
 def test_an_order_that_waits_says_behind_what(one_lane: System) -> None:
     first, *_, last = one_lane.accept(5)
-    (order,) = told(one_lane, "explain", str(last))["orders"]
-    assert order["waiting"]["table"] == "outbox"
-    assert order["waiting"]["ahead"] == 4
+    (order,) = told(one_lane, "explain", str(last))["workers"]
+    assert order["row"]["table"] == "outbox"
+    assert order["row"]["rows_ahead"] == 4
     assert order["order"] is None
-    assert "behind 4 rows of its lane; see `orchestrator status`" in story_of(one_lane, last)[1]
-    assert "next in its lane; see `orchestrator status`" in story_of(one_lane, first)[1]
+    assert "behind 4 rows of its lane; see `orchestrator status`" in explained(one_lane, last)[1]
+    assert "next in its lane; see `orchestrator status`" in explained(one_lane, first)[1]
 
     one_lane.start("relay", crash_at="relay.begun").wait_killed()  # in hand, not in Kafka
-    assert "in batch 1, which is not in the topic yet; see" in story_of(one_lane, first)[1]
+    assert "in batch 1, which is not in the topic yet; see" in explained(one_lane, first)[1]
     one_lane.start("relay", crash_at="relay.published").wait_killed()  # in Kafka, not acknowledged
-    (order,) = told(one_lane, "explain", str(first))["orders"]
-    assert order["waiting"]["in_hand"] == 1
+    (order,) = told(one_lane, "explain", str(first))["workers"]
+    assert order["row"]["batch_number"] == 1
     assert order["order"]["topic"] == one_lane.settings.output_topic
-    text = story_of(one_lane, first)[1]
+    text = explained(one_lane, first)[1]
     assert "published to" in text
     assert "not acknowledged yet: batch 1; see `orchestrator status`" in text
     assert "  pending" not in text
@@ -135,8 +135,10 @@ def test_an_order_that_is_nowhere_is_called_missing(system: System) -> None:
     system.query("UPDATE workers SET status = 'deployed' WHERE worker_id = %s", deployed)
     system.query("UPDATE workers SET created_at = NULL, updated_at = NULL")  # an adopted table may
     assert "MISSING: neither outbox row nor record" in said(system, "explain", str(pending))
-    text = story_of(system, deployed)[1]
-    assert "no record in the topic: deleted by retention, or never sent; `orchestrator audit`" in text
+    text = explained(system, deployed)[1]
+    assert (
+        "no record in the topic: deleted by retention, or never published; `orchestrator audit`" in text
+    )
     assert "command unknown" in text  # another program made the worker
 
 
@@ -148,13 +150,13 @@ def test_a_second_record_is_shown_and_the_line_of_progress_is_left(one_lane: Sys
     send(one_lane, topic, record.value() or b"", partition=record.partition())
 
     terminal = Terminal()
-    story, text = story_of(one_lane, worker, terminal)
-    assert "PUBLISHED AGAIN" in text
-    (life,) = story.lives
-    (again,) = life.duplicates
-    assert life.order
-    assert life.order.offset == record.offset()
-    assert again.offset > life.order.offset
+    found, text = explained(one_lane, worker, terminal)
+    assert "PUBLISHED TWICE" in text
+    (history,) = found.workers
+    (again,) = history.duplicates
+    assert history.order
+    assert history.order.offset == record.offset()
+    assert again.offset > history.order.offset
     assert f"{topic}, partition {again.partition}, offset {again.offset}" in text
     assert terminal.getvalue().endswith("\n")
 
@@ -170,11 +172,11 @@ class Terminal(StringIO):
 def test_of_many_workers_the_latest_are_told_and_that_there_are_more(one_lane: System) -> None:
     scenario = uuid4()
     workers = one_lane.accept(11, scenario)
-    story, text = story_of(one_lane, scenario)
-    assert [life.worker_id for life in story.lives] == workers[1:]
+    found, text = explained(one_lane, scenario)
+    assert [history.worker.worker_id for history in found.workers] == workers[1:]
     assert "earlier workers are left out: these are the latest 10" in text
     one_lane.query("DELETE FROM workers WHERE worker_id = %s", workers[0])
-    assert "left out" not in story_of(one_lane, scenario)[1]
+    assert "left out" not in explained(one_lane, scenario)[1]
 
 
 def test_a_command_that_was_not_found_is_gone_only_if_all_places_were_tried(
@@ -186,21 +188,21 @@ def test_a_command_that_was_not_found_is_gone_only_if_all_places_were_tried(
     send(one_lane, topic, *(command(uuid4()) for _ in range(5)), command(scenario), partition=0)
     consume(one_lane, 7)
 
-    (life,) = story_of(one_lane, scenario)[0].lives
-    assert life.command
-    assert life.command[:3] == (topic, 0, 6)
-    monkeypatch.setattr(lives, "TRIES", 4)
-    story, text = story_of(one_lane, scenario)
-    assert "in no log any more" not in text
+    (history,) = explained(one_lane, scenario)[0].workers
+    assert history.command
+    assert history.command[:3] == (topic, 0, 6)
+    monkeypatch.setattr(worker_records, "MAX_TRIED_OFFSETS", 4)
+    found, text = explained(one_lane, scenario)
+    assert "in no partition any more" not in text
     assert "3 later ones were not" in text
-    assert story.lives[0].untried == 3
+    assert found.workers[0].unsearched_offsets == 3
 
     delete_before(one_lane, topic, 0, 7)
-    story, text = story_of(one_lane, scenario)
+    found, text = explained(one_lane, scenario)
     assert f"command in {topic}, partition 0, offset 6, deleted since by retention" in text
-    assert story.lives[0].untried == 0
+    assert found.workers[0].unsearched_offsets == 0
     make_input_anew(one_lane)
-    assert "in no log any more, or its topic was made anew" in story_of(one_lane, scenario)[1]
+    assert "in no partition any more, or its topic was recreated" in explained(one_lane, scenario)[1]
 
 
 # ---- what never became an order ---------------------------------------------------------------------
@@ -216,25 +218,25 @@ def test_a_command_that_failed_is_told_beside_the_worker_of_yesterday(one_lane: 
     one_lane.produce(command(scenario), command(scenario))
 
     fields = told(one_lane, "explain", str(scenario))
-    (order,), (letter,) = fields["orders"], fields["dead_letters"]
+    (order,), (letter,) = fields["workers"], fields["dead_letters"]
     assert order["status"] == "deployed"
     assert letter["reason"] == "url_scheme"
     assert letter["origin"].startswith(f"{one_lane.settings.input_topic}:")
     assert len(fields["not_yet_consumed"]) == 2
     assert fields["complete"] is True
-    text = story_of(one_lane, scenario)[1]
+    text = explained(one_lane, scenario)[1]
     assert f"dead letter {letter['partition']}:{letter['offset']}" in text
     assert "orchestrator dlq show" in text
     assert "not consumed yet" in text
     assert "deployed" in text
 
-    story = story_of(one_lane, UUID(order["worker_id"]))[0]  # a worker's id is of one command alone
-    assert not story.letters
-    assert not story.unread
+    found = explained(one_lane, UUID(order["worker_id"]))[0]  # a worker's id is of one command alone
+    assert not found.letters
+    assert not found.unread
     one_lane.query("UPDATE consumed_offsets SET next_offset = 0")  # as it was just before
     assert order["command"]["offset"] not in {
         place.offset
-        for place in story_of(one_lane, scenario)[0].unread
+        for place in explained(one_lane, scenario)[0].unread
         if place.partition == order["command"]["partition"]
     }
 
@@ -243,19 +245,19 @@ def test_a_dead_letter_that_is_not_published_is_not_passed_over(one_lane: System
     scenario = uuid4()
     one_lane.produce(bad_command(scenario))
     consume(one_lane, 1)
-    story, text = story_of(one_lane, scenario)
-    assert "nothing is known" not in text
+    found, text = explained(one_lane, scenario)
+    assert "is unknown" not in text
     assert "1 dead letters are not published yet" in text
-    assert story.unpublished == 1
-    assert not story.known  # what a row of the outbox says, people may not read
+    assert found.unpublished == 1
+    assert not found.known  # what a row of the outbox says, people may not read
 
     ((lane, row_id),) = one_lane.query("SELECT lane, id FROM outbox")
     with closing(one_lane.connect()) as conn:
         park(conn, lane, row_id, "MSG_SIZE_TOO_LARGE")
-    story, text = story_of(one_lane, scenario)
-    assert story.known
+    found, text = explained(one_lane, scenario)
+    assert found.known
     assert f"orchestrator parked show {lane}:{row_id}" in text
-    assert "nothing is known" in story_of(one_lane, uuid4())[1]
+    assert "is unknown" in explained(one_lane, uuid4())[1]
 
 
 def test_a_lag_too_long_to_be_looked_through_is_told(
@@ -264,12 +266,12 @@ def test_a_lag_too_long_to_be_looked_through_is_told(
     topic, scenario = system.settings.input_topic, uuid4()
     send(system, topic, *(command(uuid4()) for _ in range(10)), partition=0)
     send(system, topic, command(scenario), partition=1)
-    monkeypatch.setattr(mentions, "UNREAD", 4)
-    story, text = story_of(system, uuid4())
-    assert "nothing is known" not in text
-    assert "up to 8 unread commands were not looked through" in text
-    assert story.unsearched == 8
-    (place,) = story_of(system, scenario)[0].unread  # no partition takes the place of another
+    monkeypatch.setattr(search, "MAX_SEARCHED", 4)
+    found, text = explained(system, uuid4())
+    assert "is unknown" not in text
+    assert "up to 8 unconsumed commands were not searched" in text
+    assert found.unsearched == 8
+    (place,) = explained(system, scenario)[0].unread  # no partition takes the place of another
     assert place[:3] == (topic, 1, 0)
 
 
@@ -279,8 +281,8 @@ def test_what_is_in_an_input_topic_made_anew_is_not_consumed(system: System) -> 
     make_input_anew(system)
     scenario = uuid4()
     system.submit(2, scenario)
-    story, text = story_of(system, scenario)
-    assert len(story.unread) == 2
+    found, text = explained(system, scenario)
+    assert len(found.unread) == 2
     assert "not consumed yet" in text
 
 
@@ -294,14 +296,14 @@ def test_an_id_is_found_in_each_form_that_a_command_may_have(system: System) -> 
     send(system, topic, *map(command, forms), b"{}", partition=0)
     for form in forms:
         send(system, topic, b"{}", partition=0, key=form.encode())
-    unread = [place.offset for place in story_of(system, scenario)[0].unread]
+    unread = [place.offset for place in explained(system, scenario)[0].unread]
     assert unread == [4, 5, 6, 7, 9, 10, 11, 12]
     ((row_id,),) = system.query(
         "INSERT INTO outbox_parked (lane, id, topic, value, created_at, reason)"
         " OVERRIDING SYSTEM VALUE VALUES (0, 1, 'dlq', %s, now(), 'too large') RETURNING id",
         forms[-1].encode() + b"\xff\x00\\",
     )
-    assert [row.id for row in story_of(system, scenario)[0].parked] == [row_id]
+    assert [row.id for row in explained(system, scenario)[0].parked] == [row_id]
 
 
 def test_of_many_dead_letters_the_latest_of_all_partitions_are_told(system: System) -> None:
@@ -310,8 +312,8 @@ def test_of_many_dead_letters_the_latest_of_all_partitions_are_told(system: Syst
     for number in range(12):  # partition 1 has the older half, and is perhaps read last
         at = now_ms + number
         send(system, topic, bad_command(scenario), partition=int(number < 6), timestamp=at)
-    story, text = story_of(system, scenario)
-    times = [letter.at.timestamp() * 1000 for letter in story.letters]
+    found, text = explained(system, scenario)
+    times = [letter.at.timestamp() * 1000 for letter in found.letters]
     assert times == pytest.approx([now_ms + number for number in range(2, 12)], abs=0.5)
     assert "2 earlier dead letters are left out" in text
 
@@ -322,4 +324,4 @@ def test_an_id_that_nobody_knows_is_told_as_such(system: System, form: str | Non
     if form:
         assert told(system, "explain", stranger, code=1)["known"] is False
     else:
-        assert f"nothing is known of {stranger}" in said(system, "explain", stranger, code=1)
+        assert f"{stranger} is unknown" in said(system, "explain", stranger, code=1)

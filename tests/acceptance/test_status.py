@@ -49,15 +49,15 @@ def test_status_shows_a_system_at_work(system: System) -> None:
 
     shown = told(system, "status")
     assert shown["consumers"] == shown["relays"] == 1
-    assert {lane["state"] for lane in shown["lanes"]} == {"working"}
+    assert {lane["state"] for lane in shown["lanes"]} == {"active"}
     assert all(lane["owner"].startswith("outbox relay") for lane in shown["lanes"])
     batch_numbers = dict(system.query("SELECT lane, batch_number FROM outbox_lane"))
     assert {lane["lane"]: lane["batch_number"] for lane in shown["lanes"]} == batch_numbers
     assert {partition["lag"] for partition in shown["partitions"]} == {0}
-    assert sum(partition["offset"] for partition in shown["partitions"]) == 51
+    assert sum(partition["position"] for partition in shown["partitions"]) == 51
     assert shown["rates"] == {"accepted": 50 / 60, "deployed": 50 / 60}
     assert shown["dead_letters"] == 1
-    assert not shown["dead_letters_at_most"]
+    assert not shown["dead_letters_is_upper_bound"]
     assert shown["refusals"] == shown["unknown"] == {}
     assert shown["versions"].keys() >= {"orchestrator", "postgres", "librdkafka"}
 
@@ -71,7 +71,7 @@ def test_status_shows_what_waits_while_nothing_runs(system: System) -> None:
     system.accept(30)
     system.submit(7)
     shown = told(system, "status")
-    assert {lane["state"] for lane in shown["lanes"]} == {"no owner"}
+    assert {lane["state"] for lane in shown["lanes"]} == {"no_owner"}
     assert sum(lane["pending"] for lane in shown["lanes"]) == 30
     assert 0 < max(lane["oldest_s"] or 0 for lane in shown["lanes"]) < 60
     assert sum(partition["lag"] for partition in shown["partitions"]) == 7
@@ -83,8 +83,8 @@ def test_status_shows_what_waits_while_nothing_runs(system: System) -> None:
 def test_status_says_what_it_could_not_count(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
     """Unknown is not none: neither in numbers, nor for a lane of which only a part was counted."""
     system.accept(30)
-    monkeypatch.setattr(status, "MOST_COUNTED", 2)
-    monkeypatch.setattr(status_command, "MOST_COUNTED", 2)
+    monkeypatch.setattr(status, "MAX_COUNTED", 2)
+    monkeypatch.setattr(status_command, "MAX_COUNTED", 2)
     with closing(system.connect()) as conn:
         found = status.read_status(system.settings, conn)
         assert {lane.pending for lane in found.lanes} == {2}
@@ -102,7 +102,7 @@ def test_status_names_lanes_whose_oldest_row_waits_too_long(system: System) -> N
     system.query("UPDATE outbox SET created_at = created_at - interval '2 minutes'")
     with system.lane(), closing(system.connect()) as conn:
         found = status.read_status(system.settings, conn)
-    assert [lane.state for lane in found.lanes] == ["behind"] + ["no owner"] * (len(found.lanes) - 1)
+    assert [lane.state for lane in found.lanes] == ["behind"] + ["no_owner"] * (len(found.lanes) - 1)
     assert "/readyz" in "\n".join(status_command.warnings(found._replace(relays=1)))
 
 

@@ -1,4 +1,4 @@
-"""`explain`: all that is known of a worker or a scenario, on both sides."""
+"""`explain`: all that Postgres and Kafka know of a worker or a scenario."""
 
 from collections.abc import Sequence
 from typing import NamedTuple, TextIO
@@ -6,97 +6,86 @@ from uuid import UUID
 
 from orchestrator.config.settings import Settings
 from orchestrator.operations.dead_letters.letters import DeadLetter
-from orchestrator.operations.explain.search import forms_of, search_dead_letters, search_input
+from orchestrator.operations.explain.search import search_dead_letters, search_input, uuid_pattern
 from orchestrator.operations.explain.worker_history import (
-    SHOWN,
-    Found,
-    Life,
-    Waiting,
-    begin,
+    MAX_SHOWN,
+    FoundRecord,
+    WorkerHistory,
     find_worker,
-    find_workers_of,
-    look_in_kafka,
-    waiting_of,
+    find_workers_of_scenario,
+    read_history,
 )
+from orchestrator.operations.explain.worker_records import add_records
 from outbox import Connection
-from outbox.admin import count_rows, search_parked
+from outbox.admin import RowStatus, count_rows, search_parked
 
 
-class Story(NamedTuple):
-    """What is known of an id: orders, and what mentions it but made no worker, or not yet.
+class Explanation(NamedTuple):
+    """What is known of an id: its workers, and what mentions it and has no worker, or not yet.
 
-    letters: dead letters. parked: rows set aside that are no orders, the latest SHOWN. unread: commands
-    not yet consumed. more_...: those left out beyond SHOWN; of workers whether there are any.
-    unpublished: dead letters in the outbox, about whatever. unsearched: records of the input that are
-    not consumed and were not looked through, at most.
+    parked: rows about no worker. unread: commands that are not consumed yet. more_...: how many are left
+    out beyond MAX_SHOWN; of workers, whether there are any. unpublished: dead letters in the outbox, about
+    any id. unsearched: at most so many unconsumed records were not searched.
     """
 
     id: UUID
-    lives: Sequence[Life]
-    more_lives: bool = False
+    workers: Sequence[WorkerHistory]
+    more_workers: bool = False
     letters: Sequence[DeadLetter] = ()
     more_letters: int = 0
-    parked: Sequence[Waiting] = ()
-    unread: Sequence[Found] = ()
+    parked: Sequence[RowStatus] = ()
+    unread: Sequence[FoundRecord] = ()
     more_unread: int = 0
     unpublished: int = 0
     unsearched: int = 0
 
     @property
     def known(self) -> bool:
-        """Say whether anybody knows the id."""
-        return bool(self.lives or self.letters or self.parked or self.unread)
+        """Return whether anything was found."""
+        return bool(self.workers or self.letters or self.parked or self.unread)
 
     @property
     def complete(self) -> bool:
-        """Say whether all was looked at where the id could be."""
+        """Return whether everything was searched that could mention the id."""
         return not (self.unpublished or self.unsearched)
 
 
-def explain(settings: Settings, conn: Connection, wanted: UUID, talk: TextIO | None) -> Story:
+def explain(settings: Settings, conn: Connection, wanted: UUID, progress: TextIO | None) -> Explanation:
     """Find out all about a worker or a scenario. Raises psycopg.Error, KafkaException, TopicMissing."""
     if worker := find_worker(conn, wanted):
-        return Story(wanted, look_in_kafka(settings, [begin(conn, worker)], talk))
-    # In the order of a command's way: what moves on meanwhile is met again where it comes to.
+        return Explanation(wanted, add_records(settings, [read_history(conn, worker)], progress))
+    # In the order of a command's way: what moves on during the search is found again further on.
     unread, unsearched = search_input(settings, conn, wanted)
-    unpublished = count_rows(conn, settings.dead_letter_topic)
-    parked = [waiting_of(row) for row in reversed(search_parked(conn, forms_of(wanted), SHOWN))]
-    letters, more_letters = search_dead_letters(settings, conn, wanted, talk)
-    workers = find_workers_of(conn, wanted)
-    lives = look_in_kafka(settings, [begin(conn, row) for row in reversed(workers[:SHOWN])], talk)
-    consumed = {life.command and life.command[:3] for life in lives}
-    unread = [place for place in unread if place[:3] not in consumed]
-    return Story(
+    unpublished = count_rows(conn, settings.dead_letter_topic)  # their content is not readable here
+    parked = search_parked(conn, uuid_pattern(wanted), MAX_SHOWN)
+    letters, more_letters = search_dead_letters(settings, conn, wanted, progress)
+    latest = find_workers_of_scenario(conn, wanted, MAX_SHOWN + 1)
+    histories = [read_history(conn, worker) for worker in reversed(latest[:MAX_SHOWN])]
+    workers = add_records(settings, histories, progress)
+    consumed = {history.command and history.command[:3] for history in workers}
+    unread = [record for record in unread if record[:3] not in consumed]
+    return Explanation(
         wanted,
-        lives,
-        more_lives=len(workers) > SHOWN,
+        workers,
+        more_workers=len(latest) > MAX_SHOWN,
         letters=letters,
         more_letters=more_letters,
-        parked=parked,
-        unread=unread[:SHOWN],
-        more_unread=len(unread[SHOWN:]),
+        parked=parked[::-1],
+        unread=unread[:MAX_SHOWN],
+        more_unread=len(unread[MAX_SHOWN:]),
         unpublished=unpublished,
         unsearched=unsearched,
     )
 
 
-def as_fields(story: Story) -> dict[str, object]:
-    """Return the story for a script; of dead letters all but their content."""
+def explanation_fields(found: Explanation) -> dict[str, object]:
+    """Return the explanation for a script; of dead letters all but their content."""
     return {
-        "id": story.id,
-        "known": story.known,
-        "complete": story.complete,
-        "orders": [
-            {
-                **life._asdict(),
-                "command": life.command and life.command._asdict(),
-                "waiting": life.waiting and life.waiting._asdict(),
-                "order": life.order and life.order._asdict(),
-                "duplicates": [place._asdict() for place in life.duplicates],
-            }
-            for life in story.lives
-        ],
-        "more_orders": story.more_lives,
+        "id": found.id,
+        "known": found.known,
+        "complete": found.complete,
+        "workers": [_history_fields(history) for history in found.workers],
+        "more_workers": found.more_workers,
         "dead_letters": [
             {
                 **letter.record_id._asdict(),
@@ -105,12 +94,24 @@ def as_fields(story: Story) -> dict[str, object]:
                 "origin": letter.origin,
                 "action": letter.action,
             }
-            for letter in story.letters
+            for letter in found.letters
         ],
-        "more_dead_letters": story.more_letters,
-        "dead_letters_not_published": story.unpublished,
-        "parked": [row._asdict() for row in story.parked],
-        "not_yet_consumed": [place._asdict() for place in story.unread],
-        "more_not_yet_consumed": story.more_unread,
-        "not_searched": story.unsearched,
+        "more_dead_letters": found.more_letters,
+        "dead_letters_not_published": found.unpublished,
+        "parked": [row._asdict() for row in found.parked],
+        "not_yet_consumed": [record._asdict() for record in found.unread],
+        "more_not_yet_consumed": found.more_unread,
+        "not_searched": found.unsearched,
+    }
+
+
+def _history_fields(history: WorkerHistory) -> dict[str, object]:
+    return {
+        **history.worker._asdict(),
+        "command_time": history.command_time,
+        "command": history.command and history.command._asdict(),
+        "unsearched_offsets": history.unsearched_offsets,
+        "row": history.row and history.row._asdict(),
+        "order": history.order and history.order._asdict(),
+        "duplicates": [record._asdict() for record in history.duplicates],
     }

@@ -1,7 +1,6 @@
-"""What mentions an id but made no worker, or not yet: commands, dead letters, rows set aside.
+"""Search by text for what mentions an id but has no worker, or not yet: commands and dead letters.
 
-It is found by its text, wherever it lies. What could not be looked through is counted: nobody is told
-that nothing is there when that is not known.
+What could not be searched is counted: `explain` says that an id is unknown only if that is known.
 """
 
 import re
@@ -21,71 +20,68 @@ from orchestrator.operations.dead_letters.letters import (
     find_dead_letters,
     read_dead_letters,
 )
-from orchestrator.operations.explain.worker_history import SHOWN, Found, place_of
+from orchestrator.operations.explain.worker_history import MAX_SHOWN, FoundRecord, found_record
 from orchestrator.operations.repair.partition import fault_of
 from outbox import Connection
 
-UNREAD = 100_000  # records not yet consumed that are looked through, in all partitions together
+MAX_SEARCHED = 100_000  # unconsumed records that are searched, in all partitions together
 
 
-def forms_of(wanted: UUID) -> str:
-    """Return a pattern of what a command may write for the id: with hyphens or without, in any case."""
+def uuid_pattern(wanted: UUID) -> str:
+    """Return a regular expression for how a command may write the id; ignore the case."""
     return f"{wanted}|{wanted.hex}"
 
 
 def mentions(wanted: UUID, key: bytes | None, value: bytes | None) -> bool:
-    """Say whether a record is about the id, however broken it may be."""
-    found = _pattern_of(wanted).search
-    return bool(found(key or b"") or found(value or b""))
+    """Return whether a record has the id in its key or value, even if it is not valid JSON."""
+    search = _compile_pattern(wanted).search
+    return bool(search(key or b"") or search(value or b""))
 
 
-@lru_cache(maxsize=1)  # of many records the same is asked
-def _pattern_of(wanted: UUID) -> re.Pattern[bytes]:
-    return re.compile(forms_of(wanted).encode(), re.IGNORECASE)
+@lru_cache(maxsize=1)  # all records of a search are compared with one id
+def _compile_pattern(wanted: UUID) -> re.Pattern[bytes]:
+    return re.compile(uuid_pattern(wanted).encode(), re.IGNORECASE)
 
 
-def search_input(settings: Settings, conn: Connection, wanted: UUID) -> tuple[list[Found], int]:
-    """Find commands about the id that are not consumed yet; and how many were not looked through.
+def search_input(settings: Settings, conn: Connection, wanted: UUID) -> tuple[list[FoundRecord], int]:
+    """Return the unconsumed commands that mention the id, and how many records were not searched.
 
-    Of UNREAD records each partition that has any gets its share.
+    Each partition that has unconsumed records gets its share of MAX_SEARCHED.
     """
     admin, topic = topics.Admin(settings.kafka), settings.input_topic
-    positions = offsets.read_positions(
-        conn, settings.consumer_group, topic
-    )  # before the ends: never behind them
+    # Before the logs: a position must not be ahead of its high watermark.
+    positions = offsets.read_positions(conn, settings.consumer_group, topic)
     topic_id, logs = topics.topic_id(admin, topic), find_ranges(admin, topic)
-    unread = {p: _unread_of(positions.get(p), topic_id, log) for p, log in logs.items()}
-    share = UNREAD // max(sum(span.length > 0 for span in unread.values()), 1)
-    spans = {
-        p: OffsetRange(span.first, min(span.end, span.first + share)) for p, span in unread.items()
-    }
-    unsearched = sum(span.end - spans[p].end for p, span in unread.items())
+    unread = {p: _unconsumed(positions.get(p), topic_id, log) for p, log in logs.items()}
+    share = MAX_SEARCHED // max(sum(one.length > 0 for one in unread.values()), 1)
+    searched = {p: OffsetRange(one.first, min(one.end, one.first + share)) for p, one in unread.items()}
+    unsearched = sum(one.end - searched[p].end for p, one in unread.items())
     found = [
-        place_of(record)
-        for chunk in read_ranges(settings.kafka, topic, spans)
+        found_record(record)
+        for chunk in read_ranges(settings.kafka, topic, searched)
         for record in chunk
         if mentions(wanted, record.key(), record.value())
     ]
     return found, unsearched
 
 
-def _unread_of(position: Position | None, topic_id: UUID, log: OffsetRange) -> OffsetRange:
-    """Return what is left to consume: all, if the position says nothing of this log."""
+def _unconsumed(position: Position | None, topic_id: UUID, log: OffsetRange) -> OffsetRange:
+    """Return what is not consumed of a log: all of it, if the position belongs to another one."""
     if position is None or fault_of(position, topic_id, log):
         return log
     return OffsetRange(position.next_offset, log.end)
 
 
 def search_dead_letters(
-    settings: Settings, conn: Connection, wanted: UUID, talk: TextIO | None
+    settings: Settings, conn: Connection, wanted: UUID, progress: TextIO | None
 ) -> tuple[list[DeadLetter], int]:
-    """Find the latest dead letters that mention the id; and how many earlier ones there are."""
+    """Return the latest dead letters that mention the id, and the number of earlier ones."""
     everything = RecordFilter()
     latest: list[DeadLetter] = []
     found = 0
     topic = find_dead_letters(settings, everything)
-    for chunk in read_dead_letters(conn, topic, everything, talk):
+    for chunk in read_dead_letters(conn, topic, everything, progress):
         about = [letter for letter in chunk if mentions(wanted, letter.key, letter.value)]
         found += len(about)
-        latest = sorted([*latest, *about], key=attrgetter("at"))[-SHOWN:]
+        latest = sorted([*latest, *about], key=attrgetter("at"))[-MAX_SHOWN:]
     return latest, found - len(latest)

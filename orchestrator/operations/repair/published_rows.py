@@ -27,7 +27,7 @@ from orchestrator.kafka.reader import (
     read_ranges,
     time_of,
 )
-from orchestrator.operations.audit import row_of
+from orchestrator.operations.audit import order_ids
 from orchestrator.operations.dead_letters.headers import RETRY_OF, Header, hash_parts, origin_of
 from outbox import Connection
 from outbox.admin import WaitingRow, count_lane_rows, read_waiting
@@ -160,7 +160,7 @@ def known_as_command(headers: Iterable[Header]) -> Known | None:
 
 def identify_order(record: Record) -> UUID | None:
     """Return the worker of a deploy order; None if the record is none."""
-    return row_of(record)[2]
+    return order_ids(record).worker_id
 
 
 def identify_letter(record: Record) -> UUID | None:
