@@ -1,1 +1,1 @@
-"""The benchmark: how close the orchestrator is to what the machine allows. `python -m bench --help`."""
+"""The benchmark: how close we come to the limits of the machine. `python -m bench --help`."""

@@ -1,4 +1,4 @@
-"""The Kafka half alone: what the brokers and the client can do with records like ours."""
+"""The limit of the Kafka half: what brokers and client can do with such records."""
 
 import time
 from contextlib import closing
@@ -6,7 +6,7 @@ from uuid import uuid4
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, Producer, TopicPartition
 
-from bench.site import Site
+from bench.testbed import Testbed
 from orchestrator.contract.messages import DeployOrder, encode_order
 from outbox.admin import DEFAULT_CONFIG, MarkerReader
 from testkit.system import PARTITIONS, System
@@ -14,12 +14,12 @@ from testkit.system import PARTITIONS, System
 BATCH = 1000
 
 
-def kafka_floor(site: Site, rows: int) -> dict[str, float]:
-    """Measure bare transactions of one batch each, with a marker; bare produce; bare consume."""
+def kafka_limit(testbed: Testbed, rows: int) -> dict[str, float]:
+    """Measure only transactions of one batch each, with a marker; only produce; only consume."""
     scenario = uuid4()
     order = DeployOrder(uuid4(), scenario, "rtsp://bench:secret@camera.example/123456")
     record = (str(scenario).encode(), encode_order(order))
-    with site.system(lanes=1) as system:
+    with testbed.system(lanes=1) as system:
         return {
             "transactions_rate": transactions(system, record, rows),
             "produce_rate": produce(system, record, rows),
@@ -58,7 +58,7 @@ def produce(system: System, record: tuple[bytes, bytes], rows: int) -> float:
 
 
 def consume(system: System, rows: int) -> float:
-    """Return records a second of a bare read_committed consumer."""
+    """Return records a second of only a read_committed consumer."""
     topic = system.settings.output_topic
     settings = {"group.id": "bench", "isolation.level": "read_committed", "enable.auto.commit": False}
     with closing(Consumer({**system.settings.kafka, **settings})) as consumer:

@@ -1,4 +1,4 @@
-"""What goes in, and what comes out: filling topics and tables, and noting when orders arrive."""
+"""The load: fills topics and tables, and records when orders arrive."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ from orchestrator.kafka.reader import tail_topic
 from testkit.system import System
 
 COMMANDS_PER_SCENARIO = 10
-PATIENCE_S = 120.0  # without a new record; then something is broken
+STALLED_S = 120.0  # without a new record, the measurement fails
 
 FILL = """
     WITH fresh AS MATERIALIZED (
@@ -33,11 +33,11 @@ FILL = """
       FROM fresh
      ORDER BY number
 """
-PORTION = 100_000  # rows filled in at once
+PORTION = 100_000  # rows inserted at once
 
 
 def fill_outbox(system: System, rows: int) -> None:
-    """Write pending workers and their outbox rows, ten to a key, straight in Postgres."""
+    """Insert pending workers and their outbox rows, ten for each key, directly in Postgres."""
     while rows > 0:
         system.query(FILL, min(rows, PORTION), system.settings.output_topic)
         rows -= PORTION
@@ -45,7 +45,7 @@ def fill_outbox(system: System, rows: int) -> None:
 
 
 def fill_input(system: System, commands: int) -> None:
-    """Write valid commands to the input topic, ten to a scenario, and wait for the brokers' word."""
+    """Write commands to the input topic, ten for each scenario, until the brokers have them."""
     with producing(system) as producer:
         for number in range(commands):
             if number % COMMANDS_PER_SCENARIO == 0:
@@ -76,32 +76,32 @@ def encode(scenario: object, url: str) -> bytes:
 
 @contextmanager
 def producing(system: System) -> Iterator[Producer]:
-    """Give a producer, as the API's; at the end all is acknowledged."""
+    """Yield a producer like the API's; wait for all delivery reports at the end."""
     settings = {"linger.ms": 0, "queue.buffering.max.messages": 2_000_000}
     producer = Producer({**system.settings.kafka, **settings})
     yield producer
-    if left := producer.flush(PATIENCE_S):
+    if left := producer.flush(STALLED_S):
         raise TimeoutError(f"{left} commands were not acknowledged")
 
 
 class Arrivals:
-    """The orders that a read_committed Runner has read. times: Unix s, of each record.
+    """The orders that a read_committed Runner has read.
 
-    values are kept only if asked for: counting costs less.
+    keep: also keep the latency of each order, which costs more than counting.
     """
 
     def __init__(self, keep: bool) -> None:
         self._keep = keep
-        self.curve: list[tuple[float, int]] = []  # when, and how many by then
+        self.curve: list[tuple[float, int]] = []  # Unix s, and how many by then
         self.latencies_ms: list[float] = []
 
     @property
     def count(self) -> int:
-        """How many have arrived."""
+        """The number of orders that have arrived."""
         return self.curve[-1][1] if self.curve else 0
 
     def note(self, records: Sequence[Message]) -> None:
-        """Take what has come with one look."""
+        """Add the records of one poll."""
         now = time.time_ns()
         self.curve.append((now / 1e9, self.count + len(records)))
         if self._keep:
@@ -110,17 +110,17 @@ class Arrivals:
                 self.latencies_ms.append((now - int(url.rpartition("/")[2])) / 1e6)
 
     def wait_for(self, records: int) -> None:
-        """Wait until so many have arrived. Raises TimeoutError."""
+        """Wait until this number has arrived. Raises TimeoutError."""
         have, since = self.count, time.monotonic()
         while self.count < records:
             time.sleep(0.005)
             if self.count > have:
                 have, since = self.count, time.monotonic()
-            elif time.monotonic() - since > PATIENCE_S:
+            elif time.monotonic() - since > STALLED_S:
                 raise TimeoutError(f"{self.count} of {records} orders arrived")
 
     def rate(self, records: int) -> float:
-        """Return records a second between the first tenth and the last: starting up is left out."""
+        """Return records a second after the first tenth, which leaves the start out."""
         began, before = next(point for point in self.curve if point[1] >= records / 10)
         ended, after = next(point for point in self.curve if point[1] >= records)
         return (after - before) / (ended - began)

@@ -1,4 +1,4 @@
-"""Publishers that leave something out, to see what it costs."""
+"""Publishers that leave something out, to measure its cost."""
 
 from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -10,24 +10,24 @@ from outbox.admin import Marker, Publisher
 
 
 class NoPublisher(Publisher):
-    """Leaves Kafka out."""
+    """Publishes nothing to Kafka."""
 
     def start(self, transactional_lane: int) -> None:
-        """Need no producer."""
+        """Do nothing: no producer is needed."""
 
     def read_markers(self, lanes: Collection[int]) -> dict[int, Marker | None]:
-        """Know of no batch: good for lanes that are new."""
+        """Return no markers, which is right for new lanes."""
         return dict.fromkeys(lanes)
 
     def publish(self, markers: Mapping[int, Marker], rows: Iterable[OutboxRow]) -> None:
-        """Take the rows, and be done."""
+        """Do nothing with the rows."""
 
 
 class PlainPublisher(NoPublisher):
-    """Leaves transaction and marker out: idempotent, at least once. For lanes that are new."""
+    """Publishes without transaction and marker: idempotent, at least once. For new lanes."""
 
     def start(self, transactional_lane: int) -> None:
-        """Make a producer as the relay's, without a transactional id."""
+        """Create a producer like the relay's, without a transactional id."""
         config = {k: v for k, v in self._config.items() if not k.startswith("transaction")}
         self._producer = Producer(config, logger=self._log)
         self._caller = ThreadPoolExecutor(1)

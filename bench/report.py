@@ -1,4 +1,4 @@
-"""The report of a run: Markdown and a plot for people, JSON for programs."""
+"""The report of a run: Markdown with a plot, and JSON."""
 
 import json
 import os
@@ -14,12 +14,12 @@ import confluent_kafka
 import matplotlib as mpl
 import psutil  # type: ignore[import-untyped]
 
-from bench.site import Site
-from bench.targets import Round, Verdict
+from bench.targets import Round, Score
+from bench.testbed import Testbed
 from orchestrator.embedded import KAFKA_VERSION
 
 mpl.use("svg")
-from matplotlib import pyplot as plt  # after the choice of how to draw
+from matplotlib import pyplot as plt  # after mpl.use
 
 RATES = ("whole", "relay", "sql_product", "sql_replay", "sql_pgbench", "kafka")
 
@@ -41,9 +41,9 @@ class Facts:
     librdkafka: str
 
 
-def read_facts(site: Site) -> Facts:
-    """Look at the machine and the servers."""
-    ((postgres,),) = site.query("SHOW server_version")
+def read_facts(testbed: Testbed) -> Facts:
+    """Read the facts of the machine and the servers."""
+    ((postgres,),) = testbed.query("SHOW server_version")
     git = ["git", "describe", "--always", "--dirty"]
     commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
     return Facts(
@@ -55,14 +55,14 @@ def read_facts(site: Site) -> Facts:
         system=f"{platform.system()} {platform.release()}",
         python=platform.python_version(),
         postgres=str(postgres),
-        kafka=f"embedded {KAFKA_VERSION}" if site.pids else "given",
+        kafka=f"embedded {KAFKA_VERSION}" if testbed.pids else "given",
         psycopg=version("psycopg"),
         librdkafka=confluent_kafka.libversion()[0],
     )
 
 
 def cpu_model() -> str:
-    """Return the processor's name, where the system tells it."""
+    """Return the processor's name, if the system gives it."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -70,44 +70,44 @@ def cpu_model() -> str:
 
 
 def write_report(
-    directory: Path, facts: Facts, rounds: Sequence[Round], verdicts: Sequence[Verdict], site: Site
+    directory: Path, facts: Facts, rounds: Sequence[Round], scores: Sequence[Score], testbed: Testbed
 ) -> None:
     """Write report.md, report.json and plot.svg."""
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "report.md").write_text("\n".join(markdown(facts, rounds, verdicts)) + "\n")
+    (directory / "report.md").write_text("\n".join(markdown(facts, rounds, scores)) + "\n")
     judged = [
-        {"number": v.target.number, "figure": v.target.text, "median": v.median, "verdict": v.word}
-        for v in verdicts
+        {"number": v.target.number, "figure": v.target.text, "median": v.median, "score": v.word}
+        for v in scores
     ]
-    whole = {"facts": asdict(facts), "targets": judged, "rounds": rounds}
-    (directory / "report.json").write_text(json.dumps(whole, indent=1) + "\n")
-    plot(directory / "plot.svg", rounds, site.series)
+    content = {"facts": asdict(facts), "targets": judged, "rounds": rounds}
+    (directory / "report.json").write_text(json.dumps(content, indent=1) + "\n")
+    plot(directory / "plot.svg", rounds, testbed.series)
 
 
-def markdown(facts: Facts, rounds: Sequence[Round], verdicts: Sequence[Verdict]) -> Iterator[str]:
+def markdown(facts: Facts, rounds: Sequence[Round], scores: Sequence[Score]) -> Iterator[str]:
     """Yield the report's lines."""
     yield f"# Benchmark of {facts.commit}"
     yield ""
     yield from (f"- {name.replace('_', ' ')}: {value}" for name, value in asdict(facts).items())
-    yield f"- rounds: {len(rounds)}, all measurements in turn; one more before them is not counted"
+    yield f"- rounds: {len(rounds)}, all measurements in turn; one warm-up round before them"
     yield ""
     yield "## Targets"
     yield ""
-    yield "| | figure | measured | target | must reach | |"
+    yield "| | figure | measured | target | limit | |"
     yield "|---|---|---|---|---|---|"
-    for verdict in verdicts:
-        target = verdict.target
+    for score in scores:
+        target = score.target
         sign = "at most " if target.most else ""
         yield (
-            f"| {target.number} | {target.text} | {spread(verdict.values)} | {sign}{show(target.good)}"
-            f" | {sign}{show(target.bound)} | {verdict.word} |"
+            f"| {target.number} | {target.text} | {spread(score.values)} | {sign}{show(target.good)}"
+            f" | {sign}{show(target.bound)} | {score.word} |"
         )
     yield ""
     yield "![rates, latency, backlog](plot.svg)"
     yield ""
     yield "## Figures"
     yield ""
-    yield "Rates in rows/s; CPU in microseconds a message, the start of the processes included."
+    yield "Rates in rows/s; CPU in microseconds a message, with the start of the processes."
     yield ""
     yield "| measurement | figure | median (lowest to highest) |"
     yield "|---|---|---|"

@@ -1,9 +1,9 @@
-"""The SQL half alone: the product's two sides at once, against the least that its statements cost.
+"""The SQL half: the statements of consumer and relay at once, against the cost of the statements alone.
 
-Three ways to the same rows, each side in a process of its own. `product`: the consumer's and the lane's
-functions, fed with what they get from a parsed batch. `replay`: the same statements with parameters
-encoded beforehand, by libpq's plain calls. `pgbench`: equivalent statements that make their rows in
-the server.
+Three ways to the same rows, each side in a process of its own. `product`: the functions of consumer
+and relay, with parsed batches as input. `replay`: the same statements with parameters encoded
+beforehand, by plain libpq calls. `pgbench`: equivalent statements that generate their rows in the
+server.
 """
 
 import shutil
@@ -25,7 +25,7 @@ from psycopg.adapt import Transformer
 
 from bench.load import fill_outbox
 from bench.publishers import NoPublisher
-from bench.site import Site
+from bench.testbed import Testbed
 from orchestrator.consumer import offsets
 from orchestrator.consumer.offsets import OffsetMove
 from orchestrator.contract import workers
@@ -38,25 +38,25 @@ from testkit.system import System
 BATCH = 1000
 TOPIC_ID = UUID(int=1)
 GROUP = "bench"
-AN_ID = 1 << 40  # a long one: psycopg sends short ones as smallint
+AN_ID = 1 << 40  # more than 4 bytes: psycopg sends smaller integers in smaller types
 
-Side = Callable[[dict[str, str], int], tuple[float, float]]  # environ, rows: from when to when
-
-
-def sql_product(site: Site, rows: int) -> dict[str, float]:
-    """Measure the product's own two sides at once."""
-    return both_sides(site, rows, insert_product, relay_product)
+Side = Callable[[dict[str, str], int], tuple[float, float]]  # environ, rows: start and end
 
 
-def sql_replay(site: Site, rows: int) -> dict[str, float]:
-    """Measure the bare statements, both sides at once: the SQL floor."""
-    return both_sides(site, rows, insert_replay, relay_replay)
+def sql_product(testbed: Testbed, rows: int) -> dict[str, float]:
+    """Measure the product's own functions, both sides at once."""
+    return both_sides(testbed, rows, insert_product, relay_product)
 
 
-def both_sides(site: Site, rows: int, insert: Side, relay: Side) -> dict[str, float]:
-    """Insert so many rows while as many others are claimed and acknowledged; rate of the slower side."""
+def sql_replay(testbed: Testbed, rows: int) -> dict[str, float]:
+    """Measure the statements alone, both sides at once: the SQL limit."""
+    return both_sides(testbed, rows, insert_replay, relay_replay)
+
+
+def both_sides(testbed: Testbed, rows: int, insert: Side, relay: Side) -> dict[str, float]:
+    """Insert rows while as many others are claimed and acknowledged; rate of the slower side."""
     context = get_context("spawn")
-    with site.system(lanes=1) as system:
+    with testbed.system(lanes=1) as system:
         fill_outbox(system, rows)
         workers_of = ProcessPoolExecutor(2, context, take_barrier, (context.Barrier(2),))
         with workers_of as pool:
@@ -71,8 +71,8 @@ _together: Barrier
 
 
 def take_barrier(barrier: Barrier) -> None:
-    """Keep what both sides wait for before they start."""
-    global _together  # the one way to hand it to a worker process
+    """Keep the barrier at which both sides wait before they start."""
+    global _together  # the only way to give it to a worker process
     _together = barrier
     collect_garbage_by_the_clock()
 
@@ -81,7 +81,7 @@ def take_barrier(barrier: Barrier) -> None:
 
 
 class Input(NamedTuple):
-    """What the consumer has of a batch when it goes to Postgres."""
+    """A batch of the consumer when it goes to Postgres."""
 
     moves: list[OffsetMove]
     orders: list[DeployOrder]
@@ -89,7 +89,7 @@ class Input(NamedTuple):
 
 
 def inputs(topic: str, rows: int) -> Iterator[Input]:
-    """Yield batches, ten orders to a scenario."""
+    """Yield batches, ten orders for each scenario."""
     scenarios = [uuid4() for _ in range(rows // 10)]
     for first in range(0, rows, BATCH):
         orders = [
@@ -108,7 +108,7 @@ def inputs(topic: str, rows: int) -> Iterator[Input]:
 
 
 def insert_product(environ: dict[str, str], rows: int) -> tuple[float, float]:
-    """Write as the consumer does."""
+    """Insert as the consumer does."""
     settings = System(environ, Path()).settings
     batches = list(inputs(settings.output_topic, rows))
     with closing(connect(settings.database_url, "bench")) as conn:
@@ -124,7 +124,7 @@ def insert_product(environ: dict[str, str], rows: int) -> tuple[float, float]:
 
 
 def insert_replay(environ: dict[str, str], rows: int) -> tuple[float, float]:
-    """Write the same with parameters that are encoded already."""
+    """Insert the same with parameters that were encoded beforehand."""
     settings = System(environ, Path()).settings
     with closing(connect(settings.database_url, "bench")) as conn:
         offsets.insert_position(conn, GROUP, "in", 0, TOPIC_ID, 0)
@@ -151,7 +151,7 @@ def insert_replay(environ: dict[str, str], rows: int) -> tuple[float, float]:
 
 
 def relay_product(environ: dict[str, str], rows: int) -> tuple[float, float]:
-    """Claim and acknowledge as a lane does, and publish nothing."""
+    """Claim and acknowledge as the relay does, and publish nothing."""
     system = System(environ, Path())
     with system.lane(batch_size=BATCH, publisher=NoPublisher) as lane:
         lane.recover()
@@ -165,7 +165,7 @@ def relay_product(environ: dict[str, str], rows: int) -> tuple[float, float]:
 
 
 def relay_replay(environ: dict[str, str], rows: int) -> tuple[float, float]:
-    """Run a lane's statements, and look at nothing but the ids."""
+    """Run the statements of a lane, and read only the ids."""
     settings = System(environ, Path()).settings
     with closing(connect(settings.database_url, "bench")) as conn:
         values = {
@@ -211,13 +211,13 @@ def relay_replay(environ: dict[str, str], rows: int) -> tuple[float, float]:
 
 
 class Call(NamedTuple):
-    """A statement with its parameters in the wire's form."""
+    """A statement with its parameters in the format of the wire protocol."""
 
     query: bytes
     params: Sequence[pq.abc.Buffer]
     types: tuple[int, ...]
     formats: Sequence[pq.Format]
-    array: int  # the place of the one array among the parameters, or -1
+    array: int  # the index of the only array parameter, or -1
 
     def with_array(self, array: bytes) -> "Call":
         """Return the call with another array."""
@@ -232,12 +232,12 @@ def encode(conn: Connection, sql: str, values: Sequence[object] | Mapping[str, o
     query.convert(sql, values)
     params = cast("Sequence[pq.abc.Buffer]", query.params or [])
     given = [values[name] for name in query._order] if query._order else list(values)  # type: ignore[call-overload]
-    arrays = [place for place, value in enumerate(given) if isinstance(value, list)]
+    arrays = [index for index, value in enumerate(given) if isinstance(value, list)]
     return Call(query.query, params, query.types, query.formats or [], arrays[0] if arrays else -1)
 
 
 class Recorder:
-    """Stands before a session and keeps the statements that the product would run."""
+    """Takes the place of a connection and records the statements that the product would run."""
 
     def __init__(self, conn: Connection) -> None:
         self._conn = conn
@@ -247,7 +247,7 @@ class Recorder:
     def execute(
         self, sql: str, values: Sequence[object] | Mapping[str, object], **_: bool
     ) -> "Recorder":
-        """Keep one statement."""
+        """Record one statement."""
         self.calls.append(encode(self._conn, sql, values))
         return self
 
@@ -266,7 +266,7 @@ class Plain:
         check(self._conn.exec_(sql))
 
     def call(self, call: Call) -> pq.abc.PGresult:
-        """Run a statement, prepared at its first time; the result is binary."""
+        """Run a statement, which is prepared the first time; the result is binary."""
         kind = (call.query, call.types)
         if (name := self._names.get(kind)) is None:
             name = self._names[kind] = b"bench_%d" % len(self._names)
@@ -275,19 +275,19 @@ class Plain:
 
 
 def check(result: pq.abc.PGresult) -> pq.abc.PGresult:
-    """Return the result of a statement that went well."""
+    """Return the result. Raises RuntimeError if the statement failed."""
     if result.status not in (pq.ExecStatus.COMMAND_OK, pq.ExecStatus.TUPLES_OK):
         raise RuntimeError(result.get_error_message())
     return result
 
 
 def column(result: pq.abc.PGresult, number: int) -> list[bytes]:
-    """Return one value of each row, in the wire's form."""
+    """Return one column, in the format of the wire protocol."""
     return [cast("bytes", result.get_value(row, number)) for row in range(result.ntuples)]
 
 
 def array_of(oid: int, values: Sequence[bytes]) -> bytes:
-    """Return an array of values in the wire's form."""
+    """Return an array in the format of the wire protocol."""
     head = struct.pack(">iiIii", 1, 0, oid, len(values), 1)
     length = struct.pack(">i", len(values[0])) if values else b""
     return head + b"".join(length + value for value in values)
@@ -297,17 +297,17 @@ def array_of(oid: int, values: Sequence[bytes]) -> bytes:
 
 
 def find_pgbench() -> str | None:
-    """Return the program, of the embedded PostgreSQL or of this system; None if there is none."""
+    """Return the path of pgbench, of the embedded PostgreSQL or of this system; None if missing."""
     embedded = postgres_binaries() / "pgbench"
     return str(embedded) if embedded.exists() else shutil.which("pgbench")
 
 
-def sql_pgbench(site: Site, rows: int) -> dict[str, float]:
-    """Measure equivalent statements made by pgbench, both sides at once."""
+def sql_pgbench(testbed: Testbed, rows: int) -> dict[str, float]:
+    """Measure equivalent statements run by pgbench, both sides at once."""
     program = find_pgbench()
     if program is None:
         raise FileNotFoundError("pgbench is not installed")
-    with site.system(lanes=1) as system:
+    with testbed.system(lanes=1) as system:
         fill_outbox(system, rows)
         with closing(system.connect()) as conn:
             offsets.insert_position(conn, GROUP, "in", 0, TOPIC_ID, 0)

@@ -1,4 +1,4 @@
-"""What the figures should be. A figure is worked out for each round; the median counts."""
+"""The targets of the figures. A figure is calculated for each round; the median counts."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,9 +9,10 @@ Round = Mapping[str, Mapping[str, float]]  # phase -> figure -> value
 
 @dataclass(frozen=True)
 class Target:
-    """A figure with what it should reach and what it must reach; `most`: it must not be more.
+    """A figure with its target (`good`) and its limit (`bound`). most: the figure must not be higher.
 
-    alarm: what no noise of a busy machine explains: beyond it `--check` finds that a change spoilt it.
+    alarm: a limit that the noise of a busy machine does not reach. `--check` uses it to find a change
+    that spoils the figure.
     """
 
     number: str
@@ -22,10 +23,10 @@ class Target:
     most: bool = False
     alarm: float | None = None
 
-    def judge(self, rounds: Sequence[Round]) -> "Verdict | None":
-        """Return how the figure came out; None if it was not measured."""
+    def judge(self, rounds: Sequence[Round]) -> "Score | None":
+        """Return the score of the figure; None if it was not measured."""
         values = [self.value(one) for one in rounds if self._is_in(one)]
-        return Verdict(self, values) if values else None
+        return Score(self, values) if values else None
 
     def _is_in(self, one: Round) -> bool:
         try:
@@ -36,8 +37,8 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """A target and its values, one a round."""
+class Score:
+    """A target and its values, one for each round."""
 
     target: Target
     values: Sequence[float]
@@ -49,20 +50,20 @@ class Verdict:
 
     @property
     def failed(self) -> bool:
-        """Say whether the bound is missed."""
+        """Return whether the limit is missed."""
         return not self._reaches(self.target.bound)
 
     @property
     def word(self) -> str:
-        """Say it in a word."""
+        """Return the score in one word."""
         return "FAILED" if self.failed else "met" if self._reaches(self.target.good) else "passed"
 
     def _reaches(self, wanted: float) -> bool:
         return self.median <= wanted if self.target.most else self.median >= wanted
 
 
-def sql_floor(one: Round) -> float:
-    """Return the best rate of the bare statements, both sides at once."""
+def sql_limit(one: Round) -> float:
+    """Return the best rate of the SQL statements alone, both sides at once."""
     rates = [one[phase]["rate"] for phase in ("sql_replay", "sql_pgbench") if phase in one]
     if not rates:
         raise KeyError("sql_replay")
@@ -72,7 +73,7 @@ def sql_floor(one: Round) -> float:
 TARGETS = [
     Target(
         "1",
-        "whole way / min(SQL floor, Kafka floor)",
+        "end to end / min(SQL limit, Kafka limit)",
         lambda r: r["whole"]["rate"] / min(r["sql_replay"]["rate"], r["kafka"]["transactions_rate"]),
         0.60,
         0.45,
@@ -80,7 +81,7 @@ TARGETS = [
     Target(
         "2",
         "SQL path of consumer + relay / best of pgbench and prebuilt replay",
-        lambda r: r["sql_product"]["rate"] / sql_floor(r),
+        lambda r: r["sql_product"]["rate"] / sql_limit(r),
         0.85,
         0.75,
     ),
@@ -121,7 +122,7 @@ TARGETS = [
     ),
     Target(
         "7",
-        "WAL a message / of the bare two-table insert",
+        "WAL a message / of the two-table insert alone",
         lambda r: r["wal"]["ratio"],
         1.40,
         1.55,
@@ -132,7 +133,7 @@ TARGETS = [
     Target("8b", "latency at 200/s, p99, ms", lambda r: r["latency"]["p99_ms"], 25, 50, most=True),
     Target(
         "8c",
-        "latency p99 of the whole way / of Debezium's half, exactly once",
+        "latency p99 end to end / of Debezium's half, exactly once",
         lambda r: r["latency"]["p99_ms"] / r["peer_debezium"]["p99_ms"],
         1,
         1,
@@ -146,8 +147,8 @@ TARGETS = [
         200,
         most=True,
     ),
-    Target("9a", "whole way, batch 1000, rows/s", lambda r: r["whole"]["rate"], 50_000, 30_000),
-    Target("9b", "relay alone, rows/s", lambda r: r["relay"]["rate"], 70_000, 45_000),
+    Target("9a", "end to end, batch 1000, rows/s", lambda r: r["whole"]["rate"], 50_000, 30_000),
+    Target("9b", "only the relay, rows/s", lambda r: r["relay"]["rate"], 70_000, 45_000),
     Target("10", "idle, percent of a core", lambda r: r["idle"]["cpu_percent"], 2, 4, most=True),
     Target("11a", "consumer, RSS in MB", lambda r: r["memory"]["consumer_mb"], 150, 150, most=True),
     Target("11b", "relay, RSS in MB", lambda r: r["memory"]["relay_mb"], 150, 150, most=True),
@@ -179,12 +180,12 @@ TARGETS = [
 ]
 
 
-def judge(rounds: Sequence[Round], check: bool = False) -> list[Verdict]:
-    """Return a verdict for each target that was measured; check: its alarm is what it must reach."""
+def judge(rounds: Sequence[Round], check: bool = False) -> list[Score]:
+    """Return a score for each target that was measured. check: use its alarm as the limit."""
     targets = TARGETS
     if check:
         targets = [
             replace(target, bound=target.alarm) for target in TARGETS if target.alarm is not None
         ]
-    verdicts = (target.judge(rounds) for target in targets)
-    return [verdict for verdict in verdicts if verdict]
+    scores = (target.judge(rounds) for target in targets)
+    return [score for score in scores if score]

@@ -1,8 +1,8 @@
-"""The peers: other ways to bring orders to Kafka, measured as ours are, on the same servers.
+"""The peers: other ways to publish orders to Kafka, measured like our relay, on the same servers.
 
-An order counts from the moment that a read_committed reader has it. Nothing of a peer without
-transactions is ever held back from such a reader, so it is a plain one to them. Each measurement has
-topics of its own, each peer a database of its own: several may live on the same servers at once.
+An order counts when a read_committed reader has it. Records of a peer without transactions are visible
+to such a reader at once. Each measurement has topics of its own, each peer a database of its own, so
+several peers can use the same servers at once.
 """
 
 from abc import ABC, abstractmethod
@@ -15,7 +15,7 @@ import psycopg
 from psycopg_pool import ConnectionPool
 
 from bench.peers.orders import NotDelivered, Order, new_order, pace, reading
-from bench.peers.places import new_topic
+from bench.peers.resources import new_topic
 from orchestrator.embedded import Servers
 
 __all__ = ["MeasuredPeer", "NotDelivered", "OutboxPeer", "Peer"]
@@ -27,7 +27,7 @@ SENDERS = 4  # sessions that insert at a steady rate
 
 
 class Peer(Protocol):
-    """Something that brings orders to Kafka, ready to be measured."""
+    """Something that publishes orders to Kafka and can be measured."""
 
     name: str
 
@@ -48,10 +48,10 @@ class Peer(Protocol):
 
 
 class MeasuredPeer(ABC):
-    """The two measurements, the same for all; a peer says how orders go in and what is run."""
+    """The two measurements, the same for all peers. A peer defines its input and its process."""
 
     name: str
-    more_topics: tuple[str, ...] = ()  # besides the output topic: endings to its name
+    more_topics: tuple[str, ...] = ()  # besides the output topic: suffixes of its name
 
     def __init__(self, servers: Servers) -> None:
         self.servers = servers
@@ -75,7 +75,7 @@ class MeasuredPeer(ABC):
             self._sending(topic) as send,
         ):
             send(new_order())
-            arrivals.wait_for(1)  # it is at work
+            arrivals.wait_for(1)  # the peer works
             pace(rate, rows, send)
             arrivals.wait_for(1 + rows)
         arrivals.check(1 + rows)
@@ -83,19 +83,19 @@ class MeasuredPeer(ABC):
 
     @abstractmethod
     def _fill(self, topic: str, orders: Sequence[Order]) -> None:
-        """Let the orders wait for the peer."""
+        """Write orders that the peer will find."""
 
     @abstractmethod
     def _running(self, topic: str) -> AbstractContextManager[None]:
-        """Run the peer while the block runs; before and after it, the peer does nothing at all."""
+        """Run the peer while the block runs. Before and after the block it does nothing."""
 
     @abstractmethod
     def _sending(self, topic: str) -> AbstractContextManager[Callable[[Order], None]]:
-        """Give a function that sends one order and does not wait for it."""
+        """Yield a function that sends one order without waiting for it."""
 
 
 class OutboxPeer(MeasuredPeer):
-    """A peer that finds its orders in a table, put there by `insert`: topic, key, value."""
+    """A peer that reads its orders from a table, filled by `insert`: topic, key, value."""
 
     insert: bytes
 
@@ -112,7 +112,7 @@ class OutboxPeer(MeasuredPeer):
 
     @contextmanager
     def _sending(self, topic: str) -> Iterator[Callable[[Order], None]]:
-        """Insert from several sessions: a slow commit must not hold back the orders after it."""
+        """Insert from several sessions: a slow commit must not delay later orders."""
         settings = {"autocommit": True, "prepare_threshold": 0}
         inserted: list[Future[None]] = []
         with (

@@ -20,8 +20,8 @@ PEERS: dict[str, Start] = {
     "naive": lambda servers, _: naive(servers),
     "polling-100": lambda servers, _: polling(servers, 100),
     "polling-1000": lambda servers, _: polling(servers, 1000),
-    "debezium": lambda servers, place: debezium(servers, place / "exact", exactly_once=True),
-    "debezium-alo": lambda servers, place: debezium(servers, place / "alo", exactly_once=False),
+    "debezium": lambda servers, directory: debezium(servers, directory / "exact", exactly_once=True),
+    "debezium-alo": lambda servers, directory: debezium(servers, directory / "alo", exactly_once=False),
 }
 
 
@@ -33,9 +33,12 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--only", choices=PEERS)
     arguments = parser.parse_args()
-    with directory() as place, embedded_servers(place, postgres_settings=SETTINGS) as servers:
+    with (
+        new_directory() as directory,
+        embedded_servers(directory, postgres_settings=SETTINGS) as servers,
+    ):
         for name in [arguments.only] if arguments.only else PEERS:
-            with PEERS[name](servers, place) as peer:
+            with PEERS[name](servers, directory) as peer:
                 rows = arguments.rows // (10 if name == "naive" else 1)
                 rate = peer.drain(rows)
                 cuts = quantiles(peer.latencies(arguments.rate, arguments.seconds), n=100)
@@ -43,8 +46,8 @@ def main() -> None:
 
 
 @contextmanager
-def directory() -> Iterator[Path]:
-    """Make a directory that other users may pass through: Postgres runs as one when root starts it."""
+def new_directory() -> Iterator[Path]:
+    """Create a directory that other users may enter: under root, Postgres runs as another user."""
     with TemporaryDirectory(prefix="peers-", ignore_cleanup_errors=True) as name:
         Path(name).chmod(0o711)
         yield Path(name)

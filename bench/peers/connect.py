@@ -22,11 +22,11 @@ REQUEST_S = 60.0  # a request may have to wait until the worker has rebalanced
 class ConnectWorker(EmbeddedServer):
     """One worker that is a cluster of its own, with one plugin, whose jars are `plugin`.
 
-    `properties` go to worker.properties, above ours. Its three topics are called `topics`.
+    `properties` are added to worker.properties and override WORKER. `topics`: its three topics.
     """
 
     name = "Kafka Connect"
-    death_signal = signal.SIGKILL  # at once: its state is in Kafka
+    death_signal = signal.SIGKILL  # without a shutdown: its state is in Kafka
 
     def __init__(
         self,
@@ -113,7 +113,7 @@ WORKER = {
     "key.converter": "org.apache.kafka.connect.storage.StringConverter",
     "value.converter": "org.apache.kafka.connect.storage.StringConverter",
     "plugin.discovery": "service_load",  # starts faster than a scan of all classes
-    "scheduled.rebalance.max.delay.ms": "0",  # no second worker is expected back
+    "scheduled.rebalance.max.delay.ms": "0",  # no second worker will come back
 }
 
 JVM_OPTIONS = (
@@ -128,11 +128,11 @@ JVM_OPTIONS = (
 
 
 def fetch_jars(coordinates: str) -> list[Path]:
-    """Return the jars with all they need, from the Maven cache or else from Maven Central.
+    """Return the jars and their dependencies, from the Maven cache or from Maven Central.
 
     Raises ServerStartError.
     """
     try:
         return [artifact.resolve() for artifact in jgo.resolve(coordinates)]
     except (OSError, RuntimeError, ValueError) as error:
-        raise ServerStartError(f"{coordinates} could not be fetched: {error}") from error
+        raise ServerStartError(f"{coordinates} could not be downloaded: {error}") from error

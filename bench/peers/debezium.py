@@ -1,22 +1,23 @@
 """Debezium's Postgres connector with its outbox event router, on one worker of Kafka Connect.
 
-Exactly once by Kafka Connect's means (KIP-618): the records of a poll and the connector's position in
-the write-ahead log are one Kafka transaction. Or at least once, for comparison. Rows stay in the
-table: the publication knows inserts alone, so deleting them would cost the connector nothing.
+Exactly once with Kafka Connect (KIP-618): the records of a poll and the connector's position in the
+write-ahead log are one Kafka transaction. Or at least once, for comparison. Rows stay in the table: the
+publication contains only inserts, so deleting them would cost the connector nothing.
 
-Tuned. Compared in turn, on one worker, but on 2 cores that had much else to do, so only what showed
-in most rounds is called a difference:
-- poll.interval.ms: a poll waits so long for a full batch. 1 had a median latency 4 ms below that of 5,
-  in each of the last four rounds of five; 50 needed a fifth less CPU a row than 5. 2 is a compromise.
-- retry.backoff.ms: the default, 100, is waited whenever the coordinator still finishes the transaction
-  before. With 2 the 99th percentile was lower in four rounds of five at 5 ms, not so at 1 ms.
-- Warm-up: a row costs 300 us of CPU at first and 60 to 70 after 300,000, since Java compiles for long.
+Tuned. The variants were compared in turn, on one worker, but on 2 busy cores, so only a difference in
+most rounds counts:
+- poll.interval.ms: how long a poll waits for a full batch. With 1 the median latency was 4 ms below
+  that of 5, in each of the last four rounds of five; 50 needed a fifth less CPU a row than 5. 2 is a
+  compromise.
+- retry.backoff.ms: the default of 100 is waited whenever the coordinator still finishes the previous
+  transaction. With 2 the 99th percentile was lower in four rounds of five at 5 ms, not at 1 ms.
+- Warm-up: a row costs 300 us of CPU at first and 60 to 70 after 300,000, because Java keeps compiling.
 - slot.retry.delay.ms: after a stop and a resume the first row once came 10 s late, which is its
-  default: the connector opens a second session at a start, and the slot may still be held by the first.
-- No sure difference: max.batch.size 2048 or 8192; a producer with Connect's 16 kB batches and one
-  request in flight, or with larger ones and five; StringConverter for the header. Neither the parallel
-  nor the serial garbage collector was faster than G1.
-- Not tried: compression, which ours does without, too; several connectors on parts of the table.
+  default: at a start the connector opens a second session, and the first may still hold the slot.
+- No clear difference: max.batch.size 2048 or 8192; a producer with Connect's 16 kB batches and one
+  request in flight, or with larger batches and five; StringConverter for the header. Neither the
+  parallel nor the serial garbage collector was faster than G1.
+- Not tried: compression, which our relay does not use either; several connectors on parts of the table.
 """
 
 import time
@@ -31,13 +32,13 @@ from psycopg.conninfo import conninfo_to_dict
 
 from bench.peers import NotDelivered, OutboxPeer
 from bench.peers.connect import ConnectRefused, ConnectWorker, fetch_jars
-from bench.peers.places import new_database
+from bench.peers.resources import new_database
 from orchestrator.embedded import Servers, ServerStartError
 from orchestrator.kafka.topics import Admin
 
 DEBEZIUM_VERSION = "3.6.1.Final"
-START_S = 60.0  # for a connector to start or to stop
-LOOK_S = 0.05
+START_S = 60.0  # until a connector has started or stopped
+POLL_S = 0.05
 WARM_UP_RATE = 100  # orders a second
 
 OUTBOX = b"""
@@ -61,9 +62,9 @@ def debezium(
     warm_up_rows: int = 200_000,
     warm_up_s: float = 20,
 ) -> Iterator["DebeziumPeer"]:
-    """Give a connector on a worker of its own, whose files are in `directory`, for the block.
+    """Yield a connector on a worker of its own, whose files are in `directory`.
 
-    Before it is given it works for nobody: `warm_up_rows` at once, then WARM_UP_RATE for `warm_up_s`.
+    First it warms up: `warm_up_rows` at once, then WARM_UP_RATE for `warm_up_s`.
     Raises ServerStartError, also for a Postgres whose wal_level is not logical.
     """
     check_wal_level(servers)
@@ -110,7 +111,7 @@ class DebeziumPeer(OutboxPeer):
         }
 
     def start(self) -> None:
-        """Make the connector and its slot: rows inserted from now on are its own. Leave it stopped."""
+        """Create the connector and its slot, for all rows from now on. Leave it stopped."""
         self._worker.ask("PUT", f"{self._path}/config", self._config)
         self._wait_until("RUNNING", slot_active=True)
         self._stop()
@@ -123,7 +124,7 @@ class DebeziumPeer(OutboxPeer):
         self._stop()
 
     def _stop(self) -> None:
-        """End the connector's task. A paused one would go on reading, up to max.queue.size rows."""
+        """Stop the connector's task. A paused one would continue to read max.queue.size rows."""
         self._worker.ask("PUT", f"{self._path}/stop")
         self._wait_until("STOPPED", slot_active=False)
 
@@ -133,13 +134,13 @@ class DebeziumPeer(OutboxPeer):
         while (states := self._states()) != {state} or self._slot_is_active() != slot_active:
             if time.monotonic() > until:
                 raise NotDelivered(f"the connector does not become {state}: {states}")
-            time.sleep(LOOK_S)
+            time.sleep(POLL_S)
 
     def _states(self) -> set[str]:
         """Return the states of the connector and its task. Raises NotDelivered if one has failed."""
         try:
             status = self._worker.ask("GET", f"{self._path}/status")
-        except ConnectRefused:  # just made: nothing is known of it yet
+        except ConnectRefused:  # just created: not known yet
             return set()
         states = {part["state"] for part in (status["connector"], *status["tasks"])}
         if "FAILED" in states:
@@ -155,7 +156,7 @@ IS_ACTIVE = "SELECT active FROM pg_replication_slots WHERE slot_name = %s"
 
 
 def database_of(url: str) -> dict[str, str]:
-    """Return where the database is, as the connector wants to be told."""
+    """Return the database's address as properties of the connector."""
     known = conninfo_to_dict(url)
     return {theirs: str(known[ours]) for ours, theirs in DATABASE.items() if ours in known}
 
@@ -196,11 +197,11 @@ EXACTLY_ONCE = {"exactly.once.support": "required", "transaction.boundary": "pol
 AT_LEAST_ONCE = {"producer.override.enable.idempotence": "true"}
 
 
-# ---- what it needs, and what it leaves ------------------------------------------------------------
+# ---- before and after the connector ----------------------------------------------------------------
 
 
 def check_wal_level(servers: Servers) -> None:
-    """See that Postgres can decode its log. Raises ServerStartError."""
+    """Check that Postgres can decode its log. Raises ServerStartError."""
     with psycopg.connect(servers.database_url) as conn:
         row = conn.execute("SHOW wal_level").fetchone()
     if row != ("logical",):
@@ -208,7 +209,7 @@ def check_wal_level(servers: Servers) -> None:
 
 
 def fetch_plugin() -> list[Path]:
-    """Return the connector's jars, without those that the worker has."""
+    """Return the connector's jars, without those of the worker."""
     jars = fetch_jars(f"io.debezium:debezium-connector-postgres:{DEBEZIUM_VERSION}")
     return [jar for jar in jars if not jar.name.startswith(WORKERS_OWN)]
 
@@ -217,7 +218,7 @@ WORKERS_OWN = ("connect-api-", "kafka-clients-", "slf4j-api-")
 
 
 def drop_slot(servers: Servers, slot: str) -> None:
-    """Drop the replication slot, if there is one. Until then Postgres keeps all its log."""
+    """Drop the replication slot, if it exists. Until then Postgres keeps all its WAL."""
     with psycopg.connect(servers.database_url, autocommit=True) as conn:
         conn.execute(END_SLOT, (slot,))
         conn.execute(DROP_SLOT, (slot,))
@@ -236,8 +237,8 @@ DROP_SLOT = """
 
 
 def delete_topics(servers: Servers, topics: Sequence[str]) -> None:
-    """Delete those that are there."""
+    """Delete the topics that exist."""
     admin = Admin({"bootstrap.servers": servers.bootstrap_servers})
     for gone in admin.delete_topics(list(topics)).values():
-        with suppress(KafkaException):  # the worker did not come so far as to make it
+        with suppress(KafkaException):  # the worker had not created it
             gone.result()

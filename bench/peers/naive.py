@@ -1,10 +1,10 @@
 """The naive service: for each message a transaction, a flush and another transaction, in turn.
 
-At least once. Between any two of its steps it may die; the message is then worked again from the
-start, which makes a second worker and a second order.
+At least once. After a crash between two steps the message is processed again from the start, which
+makes a second worker and a second order.
 
-Tuned: no linger, no delivery report for what goes well, statements prepared from the start, offsets
-committed in the background and only for messages that are done.
+Tuned: no linger, delivery reports only for errors, prepared statements from the start, offsets
+committed in the background and only for processed messages.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,11 +17,11 @@ from confluent_kafka import Consumer, Message, Producer
 
 from bench.peers import MeasuredPeer
 from bench.peers.orders import Order
-from bench.peers.places import child, new_database, new_producer
+from bench.peers.resources import child, new_database, new_producer
 from orchestrator.contract.messages import Command, DeployOrder, encode_order
 from orchestrator.embedded import Servers
 
-INPUT = ".in"  # what the input topic's name has at its end
+INPUT = ".in"  # suffix of the input topic
 PRODUCER = {"linger.ms": 0}
 
 WORKERS = b"""
@@ -37,7 +37,7 @@ WORKERS = b"""
 
 @contextmanager
 def naive(servers: Servers) -> Iterator["NaivePeer"]:
-    """Give the naive service, with a table of its own, for the block."""
+    """Yield the naive service, with a table of its own."""
     with new_database(servers, WORKERS) as url:
         yield NaivePeer(servers, url)
 
@@ -62,7 +62,7 @@ class NaivePeer(MeasuredPeer):
 
     @contextmanager
     def _sending(self, topic: str) -> Iterator[Callable[[Order], None]]:
-        """Stand in for the API: an order is a command with a field too many."""
+        """Act as the API: an order is a command with an additional field."""
         producer = new_producer(self.servers.bootstrap_servers, PRODUCER)
 
         def send(order: Order) -> None:
@@ -77,7 +77,7 @@ class NaivePeer(MeasuredPeer):
 
 
 def serve(database_url: str, bootstrap_servers: str, topic: str) -> None:
-    """Work message after message, for ever."""
+    """Process message after message; never returns."""
     producer = new_producer(bootstrap_servers, PRODUCER)
     consumer = Consumer(
         {
@@ -105,7 +105,7 @@ decode = msgspec.json.Decoder(Command).decode
 def deploy(
     conn: psycopg.Connection[tuple[object, ...]], producer: Producer, topic: str, message: Message
 ) -> None:
-    """Do all that one message asks for."""
+    """Process one message."""
     command = decode(message.value() or b"")
     worker_id = uuid4()
     conn.execute(INSERT, (worker_id, command.scenario_uuid, command.camera_url))

@@ -1,22 +1,22 @@
-"""Our relay, measured as its peers are: from the two tables to the output topic."""
+"""Our relay, measured like its peers: from the two tables to the output topic."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from bench.peers import OutboxPeer
-from bench.site import Site
+from bench.testbed import Testbed
 from testkit.eventually import eventually
 from testkit.private_servers import wait_ready
 from testkit.system import System
 
-SETTLE_S = 10.0
+ACKNOWLEDGED_S = 10.0
 
 
 @contextmanager
-def ours(site: Site, relays: int = 1) -> Iterator["RelayPeer"]:
-    """Give relays, with an installation of their own, for the block."""
-    with site.system() as system:
-        yield RelayPeer(site, system, relays)
+def ours(testbed: Testbed, relays: int = 1) -> Iterator["RelayPeer"]:
+    """Yield relays with an installation of their own."""
+    with testbed.system() as system:
+        yield RelayPeer(testbed, system, relays)
 
 
 class RelayPeer(OutboxPeer):
@@ -36,8 +36,8 @@ class RelayPeer(OutboxPeer):
           FROM new
     """
 
-    def __init__(self, site: Site, system: System, relays: int) -> None:
-        super().__init__(site.servers, system.settings.database_url)
+    def __init__(self, testbed: Testbed, system: System, relays: int) -> None:
+        super().__init__(testbed.servers, system.settings.database_url)
         self.name = f"our relay ({relays})"
         self._system = system
         self._relays = relays
@@ -47,7 +47,7 @@ class RelayPeer(OutboxPeer):
         relays = [self._system.start("relay") for _ in range(self._relays)]
         wait_ready(*relays)
         yield
-        eventually(self._is_acknowledged, SETTLE_S)
+        eventually(self._is_acknowledged, ACKNOWLEDGED_S)
         for relay in relays:
             relay.stop()
 

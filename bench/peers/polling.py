@@ -1,10 +1,10 @@
-"""The usual polling relay: lock some rows, produce them, wait for the brokers, delete them, commit.
+"""A common polling relay: lock some rows, produce them, wait for the brokers, delete them, commit.
 
-At least once. When it dies between the brokers' word and its commit, the whole batch is sent again.
-One process, since a second one would break the order of the rows. Idempotent, without transactions.
+At least once. After a crash between the brokers' answer and its commit, the whole batch is sent again.
+One process, because a second one would break the order of the rows. Idempotent, without transactions.
 
-Tuned: no delivery report for what goes well, rows deleted by an array of their ids, statements
-prepared from the start, an eager autovacuum, and a pause of only 2 ms when nothing waits.
+Tuned: delivery reports only for errors, rows deleted by an array of their ids, prepared statements from
+the start, an eager autovacuum, and a pause of only 2 ms when nothing waits.
 """
 
 import time
@@ -16,7 +16,7 @@ import psycopg
 from confluent_kafka import Producer
 
 from bench.peers import OutboxPeer
-from bench.peers.places import child, new_database, new_producer
+from bench.peers.resources import child, new_database, new_producer
 from orchestrator.embedded import Servers
 from testkit.eventually import eventually
 
@@ -42,13 +42,13 @@ OUTBOX = b"""
 
 @contextmanager
 def polling(servers: Servers, batch_size: int) -> Iterator["PollingPeer"]:
-    """Give the polling relay, with an outbox of its own, for the block."""
+    """Yield the polling relay, with an outbox of its own."""
     with new_database(servers, OUTBOX) as url:
         yield PollingPeer(servers, url, batch_size)
 
 
 class PollingPeer(OutboxPeer):
-    """From an outbox to the output topic, by asking for rows."""
+    """From an outbox to the output topic, by polling for rows."""
 
     insert = b"INSERT INTO outbox (topic, key, value) VALUES (%s, %s, %s)"
 
@@ -61,7 +61,7 @@ class PollingPeer(OutboxPeer):
     def _running(self, topic: str) -> Iterator[None]:
         with child(serve, self.database_url, self.servers.bootstrap_servers, self._batch_size):
             yield
-            eventually(self._is_empty)  # or the next run would send the last batch again
+            eventually(self._is_empty)  # otherwise the next run would send the last batch again
 
     def _is_empty(self) -> bool:
         with psycopg.connect(self.database_url) as conn:
@@ -72,7 +72,7 @@ class PollingPeer(OutboxPeer):
 
 
 def serve(database_url: str, bootstrap_servers: str, batch_size: int) -> None:
-    """Publish batch after batch, for ever."""
+    """Publish batch after batch; never returns."""
     producer = new_producer(bootstrap_servers, PRODUCER)
     with psycopg.connect(database_url, autocommit=True, prepare_threshold=0) as conn:
         while True:

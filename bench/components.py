@@ -1,4 +1,4 @@
-"""One part of the product at a time, in this process: a lane, or a consumer's session."""
+"""Measurements of one component in this process: the lanes of a relay, or a consumer session."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -8,7 +8,7 @@ from statistics import median
 
 from bench.load import fill_input, fill_outbox
 from bench.publishers import PlainPublisher
-from bench.site import Site, read_wal
+from bench.testbed import Testbed, read_wal
 from outbox import Connection, OutboxRow, outbox_rows
 from outbox.admin import ClaimRequest, Publisher
 from testkit.system import LANES, OwnedLane, System
@@ -16,11 +16,11 @@ from testkit.system import LANES, OwnedLane, System
 SMALL, USUAL = 1, 500  # batch sizes of the comparison
 
 
-def relay_price(site: Site, rows: int) -> dict[str, float]:
-    """Measure the lanes of a relay with and without Kafka's transactions, in turn."""
+def relay_price(testbed: Testbed, rows: int) -> dict[str, float]:
+    """Measure the lanes of a relay with and without Kafka transactions, in turn."""
     with (
-        site.system() as system,
-        site.system() as other,
+        testbed.system() as system,
+        testbed.system() as other,
         all_lanes(system, Publisher) as exact,
         all_lanes(other, PlainPublisher) as plain,
     ):
@@ -40,9 +40,9 @@ def all_lanes(system: System, publisher: type[Publisher]) -> Iterator[OwnedLane]
         yield lanes
 
 
-def relay_batches(site: Site, rows: int) -> dict[str, float]:
+def relay_batches(testbed: Testbed, rows: int) -> dict[str, float]:
     """Measure a lane with small and with usual batches."""
-    with site.system(lanes=1) as system:
+    with testbed.system(lanes=1) as system:
         with system.lane(batch_size=USUAL) as lane:
             lane.recover()
             usual = drain(system, lane, rows)
@@ -52,16 +52,16 @@ def relay_batches(site: Site, rows: int) -> dict[str, float]:
     return {"usual_rate": usual, "small_rate": small, "gain": usual / small}
 
 
-def consumer_batches(site: Site, rows: int) -> dict[str, float]:
+def consumer_batches(testbed: Testbed, rows: int) -> dict[str, float]:
     """Measure a consumer's session with small and with usual batches."""
-    usual = consume(site, rows, USUAL)
-    small = consume(site, max(rows // 200, 100), SMALL)
+    usual = consume(testbed, rows, USUAL)
+    small = consume(testbed, max(rows // 200, 100), SMALL)
     return {"usual_rate": usual, "small_rate": small, "gain": usual / small}
 
 
-def consume(site: Site, commands: int, batch_size: int) -> float:
-    """Return commands a second of a session that finds them all waiting."""
-    with site.system(BATCH_SIZE=str(batch_size)) as system:
+def consume(testbed: Testbed, commands: int, batch_size: int) -> float:
+    """Return commands a second of a session, all of which wait at its start."""
+    with testbed.system(BATCH_SIZE=str(batch_size)) as system:
         fill_input(system, commands)
         with system.consumer() as session:
             taken = 0
@@ -74,7 +74,7 @@ def consume(site: Site, commands: int, batch_size: int) -> float:
 
 
 def drain(system: System, lanes: OwnedLane, rows: int) -> float:
-    """Return rows a second of a relay session that finds them all waiting."""
+    """Return rows a second of a relay session, all of which wait at its start."""
     fill_outbox(system, rows)
     began = time.perf_counter()
     published = lanes.drain()
@@ -87,10 +87,10 @@ def drain(system: System, lanes: OwnedLane, rows: int) -> float:
 # ---- what may slow a claim ------------------------------------------------------------------------
 
 
-def backlog(site: Site, waiting: int, few: int = 10_000) -> dict[str, float]:
+def backlog(testbed: Testbed, waiting: int, few: int = 10_000) -> dict[str, float]:
     """Measure the same number of batches before a long backlog and before a short one, in turn."""
     claims = ClaimTimes()
-    with site.system(lanes=1) as long, site.system(lanes=1) as short, claims.measured():
+    with testbed.system(lanes=1) as long, testbed.system(lanes=1) as short, claims.measured():
         fill_outbox(long, waiting)
         with long.lane() as far, short.lane() as near:
             for lane in (far, near):
@@ -149,11 +149,11 @@ DEAD = """
 """
 
 
-def pinned_horizon(site: Site, rows: int, dead: int = 400_000) -> dict[str, float]:
+def pinned_horizon(testbed: Testbed, rows: int, dead: int = 400_000) -> dict[str, float]:
     """Measure a lane whose dead rows cannot be removed, and one without any, in turn."""
     with (
-        site.system(lanes=1) as hindered,
-        site.system(lanes=1) as free,
+        testbed.system(lanes=1) as hindered,
+        testbed.system(lanes=1) as free,
         closing(hindered.connect("a long report")) as report,
         hindered.lane() as slow,
         free.lane() as fast,
@@ -191,27 +191,27 @@ BARE_INSERT = """
 """
 
 
-def wal(site: Site, rows: int) -> dict[str, float]:
-    """Measure the WAL of a message's whole way, and of the bare insert into the two tables.
+def wal(testbed: Testbed, rows: int) -> dict[str, float]:
+    """Measure the WAL of a message end to end, and of only the insert into the two tables.
 
-    Without that of autovacuum, which comes by the clock, to the tables of either.
+    Without autovacuum on these tables, whose WAL depends on time.
     """
-    with site.system(lanes=1) as system, site.system(lanes=1, BATCH_SIZE="1000") as whole:
-        for one, table in product((system, whole), ("workers", "outbox")):
+    with testbed.system(lanes=1) as system, testbed.system(lanes=1, BATCH_SIZE="1000") as full:
+        for one, table in product((system, full), ("workers", "outbox")):
             one.query(f"ALTER TABLE {table} SET (autovacuum_enabled = false)")
-        site.query("CHECKPOINT")
+        testbed.query("CHECKPOINT")
         before = read_wal(system)
         for _ in range(rows // 1000):
             system.query(BARE_INSERT, system.settings.output_topic)
         bare = (read_wal(system) - before) / rows
-        fill_input(whole, rows)
-        with whole.consumer() as session, whole.lane() as lane:
+        fill_input(full, rows)
+        with full.consumer() as session, full.lane() as lane:
             lane.recover()
-            site.query("CHECKPOINT")
-            before = read_wal(whole)
+            testbed.query("CHECKPOINT")
+            before = read_wal(full)
             taken = 0
             while taken < rows:
                 taken += session.run_once()
             lane.drain()
-            ours = (read_wal(whole) - before) / rows
+            ours = (read_wal(full) - before) / rows
     return {"bytes": ours, "bare_bytes": bare, "ratio": ours / bare}

@@ -1,4 +1,4 @@
-"""The product's own processes, as they run in production."""
+"""Measurements of the real processes, as in production."""
 
 import subprocess
 import sys
@@ -8,55 +8,55 @@ from contextlib import contextmanager
 from statistics import quantiles
 
 from bench.load import Arrivals, fill_input, fill_outbox, reading, send_at
-from bench.site import Meters, Site, read_commits, resident_mb
+from bench.testbed import Meters, Testbed, read_commits, resident_mb
 from testkit.private_servers import wait_ready
 from testkit.system import Running, System
 
-WARM_S = 2.0  # of a measurement of latency, not counted
+WARM_S = 2.0  # at the start of a measurement of latency, not counted
 BURN = "while True: pass"
 
 
-def whole_way(site: Site, commands: int) -> dict[str, float]:
+def run_end_to_end(testbed: Testbed, commands: int) -> dict[str, float]:
     """Measure consumer and relay together, with all commands waiting in the input topic."""
-    with site.system() as system:
+    with testbed.system() as system:
         fill_input(system, commands)
         commits = read_commits(system)
         with reading(system) as arrivals:
             processes = [system.start("consumer"), system.start("relay")]
-            meters = Meters(system, pids_of(site, processes))
+            meters = Meters(system, pids_of(testbed, processes))
             arrivals.wait_for(commands)
             figures = meters.per_message(commands)
         for process in processes:
             process.stop()
         commits = read_commits(system) - commits
     began = arrivals.curve[0][0]
-    site.series["still to be delivered"] = [(at - began, commands - n) for at, n in arrivals.curve]
+    testbed.series["still to be delivered"] = [(at - began, commands - n) for at, n in arrivals.curve]
     return {"rate": arrivals.rate(commands), "commits": commits / commands} | figures
 
 
-def relays_alone(site: Site, rows: int, relays: int = 1) -> dict[str, float]:
+def relays_alone(testbed: Testbed, rows: int, relays: int = 1) -> dict[str, float]:
     """Measure relays with all rows waiting in the outbox, ten to a key, in four lanes."""
-    with site.system() as system:
+    with testbed.system() as system:
         fill_outbox(system, rows)
         with reading(system) as arrivals:
             processes = [system.start("relay") for _ in range(relays)]
-            meters = Meters(system, pids_of(site, processes))
+            meters = Meters(system, pids_of(testbed, processes))
             arrivals.wait_for(rows)
             figures = meters.per_message(rows)
     return {"rate": arrivals.rate(rows)} | figures
 
 
-def latency(site: Site, rate: int, seconds: float) -> dict[str, float]:
+def latency(testbed: Testbed, rate: int, seconds: float) -> dict[str, float]:
     """Measure from producing a command to reading its order, at a steady rate."""
-    with site.system() as system, reading(system, keep=True) as arrivals, both_processes(system):
+    with testbed.system() as system, reading(system, keep=True) as arrivals, both_processes(system):
         figures = measure_latency(system, arrivals, rate, seconds)
-        site.series["latency"] = share_below(arrivals.latencies_ms[int(rate * WARM_S) :])
+        testbed.series["latency"] = share_below(arrivals.latencies_ms[int(rate * WARM_S) :])
         return figures
 
 
-def latency_when_busy(site: Site, rate: int, seconds: float) -> dict[str, float]:
+def latency_when_busy(testbed: Testbed, rate: int, seconds: float) -> dict[str, float]:
     """Measure the same while another program keeps both cores busy."""
-    with site.system() as system, reading(system, keep=True) as arrivals, both_processes(system):
+    with testbed.system() as system, reading(system, keep=True) as arrivals, both_processes(system):
         burners = [subprocess.Popen([sys.executable, "-c", BURN]) for _ in range(2)]
         try:
             return measure_latency(system, arrivals, rate, seconds)
@@ -76,17 +76,17 @@ def measure_latency(system: System, arrivals: Arrivals, rate: int, seconds: floa
 
 
 def share_below(values: Sequence[float]) -> list[tuple[float, float]]:
-    """Return the distribution: each value with the percentage that is not above it."""
-    return [(value, 100 * (place + 1) / len(values)) for place, value in enumerate(sorted(values))]
+    """Return the distribution: each value with the percentage of values up to it."""
+    return [(value, 100 * (rank + 1) / len(values)) for rank, value in enumerate(sorted(values))]
 
 
-def idle(site: Site, seconds: float) -> dict[str, float]:
+def idle(testbed: Testbed, seconds: float) -> dict[str, float]:
     """Measure the CPU of both processes and their sessions with nothing to do."""
-    with site.system() as system, both_processes(system) as processes:
+    with testbed.system() as system, both_processes(system) as processes:
         time.sleep(3)
         sessions = [pid for (pid,) in system.query(SESSIONS)]
-        pids = dict(pids_of(site, processes, servers=False))
-        pids |= {f"session_{pid}": pid for pid in sessions} if site.pids else {}
+        pids = dict(pids_of(testbed, processes, servers=False))
+        pids |= {f"session_{pid}": pid for pid in sessions} if testbed.pids else {}
         meters = Meters(system, pids)
         time.sleep(seconds)
         shares = meters.share()
@@ -101,9 +101,9 @@ SESSIONS = """
 """
 
 
-def memory(site: Site, backlog: int) -> dict[str, float]:
-    """Measure the memory of both processes while they work off a long backlog on both sides."""
-    with site.system() as system:
+def memory(testbed: Testbed, backlog: int) -> dict[str, float]:
+    """Measure the memory of both processes while they work off a long backlog of each."""
+    with testbed.system() as system:
         fill_outbox(system, backlog)
         fill_input(system, backlog)
         with reading(system) as arrivals:
@@ -122,7 +122,7 @@ def memory(site: Site, backlog: int) -> dict[str, float]:
 
 @contextmanager
 def both_processes(system: System) -> Iterator[list[Running]]:
-    """Run consumer and relay until both are ready, and while the block runs."""
+    """Start consumer and relay, wait until both are ready, and stop them after the block."""
     processes = [system.start("consumer"), system.start("relay")]
     wait_ready(*processes)
     yield processes
@@ -130,10 +130,12 @@ def both_processes(system: System) -> Iterator[list[Running]]:
         process.stop()
 
 
-def pids_of(site: Site, processes: Sequence[Running], *, servers: bool = True) -> Mapping[str, int]:
-    """Return the ids of processes, at most two of a kind, by name; the servers' if they run here."""
+def pids_of(
+    testbed: Testbed, processes: Sequence[Running], *, servers: bool = True
+) -> Mapping[str, int]:
+    """Return pids by name, of at most two processes of a kind, and of the servers that run here."""
     ours: dict[str, int] = {}
     for running in processes:
         name = running.log.stem.partition("-")[2]
         ours[f"{name}_2" if name in ours else name] = running.process.pid
-    return {**ours, **(site.pids if servers else {})}
+    return {**ours, **(testbed.pids if servers else {})}

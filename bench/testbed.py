@@ -1,4 +1,4 @@
-"""Where the benchmark runs: real servers, an installation for each measurement, and its meters."""
+"""The testbed: real servers, an installation for each measurement, and its meters."""
 
 import os
 import time
@@ -14,7 +14,7 @@ import psycopg
 from orchestrator.embedded import EmbeddedKafka, EmbeddedPostgres, Servers
 from testkit.system import System, new_system, template_database
 
-# Of the embedded PostgreSQL. wal_level: for Debezium; all that is measured runs under the same one.
+# For the embedded PostgreSQL. wal_level: for Debezium; all measurements use the same one.
 POSTGRES = {
     "max_connections": "200",
     "shared_buffers": "512MB",
@@ -24,10 +24,10 @@ POSTGRES = {
 
 
 @dataclass(frozen=True)
-class Site:
-    """The servers. pids: of those that run here, by name; their CPU time can be read.
+class Testbed:
+    """The servers. pids: of the servers that run here, by name, to read their CPU time.
 
-    series: what the plot shows, of the last round.
+    series: the data of the plot, from the last round.
     """
 
     servers: Servers
@@ -38,7 +38,7 @@ class Site:
 
     @contextmanager
     def system(self, lanes: int = 4, **settings: str) -> Iterator[System]:
-        """Make an installation of its own, and take it away again."""
+        """Create an installation, and delete it after the block."""
         with (
             TemporaryDirectory(dir=self.directory) as logs,
             new_system(self.servers, self.template, Path(logs), lanes) as system,
@@ -49,14 +49,14 @@ class Site:
             yield system
 
     def query(self, sql: str) -> list[tuple[object, ...]]:
-        """Run one statement as the servers' administrator."""
+        """Run one statement as a superuser."""
         with psycopg.connect(self.servers.database_url, autocommit=True) as conn:
             cursor = conn.execute(sql.encode())
             return cursor.fetchall() if cursor.description else []
 
 
 @contextmanager
-def open_site() -> Iterator[Site]:
+def open_testbed() -> Iterator[Testbed]:
     """Use the servers of DATABASE_URL and KAFKA_BOOTSTRAP_SERVERS, or run embedded ones."""
     with ExitStack() as stack:
         directory = Path(
@@ -77,13 +77,13 @@ def open_site() -> Iterator[Site]:
             servers = Servers(postgres.url, kafka.bootstrap_servers)
             pids = {"kafka": kafka.pid, "postgres": postgres.pid}
         template = stack.enter_context(template_database(servers))
-        yield Site(servers, pids, template, directory)
+        yield Testbed(servers, pids, template, directory)
 
 
 class Meters:
     """CPU time, memory, WAL and commits between two moments.
 
-    pids: processes by name; one with children counts with all of them.
+    pids: processes by name; the children of a process are included.
     """
 
     def __init__(self, system: System, pids: Mapping[str, int]) -> None:
@@ -112,7 +112,7 @@ class Meters:
 
 
 def read_wal(system: System) -> int:
-    """Return how many bytes of WAL the server has written, ever."""
+    """Return how many bytes of WAL the server has written since it was initialized."""
     ((written,),) = system.query("SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')::bigint")
     return int(written)
 

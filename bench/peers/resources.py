@@ -1,4 +1,4 @@
-"""What a peer has for itself: topics, a database, a process, a producer."""
+"""The resources of a peer: topics, a database, a process, a producer."""
 
 import logging
 import os
@@ -24,15 +24,15 @@ from orchestrator.kafka.topics import Admin, read_log_start_offsets
 from testkit.eventually import eventually
 from testkit.system import PARTITIONS
 
-TOPIC_S = 30.0  # for a new topic to have leaders
+TOPIC_S = 30.0  # until a new topic has leaders
 
 
 @contextmanager
-def new_topic(servers: Servers, endings: Sequence[str] = ()) -> Iterator[str]:
-    """Make a topic like the one that ours are read from, and one for each ending of its name."""
+def new_topic(servers: Servers, suffixes: Sequence[str] = ()) -> Iterator[str]:
+    """Create a topic with the usual partitions, and one for each suffix of its name."""
     admin = Admin({"bootstrap.servers": servers.bootstrap_servers})
     topic = f"peer-{uuid4().hex[:12]}"
-    names = [topic, *(topic + ending for ending in endings)]
+    names = [topic, *(topic + suffix for suffix in suffixes)]
     for made in admin.create_topics([NewTopic(name, PARTITIONS, 1) for name in names]).values():
         made.result()
     for name in names:
@@ -45,7 +45,7 @@ def new_topic(servers: Servers, endings: Sequence[str] = ()) -> Iterator[str]:
 
 
 def _has_leaders(admin: AdminClient, topic: str) -> bool:
-    """Say whether the topic can be read. A reader that comes too early finds no partitions."""
+    """Return whether the topic can be read. Too early, a reader finds no partitions."""
     try:
         return bool(read_log_start_offsets(admin, topic, range(PARTITIONS)))
     except KafkaException:
@@ -54,7 +54,7 @@ def _has_leaders(admin: AdminClient, topic: str) -> bool:
 
 @contextmanager
 def new_database(servers: Servers, *definitions: bytes) -> Iterator[str]:
-    """Make a database with what the statements define, for the block; give its URL."""
+    """Create a database, run the statements in it, and yield its URL."""
     name = f"peer_{uuid4().hex[:12]}"
     url = make_conninfo(servers.database_url, dbname=name)
     with psycopg.connect(servers.database_url, autocommit=True) as admin:
@@ -98,19 +98,19 @@ def _end_with_parent() -> None:
 
 
 def new_producer(bootstrap_servers: str, settings: Mapping[str, str | int | bool]) -> Producer:
-    """Return a producer whose calls raise KafkaException for what was not delivered."""
+    """Return a producer whose calls raise KafkaException for records that were not delivered."""
     return Producer(
         {
             "bootstrap.servers": bootstrap_servers,
             "queue.buffering.max.messages": 1_000_000,
             "delivery.report.only.error": True,
-            "on_delivery": _refuse,
+            "on_delivery": _raise_error,
             **settings,
         },
         logger=logging.getLogger("librdkafka"),
     )
 
 
-def _refuse(error: KafkaError | None, _message: Message) -> None:
+def _raise_error(error: KafkaError | None, _message: Message) -> None:
     if error is not None:
         raise KafkaException(error)
