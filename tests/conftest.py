@@ -1,21 +1,25 @@
 """Fixtures for every test."""
 
 import signal
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from orchestrator.embedded import Servers
-from testkit import summary as report
+from testkit import summary
 from testkit.proxied import WiredKafka, wired_kafka
 from testkit.servers import START_ERRORS, Backend, choose_backend
 from testkit.system import LANES, System, new_system, template_database
-from tests.matrix import Outcomes, reason_of, rows_of
+from testkit.workers import SharedServers, servers_of_controller
+from tests.matrix import ROWS_OF, Outcomes, reason_of, rows_of
+
 
 BACKEND = pytest.StashKey[Backend]()
-OUTCOMES = pytest.StashKey[Outcomes]()
+SHARED = pytest.StashKey[SharedServers]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -23,10 +27,45 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--faults", action="store_true", help="only fault tests, slow ones too; a table")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Keep groups of tests together under `-n`, whoever asks for it."""
+    if config.getoption("numprocesses", default=None) and config.option.dist == "no":
+        config.option.dist = "loadgroup"
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Choose the servers once; none is started before a test asks for it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+    if of_worker := getattr(config, "workerinput", None):
+        run = partial(servers_of_controller, of_worker["servers"])
+        config.stash[BACKEND] = Backend(of_worker["backend"], of_worker["why"], run)
+        return
     config.stash[BACKEND] = choose_backend()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell a worker where its servers come from."""
+    backend = node.config.stash[BACKEND]
+    if SHARED not in node.config.stash:
+        node.config.stash[SHARED] = shared = SharedServers(backend.run)
+        node.config.add_cleanup(shared.close)
+    servers = node.config.stash[SHARED].address
+    node.workerinput |= {"servers": servers, "backend": backend.name, "why": backend.why}
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Let a worker give the controller what its tests have to tell."""
+    if (output := getattr(session.config, "workeroutput", None)) is not None:
+        output["summary"] = summary.lines
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take in what a worker's tests have to tell; each worker names the tests that are left out."""
+    told = getattr(node, "workeroutput", {}).get("summary", [])  # one that crashed gives none
+    summary.lines.extend(line for line in told if line not in summary.lines)
 
 
 def pytest_report_header(config: pytest.Config) -> str:
@@ -35,21 +74,22 @@ def pytest_report_header(config: pytest.Config) -> str:
     return f"servers: {backend.name} ({backend.why})"
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist looks at the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave slow tests to `make faults`, and name them; there, leave out all that inject no fault."""
-    faults = config.getoption("--faults")
-    if faults:
+    if config.getoption("--faults"):
         kept = [item for item in items if any(rows_of(item)) or is_slow(item)]
     else:
         kept = [item for item in items if not is_slow(item)]
-    left = [item for item in items if item not in kept]
-    if faults:
-        config.stash[OUTCOMES] = Outcomes(kept)
-    else:
+    chosen = set(kept)
+    left = [item for item in items if item not in chosen]
+    if not config.getoption("--faults"):
         slow = dict.fromkeys(item.nodeid.partition("[")[0] for item in left)
-        report.lines.extend(f"left to `make faults`: {name}" for name in slow)
+        summary.lines.extend(f"left to `make faults`: {name}" for name in slow)
     config.hook.pytest_deselected(items=left)
     items[:] = kept
+    for item in items:
+        item.user_properties.append((ROWS_OF, list(rows_of(item))))
 
 
 def is_slow(item: pytest.Item) -> bool:
@@ -57,26 +97,21 @@ def is_slow(item: pytest.Item) -> bool:
     return item.get_closest_marker("slow") is not None
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(
-    item: pytest.Item,
-) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Note for the matrix what became of a test."""
-    made = yield
-    if outcomes := item.config.stash.get(OUTCOMES, None):
-        outcomes.note(made)
-    return made
-
-
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Tell what the tests reported, and name each one that did not run."""
-    for line in report.lines:
+    for line in summary.lines:
         terminalreporter.write_line(line, yellow=True)
     for skipped in terminalreporter.getreports("skipped"):
         terminalreporter.write_line(f"not run: {skipped.nodeid}: {reason_of(skipped)}", yellow=True)
-    if outcomes := terminalreporter.config.stash.get(OUTCOMES, None):
-        for line in outcomes.table():
+    if terminalreporter.config.getoption("--faults"):
+        for line in Outcomes(reports_of(terminalreporter)).table():
             terminalreporter.write_line(line)
+
+
+def reports_of(terminalreporter: pytest.TerminalReporter) -> Iterator[pytest.TestReport]:
+    """Yield the reports of all phases of all tests."""
+    for reports in terminalreporter.stats.values():
+        yield from (report for report in reports if isinstance(report, pytest.TestReport))
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ only with `make faults`.
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from typing import cast
 
 import pytest
 
@@ -50,6 +51,9 @@ ROWS = {
 }
 
 
+ROWS_OF = "rows of the fault matrix"  # property of a report; a worker has the test, the controller this
+
+
 def rows_of(item: pytest.Item) -> Iterator[int]:
     """Yield the rows that a test injects."""
     for mark in item.iter_markers("fault"):
@@ -59,15 +63,13 @@ def rows_of(item: pytest.Item) -> Iterator[int]:
 class Outcomes:
     """The results of the tests of each row."""
 
-    def __init__(self, items: Iterable[pytest.Item]) -> None:
-        self._rows = {item.nodeid: list(rows_of(item)) for item in items}
+    def __init__(self, reports: Iterable[pytest.TestReport]) -> None:
+        """Sort the reports by row; one of a test counts: its call, or the phase that stopped it."""
         self._reports: defaultdict[int, list[pytest.TestReport]] = defaultdict(list)
-
-    def note(self, report: pytest.TestReport) -> None:
-        """Add a report. One counts for each test: that of its call, or of the phase that failed."""
-        if report.when == "call" or not report.passed:
-            for row in self._rows.get(report.nodeid, ()):
-                self._reports[row].append(report)
+        for report in reports:
+            if report.when == "call" or not report.passed:
+                for row in cast("list[int]", dict(report.user_properties)[ROWS_OF]):
+                    self._reports[row].append(report)
 
     def table(self) -> Iterator[str]:
         """Yield the matrix, a line for each row, and the names of the failed tests."""
