@@ -10,9 +10,10 @@ from contextlib import closing
 from bench.load import fill_input, fill_outbox, reading
 from bench.testbed import Testbed
 from orchestrator.embedded import Servers
+from testkit.installations import new_system
 from testkit.proxied import led_through, wired_kafka
 from testkit.proxy import ANY, Rule, delay
-from testkit.system import System, new_system
+from testkit.system import System
 
 LATE_S = 0.005
 BATCH = "20"

@@ -12,7 +12,8 @@ import psutil  # type: ignore[import-untyped]
 import psycopg
 
 from orchestrator.embedded import EmbeddedKafka, EmbeddedPostgres, Servers
-from testkit.system import System, new_system, template_database
+from testkit.installations import new_system, template_database
+from testkit.system import System
 
 # For the embedded PostgreSQL. wal_level: for Debezium; all measurements use the same one.
 POSTGRES = {

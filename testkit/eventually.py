@@ -9,7 +9,7 @@ T = TypeVar("T")
 POLL_S = 0.02  # short beside anything a server does, long beside the check itself
 
 
-def eventually(check: Callable[[], T], timeout: float = 10) -> T:
+def eventually(check: Callable[[], T], timeout: float = 10, poll_s: float = POLL_S) -> T:
     """Call `check` until it returns something true, and return that.
 
     An AssertionError of the check means "not yet"; after `timeout` seconds it is raised.
@@ -27,4 +27,4 @@ def eventually(check: Callable[[], T], timeout: float = 10) -> T:
                 return result
             name = getattr(check, "__qualname__", "check")  # a partial has none
             assert not late, f"after {timeout} s still {result!r}: {name}"
-        time.sleep(POLL_S)
+        time.sleep(poll_s)

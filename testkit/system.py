@@ -40,7 +40,6 @@ from orchestrator.kafka.topics import read_log_start_offsets
 from orchestrator.observability.health import Health
 from orchestrator.observability.metrics import ConsumerMetrics, new_registry
 from orchestrator.operations.audit import Audit, audit
-from orchestrator.runtime.migrations import migrate
 from outbox import (
     Connection,
     Message,
@@ -374,37 +373,6 @@ def make_input_anew(system: System) -> None:
 
 
 # ---- making one -----------------------------------------------------------------------------------
-
-
-@contextmanager
-def template_database(servers: Servers) -> Iterator[str]:
-    """Make a migrated database to clone; give its name."""
-    name = f"template_{uuid4().hex[:12]}"
-    with psycopg.connect(servers.database_url, autocommit=True) as admin:
-        admin.execute(f"CREATE DATABASE {name} ENCODING 'UTF8' TEMPLATE template0".encode())
-        with closing(connect(make_conninfo(servers.database_url, dbname=name), "migrate")) as conn:
-            migrate(conn, LANES)
-        yield name
-        admin.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
-
-
-@contextmanager
-def new_system(servers: Servers, template: str, directory: Path, lanes: int) -> Iterator[System]:
-    """Make an installation of its own, and take it away again."""
-    name = uuid4().hex[:12]
-    with psycopg.connect(servers.database_url, autocommit=True) as admin:
-        admin.execute(f"CREATE DATABASE test_{name} TEMPLATE {template}".encode())
-        system = System(environ_of(servers, name), directory)
-        # A clone has its template's identity; in Kafka it must be another installation.
-        system.query("UPDATE outbox_identity SET identity = gen_random_uuid()")
-        system.query("DELETE FROM outbox_lane WHERE lane >= %s", lanes)
-        create_topics(system)
-        try:
-            yield system
-        finally:
-            system.end()
-            admin.execute(f"DROP DATABASE test_{name} WITH (FORCE)".encode())
-            delete_topics(system)
 
 
 def environ_of(servers: Servers, name: str) -> dict[str, str]:

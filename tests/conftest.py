@@ -2,7 +2,7 @@
 
 import signal
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,12 @@ import pytest
 
 from orchestrator.embedded import Servers
 from testkit import summary
+from testkit.installations import Installations, template_database
 from testkit.proxied import WiredKafka, wired_kafka
 from testkit.servers import START_ERRORS, Backend, choose_backend
-from testkit.system import LANES, System, new_system, template_database
+from testkit.system import LANES, System
 from testkit.workers import SharedServers, servers_of_controller
 from tests.matrix import ROWS_OF, Outcomes, reason_of, rows_of
-
 
 BACKEND = pytest.StashKey[Backend]()
 SHARED = pytest.StashKey[SharedServers]()
@@ -136,17 +136,27 @@ def template(servers: Servers) -> Iterator[str]:
         yield name
 
 
-@pytest.fixture
-def system(servers: Servers, template: str, tmp_path: Path) -> Iterator[System]:
-    """An installation of its own for one test, with four lanes."""
-    with new_system(servers, template, tmp_path, lanes=LANES) as made:
+@pytest.fixture(scope="session")
+def installations(
+    request: pytest.FixtureRequest, servers: Servers, template: str
+) -> Iterator[Installations]:
+    """Where a test gets its installation."""
+    disposable = request.config.stash[BACKEND].name != "given"
+    with closing(Installations(servers, template, disposable=disposable)) as made:
         yield made
 
 
 @pytest.fixture
-def one_lane(servers: Servers, template: str, tmp_path: Path) -> Iterator[System]:
+def system(installations: Installations, tmp_path: Path) -> Iterator[System]:
+    """An installation of its own for one test, with four lanes."""
+    with installations.system(tmp_path, LANES) as made:
+        yield made
+
+
+@pytest.fixture
+def one_lane(installations: Installations, tmp_path: Path) -> Iterator[System]:
     """An installation of its own for one test, with one lane: everything is in order."""
-    with new_system(servers, template, tmp_path, lanes=1) as made:
+    with installations.system(tmp_path, lanes=1) as made:
         yield made
 
 
@@ -157,9 +167,16 @@ def wired() -> Iterator[WiredKafka]:
         yield kafka
 
 
-@pytest.fixture
-def wired_lane(servers: Servers, template: str, wired: WiredKafka, tmp_path: Path) -> Iterator[System]:
-    """An installation on that broker, with one lane."""
+@pytest.fixture(scope="session")
+def wired_installations(servers: Servers, template: str, wired: WiredKafka) -> Iterator[Installations]:
+    """Where a test gets its installation on that broker."""
     behind = Servers(servers.database_url, wired.bootstrap_servers)
-    with new_system(behind, template, tmp_path, lanes=1) as made:
+    with closing(Installations(behind, template, disposable=True)) as made:
+        yield made
+
+
+@pytest.fixture
+def wired_lane(wired_installations: Installations, tmp_path: Path) -> Iterator[System]:
+    """An installation on that broker, with one lane."""
+    with wired_installations.system(tmp_path, lanes=1) as made:
         yield made
