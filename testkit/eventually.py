@@ -6,10 +6,11 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+GENEROUS_S = 30  # for what takes a second or two on a quiet machine
 POLL_S = 0.02  # short beside anything a server does, long beside the check itself
 
 
-def eventually(check: Callable[[], T], timeout: float = 10, poll_s: float = POLL_S) -> T:
+def eventually(check: Callable[[], T], timeout: float = GENEROUS_S, poll_s: float = POLL_S) -> T:
     """Call `check` until it returns something true, and return that.
 
     An AssertionError of the check means "not yet"; after `timeout` seconds it is raised.

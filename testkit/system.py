@@ -344,13 +344,18 @@ def end_sessions(system: System, name: str) -> None:
 
 
 def limit_messages(system: System, size: int) -> None:
-    """Let the output topic refuse batches of more than `size` bytes."""
+    """Let the output topic reject batches of more than `size` bytes, and wait until it does."""
     limit = ConfigEntry("max.message.bytes", str(size), incremental_operation=AlterConfigOpType.SET)
-    topic = system.settings.output_topic
-    resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=[limit])
+    name, kind = system.settings.output_topic, ResourceType.TOPIC
+    changed, topic = ConfigResource(kind, name, incremental_configs=[limit]), ConfigResource(kind, name)
     admin = AdminClient(dict(system.settings.kafka))
-    for future in admin.incremental_alter_configs([resource]).values():
-        future.result(10)
+    admin.incremental_alter_configs([changed])[changed].result(10)
+
+    def is_applied() -> bool:  # the broker follows half a second later when it is busy
+        described = admin.describe_configs([topic])[topic].result(10)
+        return bool(described["max.message.bytes"].value == str(size))
+
+    eventually(is_applied)
 
 
 def delete_before(system: System, topic: str, partition: int, offset: int) -> None:

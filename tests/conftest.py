@@ -90,6 +90,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = kept
     for item in items:
         item.user_properties.append((ROWS_OF, list(rows_of(item))))
+        if "wired" in item.fixturenames:  # type: ignore[attr-defined]
+            item.add_marker(pytest.mark.xdist_group("own servers: the broker behind a proxy"))
 
 
 def is_slow(item: pytest.Item) -> bool:

@@ -30,6 +30,8 @@ from testkit.servers import server_directory
 from testkit.system import Running, System, make_input_anew
 from tests.unit.test_monitoring import ALERTS, QUERIES, RULES
 
+pytestmark = pytest.mark.xdist_group("measures: Prometheus in a hurry")
+
 MINUTE_S = 3  # scrapes come every second, and a busy machine may be late with two of them
 # The longest wait: 5 s of the gauges, a window and `for`; 10 s until a refused partition is checked.
 FIRES_S = 60

@@ -3,8 +3,12 @@
 import json
 from random import Random
 
+import pytest
+
 from testkit.private_servers import own_servers
 from tests.chaos import Chaos, judge
+
+pytestmark = pytest.mark.xdist_group("own servers: PostgreSQL and Kafka")
 
 
 def test_every_fault_at_once_loses_doubles_and_reorders_nothing() -> None:

@@ -118,6 +118,7 @@ def control_c(process: psutil.Process) -> None:
         one.send_signal(signal.SIGINT)
 
 
+@pytest.mark.xdist_group("measures")
 @pytest.mark.parametrize(
     "ask",
     [

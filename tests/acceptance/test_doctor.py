@@ -83,6 +83,7 @@ def check_fault(system: System, check: str, state: str, *words: str, **environ: 
 # ---- nothing is wrong -----------------------------------------------------------------------------
 
 
+@pytest.mark.xdist_group("measures")
 def test_a_system_at_work_is_well_and_is_not_disturbed(system: System) -> None:
     consumer, relay = system.start("consumer"), system.start("relay")
     system.submit(20)
@@ -553,6 +554,7 @@ def test_a_server_that_is_away_leaves_the_other_ones_checks(system: System) -> N
     assert found["markers"] == Finding("markers", "skipped", "not looked at: Kafka is unreachable")
 
 
+@pytest.mark.xdist_group("measures")
 def test_with_both_servers_away_it_ends_soon(system: System) -> None:
     started = time.monotonic()
     kafka = f"{HOST}:{free_port()}"
@@ -566,6 +568,7 @@ def test_with_both_servers_away_it_ends_soon(system: System) -> None:
 SETTINGS = postgres.SET_GUARANTEES.replace("%(local)s", "$1")  # as it is on the wire
 
 
+@pytest.mark.xdist_group("measures")
 @pytest.mark.parametrize("silent_at", ["", SETTINGS], ids=["start", "statement"])
 def test_a_postgres_that_accepts_and_stays_silent_is_given_up(
     system: System, monkeypatch: pytest.MonkeyPatch, silent_at: str
@@ -584,6 +587,7 @@ def test_a_postgres_that_accepts_and_stays_silent_is_given_up(
     assert found["kafka topics"].state == "ok"
 
 
+@pytest.mark.xdist_group("measures")
 def test_a_postgres_that_falls_silent_is_hung_up_on(
     system: System, monkeypatch: pytest.MonkeyPatch
 ) -> None:

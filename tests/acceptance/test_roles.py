@@ -603,6 +603,7 @@ def leave_to_setup(system: System) -> None:
     eventually(lambda: admin.create_topics([progress])[progress.topic].exception() is None)
 
 
+@pytest.mark.xdist_group("own servers: secured Kafka")
 def test_each_role_does_its_work_with_the_acls_of_the_docs(users: Users) -> None:
     system = users.system
     leave_to_setup(system)
@@ -645,6 +646,7 @@ def written(users: Users, role: str, topic: str) -> KafkaError | None:
     return refusals[0]
 
 
+@pytest.mark.xdist_group("own servers: secured Kafka")
 def test_no_role_writes_to_a_topic_of_another_one(users: Users) -> None:
     settings = users.system.settings
     for role, topic in [
@@ -670,6 +672,7 @@ WRONG = {
 SLOW = pytest.mark.slow
 
 
+@pytest.mark.xdist_group("own servers: secured Kafka")
 @pytest.mark.fault(31)
 @pytest.mark.parametrize(
     "what", ["password", *(pytest.param(what, marks=SLOW) for what in ("user", "authority"))]
@@ -691,6 +694,7 @@ def test_wrong_credentials_are_complained_of_clearly_and_without_secrets(
 COMMANDS = ["status", "audit", "repair lane 0 --yes", "submit rtsp://u:{}@c/1"]
 
 
+@pytest.mark.xdist_group("own servers: secured Kafka")
 @pytest.mark.fault(31)
 @pytest.mark.parametrize("words", [COMMANDS[0], *(pytest.param(c, marks=SLOW) for c in COMMANDS[1:])])
 def test_a_command_says_that_a_password_is_wrong(users: Users, words: str) -> None:

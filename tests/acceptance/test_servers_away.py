@@ -14,6 +14,8 @@ from testkit.eventually import eventually
 from testkit.private_servers import Work, own_servers, start, wait_ready, wait_unready
 from testkit.system import Running
 
+pytestmark = pytest.mark.xdist_group("own servers: PostgreSQL and Kafka")
+
 CPU_OVER_S = 1.0
 CPU_SHARE = 0.3  # of one core, while there is nothing to do but wait
 

@@ -16,6 +16,8 @@ from testkit.eventually import eventually
 from testkit.system import LANES, System
 from tests.faults.postgres_servers import Standby, either, installed, primary_and_standby, set_server
 
+pytestmark = pytest.mark.xdist_group("own servers: PostgreSQL")
+
 RESUME_S = 30  # a dead member's session, back-off
 
 

@@ -13,6 +13,8 @@ from orchestrator.embedded import Servers
 from testkit.system import OwnedLane, System
 from tests.faults.postgres_servers import installed, own_postgres
 
+pytestmark = pytest.mark.xdist_group("own servers: PostgreSQL")
+
 ROWS = 10_000  # a measurement
 DEAD = 400_000
 ROUNDS = 7

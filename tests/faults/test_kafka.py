@@ -37,6 +37,8 @@ from tests.faults.kafka_servers import (
 )
 from tests.faults.postgres_servers import installed
 
+pytestmark = pytest.mark.xdist_group("own servers: Kafka")
+
 # Logs are cut by age within a second, not within minutes.
 RETENTION = {"log.retention.check.interval.ms": "500", "log.initial.task.delay.ms": "500"}
 

@@ -54,6 +54,7 @@ def check_acknowledges(system: System, relays: Sequence[Running]) -> None:
     assert epochs(system) == before
 
 
+@pytest.mark.xdist_group("measures")
 @pytest.mark.fault(21)
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("starts", [5, pytest.param(100, marks=pytest.mark.slow)])

@@ -15,7 +15,7 @@ from testkit.eventually import eventually
 from testkit.system import Running, System
 from tests.faults.postgres_servers import pooler
 
-pytestmark = pytest.mark.fault(33)
+pytestmark = [pytest.mark.fault(33), pytest.mark.xdist_group("own servers: PostgreSQL")]
 
 
 def counted(consumer: Running, result: str) -> float:

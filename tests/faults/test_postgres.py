@@ -28,6 +28,8 @@ from tests.faults.postgres_servers import (
     small_volume,
 )
 
+pytestmark = pytest.mark.xdist_group("own servers: PostgreSQL")
+
 RESUME_S = 30  # back-off, a dead member's session
 CONSUMER, LANE = "orchestrator consumer", "outbox relay"
 

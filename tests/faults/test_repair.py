@@ -55,6 +55,7 @@ def copy(data: Path, to: Path) -> None:
     subprocess.run([str(shutil.which("cp")), "-a", str(data), str(to)], check=True)
 
 
+@pytest.mark.xdist_group("own servers: PostgreSQL")
 @pytest.mark.fault(10)
 @pytest.mark.slow
 def test_a_database_restored_to_a_moment_of_full_work_is_repaired(
@@ -160,6 +161,7 @@ def forgetful_kafka() -> Iterator[EmbeddedKafka]:
             kafka.kill()
 
 
+@pytest.mark.xdist_group("own servers: Kafka")
 @pytest.mark.fault(28)
 @pytest.mark.slow
 def test_lanes_whose_markers_expired_while_no_relay_ran_are_repaired(

@@ -21,6 +21,8 @@ from tests.faults.kafka_servers import stream
 from tests.faults.postgres_servers import installed, run
 from tests.faults.secured_kafka import SCRAM, Right, SecuredKafka, secured_kafka
 
+pytestmark = pytest.mark.xdist_group("own servers: secured Kafka")
+
 USER = "vap"
 
 

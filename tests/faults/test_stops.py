@@ -14,6 +14,8 @@ from testkit.eventually import eventually
 from testkit.private_servers import Work, own_servers, pause, start, wait_ready
 from testkit.system import Running
 
+pytestmark = pytest.mark.xdist_group("own servers: PostgreSQL and Kafka")
+
 STOPS = 100
 AT_ONCE = 4  # processes; more would wait for a core instead of for a server
 BACKLOG = 2000

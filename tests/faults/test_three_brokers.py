@@ -22,6 +22,8 @@ from testkit.servers import server_directory
 from testkit.system import LANES, System, topics_of
 from tests.faults.kafka_servers import stream
 
+pytestmark = pytest.mark.xdist_group("own servers: three brokers")
+
 NODES = (1, 2, 3)
 RESUME_S = 60  # three Javas on a small machine
 INTERNAL = ("__consumer_offsets", "__transaction_state")

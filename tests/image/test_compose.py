@@ -12,7 +12,7 @@ from orchestrator.embedded.server import free_port
 from testkit.eventually import eventually
 from tests.image.installation import run
 
-pytestmark = pytest.mark.image
+pytestmark = [pytest.mark.image, pytest.mark.xdist_group("own servers: the image")]
 COMPOSE = ("docker", "compose", "--file", "deploy/compose.yaml")
 
 

@@ -8,7 +8,7 @@ from testkit.containers import ServerContainers
 from testkit.eventually import eventually
 from tests.image.installation import Installation
 
-pytestmark = pytest.mark.image
+pytestmark = [pytest.mark.image, pytest.mark.xdist_group("own servers: the image")]
 COMMANDS = 10_000
 
 

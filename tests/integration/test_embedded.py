@@ -134,6 +134,8 @@ OWNER = """
 import signal, sys
 from pathlib import Path
 from orchestrator.embedded import EmbeddedKafka, EmbeddedPostgres
+
+pytestmark = pytest.mark.xdist_group("own servers: embedded")
 directory, version, *options = sys.argv[1:]
 if "--outlived" in options:
     EmbeddedPostgres.death_signal = EmbeddedKafka.death_signal = 0

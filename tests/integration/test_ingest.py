@@ -417,6 +417,7 @@ def letters_of(key: bytes | None, letters: list[Record]) -> list[Record]:
     return [letter for letter in letters if letter.key() == key]
 
 
+@pytest.mark.xdist_group("measures")
 def test_a_single_command_is_taken_at_once(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
     with system.consumer() as session:
         eventually(lambda: session.run_once() == 0 and session.positions())

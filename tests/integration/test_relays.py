@@ -47,6 +47,7 @@ def test_a_relay_that_joins_gets_its_share_and_one_that_leaves_gives_it_back(sys
     system.check_exactly_once(50)
 
 
+@pytest.mark.xdist_group("measures")
 def test_the_lanes_of_a_killed_relay_are_taken_over_within_two_seconds(system: System) -> None:
     first, second = system.start("relay"), system.start("relay")
     eventually(lambda: (lanes_of(first), lanes_of(second)) == (2, 2))

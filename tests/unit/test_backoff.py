@@ -7,6 +7,8 @@ import pytest
 
 from outbox.backoff import persist
 
+pytestmark = pytest.mark.xdist_group("measures")
+
 SESSIONS = 100
 
 
