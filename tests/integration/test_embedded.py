@@ -25,6 +25,8 @@ from testkit.containers import POSTGRES_SETTINGS, TEST_KAFKA_VERSION
 from testkit.eventually import eventually
 from testkit.servers import server_directory
 
+pytestmark = pytest.mark.xdist_group("own servers: embedded")
+
 
 @pytest.fixture
 def directory() -> Iterator[Path]:
@@ -134,8 +136,6 @@ OWNER = """
 import signal, sys
 from pathlib import Path
 from orchestrator.embedded import EmbeddedKafka, EmbeddedPostgres
-
-pytestmark = pytest.mark.xdist_group("own servers: embedded")
 directory, version, *options = sys.argv[1:]
 if "--outlived" in options:
     EmbeddedPostgres.death_signal = EmbeddedKafka.death_signal = 0
