@@ -6,8 +6,9 @@ import sys
 from orchestrator.cli.exit_codes import OK
 from orchestrator.cli.session import open_session
 from orchestrator.cli.terminal import UsageError, ask, require_answer
-from orchestrator.operations.repair.lane import Repair, repair_lanes
+from orchestrator.operations.repair.lane import repair_lanes
 from orchestrator.operations.repair.partition import repair_partitions
+from orchestrator.operations.repair.run import RepairRun
 
 
 def repair(options: argparse.Namespace) -> int:
@@ -16,15 +17,15 @@ def repair(options: argparse.Namespace) -> int:
     if options.number is None and isinstance(options.start, int):
         raise UsageError("--from OFFSET needs one partition, not all")
     with open_session("repair") as (settings, conn):
-        run = Repair(
+        run = RepairRun(
             settings,
             conn,
             typed_command(options),
             options.dry_run,
-            say=print,
-            agrees=lambda: options.yes or ask("Go on?"),
-            undecided={"publish": "unsent", "skip": "published"}.get(options.unknown_rows),
-            talk=sys.stderr,
+            report=print,
+            confirm=lambda: options.yes or ask("Go on?"),
+            unknown_rows=options.unknown_rows,
+            progress=sys.stderr,
         )
         if options.what == "lane":
             repair_lanes(run, options.number)

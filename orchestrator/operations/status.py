@@ -30,7 +30,7 @@ from orchestrator.operations.dead_letters.letters import (
     find_dead_letters,
     read_dead_letters,
 )
-from orchestrator.operations.repair.partition import fault_of
+from orchestrator.operations.repair.partition import find_refusal
 from outbox import Connection, error_text, query, scalar
 from outbox.admin import check_lanes, count_backlog, count_parked, count_relays, list_lanes
 
@@ -249,7 +249,7 @@ def _report_partition(
 ) -> PartitionReport:
     if position is None:
         return PartitionReport(number, None, log.end, log.length, None, None)
-    refusal = fault_of(position, topic_id, log)
+    refusal = find_refusal(position, topic_id, log)
     return PartitionReport(
         number,
         position.next_offset,

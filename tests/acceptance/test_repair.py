@@ -106,7 +106,7 @@ def test_after_a_restore_nothing_is_sent_twice_and_nothing_is_missing(system: Sy
         ("repair lane all", f"lane {lane}", "marker_ahead") for lane in range(LANES)
     ]
     assert sum(row[3]["published"] for row in done) == 80
-    assert sum(row[3]["unsent"] for row in done) == 10
+    assert sum(row[3]["not_published"] for row in done) == 10
     consumer.stop()
     relay.stop()
 
@@ -157,13 +157,13 @@ def test_rows_of_the_batch_in_hand_are_sent_once_whatever_the_marker(
     wait_refused(relay, reason)
     code, said = repair(one_lane, "lane", "0", "--yes")
     assert code == 0, said
-    assert "7 rows are in their topic already, 5 are to be sent" in said
+    assert "7 rows are in their topic already, 5 will be published" in said
     one_lane.check_exactly_once(12)
     one_lane.accept(3)
     one_lane.check_exactly_once(15)
     ((words, target, why, counts),) = written_down(one_lane)
     assert (words, target, why) == ("repair lane 0", "lane 0", reason)
-    assert (counts["published"], counts["unsent"]) == (7, 5)
+    assert (counts["published"], counts["not_published"]) == (7, 5)
     relay.stop()
 
 
@@ -189,7 +189,7 @@ def test_a_dead_letter_is_known_again_by_what_it_was(one_lane: System) -> None:
     relay = one_lane.start("relay")
     wait_refused(relay, "marker_missing")
     code, said = repair(one_lane, "lane", "0", "--yes")
-    assert (code, "2 rows are in their topic already, 2 are to be sent" in said) == (0, True), said
+    assert (code, "2 rows are in their topic already, 2 will be published" in said) == (0, True), said
     eventually(lambda: dead_letters(one_lane) == [b"first", b"second", b"first", b"first"])
     consumer.stop()
     relay.stop()
@@ -208,7 +208,7 @@ def test_a_command_sent_again_is_known_by_the_dead_letter_that_it_was(one_lane: 
     relay = one_lane.start("relay")
     wait_refused(relay, "marker_missing")
     code, said = repair(one_lane, "lane", "0", "--yes")
-    assert (code, "2 rows are in their topic already, 2 are to be sent" in said) == (0, True), said
+    assert (code, "2 rows are in their topic already, 2 will be published" in said) == (0, True), said
     eventually(lambda: dead_letters(one_lane) == [b"first", b"second"] * 2)
     commands = [record.value() for record in one_lane.read(one_lane.settings.input_topic)]
     assert commands == [b"first", b"second"] * 2
@@ -227,7 +227,9 @@ def test_no_older_producer_can_commit_once_the_topics_are_read(one_lane: System,
             older.publisher.send_records(rows)
         one_lane.query("UPDATE outbox_lane SET batch_number = 9")
         code, said = repair(one_lane, "lane", "0", "--yes")
-        assert (code, "0 rows are in their topic already, 4 are to be sent" in said) == (0, True), said
+        assert (code, "0 rows are in their topic already, 4 will be published" in said) == (0, True), (
+            said
+        )
         publisher = older.publisher
         commit = publisher.commit if begun else partial(publisher.publish, {0: Marker(10)}, ())
         with pytest.raises(InDoubt):
@@ -328,8 +330,8 @@ def test_a_partition_that_works_is_moved_only_by_an_offset(system: System) -> No
     system.check_exactly_once(6, RECHECKED_S)
     assert system.query("SELECT sum(next_offset) FROM consumed_offsets") == [(6,)]
     assert [(words, reason) for words, _, reason, _ in written_down(system)] == [
-        ("repair partition 0 --from 1", "moved_by_hand"),
-        ("repair partition 0 --from beginning", "moved_by_hand"),
+        ("repair partition 0 --from 1", "manual"),
+        ("repair partition 0 --from beginning", "manual"),
     ]
     consumer.stop()
     relay.stop()
@@ -392,7 +394,7 @@ def test_a_dry_run_says_what_it_would_do_and_changes_nothing(system: System, wha
     code, said = repair(system, what, "all", "--dry-run")
     assert code == 0, said
     assert "nothing was changed" in said
-    assert ("are to be sent" if what == "lane" else "it will go on at offset 0") in said
+    assert ("will be published" if what == "lane" else "it will continue at offset 0") in said
     assert states(system) == before
 
 

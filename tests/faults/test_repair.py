@@ -216,7 +216,7 @@ def test_a_topic_made_anew_is_read_from_its_beginning(system: System) -> None:
     eventually(lambda: hint in consumer.get("/readyz"), RESUME_S)
     code, said = repair(system, "partition", "all", "--yes")
     assert code == 0, said
-    assert "offset 3 on is lost, and nobody can tell how many" in said
+    assert "offset 3 on are lost, and their number is unknown" in said
     system.check_exactly_once(8, RESUME_S)
     reasons = [(target, reason) for _, target, reason, _ in written_down(system)]
     topic = system.settings.input_topic
@@ -243,11 +243,16 @@ def lose_what_comes_next(system: System) -> Running:
 @pytest.mark.parametrize(
     ("start", "workers", "counts"),
     [
-        ((), 5, {"gone": 3, "skipped": 0, "again": 0}),
+        ((), 5, {"deleted": 3, "skipped": 0, "reread": 0}),
         pytest.param(
-            ("--from", "beginning"), 5, {"gone": 3, "skipped": 0, "again": 0}, marks=pytest.mark.slow
+            ("--from", "beginning"),
+            5,
+            {"deleted": 3, "skipped": 0, "reread": 0},
+            marks=pytest.mark.slow,
         ),
-        pytest.param(("--from", "7"), 4, {"gone": 3, "skipped": 1, "again": 0}, marks=pytest.mark.slow),
+        pytest.param(
+            ("--from", "7"), 4, {"deleted": 3, "skipped": 1, "reread": 0}, marks=pytest.mark.slow
+        ),
     ],
 )
 def test_a_partition_whose_next_offset_is_gone_goes_on_where_it_is_told(
@@ -256,7 +261,7 @@ def test_a_partition_whose_next_offset_is_gone_goes_on_where_it_is_told(
     consumer, relay = lose_what_comes_next(system), system.start("relay")
     code, said = repair(system, "partition", "0", "--yes", *start)
     assert code == 0, said
-    assert "up to 3 records, 3 to 5, are gone for good" in said
+    assert "up to 3 records, 3 to 5, were deleted" in said
     system.check_exactly_once(workers, RESUME_S)
     ((_, target, reason, counted),) = written_down(system)
     assert target == f"partition 0 of {system.settings.input_topic}"

@@ -14,7 +14,7 @@ from orchestrator.kafka.topics import REQUEST_S
 from orchestrator.operations.doctor.check import Answer, Site, all_of, count, partitions
 from orchestrator.operations.doctor.kafka import NOT_ALLOWED, ask_configs, lost, values_of, was_lost
 from orchestrator.operations.doctor.permissions import WRITE, topic_operations
-from orchestrator.operations.repair.partition import fault_of
+from orchestrator.operations.repair.partition import find_refusal
 from orchestrator.operations.text import duration
 from outbox import Timings, count_lanes
 from outbox.admin import DEFAULT_CONFIG, check_lanes, try_transactional_id
@@ -76,7 +76,9 @@ def input_positions(site: Site) -> Answer:
         if partition not in ids:
             text = f"partition {partition} is not in {topic} any more: was it made again with fewer?"
             remarks.append(("warning", text))
-        elif fault := fault_of(position, topic_id, OffsetRange(beginnings[partition], ends[partition])):
+        elif fault := find_refusal(
+            position, topic_id, OffsetRange(beginnings[partition], ends[partition])
+        ):
             remarks.append(
                 ("failed", f"partition {partition}: {fault}: {repair_of_partition(partition)}")
             )

@@ -21,7 +21,7 @@ from orchestrator.operations.dead_letters.letters import (
     read_dead_letters,
 )
 from orchestrator.operations.explain.worker_history import MAX_SHOWN, FoundRecord, found_record
-from orchestrator.operations.repair.partition import fault_of
+from orchestrator.operations.repair.partition import find_refusal
 from outbox import Connection
 
 MAX_SEARCHED = 100_000  # unconsumed records that are searched, in all partitions together
@@ -67,7 +67,7 @@ def search_input(settings: Settings, conn: Connection, wanted: UUID) -> tuple[li
 
 def _unconsumed(position: Position | None, topic_id: UUID, log: OffsetRange) -> OffsetRange:
     """Return what is not consumed of a log: all of it, if the position belongs to another one."""
-    if position is None or fault_of(position, topic_id, log):
+    if position is None or find_refusal(position, topic_id, log):
         return log
     return OffsetRange(position.next_offset, log.end)
 

@@ -1,13 +1,13 @@
-"""`repair partition`: say where a paused partition of the input goes on.
+"""`repair partition`: set the position from which a refused partition of the input continues.
 
-The offset in Postgres is the only one that counts, and is moved by compare-and-set as ever: a consumer
-that still works on the old one rolls back and reads on from the new one.
+The position in Postgres is the only one that counts, and consumers move it by compare-and-set: one that
+still works from the old position rolls back and reads on from the new one.
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Literal, NamedTuple
+from uuid import UUID
 
-from confluent_kafka import OFFSET_BEGINNING
 from confluent_kafka.admin import AdminClient
 
 from orchestrator.consumer import offsets
@@ -15,151 +15,156 @@ from orchestrator.consumer.offsets import Position
 from orchestrator.errors import NotRepaired
 from orchestrator.kafka import topics
 from orchestrator.kafka.reader import OffsetRange
-from orchestrator.operations.repair.lane import Repair
 from orchestrator.operations.repair.log import log_repair
+from orchestrator.operations.repair.run import RepairRun
 from outbox import transaction
 
-RECREATED, OUT_OF_RANGE, BY_HAND = "topic_recreated", "offset_out_of_range", "moved_by_hand"
+RECREATED, OUT_OF_RANGE, MANUAL = "topic_recreated", "offset_out_of_range", "manual"
+
+Start = int | Literal["beginning"] | None
 
 
-class Finding(NamedTuple):
-    """How a partition stands. log: what the topic of now holds. fault: None if there is none."""
+class PartitionCheck(NamedTuple):
+    """A partition's position beside its log. refusal: why it is refused; None: it is not."""
 
     partition: int
     position: Position
-    topic_id: object
+    topic_id: UUID
     log: OffsetRange
-    fault: str | None
+    refusal: str | None
 
 
 class Plan(NamedTuple):
-    """Where a partition is to go on, and what that means in offsets."""
+    """The new position of a partition, and what that means for its records."""
 
-    finding: Finding
+    check: PartitionCheck
     reason: str
-    following: int
-    gone: int | None  # no longer in the log, never consumed; None: nobody can tell
-    skipped: int  # in the log, never consumed, passed over
-    again: int  # consumed before, read again
+    next_offset: int
+    deleted: int | None  # no longer in the log, never consumed; None: unknown
+    skipped: int  # in the log, never consumed, will not be
+    reread: int  # consumed before, will be read again
 
 
-def repair_partitions(repair: Repair, wanted: int | None, start: int | None) -> None:
-    """Let one partition, or all that need it, go on at offset `start`, else where the log begins.
+def repair_partitions(run: RepairRun, wanted: int | None, start: Start) -> None:
+    """Let one partition, or all that are refused, continue at `start`, else at the log start offset.
 
-    One that needs no repair is moved only if it is named and `start` is given.
+    A partition that is not refused is moved only if it is named and `start` is given.
     Raises NotRepaired, TopicMissing, KafkaException or psycopg.Error.
     """
-    admin = topics.Admin(repair.settings.kafka)
-    findings = list(find(repair, admin, wanted))
-    chosen = [found for found in findings if found.fault or (wanted is not None and start is not None)]
-    for found in findings:
-        if found not in chosen:
-            repair.say(f"partition {found.partition}: needs no repair")
-    plans = [plan(found, start) for found in chosen]
-    for line in (line for planned in plans for line in explain(planned)):
-        repair.say(line)
+    admin = topics.Admin(run.settings.kafka)
+    checks = list(check_partitions(run, admin, wanted))
+    moved_anyway = wanted is not None and start is not None
+    chosen = [check for check in checks if check.refusal or moved_anyway]
+    for check in checks:
+        if check not in chosen:
+            run.report(f"partition {check.partition}: needs no repair")
+    plans = [make_plan(check, start) for check in chosen]
+    for line in (line for plan in plans for line in describe_plan(plan)):
+        run.report(line)
     if not plans:
         return
-    if repair.dry_run:
-        repair.say("dry run: nothing was changed")
-    elif not repair.agrees():
-        raise NotRepaired("nothing was changed")
-    else:
-        for planned in plans:
-            move(repair, admin, planned)
+    if run.dry_run:
+        run.report_dry_run()
+        return
+    run.require_confirmation()
+    for plan in plans:
+        set_position(run, admin, plan)
 
 
-def find(repair: Repair, admin: AdminClient, wanted: int | None) -> Iterator[Finding]:
-    """Look at one partition or all: the offset in Postgres against the log in Kafka."""
-    settings, topic = repair.settings, repair.settings.input_topic
+def check_partitions(
+    run: RepairRun, admin: AdminClient, wanted: int | None
+) -> Iterator[PartitionCheck]:
+    """Compare one position, or all, with the log in Kafka; report partitions that have none."""
+    settings, topic = run.settings, run.settings.input_topic
     description = topics.describe_topic(admin, topic)
     topic_id, numbers = topics.id_of(description), [part.id for part in description.partitions]
     if wanted is not None and wanted not in numbers:
         raise NotRepaired(f"there is no partition {wanted}: {topic} has 0 to {max(numbers)}")
     partitions = numbers if wanted is None else [wanted]
-    positions = offsets.lock_positions(repair.conn, settings.consumer_group, topic, partitions)
-    # After the positions: an end that is older than a position would look like a truncated log.
-    beginnings = topics.read_log_start_offsets(admin, topic, partitions)
+    positions = offsets.lock_positions(run.conn, settings.consumer_group, topic, partitions)
+    # After the positions: a watermark older than a position would look like a truncated log.
+    starts = topics.read_log_start_offsets(admin, topic, partitions)
     ends = topics.read_high_watermarks(admin, topic, partitions)
     for partition, position in positions.items():
-        log = OffsetRange(beginnings[partition], ends[partition])
-        yield Finding(partition, position, topic_id, log, fault_of(position, topic_id, log))
+        log = OffsetRange(starts[partition], ends[partition])
+        refusal = find_refusal(position, topic_id, log)
+        yield PartitionCheck(partition, position, topic_id, log, refusal)
     for partition in sorted(set(partitions) - positions.keys()):
-        repair.say(f"partition {partition}: was never consumed by {settings.consumer_group}")
+        run.report(f"partition {partition}: was never consumed by {settings.consumer_group}")
 
 
-def fault_of(position: Position, topic_id: object, log: OffsetRange) -> str | None:
-    """Return why a consumer pauses the partition, None if it does not."""
+def find_refusal(position: Position, topic_id: UUID, log: OffsetRange) -> str | None:
+    """Return why a consumer refuses the partition, None if it does not."""
     if position.topic_id != topic_id:
         return RECREATED
     return None if log.first <= position.next_offset <= log.end else OUT_OF_RANGE
 
 
-def plan(found: Finding, start: int | None) -> Plan:
-    """Work out what it means to go on at `start`. Raises NotRepaired for an offset outside the log."""
-    log, before = found.log, found.position.next_offset
-    following = log.first if start in {None, OFFSET_BEGINNING} else start
-    if not log.first <= following <= log.end:
+def make_plan(check: PartitionCheck, start: Start) -> Plan:
+    """Work out what it means to continue at `start`. Raises NotRepaired if that is not in the log."""
+    log, before = check.log, check.position.next_offset
+    next_offset = start if isinstance(start, int) else log.first
+    if not log.first <= next_offset <= log.end:
         raise NotRepaired(
-            f"partition {found.partition}: offset {following} is not in the log, which holds"
-            f" {log.first} up to {log.end}"
+            f"partition {check.partition}: offset {next_offset} is not in the log, which goes from"
+            f" {log.first} to {log.end}"
         )
-    reason = found.fault or BY_HAND
+    reason = check.refusal or MANUAL
     if reason == RECREATED:  # nothing of this topic was ever consumed
-        return Plan(found, reason, following, None, following - log.first, 0)
+        return Plan(check, reason, next_offset, None, next_offset - log.first, 0)
     return Plan(
-        found,
+        check,
         reason,
-        following,
-        gone=max(log.first - before, 0),
-        skipped=max(following - max(before, log.first), 0),
-        again=max(min(before, log.end) - following, 0),
+        next_offset,
+        deleted=max(log.first - before, 0),
+        skipped=max(next_offset - max(before, log.first), 0),
+        reread=max(min(before, log.end) - next_offset, 0),
     )
 
 
-def explain(planned: Plan) -> Iterator[str]:
-    """Yield what happened to a partition and what the plan does, for people."""
-    found, reason, following, gone, skipped, again = planned
-    before, log = found.position.next_offset, found.log
-    yield f"partition {found.partition}: {reason}: offset {before} comes next"
-    yield f"  the log holds {log.first} up to {log.end}"
-    if gone is None:
-        yield f"  the topic with the id {found.position.topic_id} is gone: what it may have held from"
-        yield f"  offset {before} on is lost, and nobody can tell how many records that were"
+def describe_plan(plan: Plan) -> Iterator[str]:
+    """Yield what happened to the partition and what the plan does, as lines for the operator."""
+    check, reason, next_offset, deleted, skipped, reread = plan
+    before, log = check.position.next_offset, check.log
+    yield f"partition {check.partition}: {reason}: its position is {before}"
+    yield f"  log start offset {log.first}, high watermark {log.end}"
+    if deleted is None:
+        yield f"  the topic with the id {check.position.topic_id} was deleted; its records from"
+        yield f"  offset {before} on are lost, and their number is unknown"
     elif before > log.end:
-        yield f"  {before - log.end:,} records that were consumed are gone from it; their workers stay"
-    elif gone:
-        yield f"  up to {gone:,} records, {before} to {log.first - 1}, are gone for good: no worker"
-    yield f"  it will go on at offset {following}"
+        yield f"  {before - log.end:,} consumed records are no longer in it; their workers stay"
+    elif deleted:
+        yield f"  up to {deleted:,} records, {before} to {log.first - 1}, were deleted: no worker"
+    yield f"  it will continue at offset {next_offset}"
     if skipped:
-        yield f"  up to {skipped:,} records in the log are passed over: no worker"
-    if again:
-        yield f"  up to {again:,} records are read again: commands in vain, dead letters go out again"
+        yield f"  up to {skipped:,} records in the log are skipped: no worker"
+    if reread:
+        yield f"  up to {reread:,} records are read again: no new workers, but dead letters again"
 
 
-MOVE = """
+SET_POSITION = """
     UPDATE consumed_offsets
-       SET topic_id = %(topic_id)s, next_offset = %(following)s, leader_epoch = -1
+       SET topic_id = %(topic_id)s, next_offset = %(next_offset)s, leader_epoch = -1
      WHERE consumer_group = %(group)s AND topic = %(topic)s AND partition = %(partition)s
 """
 
 
-def move(repair: Repair, admin: AdminClient, planned: Plan) -> None:
-    """One Postgres transaction: the offset moved and the repair written down.
+def set_position(run: RepairRun, admin: AdminClient, plan: Plan) -> None:
+    """One Postgres transaction: position set and repair logged.
 
-    Raises NotRepaired if the partition is not as it was found.
+    Raises NotRepaired if the partition is no longer as it was checked.
     """
-    settings, conn, found = repair.settings, repair.conn, planned.finding
-    group, topic, partition = settings.consumer_group, settings.input_topic, found.partition
+    settings, conn, check = run.settings, run.conn, plan.check
+    group, topic, partition = settings.consumer_group, settings.input_topic, check.partition
     with transaction(conn):
         position = offsets.lock_positions(conn, group, topic, [partition]).get(partition)
-        if position != found.position or topics.topic_id(admin, topic) != found.topic_id:
-            raise NotRepaired(f"partition {partition} has changed meanwhile: look again")
+        if position != check.position or topics.topic_id(admin, topic) != check.topic_id:
+            raise NotRepaired(f"partition {partition} has changed meanwhile: repeat the repair")
         conn.execute(
-            MOVE,
+            SET_POSITION,
             {
-                "topic_id": found.topic_id,
-                "following": planned.following,
+                "topic_id": check.topic_id,
+                "next_offset": plan.next_offset,
                 "group": group,
                 "topic": topic,
                 "partition": partition,
@@ -167,14 +172,15 @@ def move(repair: Repair, admin: AdminClient, planned: Plan) -> None:
         )
         log_repair(
             conn,
-            repair.command,
+            run.command,
             f"partition {partition} of {topic}",
-            planned.reason,
-            found.position._asdict(),
-            {"topic_id": found.topic_id, "next_offset": planned.following},
-            {"gone": planned.gone, "skipped": planned.skipped, "again": planned.again},
+            plan.reason,
+            check.position._asdict(),
+            {"topic_id": check.topic_id, "next_offset": plan.next_offset},
+            {"deleted": plan.deleted, "skipped": plan.skipped, "reread": plan.reread},
         )
-    when = "with its next record" if planned.reason == BY_HAND else "within 10 s"
-    repair.say(
-        f"partition {partition}: goes on at {planned.following}; a running consumer sees it {when}"
+    when = "with its next record" if plan.reason == MANUAL else "within 10 s"
+    run.report(
+        f"partition {partition}: continues at offset {plan.next_offset}; a running consumer sees it"
+        f" {when}"
     )

@@ -1,22 +1,24 @@
-"""Which rows of the outbox are in their topic already, found out from the records alone.
+"""Which rows of the outbox are in their topic already, by the records alone.
 
-A row is known again by what it is about, whatever became of the databases in between: a deploy order by
-its worker, a dead letter by the place and time of the record that it was, a command sent again by the
-dead letter that it was. Other rows are not ours to judge: they are named, and nothing is repaired.
+A row and its record are matched by what they are about, whatever happened to the databases in
+between: a deploy order by its worker, a dead letter by the topic, offset and time of the record that it
+was, a retried command by the dead letter that it was. Other rows cannot be matched here: they are
+named, and nothing is repaired.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import NamedTuple, TextIO, cast
+from typing import Literal, NamedTuple, TextIO
 from uuid import UUID
 
 from confluent_kafka import Message as Record
+from psycopg.rows import args_row
 
 from orchestrator.config.settings import Settings
 from orchestrator.contract.messages import record_time_ms
-from orchestrator.contract.records import LATEST_MS, headers_of
+from orchestrator.contract.records import LATEST_MS, headers_of, partition_offset
 from orchestrator.errors import NotRepaired
 from orchestrator.kafka import topics
 from orchestrator.kafka.reader import (
@@ -29,58 +31,61 @@ from orchestrator.kafka.reader import (
 )
 from orchestrator.operations.audit import order_ids
 from orchestrator.operations.dead_letters.headers import RETRY_OF, Header, hash_parts, origin_of
-from outbox import Connection
+from outbox import Connection, query, scalar, scalars
 from outbox.admin import WaitingRow, count_lane_rows, read_waiting
 
-PORTION = 5000  # dead letters looked at together
+IDS_AT_ONCE = 5000  # of published rows
 
 
 class ForeignRows(NotRepaired):
-    """The outbox holds rows of which nobody here can tell whether they were published."""
+    """The outbox holds rows for which this service cannot tell whether they were published."""
 
 
-class Evidence(NamedTuple):
-    """What is known of a lane's rows: `published` and `unsent` for sure, of `undecided` nothing.
+class RowCounts(NamedTuple):
+    """What is known of a lane's rows.
 
-    Undecided: not in the topic, but old enough for a record that retention has deleted.
+    unknown: not in the topic, but so old that retention may have deleted their records.
     """
 
     published: int
-    unsent: int
-    undecided: int
+    not_published: int
+    unknown: int
 
 
-CREATE_WAITING = """
-    CREATE TEMP TABLE waiting (
-        lane     SMALLINT NOT NULL,
-        id       BIGINT NOT NULL,
-        topic    TEXT NOT NULL,
-        identity UUID NOT NULL,
-        since    TIMESTAMPTZ NOT NULL,
-        outcome  TEXT NOT NULL DEFAULT 'unsent',
-        PRIMARY KEY (identity, lane, id)
+# ---- the list of rows, in a table of this session -------------------------------------------------
+
+
+CREATE_LIST = """
+    CREATE TEMP TABLE listed_rows (
+        lane         SMALLINT NOT NULL,
+        id           BIGINT NOT NULL,
+        topic        TEXT NOT NULL,
+        match_key    UUID NOT NULL,
+        not_before   TIMESTAMPTZ NOT NULL, -- when it can have been published at the earliest
+        outcome      TEXT NOT NULL DEFAULT 'not_published',
+        PRIMARY KEY (match_key, lane, id)
     )
 """
-DISCARD = "DISCARD TEMP"
+ANALYZE_LIST = "ANALYZE listed_rows"
+DISCARD_LIST = "DISCARD TEMP"
 
 
 @contextmanager
-def waiting_rows(conn: Connection, settings: Settings, lanes: Sequence[int]) -> Iterator[None]:
-    """Have a list of the lanes' rows of now, for this session alone. Raises ForeignRows."""
-    refuse_foreign(conn, settings, lanes)
-    conn.execute(CREATE_WAITING)
+def listed(conn: Connection, settings: Settings, lanes: Sequence[int]) -> Iterator[None]:
+    """List the lanes' rows as they are now, for the functions below. Raises ForeignRows."""
+    check_origin(conn, settings, lanes)
+    conn.execute(CREATE_LIST)
     try:
-        list_rows(conn, settings.output_topic, lanes, known_as_order)
-        list_rows(conn, settings.dead_letter_topic, lanes, lambda row: known_as_letter(row.headers))
-        list_rows(conn, settings.input_topic, lanes, lambda row: known_as_command(row.headers))
-        conn.execute("ANALYZE waiting")
+        for topic, match in matchers(settings).items():
+            list_rows(conn, topic, lanes, match.key_of_row)
+        conn.execute(ANALYZE_LIST)
         yield
     finally:
-        conn.execute(DISCARD)
+        conn.execute(DISCARD_LIST)
 
 
-def refuse_foreign(conn: Connection, settings: Settings, lanes: Sequence[int]) -> None:
-    """Raise ForeignRows if the lanes hold rows that are not ours."""
+def check_origin(conn: Connection, settings: Settings, lanes: Sequence[int]) -> None:
+    """Raise ForeignRows if the lanes hold rows that this service did not write."""
     foreign: Counter[tuple[int, str]] = Counter()
     for found in count_lane_rows(conn, lanes):
         is_order = found.topic == settings.output_topic and found.has_aggregate_id
@@ -89,17 +94,17 @@ def refuse_foreign(conn: Connection, settings: Settings, lanes: Sequence[int]) -
     if foreign:
         rows = "; ".join(f"lane {lane}: {n} for topic {topic}" for (lane, topic), n in foreign.items())
         raise ForeignRows(
-            "rows of the outbox that are neither deploy orders, dead letters nor commands sent again"
-            f" ({rows}): whether they were published, only their writer can tell"
+            "rows of the outbox are neither deploy orders, dead letters nor retried commands"
+            f" ({rows}): only their writer can tell whether they were published"
         )
 
 
 LIST_ROWS = """
-    INSERT INTO waiting (lane, id, topic, identity, since)
-    SELECT lane, id, %(topic)s, identity, since
-      FROM unnest(%(lanes)s::smallint[], %(ids)s::bigint[], %(identities)s::uuid[],
-                  %(sinces)s::timestamptz[])
-           AS known (lane, id, identity, since)
+    INSERT INTO listed_rows (lane, id, topic, match_key, not_before)
+    SELECT lane, id, %(topic)s, match_key, not_before
+      FROM unnest(%(lanes)s::smallint[], %(ids)s::bigint[], %(match_keys)s::uuid[],
+                  %(not_before)s::timestamptz[])
+           AS page (lane, id, match_key, not_before)
 """
 
 
@@ -107,97 +112,114 @@ def list_rows(
     conn: Connection,
     topic: str,
     lanes: Sequence[int],
-    recognise: Callable[[WaitingRow], "Known | None"],
+    key_of_row: Callable[[WaitingRow], "MatchKey | None"],
 ) -> None:
-    """List the rows for a topic, with what each is known by. Raises ForeignRows.
+    """List the rows for a topic, each with its match key. Raises ForeignRows.
 
-    A row may have been published since it or its command was made, whichever is earlier: after a
+    A row cannot have been published before it or its command was made, whichever is earlier: after a
     restore, a command that is read again gets a new row.
     """
     for page in read_waiting(conn, lanes, topic):
-        known = [recognise(row) for row in page]
-        if strange := [row.id for row, one in zip(page, known, strict=True) if one is None]:
-            raise ForeignRows(f"outbox row {strange[0]} for topic {topic} does not say what it was")
-        rows = [(row, one) for row, one in zip(page, known, strict=True) if one]
+        keys = [key_of_row(row) for row in page]
+        if foreign := [row.id for row, key in zip(page, keys, strict=True) if key is None]:
+            raise ForeignRows(f"outbox row {foreign[0]} for topic {topic} does not say what it was")
+        rows = [(row, key) for row, key in zip(page, keys, strict=True) if key]
         conn.execute(
             LIST_ROWS,
             {
                 "topic": topic,
                 "lanes": [row.lane for row, _ in rows],
                 "ids": [row.id for row, _ in rows],
-                "identities": [one.identity for _, one in rows],
-                "sinces": [min(one.made_at, row.created_at) for row, one in rows],
+                "match_keys": [key.key for _, key in rows],
+                "not_before": [min(key.created_at, row.created_at) for row, key in rows],
             },
         )
 
 
-class Known(NamedTuple):
-    """What a row is known again by, and when that was made."""
-
-    identity: UUID
-    made_at: datetime
+# ---- what a row and its record have in common -----------------------------------------------------
 
 
-def known_as_order(row: WaitingRow) -> Known | None:
-    """Return the worker that a deploy order is about; the worker's id begins with the command's time."""
+class MatchKey(NamedTuple):
+    """What a row and its record have in common, and when that was made."""
+
+    key: UUID
+    created_at: datetime
+
+
+class Matcher(NamedTuple):
+    """How the rows for a topic, and its records, are matched; None: neither is one of ours."""
+
+    key_of_row: Callable[[WaitingRow], MatchKey | None]
+    key_of_record: Callable[[Record], UUID | None]
+
+
+def matchers(settings: Settings) -> dict[str, Matcher]:
+    """Return the matcher of each topic that this service writes to."""
+    return {
+        settings.output_topic: Matcher(order_key, worker_of),
+        settings.dead_letter_topic: by_headers(dead_letter_key),
+        settings.input_topic: by_headers(retried_command_key),
+    }
+
+
+def order_key(row: WaitingRow) -> MatchKey | None:
+    """Return the worker that a deploy order is about; its id begins with the command's time."""
     worker = row.aggregate_id
-    return None if worker is None else Known(worker, datetime_from_ms(record_time_ms(worker)))
+    return None if worker is None else MatchKey(worker, datetime_from_ms(record_time_ms(worker)))
 
 
-def known_as_letter(headers: Iterable[Header]) -> Known | None:
-    """Return what a dead letter is known by: the record that it was; None if its headers do not say."""
-    origin = origin_of(headers)
-    return origin and Known(hash_parts(origin), origin.created_at)
-
-
-def known_as_command(headers: Iterable[Header]) -> Known | None:
-    """Return what a command sent again is known by: the dead letter that it was."""
-    letter = dict(headers).get(RETRY_OF)
-    return (
-        Known(hash_parts([letter]), datetime_from_ms(LATEST_MS)) if isinstance(letter, bytes) else None
-    )
-
-
-def identify_order(record: Record) -> UUID | None:
-    """Return the worker of a deploy order; None if the record is none."""
+def worker_of(record: Record) -> UUID | None:
+    """Return the worker that a record is about; None if it is no deploy order."""
     return order_ids(record).worker_id
 
 
-def identify_letter(record: Record) -> UUID | None:
-    """Return the origin of a dead letter; None if the record is a stranger's."""
-    known = known_as_letter(headers_of(record))
-    return known and known.identity
+def by_headers(key_of: Callable[[Iterable[Header]], MatchKey | None]) -> Matcher:
+    """Return the matcher for rows and records whose headers have the key."""
+
+    def key_of_record(record: Record) -> UUID | None:
+        found = key_of(headers_of(record))
+        return found and found.key
+
+    return Matcher(lambda row: key_of(row.headers), key_of_record)
 
 
-def identify_command(record: Record) -> UUID | None:
-    """Return the dead letter that a command sent again was; None if the API sent it."""
-    known = known_as_command(headers_of(record))
-    return known and known.identity
+def dead_letter_key(headers: Iterable[Header]) -> MatchKey | None:
+    """Return the record that a dead letter was; None if its headers do not say."""
+    origin = origin_of(headers)
+    return origin and MatchKey(hash_parts(origin), origin.created_at)
 
 
-HAS_WAITING = "SELECT 1 FROM waiting WHERE topic = %(topic)s LIMIT 1"
+def retried_command_key(headers: Iterable[Header]) -> MatchKey | None:
+    """Return the dead letter that a retried command was; None: it was none, the API sent it."""
+    retry_of = dict(headers).get(RETRY_OF)
+    if not isinstance(retry_of, bytes):
+        return None
+    return MatchKey(hash_parts([retry_of]), datetime_from_ms(LATEST_MS))
 
 
-def look_up(conn: Connection, settings: Settings, talk: TextIO | None) -> None:
-    """Read the topics up to now and note of each waiting row what they tell.
+# ---- looking the rows up --------------------------------------------------------------------------
 
-    Sound only if nothing of the lanes can be published any more, or as a preview.
+
+HAS_ROWS = "SELECT EXISTS (SELECT FROM listed_rows WHERE topic = %(topic)s)"
+
+
+def look_up(conn: Connection, settings: Settings, progress: TextIO | None) -> None:
+    """Read the topics up to now, and note the outcome of each listed row.
+
+    Valid only if nothing of the lanes can be published any more, or as a preview.
     """
-    kinds: Mapping[str, Callable[[Record], UUID | None]] = {
-        settings.output_topic: identify_order,
-        settings.dead_letter_topic: identify_letter,
-        settings.input_topic: identify_command,
-    }
-    for topic, identify in kinds.items():
-        if conn.execute(HAS_WAITING, {"topic": topic}).fetchone():
-            _look_up_in(conn, settings, topic, identify, talk)
+    for topic, match in matchers(settings).items():
+        if scalar(conn, bool, HAS_ROWS, {"topic": topic}):
+            _look_up_in(conn, settings, topic, match.key_of_record, progress)
 
 
-NOTE_PUBLISHED = "UPDATE waiting SET outcome = 'published' WHERE identity = ANY(%(seen)b::uuid[])"
-NOTE_UNDECIDED = """
-    UPDATE waiting
-       SET outcome = 'undecided'
-     WHERE topic = %(topic)s AND outcome = 'unsent' AND since < %(complete_since)s
+NOTE_PUBLISHED = """
+    UPDATE listed_rows SET outcome = 'published' WHERE match_key = ANY(%(match_keys)b::uuid[])
+"""
+NOTE_UNKNOWN = """
+    UPDATE listed_rows
+       SET outcome = 'unknown'
+     WHERE topic = %(topic)s AND outcome = 'not_published' AND not_before < %(complete_since)s
 """
 
 
@@ -205,59 +227,58 @@ def _look_up_in(
     conn: Connection,
     settings: Settings,
     topic: str,
-    identify: Callable[[Record], UUID | None],
-    talk: TextIO | None,
+    key_of_record: Callable[[Record], UUID | None],
+    progress: TextIO | None,
 ) -> None:
     admin = topics.Admin(settings.kafka)
-    spans = find_ranges(admin, topic)
+    ranges = find_ranges(admin, topic)
     oldest: dict[int, datetime] = {}
-    for chunk in read_ranges(settings.kafka, topic, spans, talk):
-        identities = [identity for record in chunk if (identity := identify(record))]
-        conn.execute(NOTE_PUBLISHED, {"seen": identities})
+    for chunk in read_ranges(settings.kafka, topic, ranges, progress):
+        keys = [key for record in chunk if (key := key_of_record(record))]
+        conn.execute(NOTE_PUBLISHED, {"match_keys": keys})
         for record in chunk:
-            oldest.setdefault(cast("int", record.partition()), time_of(record))
-    kept = complete_since(admin, topic, spans, oldest, datetime.now(UTC))
-    if kept:
-        conn.execute(NOTE_UNDECIDED, {"topic": topic, "complete_since": kept + MAX_CLOCK_SKEW})
+            oldest.setdefault(partition_offset(record)[0], time_of(record))
+    complete = complete_since(admin, topic, ranges, oldest, datetime.now(UTC))
+    if complete:
+        conn.execute(NOTE_UNKNOWN, {"topic": topic, "complete_since": complete + MAX_CLOCK_SKEW})
 
 
-COUNT = """
+COUNT_ROWS = """
     SELECT count(*) FILTER (WHERE outcome = 'published') AS published,
-           count(*) FILTER (WHERE outcome = 'unsent') AS unsent,
-           count(*) FILTER (WHERE outcome = 'undecided') AS undecided
-      FROM waiting
+           count(*) FILTER (WHERE outcome = 'not_published') AS not_published,
+           count(*) FILTER (WHERE outcome = 'unknown') AS unknown
+      FROM listed_rows
      WHERE lane = %(lane)s
 """
 
 
-def count(conn: Connection, lane: int) -> Evidence:
-    """Count the lane's rows by what is known of them."""
-    return Evidence(*cast("tuple[int, int, int]", conn.execute(COUNT, {"lane": lane}).fetchone()))
+def count_rows(conn: Connection, lane: int) -> RowCounts:
+    """Count the lane's rows by outcome."""
+    (counts,) = query(conn, args_row(RowCounts), COUNT_ROWS, {"lane": lane})
+    return counts
 
 
-DECIDE = "UPDATE waiting SET outcome = %(outcome)s WHERE outcome = 'undecided'"
+TREAT_UNKNOWN = "UPDATE listed_rows SET outcome = %(outcome)s WHERE outcome = 'unknown'"
 
 
-def decide(conn: Connection, outcome: str) -> None:
-    """Take the undecided rows for `published` or `unsent`, as a person says."""
-    conn.execute(DECIDE, {"outcome": outcome})
+def treat_unknown(conn: Connection, choice: Literal["publish", "skip"]) -> None:
+    """Treat unknown rows as not published, or as published, which skips them."""
+    outcome = {"publish": "not_published", "skip": "published"}[choice]
+    conn.execute(TREAT_UNKNOWN, {"outcome": outcome})
 
 
-PUBLISHED = """
+READ_PUBLISHED = """
     SELECT id
-      FROM waiting
-     WHERE lane = %(lane)s AND outcome = 'published' AND id > %(after)s
+      FROM listed_rows
+     WHERE lane = %(lane)s AND outcome = 'published' AND id > %(after_id)s
      ORDER BY id
-     LIMIT %(portion)s
+     LIMIT %(limit)s
 """
 
 
-def published(conn: Connection, lane: int) -> Iterator[list[int]]:
-    """Yield the ids of the lane's rows that are in their topic, in portions."""
-    after = 0
-    while rows := conn.execute(
-        PUBLISHED, {"lane": lane, "after": after, "portion": PORTION}
-    ).fetchall():
-        ids = [cast("int", row[0]) for row in rows]
+def read_published(conn: Connection, lane: int) -> Iterator[list[int]]:
+    """Yield the ids of the lane's rows that are in their topic, IDS_AT_ONCE at a time."""
+    values = {"lane": lane, "limit": IDS_AT_ONCE}
+    ids = [0]
+    while ids := scalars(conn, int, READ_PUBLISHED, values | {"after_id": ids[-1]}):
         yield ids
-        after = ids[-1]
