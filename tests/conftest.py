@@ -29,7 +29,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
-    """Keep groups of tests together under `-n`, whoever asks for it."""
+    """Keep groups of tests together under `-n`, also if it is given by hand."""
     if config.getoption("numprocesses", default=None) and config.option.dist == "no":
         config.option.dist = "loadgroup"
 

@@ -83,7 +83,7 @@ def test_a_record_whose_worker_is_gone_is_unknown(system: System) -> None:
     assert shown(system) == (1, {"unknown": 1}, {"unknown": [gone]})
 
 
-def test_a_stranger_and_what_is_no_order_are_unknown_and_shown_by_their_place(system: System) -> None:
+def test_foreign_records_are_reported_as_unknown_by_their_record_id(system: System) -> None:
     deploy(system)
     stranger = DeployOrder(uuid4(), uuid4(), f"rtsp://{SECRET}camera/1")
     producer = Producer(dict(system.settings.kafka))
@@ -98,7 +98,7 @@ def test_a_stranger_and_what_is_no_order_are_unknown_and_shown_by_their_place(sy
 
 
 def deploy_by_hand(system: System, age: str = "0s") -> UUID:
-    """Insert a worker as deployed that nobody sent; return its id."""
+    """Insert a worker as deployed whose order was never sent; return its id."""
     by_hand = uuid4()
     system.query(
         "INSERT INTO workers (worker_id, scenario_uuid, camera_url, status, created_at, updated_at)"
@@ -123,10 +123,11 @@ def test_an_order_that_vanished_from_the_outbox_is_lost(system: System) -> None:
     assert shown(system) == (1, {"lost": 1}, {"lost": [vanished]})
 
 
-def test_an_order_that_kafka_refused_is_counted_and_no_fault(system: System) -> None:
+def test_an_order_that_kafka_rejected_is_counted_and_no_finding(system: System) -> None:
     system.accept(1)
     system.query(
-        "WITH moved AS (DELETE FROM outbox RETURNING lane, id, topic, key, value, aggregate_id, created_at)"
+        "WITH moved AS (DELETE FROM outbox"
+        " RETURNING lane, id, topic, key, value, aggregate_id, created_at)"
         " INSERT INTO outbox_parked (lane, id, topic, key, value, aggregate_id, created_at, reason)"
         " SELECT lane, id, topic, key, value, aggregate_id, created_at, 'too large' FROM moved"
     )
@@ -251,7 +252,7 @@ def test_what_retention_deleted_is_not_missed(system: System, kept: int) -> None
     deploy_by_hand(system)
     code, said = run_audit(system)
     assert "older ones need no record" in said
-    assert code == kept  # with nothing left of the partition, nobody knows since when it has all
+    assert code == kept  # of an empty partition it is not known since when it is complete
     assert shown(system, "--since", "1h")[1] == {"lost": 1}
 
 

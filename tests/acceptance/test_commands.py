@@ -1,4 +1,4 @@
-"""The commands as people and containers run them: what they do, print, and exit with."""
+"""The commands as an operator and containers run them: effects, output and exit codes."""
 
 import json
 import re

@@ -97,7 +97,7 @@ def read_strictly(value: bytes | None) -> object:
 
     text = (value or b"").decode("utf-8")
     try:
-        # A number may be longer than Python reads; what it is, nobody asks.
+        # A number may be longer than Python reads; its value does not matter.
         return json.loads(text, parse_constant=refuse, parse_int=float)
     except RecursionError:
         raise ValueError("nested too deeply") from None

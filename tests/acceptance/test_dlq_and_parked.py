@@ -193,7 +193,7 @@ def test_a_key_is_shown_without_its_password_whatever_else_it_is() -> None:
         assert "ss" not in str(printable_key(url.encode()))
 
 
-def test_a_strangers_letter_does_no_harm_to_a_terminal(one_lane: System) -> None:
+def test_a_foreign_dead_letter_cannot_control_the_terminal(one_lane: System) -> None:
     strange, numbers = b"\x1b]0;rtsp://u:pa hush-hush@h\x07", struct.pack(">iqq", 1, 2, 3)
     place: list[tuple[str, str | bytes | None]] = [
         ("kafka_dlt-original-topic", strange),
@@ -218,7 +218,7 @@ def test_a_strangers_letter_does_no_harm_to_a_terminal(one_lane: System) -> None
 def test_a_retry_puts_the_command_into_the_input_once(letters: System) -> None:
     """Mended meanwhile: the scheme is allowed now, so the consumer accepts what it refused before."""
     before = len(letters.read(letters.settings.input_topic))
-    assert run(letters, "dlq", "retry", "--reason", "url_scheme")[0] == 2  # nobody to ask
+    assert run(letters, "dlq", "retry", "--reason", "url_scheme")[0] == 2  # no terminal to ask on
     assert run(letters, "dlq", "retry", "--yes")[0] == 2  # which ones?
     assert run(letters, "dlq", "retry", "--reason", "", "--yes")[0] == 2  # the same
     code, said = run(letters, "dlq", "retry", "--reason", "url_scheme", "--dry-run")
@@ -241,7 +241,7 @@ def test_a_retry_puts_the_command_into_the_input_once(letters: System) -> None:
 
 
 def test_a_command_that_is_read_again_is_sent_again_once(one_lane: System) -> None:
-    """A group of another name, or a repair, reads the input anew: its dead letters come once more."""
+    """Another consumer group, or a repair, reads the input again: its dead letters are sent again."""
     another = System(one_lane.environ | {"CONSUMER_GROUP": f"other-{uuid4()}"}, one_lane.directory)
     one_lane.produce(b"{", key=KEY)
     make_letters(one_lane, 1)
@@ -264,7 +264,7 @@ def test_a_command_that_is_read_again_is_sent_again_once(one_lane: System) -> No
 
 
 def test_only_the_same_command_from_the_same_record_counts_as_sent_again() -> None:
-    """A topic made anew has other records at the same places."""
+    """A recreated topic has other records with the same record ids."""
     of = Origin(b"init_scenario", bytes(4), bytes(8), bytes(8), b"group")
     name = origin_id_of(of, KEY, b"{")
     assert origin_id_of(of._replace(group=b"another"), KEY, b"{") == name
@@ -340,7 +340,7 @@ def answer(system: System, word: str, *words: str) -> int:
         os.close(theirs)
 
 
-# ---- two people at once ----------------------------------------------------------------------------
+# ---- two operators at once --------------------------------------------------------------------------
 
 
 @contextmanager
@@ -379,8 +379,8 @@ TAKE = """
 """
 
 
-def test_letters_are_taken_in_one_order_by_everybody(database: System) -> None:
-    """The twins of two commands: whoever takes the second before the first waits for ever."""
+def test_dead_letters_are_locked_in_one_order(database: System) -> None:
+    """Two copies of two commands: another order of the locks would be a deadlock."""
     topic = DeadLetterTopic(database.settings, uuid4(), {})
     first, second = UUID(int=1), UUID(int=2)
     chosen = [a_letter(1, second), a_letter(2, first)]
@@ -408,7 +408,7 @@ Change = Callable[[Connection, Sequence[RowId]], Sequence[RowId]]
 
 
 @pytest.mark.parametrize("change", [retry_parked, discard_parked])
-def test_parked_rows_are_taken_in_one_order_by_everybody(database: System, change: Change) -> None:
+def test_parked_rows_are_locked_in_one_order(database: System, change: Change) -> None:
     for row_id in (2, 1):
         database.query(PARK, row_id)
     lock = "SELECT 1 FROM outbox_parked WHERE id = %s FOR UPDATE NOWAIT"

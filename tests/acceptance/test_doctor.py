@@ -42,8 +42,8 @@ from testkit.wire_protocol import PostgresConversation
 from tests.acceptance.test_roles import Logins
 from tests.faults.kafka_servers import own_kafka
 from tests.faults.postgres_servers import installed, own_postgres, pooler, set_server
-from tests.faults.secured_kafka import Right, secured_kafka
-from tests.faults.test_security import GROUP, READ, TOPIC, USER, Secured, rights
+from tests.faults.secured_kafka import Acl, secured_kafka
+from tests.faults.test_security import GROUP, READ, TOPIC, USER, Secured, acls
 
 RUNBOOK = Path(__file__).parents[2] / "docs" / "runbook.md"
 PASSWORD = "planted-in-the-doctor"
@@ -66,7 +66,7 @@ def bad(findings: dict[str, Finding]) -> dict[str, str]:
     return {name: finding.state for name, finding in findings.items() if finding.state != "ok"}
 
 
-# One broker cannot hold two replicas: the only thing that is to be said of the servers of the tests.
+# One broker cannot have two replicas: the only finding about the servers of the tests.
 ONE_BROKER = {"kafka replication": "warning"}
 
 
@@ -161,7 +161,7 @@ def test_a_fault_of_the_database_is_said_with_what_to_do(
     check_fault(system, check, state, words)
 
 
-def test_lanes_are_judged_only_where_somebody_set_their_number(system: System) -> None:
+def test_lanes_are_checked_only_if_their_number_is_set(system: System) -> None:
     system.query("DELETE FROM outbox_lane WHERE lane > 1")
     assert look(system)["lanes"] == Finding("lanes", "ok", "2")
     check_fault(system, "lanes", "warning", "2; LANES=3 is ignored", "set LANES=2", LANES="3")
@@ -206,9 +206,7 @@ def test_the_ids_of_an_adopted_table_may_come_from_elsewhere(
 
 
 @pytest.mark.parametrize("whose", ["DATABASE {database}", "ROLE {role}"])
-def test_commits_that_a_crash_may_lose_are_found_whoever_asked_for_them(
-    system: System, whose: str
-) -> None:
+def test_commits_that_a_crash_may_lose_are_found_in_any_session(system: System, whose: str) -> None:
     with a_role(system) as (role, environ):
         database = conninfo_to_dict(system.settings.database_url)["dbname"]
         named = whose.format(database=database, role=role)
@@ -258,7 +256,7 @@ SLOW_VACUUM = """
 VACUUM = "SELECT pid FROM pg_stat_activity WHERE query ~ '^autovacuum: VACUUM .*public.long'"
 
 
-def test_nobody_is_told_to_end_a_long_autovacuum(
+def test_a_long_autovacuum_is_not_reported_as_something_to_end(
     servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(doctor_tables, "MANY_TRANSACTIONS", -1)
@@ -282,7 +280,7 @@ def test_dead_rows_that_nothing_removes_are_counted(
     monkeypatch.setattr(doctor_tables, "DEAD_ROWS", 900)
     monkeypatch.setattr(doctor_tables, "VACUUM_LATE_S", 0.0)
     check, dead = "postgres autovacuum", "SELECT n_dead_tup FROM pg_stat_user_tables WHERE relname = %s"
-    for table in ("workers", "outbox"):  # autovacuum must not come and remove what is to be counted
+    for table in ("workers", "outbox"):  # autovacuum must not remove the rows that are counted
         for threshold, value in (("vacuum_threshold", 1_000_000), ("vacuum_insert_threshold", -1)):
             system.query(f"ALTER TABLE {table} SET (autovacuum_{threshold} = {value})")
     system.query(f"INSERT INTO workers (worker_id, scenario_uuid, camera_url) {MANY_WORKERS}")
@@ -316,7 +314,7 @@ def a_role(system: System) -> Iterator[tuple[str, dict[str, str]]]:
         system.query(f"DROP ROLE {role}")
 
 
-def test_rights_that_a_role_lacks_are_said_as_the_grants_that_give_them(system: System) -> None:
+def test_missing_permissions_are_reported_as_grants(system: System) -> None:
     with a_role(system) as (role, environ):
         assert bad(look(system, **environ)) == ONE_BROKER
         system.query(f"REVOKE INSERT, UPDATE ON workers FROM {role}")
@@ -340,11 +338,11 @@ def test_rights_that_a_role_lacks_are_said_as_the_grants_that_give_them(system: 
 
 
 @pytest.mark.parametrize(
-    ("role", "rights"),
+    ("role", "state"),
     [("consumer", "ok"), ("relay", "ok"), ("operator", "skipped"), ("owner", "ok")],
 )
-def test_nobody_is_blamed_for_rights_that_he_has_no_use_for(
-    system: System, role: str, rights: str
+def test_permissions_that_a_login_does_not_need_are_not_reported(
+    system: System, role: str, state: str
 ) -> None:
     logins = Logins(system, uuid4().hex[:12])
     try:
@@ -354,7 +352,7 @@ def test_nobody_is_blamed_for_rights_that_he_has_no_use_for(
     finally:
         logins.remove()
     assert exit_code(found.values()) == 0, found
-    assert found["postgres rights"].state == rights
+    assert found["postgres rights"].state == state
     assert found["postgres schema"].state == found["workers id sequence"].state == "ok"
     hidden = {"consumer": 3, "relay": 1, "operator": 1, "owner": 0}[role]
     assert sum(finding.state == "skipped" for finding in found.values()) == hidden, found
@@ -434,12 +432,12 @@ def test_a_transaction_time_out_that_the_brokers_refuse_is_named(system: System)
 
 
 @pytest.mark.slow
-def test_rights_that_the_brokers_refuse_are_named(servers: Servers, tmp_path: Path) -> None:
+def test_permissions_that_the_brokers_deny_are_named(servers: Servers, tmp_path: Path) -> None:
     with secured_kafka(tmp_path) as broker:
         on = Servers(servers.database_url, broker.kafka.bootstrap_servers)
         with installed(on, tmp_path) as system:
             own = Secured(system, broker, password=PASSWORD)
-            every = rights(system)
+            every = acls(system)
             found = look(system, **own.environ)
             assert exit_code(found.values()) == 0, found
             assert found["kafka acls"].state == "warning"
@@ -461,12 +459,12 @@ def test_rights_that_the_brokers_refuse_are_named(servers: Servers, tmp_path: Pa
             check_fault(system, "kafka reachable", "unreachable", words, **own.environ)
 
 
-def check_others(own: Secured, every: dict[str, Right]) -> None:
-    """See that users of one process, or of people, are blamed for nothing."""
+def check_others(own: Secured, every: dict[str, Acl]) -> None:
+    """Check that nothing is reported for the logins of one process, or of the operator."""
     system, settings = own.system, own.system.settings
-    describe = [Right(DESCRIBE, TOPIC, settings.marker_topic)]
-    describe += [Right(DESCRIBE, GROUP, every[name].name) for name in ("Read group", "Read markers")]
-    describe += [Right(READ, TOPIC, topic) for topic in topics_of(system)[:3]]
+    describe = [Acl(DESCRIBE, TOPIC, settings.marker_topic)]
+    describe += [Acl(DESCRIBE, GROUP, every[name].name) for name in ("Read group", "Read marker group")]
+    describe += [Acl(READ, TOPIC, topic) for topic in topics_of(system)[:3]]
     users = {
         "consumer": ([every["Read input"], every["Read group"]], "ok"),
         "relay": (
@@ -506,7 +504,7 @@ def test_a_marker_that_is_ahead_of_postgres_is_found_with_its_repair(system: Sys
     check_fault(system, "markers", "failed", words + "orchestrator repair lane 2")
 
 
-def test_an_input_topic_made_anew_is_found_with_its_repair(system: System) -> None:
+def test_a_recreated_input_topic_is_found_with_its_repair(system: System) -> None:
     consume(system, 20)
     make_input_anew(system)
     for partition in range(PARTITIONS):
@@ -534,7 +532,7 @@ def test_offsets_in_kafka_that_are_ahead_of_those_that_count_are_told(system: Sy
 
 
 def nowhere() -> str:
-    """Return an address where nobody listens, with a password in it."""
+    """Return an address without a listener, with a password in it."""
     return f"postgresql://vap:{PASSWORD}@{HOST}:{free_port()}/x?options=-csecret%3D{PASSWORD}"
 
 

@@ -249,7 +249,7 @@ def test_a_dead_letter_that_is_not_published_is_not_passed_over(one_lane: System
     assert "is unknown" not in text
     assert "1 dead letters are not published yet" in text
     assert found.unpublished == 1
-    assert not found.known  # what a row of the outbox says, people may not read
+    assert not found.known  # the operator may not read the content of outbox rows
 
     ((lane, row_id),) = one_lane.query("SELECT lane, id FROM outbox")
     with closing(one_lane.connect()) as conn:
@@ -275,7 +275,7 @@ def test_a_lag_too_long_to_be_looked_through_is_told(
     assert place[:3] == (topic, 1, 0)
 
 
-def test_what_is_in_an_input_topic_made_anew_is_not_consumed(system: System) -> None:
+def test_records_of_a_recreated_input_topic_are_not_consumed(system: System) -> None:
     system.submit(20)
     consume(system, 20)
     make_input_anew(system)
@@ -319,7 +319,7 @@ def test_of_many_dead_letters_the_latest_of_all_partitions_are_told(system: Syst
 
 
 @pytest.mark.parametrize("form", ["--json", None])
-def test_an_id_that_nobody_knows_is_told_as_such(system: System, form: str | None) -> None:
+def test_an_unknown_id_is_reported_as_unknown(system: System, form: str | None) -> None:
     stranger = str(uuid4())
     if form:
         assert told(system, "explain", stranger, code=1)["known"] is False

@@ -286,7 +286,7 @@ def test_a_row_for_the_dead_letter_topic_that_is_none_is_named(one_lane: System)
 
 
 @pytest.mark.parametrize(("answer", "sent"), [("publish", 4), ("skip", 0)])
-def test_rows_older_than_what_the_topic_still_has_are_for_a_person(
+def test_rows_older_than_the_topics_records_are_left_to_the_operator(
     one_lane: System, answer: str, sent: int
 ) -> None:
     one_lane.accept(4)

@@ -51,7 +51,7 @@ from testkit.eventually import eventually
 from testkit.system import Running, System, delete_topics, limit_messages
 from tests.acceptance.test_secrets import FOUND, answers, check, secret
 from tests.faults.postgres_servers import installed
-from tests.faults.secured_kafka import SCRAM, Right, SecuredKafka, secured_kafka
+from tests.faults.secured_kafka import SCRAM, Acl, SecuredKafka, secured_kafka
 from tests.faults.test_security import wait_for_complaint
 
 FILE = Path(__file__).parents[2] / "schema" / "roles.sql"
@@ -93,7 +93,7 @@ class Logins:
         return connect(self.url(role), f"test {role}")
 
     def make_roles(self, url: str) -> str:
-        """Run the file as people do, with our names in it; return what psql complains of."""
+        """Run the file with psql, with the names of this test; return the errors of psql."""
         script = self.system.directory / "roles.sql"
         script.write_text(ROLE.sub(rf"\g<0>_{self.name}", FILE.read_text()))
         psql = [str(postgres_binaries() / "psql"), "--no-psqlrc", "-v", "ON_ERROR_STOP=1"]
@@ -124,7 +124,7 @@ def roles_made(system: System) -> Iterator[Logins]:
     """Make roles and logins for an installation, and take them away again."""
     made = Logins(system, uuid4().hex[:12])
     try:
-        # PostgreSQL 14 lets everybody make tables in `public`; docs/security.md says to end that.
+        # In PostgreSQL 14 PUBLIC may create tables in `public`; docs/security.md revokes that.
         system.query("REVOKE CREATE ON SCHEMA public FROM PUBLIC")
         assert made.make_roles(system.settings.database_url) == ""
         made.make_logins()
@@ -162,7 +162,7 @@ def test_each_process_does_all_its_work_under_its_own_role(logins: Logins) -> No
 
     consumer.stop()
     system.query("UPDATE consumed_offsets SET next_offset = 0")
-    again = logins.start("consumer")  # reads all again, in vain
+    again = logins.start("consumer")  # reads everything again, without effect
     eventually(lambda: len(system.read(system.settings.dead_letter_topic)) == 4, NOW_S)
     assert system.query("SELECT count(*) FROM workers") == [(41,)]
     for process in (again, relay):
@@ -504,7 +504,7 @@ for kind in ("topic", "group", "transactional-id"):
     COMMAND.add_argument(f"--{kind}", action="append", default=[])
 
 
-def rights_of_the_docs(system: System) -> dict[str, list[Right]]:
+def acls_of_the_docs(system: System) -> dict[str, list[Acl]]:
     """Return what docs/security.md grants to each role, for this installation's names."""
     settings, ((identity,),) = system.settings, system.query("SELECT identity FROM outbox_identity")
     required = {"DATABASE_URL": "dbname=any", "KAFKA_BOOTSTRAP_SERVERS": "any:9092"}
@@ -519,13 +519,13 @@ def rights_of_the_docs(system: System) -> dict[str, list[Right]]:
             "consumer_group",
         )
     }
-    found: dict[str, list[Right]] = {role: [] for role in ROLES}
+    found: dict[str, list[Acl]] = {role: [] for role in ROLES}
     for line in SECURITY.read_text().splitlines():
         if line.startswith("$ACL "):
             words = line.replace("$OUTBOX", f"outbox-{identity}").split()[1:]
             read = COMMAND.parse_args([names.get(word, word) for word in words])
             found[read.allow_principal.removeprefix("User:vap-")] += [
-                Right(AclOperation[operation.upper()], kind, name, pattern)
+                Acl(AclOperation[operation.upper()], kind, name, pattern)
                 for pattern in [ResourcePatternType[read.resource_pattern_type.upper()]]
                 for operation in read.operation
                 for kind, given in KINDS.items()
@@ -589,14 +589,14 @@ def users(broker: SecuredKafka, servers: Servers, tmp_path: Path) -> Iterator[Us
     on = Servers(servers.database_url, broker.kafka.bootstrap_servers)
     with installed(on, tmp_path) as system, roles_made(system) as logins:
         passwords = {role: secret() for role in ROLES}
-        for role, granted in rights_of_the_docs(system).items():
+        for role, granted in acls_of_the_docs(system).items():
             broker.set_password(logins.login(role), passwords[role])
             broker.grant(logins.login(role), *granted)
         yield Users(logins, broker, passwords)
 
 
 def leave_to_setup(system: System) -> None:
-    """Delete the topics, and make the marker topic anew with too few partitions."""
+    """Delete the topics, and recreate the marker topic with too few partitions."""
     delete_topics(system)
     progress = NewTopic(system.settings.marker_topic, 1, 1)
     admin = AdminClient(dict(system.settings.kafka))

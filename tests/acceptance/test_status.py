@@ -1,4 +1,4 @@
-"""`orchestrator status`: what a person sees at night."""
+"""`orchestrator status`: the screen and its JSON."""
 
 import signal
 import subprocess
@@ -29,7 +29,7 @@ def told(system: System, *words: str, code: int = 0) -> dict[str, Any]:
 
 
 def said(system: System, *words: str, code: int = 0) -> str:
-    """Return what a command tells a person."""
+    """Return the text that a command prints."""
     ran = run_command(system.environ, *words)
     assert ran.returncode == code, ran.stderr
     assert SECRET not in ran.stdout + ran.stderr

@@ -110,7 +110,7 @@ def either(primary: EmbeddedPostgres, standby: Standby) -> str:
 
 
 class PgBouncer(EmbeddedServer):
-    """Debian's pooler in front of a server; asks nobody for a password."""
+    """Debian's pooler in front of a server, without passwords."""
 
     name = "PgBouncer"
     death_signal = signal.SIGKILL
@@ -197,7 +197,7 @@ def small_volume(size: str, uid: int, gid: int) -> Iterator[Path]:
 
 
 def fill(volume: Path) -> Path:
-    """Write until nothing more goes in; return the file that is to be deleted."""
+    """Write until the disk is full; return the file that must be deleted."""
     ballast = volume / "ballast"
     with ballast.open("wb", buffering=0) as file:
         try:

@@ -36,7 +36,7 @@ STORE_PASSWORD = "of no use"
 
 
 @dataclass(frozen=True)
-class Right:
+class Acl:
     """One ACL of the processes' user."""
 
     operation: AclOperation
@@ -75,14 +75,14 @@ class SecuredKafka:
         change = UserScramCredentialUpsertion(user, how, password.encode())
         self.admin.alter_user_scram_credentials([change])[user].result(10)
 
-    def grant(self, user: str, *rights: Right) -> None:
-        """Give a user rights."""
-        for future in self.admin.create_acls([right.binding(user) for right in rights]).values():
+    def grant(self, user: str, *acls: Acl) -> None:
+        """Give a user permissions."""
+        for future in self.admin.create_acls([acl.binding(user) for acl in acls]).values():
             future.result(10)
 
-    def revoke(self, user: str, right: Right) -> None:
-        """Take a right from a user."""
-        for future in self.admin.delete_acls([right.filter(user)]).values():
+    def revoke(self, user: str, acl: Acl) -> None:
+        """Take a permission from a user."""
+        for future in self.admin.delete_acls([acl.filter(user)]).values():
             assert len(future.result(10)) == 1
 
     def show_certificate(self, name: str) -> None:

@@ -91,7 +91,7 @@ def test_commits_that_a_failover_lost_are_read_again_and_not_sent_again(
 
 
 class Clients:
-    """Somebody who writes workers and outbox rows, and knows which commits were acknowledged."""
+    """A client that writes workers and outbox rows, and knows which commits were acknowledged."""
 
     def __init__(self, system: System) -> None:
         self.acknowledged: list[UUID] = []

@@ -57,7 +57,7 @@ def leave_dead_rows(system: System) -> None:
 
 
 def cost(system: System, lane: OwnedLane) -> float:
-    """Return the CPU seconds, here and in the lane's session, of publishing and acknowledging ROWS rows."""
+    """Return the CPU seconds, here and in the session, to publish and acknowledge ROWS rows."""
     system.accept(ROWS)
     session, here = psutil.Process(lane.conn.info.backend_pid), time.thread_time()
     before = session.cpu_times()

@@ -135,7 +135,7 @@ def accepted_of(system: System, scenarios: set[UUID]) -> int:
 
 
 @pytest.mark.fault(24)
-def test_a_topic_made_anew_under_load_is_read_only_once_a_person_has_said_so(own: System) -> None:
+def test_a_topic_recreated_under_load_is_read_only_after_a_repair(own: System) -> None:
     consumer, relay = own.start("consumer"), own.start("relay")
     producer = Producer({**own.settings.kafka, "message.timeout.ms": 5000, "log_level": 0})
 
@@ -206,7 +206,7 @@ def begins_at(system: System, offset: int) -> bool:
     admin, topic = AdminClient(dict(system.settings.kafka)), system.settings.input_topic
     try:
         return topics.read_log_start_offsets(admin, topic, [0]) == {0: offset}
-    except KafkaException:  # a busy broker may just have taken the partition anew
+    except KafkaException:  # a busy broker may just have become the leader again
         return False
 
 

@@ -20,7 +20,7 @@ from tests.faults.kafka_servers import liveness_over, stream
 from tests.integration.test_relays import lanes_of
 
 SETTLED_S = 5.0  # from the last change among the relays until each has its share
-CALM_S = 1.0  # how long nobody may take a lane then: four surveys
+CALM_S = 1.0  # how long no relay may take a lane then: four polls of the membership
 
 # ---- relays ---------------------------------------------------------------------------------------
 
@@ -58,7 +58,7 @@ def check_acknowledges(system: System, relays: Sequence[Running]) -> None:
 @pytest.mark.fault(21)
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("starts", [5, pytest.param(100, marks=pytest.mark.slow)])
-def test_relays_that_start_together_join_and_leave_acknowledge_in_time_and_fence_nobody(
+def test_relays_that_start_together_join_and_leave_acknowledge_in_time_without_fences(
     system: System, starts: int
 ) -> None:
     relays: list[Running] = []

@@ -1,4 +1,4 @@
-"""What only a person can decide, injected for real and repaired by `orchestrator repair`.
+"""Faults that only an operator can decide, injected for real and repaired by `orchestrator repair`.
 
 Both processes run before, during and after.
 """
@@ -206,7 +206,7 @@ def test_a_frozen_relay_does_not_hold_up_a_repair_for_long(system: System) -> No
 
 
 @pytest.mark.fault(24)
-def test_a_topic_made_anew_is_read_from_its_beginning(system: System) -> None:
+def test_a_recreated_topic_is_read_from_its_log_start_offset(system: System) -> None:
     consumer, relay = system.start("consumer"), system.start("relay")
     system.produce(*[command() for _ in range(3)], partition=0)
     system.check_exactly_once(3)

@@ -1,4 +1,4 @@
-"""Passwords, rights and certificates that stop working: said clearly, without secrets, waited for."""
+"""Passwords, permissions and certificates that stop working: clear errors, no secrets, retried."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ from testkit.system import Running, System, end_sessions
 from tests.acceptance.test_secrets import answers, check, secret
 from tests.faults.kafka_servers import stream
 from tests.faults.postgres_servers import installed, run
-from tests.faults.secured_kafka import SCRAM, Right, SecuredKafka, secured_kafka
+from tests.faults.secured_kafka import SCRAM, Acl, SecuredKafka, secured_kafka
 
 pytestmark = pytest.mark.xdist_group("own servers: secured Kafka")
 
@@ -37,7 +37,7 @@ class Secured:
 
     def __post_init__(self) -> None:
         self.kafka.set_password(USER, self.password)
-        self.kafka.grant(USER, *rights(self.system).values())
+        self.kafka.grant(USER, *acls(self.system).values())
         self.environ = {
             "KAFKA_BOOTSTRAP_SERVERS": self.kafka.sasl,
             "KAFKA_CONFIG_SECURITY_PROTOCOL": "SASL_PLAINTEXT",
@@ -65,19 +65,19 @@ READ, WRITE = AclOperation.READ, AclOperation.WRITE
 TOPIC, GROUP = ResourceType.TOPIC, ResourceType.GROUP
 
 
-def rights(system: System) -> dict[str, Right]:
+def acls(system: System) -> dict[str, Acl]:
     """Return all that the README says the processes need."""
     settings = system.settings
     ((identity,),) = system.query("SELECT identity FROM outbox_identity")
     ids = f"outbox-{identity}-"
     return {
-        "Read input": Right(READ, TOPIC, settings.input_topic),
-        "Read group": Right(READ, GROUP, settings.consumer_group),
-        "Write output": Right(WRITE, TOPIC, settings.output_topic),
-        "Write dead letters": Right(WRITE, TOPIC, settings.dead_letter_topic),
-        "Read progress": Right(READ, TOPIC, settings.marker_topic),
-        "Read markers": Right(READ, GROUP, f"outbox-{identity}"),
-        "Write ids": Right(WRITE, ResourceType.TRANSACTIONAL_ID, ids, ResourcePatternType.PREFIXED),
+        "Read input": Acl(READ, TOPIC, settings.input_topic),
+        "Read group": Acl(READ, GROUP, settings.consumer_group),
+        "Write output": Acl(WRITE, TOPIC, settings.output_topic),
+        "Write dead letters": Acl(WRITE, TOPIC, settings.dead_letter_topic),
+        "Read marker topic": Acl(READ, TOPIC, settings.marker_topic),
+        "Read marker group": Acl(READ, GROUP, f"outbox-{identity}"),
+        "Write ids": Acl(WRITE, ResourceType.TRANSACTIONAL_ID, ids, ResourcePatternType.PREFIXED),
     }
 
 
@@ -137,8 +137,8 @@ WHO = {
     "Read group": ("consumer", "Group authorization failed"),
     "Write output": ("relay", "Topic authorization failed"),
     "Write dead letters": ("relay", "Topic authorization failed"),
-    "Read progress": ("relay", "Topic authorization failed"),
-    "Read markers": ("relay", "Group authorization failed"),
+    "Read marker topic": ("relay", "Topic authorization failed"),
+    "Read marker group": ("relay", "Group authorization failed"),
     "Write ids": ("relay", "Transactional Id authorization failed"),
 }
 QUICK = {"Read input", "Write output"}
@@ -146,11 +146,11 @@ QUICK = {"Read input", "Write output"}
 
 @pytest.mark.fault(31)
 @pytest.mark.parametrize(
-    "right", [pytest.param(r, marks=[] if r in QUICK else pytest.mark.slow) for r in WHO]
+    "acl", [pytest.param(r, marks=[] if r in QUICK else pytest.mark.slow) for r in WHO]
 )
-def test_a_right_that_is_revoked_at_work_is_named_and_waited_for(own: Secured, right: str) -> None:
-    processes, taken = own.start(), rights(own.system)[right]
-    name, complaint = WHO[right]
+def test_a_permission_that_is_revoked_at_work_is_named_and_waited_for(own: Secured, acl: str) -> None:
+    processes, taken = own.start(), acls(own.system)[acl]
+    name, complaint = WHO[acl]
     with stream(own.system, rate=50) as commands:
         commands.wait_for_progress()
         own.kafka.revoke(USER, taken)

@@ -22,7 +22,7 @@ BASE_IMAGE = "python:3.13-slim-bookworm"
 
 @pytest.fixture(scope="session")
 def image() -> str:
-    """Build the image as people do; return its name."""
+    """Build the image with `make image`; return its name."""
     if os.environ.get("TEST_BACKEND") == "embedded":
         pytest.skip("TEST_BACKEND=embedded")
     if fault := docker_fault(BASE_IMAGE, POSTGRES_IMAGE, KAFKA_IMAGE):

@@ -172,7 +172,7 @@ HUGE = 8_000_000
 
 
 def allow_huge_records(system: System) -> None:
-    """Make input and dead-letter topic anew, for records of several MB."""
+    """Recreate input and dead-letter topic, for records of several MB."""
     admin = AdminClient(dict(system.settings.kafka))
     pair = [system.settings.input_topic, system.settings.dead_letter_topic]
     for future in admin.delete_topics(pair).values():

@@ -74,7 +74,7 @@ def test_killed_servers_start_again_with_what_they_had(
 
 
 @pytest.mark.slow
-def test_another_port_is_taken_when_a_stranger_has_ours(
+def test_another_port_is_chosen_if_another_program_has_it(
     postgres: EmbeddedPostgres, kafka: EmbeddedKafka
 ) -> None:
     for server in (postgres, kafka):

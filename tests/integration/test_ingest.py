@@ -72,7 +72,7 @@ def stored(system: System) -> dict[int, int]:
 
 
 def set_offset(system: System, partition: int, offset: int) -> None:
-    """Do what a person does who repairs a partition."""
+    """Repair a partition as `orchestrator repair partition` does."""
     admin = AdminClient(dict(system.settings.kafka))
     system.query(
         "UPDATE consumed_offsets SET topic_id = %s, next_offset = %s, leader_epoch = -1"
@@ -218,7 +218,7 @@ def test_two_consumers_share_the_partitions_and_double_nothing(system: System) -
 
 @pytest.mark.fault(22)
 @pytest.mark.parametrize("point", [pytest.param("polled:2", marks=pytest.mark.slow), "inserted:2"])
-def test_a_zombie_consumer_harms_nobody_and_works_again(system: System, point: str) -> None:
+def test_a_zombie_consumer_does_no_harm_and_works_again(system: System, point: str) -> None:
     system.submit(1)
     zombie = system.start("consumer", crash_at=f"consumer.{point}:freeze")
     eventually(lambda: accepted(system) == 1)
@@ -282,7 +282,7 @@ def test_a_paused_partition_goes_on_once_its_offset_is_repaired(
 
 
 @pytest.mark.fault(24)
-def test_a_topic_made_anew_before_the_start_waits_for_a_person(
+def test_a_topic_recreated_before_the_start_waits_for_the_operator(
     system: System, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ingest, "RECHECK_S", 0.1)
@@ -302,7 +302,7 @@ def test_a_topic_made_anew_before_the_start_waits_for_a_person(
 
 @pytest.mark.fault(24)
 @pytest.mark.parametrize("records", [2, 7])  # fewer than were consumed before, and more
-def test_a_topic_made_anew_under_a_running_consumer_waits_for_a_person(
+def test_a_topic_recreated_under_a_running_consumer_waits_for_the_operator(
     system: System, records: int
 ) -> None:
     consumer = system.start("consumer")

@@ -258,7 +258,7 @@ def test_setup_and_work_need_no_more_than_the_owner_of_the_database(bare: System
     role, database = f"owner_{uuid4().hex[:12]}", bare.query("SELECT current_database()")[0][0]
     bare.query(f"CREATE ROLE {role}")
     bare.query(f"ALTER DATABASE {database} OWNER TO {role}")
-    # The session's role from its start: the same rights as a login, whatever pg_hba.conf says.
+    # The session's role from its start: the same permissions as a login, with any pg_hba.conf.
     url = make_conninfo(bare.settings.database_url, options=f"-c role={role}")
     owned = System(bare.environ | {"DATABASE_URL": url}, bare.directory)
     try:

@@ -32,7 +32,7 @@ def test_relays_share_the_lanes_fairly(system: System, relays: int, shares: list
     epochs = system.query("SELECT sum(epoch) FROM outbox_lane")
     system.accept(100)
     system.check_exactly_once(100)
-    assert system.query("SELECT sum(epoch) FROM outbox_lane") == epochs  # nobody fences anybody
+    assert system.query("SELECT sum(epoch) FROM outbox_lane") == epochs  # no relay fences another
 
 
 @pytest.mark.fault(21)
@@ -87,7 +87,7 @@ def test_a_frozen_relay_loses_its_lanes_by_itself(one_lane: System) -> None:
         "published:3",
     ],
 )
-def test_a_zombie_that_wakes_up_harms_nobody(one_lane: System, point: str) -> None:
+def test_a_zombie_that_wakes_up_does_no_harm(one_lane: System, point: str) -> None:
     name, _, hit = point.partition(":")
     one_lane.accept(4)
     zombie = one_lane.start("relay", crash_at=f"relay.{name}:{hit or 1}:freeze", BATCH_SIZE="2")

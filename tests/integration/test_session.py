@@ -81,7 +81,7 @@ def test_one_kafka_transaction_carries_a_batch_of_every_lane(system: System) -> 
 
 
 def test_a_new_owner_fences_the_id_that_the_batch_went_out_under(system: System) -> None:
-    """Guards: the transactional lane is committed before Kafka begins, its older producers are fenced."""
+    """Guards: the transactional lane is committed before Kafka begins; older producers are fenced."""
     with system.lane(1, 2) as older:
         older.recover()
         put(system, (1, 2))
@@ -115,7 +115,7 @@ def test_a_marker_refreshed_under_another_id_is_fenced_too(system: System) -> No
 
 
 def test_an_earlier_id_is_fenced_once_and_not_at_every_doubt(system: System) -> None:
-    """Or a relay that cannot read its markers would fence its neighbour for ever."""
+    """Otherwise a relay that cannot read its markers would fence its neighbour endlessly."""
     with system.lane(1, 2) as neighbour:
         neighbour.recover()
         with system.lane(2, owner=False) as newcomer:
@@ -129,7 +129,9 @@ def test_an_earlier_id_is_fenced_once_and_not_at_every_doubt(system: System) -> 
 
 
 @pytest.mark.fault(10)
-def test_after_a_restore_every_id_is_fenced_whatever_carrier_the_row_names(system: System) -> None:
+def test_after_a_restore_every_id_is_fenced_with_any_transactional_lane_in_the_row(
+    system: System,
+) -> None:
     """Guard: a relay that took a lane among the lost commits may still send what is sent again now."""
     with system.lane(2) as first:
         first.recover()
@@ -191,7 +193,7 @@ def test_a_restore_to_before_a_batch_was_narrowed_is_seen(system: System, rows: 
     assert system.query("SELECT count(*) FROM outbox") == [(rows,)]
 
 
-def test_a_lane_given_up_disturbs_its_owner_of_before_in_nothing(system: System) -> None:
+def test_a_released_lane_does_not_disturb_its_previous_owner(system: System) -> None:
     with system.lane(0, 1) as older:
         older.recover()
         put(system, (0, 1))
@@ -215,7 +217,7 @@ def test_a_lane_that_is_lost_does_not_keep_the_others_from_their_work(system: Sy
         with system.lane(0, owner=False) as thief:  # the one whose id carries them all
             put(system)
             assert lanes.run_once() == 3
-            lanes.recover()  # under another id; and fences the one of before
+            lanes.recover()  # under another id; and fences the previous one
             thief.recover()
             assert (lanes.drain(), thief.drain()) == (0, 1)
             assert system.query(TRANSACTIONAL_LANES) == [(0,), (1,), (1,), (1,)]

@@ -61,7 +61,7 @@ def test_topics_that_are_there_stay_as_they_are(bare: System) -> None:
     assert [record.value() for record in bare.read(settings.input_topic)] == [b"an early command"]
 
 
-def test_a_progress_topic_with_too_few_partitions_is_widened(bare: System) -> None:
+def test_partitions_are_added_to_a_marker_topic_with_too_few(bare: System) -> None:
     create(bare, bare.settings.marker_topic, 2)
     set_up(bare.settings)
     eventually(lambda: partitions(bare)[bare.settings.marker_topic] == DEFAULT_LANES)

@@ -55,7 +55,7 @@ def test_accept_and_publish_are_spans_linked_to_every_command(
     with one_lane.consumer() as consumer:
         take(consumer, 5)
     accepted = spans.get_finished_spans()
-    assert {span.name for span in accepted} == {"accept"}  # and not of which topic: nobody said
+    assert {span.name for span in accepted} == {"accept"}  # without a topic: none was given
     assert sorted(trace_id for span in accepted for trace_id in linked(span)) == TRACES
     spans.clear()
 

@@ -39,7 +39,7 @@ def test_a_session_that_worked_is_followed_at_once() -> None:
     assert len(lives(steady_s=0.005, each_s=0.006)) > SESSIONS / 3
 
 
-def test_sessions_that_fail_as_soon_as_they_work_are_tried_with_patience() -> None:
+def test_sessions_that_fail_as_soon_as_they_work_back_off() -> None:
     assert 1 < len(lives(steady_s=5, each_s=0)) < SESSIONS / 3
 
 

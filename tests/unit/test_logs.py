@@ -140,7 +140,7 @@ def test_json_is_one_object_a_line_with_numbers_as_numbers() -> None:
     }
 
 
-def test_text_is_a_line_for_people() -> None:
+def test_text_format_is_one_line_with_fields() -> None:
     line = TextFormatter().format(record("lane active", lane=3, state="working"))
     assert re.fullmatch(r"\d\d:\d\d:\d\d\.\d{3} INFO    lane active lane=3 state=working", line)
 

@@ -37,5 +37,5 @@ def test_a_quicker_batch_is_the_new_measure(pace: AdaptivePause) -> None:
 
 
 def test_no_pause_is_longer_than_the_longest(pace: AdaptivePause) -> None:
-    """A server that was away for seconds holds nobody up when it is back."""
+    """A server that was away for seconds causes no pause when it is back."""
     assert pace.after(5.0) == LONGEST_S

@@ -53,7 +53,7 @@ def test_ids_sort_by_time(
     if earlier != later:
         first, second = worker_id(*one, min(earlier, later)), worker_id(*other, max(earlier, later))
         assert first < second
-        assert str(first) < str(second)  # as Postgres and people sort them
+        assert str(first) < str(second)  # as text, too
 
 
 @pytest.mark.parametrize(
