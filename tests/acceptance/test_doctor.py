@@ -447,7 +447,7 @@ def test_permissions_that_the_brokers_deny_are_named(servers: Servers, tmp_path:
             for right, check, words in (
                 ("Write output", "kafka acls", f"grant Write on topic {system.settings.output_topic}"),
                 ("Read input", "kafka acls", f"grant Read on topic {system.settings.input_topic}"),
-                ("Read markers", "kafka acls", "grant Read on group outbox-"),
+                ("Read marker group", "kafka acls", "grant Read on group outbox-"),
                 ("Write ids", "kafka transactions", "grant Write on the transactional ids"),
             ):
                 broker.revoke(USER, every[right])
