@@ -15,7 +15,7 @@ from prometheus_client.registry import Collector
 from orchestrator.contract.messages import InvalidReason
 from orchestrator.observability.health import Health
 from orchestrator.observability.tracing import new_tracing
-from outbox import SyncCommitMonitor, Message, Observer, OutboxRow, Outcome
+from outbox import Message, Observer, OutboxRow, Outcome, SyncCommitMonitor
 
 TRANSACTION_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 DELIVERY_BUCKETS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 300, 1800)

@@ -19,18 +19,19 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 )
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from orchestrator.cli.doctor import render_finding
 from orchestrator.config.settings import read_settings
 from orchestrator.consumer.session import SERVER_ENCODING
 from orchestrator.embedded import Servers
 from orchestrator.embedded.server import HOST, free_port
-from orchestrator.operations.doctor import consistency as doctor_both
+from orchestrator.operations.doctor import consistency as doctor_consistency
 from orchestrator.operations.doctor import kafka as doctor_kafka
 from orchestrator.operations.doctor import postgres as doctor_postgres
 from orchestrator.operations.doctor import runner as doctor
 from orchestrator.operations.doctor import tables as doctor_tables
 from orchestrator.operations.doctor.check import Finding
-from orchestrator.operations.doctor.kafka import remarks_on
-from orchestrator.operations.doctor.runner import CHECKS, as_text, examine, exit_code
+from orchestrator.operations.doctor.kafka import replication_remarks
+from orchestrator.operations.doctor.runner import CHECKS, exit_code, run_checks
 from outbox import connect, postgres
 from testkit.disagreement import set_marker
 from testkit.empty_installation import bare_system
@@ -53,10 +54,10 @@ AWAY_S = 30.0  # with both servers away
 
 def look(system: System, **environ: str) -> dict[str, Finding]:
     """Return all findings by check: a line each, and no secret in it."""
-    found = list(examine(read_settings(system.environ | environ)))
+    found = list(run_checks(read_settings(system.environ | environ)))
     assert [finding.check for finding in found] == list(CHECKS)
     for finding in found:
-        assert len(as_text(finding).splitlines()) == 1
+        assert len(render_finding(finding).splitlines()) == 1
         assert PASSWORD not in finding.text
     return {finding.check: finding for finding in found}
 
@@ -111,7 +112,7 @@ def test_before_the_setup_it_says_to_run_it(servers: Servers, tmp_path: Path) ->
     assert "lacks 001_workers.sql, 002_outbox.sql" in found["postgres schema"].text
     assert found["kafka topics"].text.count("run `orchestrator setup`") == 4
     others = {name for name, state in bad(found).items() if state == "skipped"}
-    assert {"postgres rights", "input positions", "markers"} <= others
+    assert {"postgres permissions", "input positions", "markers"} <= others
 
 
 # ---- Postgres -------------------------------------------------------------------------------------
@@ -322,10 +323,17 @@ def test_missing_permissions_are_reported_as_grants(system: System) -> None:
         system.query(f"REVOKE DELETE ON outbox FROM {role}")
         system.query(f"REVOKE INSERT ON outbox FROM {role}")
         grant = f"GRANT DELETE ON TABLE outbox TO {role}"
-        check_fault(system, "postgres rights", "failed", "lacks rights for the relay", grant, **environ)
+        check_fault(
+            system,
+            "postgres permissions",
+            "failed",
+            "lacks permissions for the relay",
+            grant,
+            **environ,
+        )
         system.query(f"GRANT INSERT ON workers TO {role}")
-        found = look(system, **environ)["postgres rights"]
-        assert "lacks rights for the consumer and relay" in found.text
+        found = look(system, **environ)["postgres permissions"]
+        assert "lacks permissions for the consumer and relay" in found.text
         grants = found.text.partition("run as the owner: ")[2].split("; ")
         assert f"GRANT USAGE, SELECT ON SEQUENCE workers_id_seq TO {role}" in grants
         for grant in grants:
@@ -333,8 +341,8 @@ def test_missing_permissions_are_reported_as_grants(system: System) -> None:
         assert bad(look(system, **environ)) == ONE_BROKER
         for objects in ("TABLES", "SEQUENCES"):
             system.query(f"REVOKE ALL ON ALL {objects} IN SCHEMA public FROM {role}")
-        words = f"{role} has not one right of any role: see docs/security.md"
-        check_fault(system, "postgres rights", "failed", words, **environ)
+        words = f"{role} has no permission of any role: see docs/security.md"
+        check_fault(system, "postgres permissions", "failed", words, **environ)
 
 
 @pytest.mark.parametrize(
@@ -352,7 +360,7 @@ def test_permissions_that_a_login_does_not_need_are_not_reported(
     finally:
         logins.remove()
     assert exit_code(found.values()) == 0, found
-    assert found["postgres rights"].state == state
+    assert found["postgres permissions"].state == state
     assert found["postgres schema"].state == found["workers id sequence"].state == "ok"
     hidden = {"consumer": 3, "relay": 1, "operator": 1, "owner": 0}[role]
     assert sum(finding.state == "skipped" for finding in found.values()) == hidden, found
@@ -372,7 +380,7 @@ def test_a_pooler_that_lends_processes_by_the_transaction_is_found(
             second = [Rule(postgres.SERVER_PROCESS, swallow, hit=3)]  # the other session
             with proxy(PostgresConversation, (HOST, int(pgbouncer.port)), second) as port:
                 url = make_conninfo(url, host=HOST, port=port)
-                words = "could not be looked at: ServerSilent: no answer for 1 s"
+                words = "could not be checked: ServerSilent: no answer for 1 s"
                 check_fault(own, "postgres sessions", "failed", words, DATABASE_URL=url)
 
 
@@ -382,7 +390,7 @@ def test_a_clock_that_goes_wrong_is_told(
 ) -> None:
     ours = SimpleNamespace(time=lambda: time.time() + skew)
     monkeypatch.setattr(doctor_postgres, "time", ours)
-    check_fault(system, "postgres clock", state, f"{int(abs(skew))}.", "one time server (NTP)")
+    check_fault(system, "postgres clock", state, f"{int(abs(skew))}.", "same time server (NTP)")
 
 
 # ---- Kafka ----------------------------------------------------------------------------------------
@@ -400,7 +408,7 @@ def test_a_topic_that_is_missing_is_named_and_the_others_are_looked_at(system: S
     ("replicas", "in_sync", "minimum", "leader", "said"),
     [
         (3, 3, 2, True, []),
-        (3, 2, 2, True, ["warning partition 7 with replicas out of sync: see to the brokers"]),
+        (3, 2, 2, True, ["warning partition 7 with replicas out of sync: check the brokers"]),
         (3, 1, 2, True, ["failed partition 7 with too few replicas in sync: bring the brokers back"]),
         (3, 3, 2, False, ["failed partition 7 without a leader: bring the brokers back"]),
         (3, 3, 1, True, ["warning one broker alone may acknowledge records: set min.insync.repl"]),
@@ -418,7 +426,7 @@ def test_what_is_said_of_replicas(
     leading = nodes[0] if leader else Node(-1, "", -1)
     partition = TopicPartitionInfo(7, leading, nodes, nodes[:in_sync])
     topic = TopicDescription("topic", Uuid(0, 1), False, [partition])
-    remarks = list(remarks_on(topic, {"min.insync.replicas": str(minimum)}))
+    remarks = list(replication_remarks(topic, {"min.insync.replicas": str(minimum)}))
     assert len(remarks) == len(said), remarks
     assert [
         f"{state} {text}"[: len(words)] for words, (state, text) in zip(said, remarks, strict=True)
@@ -427,7 +435,7 @@ def test_what_is_said_of_replicas(
 
 def test_a_transaction_time_out_that_the_brokers_refuse_is_named(system: System) -> None:
     asked = {"KAFKA_CONFIG_TRANSACTION_TIMEOUT_MS": "3600000"}
-    words = "let transaction.max.timeout.ms of the brokers be 3600000 or more"
+    words = "set transaction.max.timeout.ms of the brokers to 3600000 or more"
     check_fault(system, "kafka transactions", "failed", words, **asked)
 
 
@@ -524,7 +532,7 @@ def test_offsets_in_kafka_that_are_ahead_of_those_that_count_are_told(system: Sy
     consume(system, 20)
     eventually(lambda: look(system)["input positions"].state == "ok")
     system.query("UPDATE consumed_offsets SET next_offset = next_offset - 1 WHERE partition = 0")
-    words = "partition 0: Kafka shows offset"
+    words = "partition 0: Kafka has offset"
     eventually(partial(check_fault, system, "input positions", "warning", words))
 
 
@@ -542,14 +550,14 @@ def test_a_server_that_is_away_leaves_the_other_ones_checks(system: System) -> N
     assert found["postgres reachable"].state == "unreachable"
     assert "Connection refused" in found["postgres reachable"].text
     assert found["kafka topics"].state == found["kafka version"].state == "ok"
-    assert found["markers"] == Finding("markers", "skipped", "not looked at: Postgres is unreachable")
+    assert found["markers"] == Finding("markers", "skipped", "not checked: Postgres is unreachable")
 
     found = look(system, KAFKA_BOOTSTRAP_SERVERS=f"{HOST}:{free_port()}")
     assert exit_code(found.values()) == 3
     assert found["kafka reachable"].state == "unreachable"
     assert "Connection refused" in found["kafka reachable"].text
     assert found["postgres schema"].state == found["workers id sequence"].state == "ok"
-    assert found["markers"] == Finding("markers", "skipped", "not looked at: Kafka is unreachable")
+    assert found["markers"] == Finding("markers", "skipped", "not checked: Kafka is unreachable")
 
 
 @pytest.mark.xdist_group("measures")
@@ -589,8 +597,8 @@ def test_a_postgres_that_accepts_and_stays_silent_is_given_up(
 def test_a_postgres_that_falls_silent_is_hung_up_on(
     system: System, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    in_real, silence_s = doctor.BUDGET_S / doctor_postgres.SILENCE_S, 2.0
-    monkeypatch.setattr(doctor_postgres, "SILENCE_S", silence_s)
+    in_real, silence_s = doctor.BUDGET_S / doctor_postgres.ANSWER_TIMEOUT_S, 2.0
+    monkeypatch.setattr(doctor_postgres, "ANSWER_TIMEOUT_S", silence_s)
     monkeypatch.setattr(doctor, "BUDGET_S", in_real * silence_s)
     with postgres_proxied(system, [Rule(SERVER_ENCODING, swallow)]) as url:
         started = time.monotonic()
@@ -612,10 +620,10 @@ def test_a_kafka_that_is_lost_on_the_way_is_unreachable(
     wired_lane: System, wired: WiredKafka, monkeypatch: pytest.MonkeyPatch, before: str, check: str
 ) -> None:
     monkeypatch.setattr(doctor_kafka, "REQUEST_S", 1.0)
-    monkeypatch.setattr(doctor_both, "TRANSACTIONS_S", 1.0)
+    monkeypatch.setattr(doctor_consistency, "TRANSACTIONAL_ID_S", 1.0)
     with ExitStack() as running:
         kafka = running.enter_context(wired.proxied())
-        checks = examine(read_settings(wired_lane.environ | {"KAFKA_BOOTSTRAP_SERVERS": kafka}))
+        checks = run_checks(read_settings(wired_lane.environ | {"KAFKA_BOOTSTRAP_SERVERS": kafka}))
         assert next(one for one in checks if one.check == before).state in {"ok", "warning"}
         running.close()
         lost, *others = checks
@@ -632,7 +640,7 @@ def test_a_broker_that_cannot_be_reached_where_it_says_is_named(
     monkeypatch.setattr(doctor_kafka, "REQUEST_S", 1.0)
     host, port = wired.behind_proxy  # where it answers, and says that it is at the proxy
     kafka = {"KAFKA_BOOTSTRAP_SERVERS": f"{host}:{port}"}
-    checks = examine(read_settings(wired_lane.environ | kafka))
+    checks = run_checks(read_settings(wired_lane.environ | kafka))
     with wired.proxied():
         assert next(one for one in checks if one.check == "kafka reachable").state == "ok"
     found = next(checks)

@@ -1,4 +1,4 @@
-"""What a check of `doctor` is given, and what it answers."""
+"""What a check of `doctor` is given, and what it returns."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,35 +11,34 @@ from orchestrator.config.settings import Settings
 from orchestrator.kafka.topics import Admin
 from outbox import Connection
 
-State = Literal["ok", "warning", "failed", "unreachable", "skipped"]
-GRAVITY: Sequence[State] = ("skipped", "ok", "warning", "failed", "unreachable")
-SHOWN = 8  # partitions named in one line
+CheckState = Literal["ok", "warning", "failed", "unreachable", "skipped"]
+SEVERITY: Sequence[CheckState] = ("skipped", "ok", "warning", "failed", "unreachable")
+
+Result = tuple[CheckState, str]  # of a check: its state, and what was found
 
 
 class Finding(NamedTuple):
-    """One check. text: what was seen and, unless that is good, what to do; no secret in it."""
+    """One check. text: what was found and, unless that is good, what to do; without secrets."""
 
     check: str
-    state: State
+    state: CheckState
     text: str
 
 
-Answer = tuple[State, str]  # of a check: how it is, and what was seen
+class Unreachable(Exception):
+    """A server that the check needs could not be reached."""
 
 
-class Away(Exception):
-    """A server that a check needs was not reached."""
-
-
-POSTGRES_AWAY, KAFKA_AWAY = (f"not looked at: {one} is unreachable" for one in ("Postgres", "Kafka"))
+POSTGRES_UNREACHABLE = "not checked: Postgres is unreachable"
+KAFKA_UNREACHABLE = "not checked: Kafka is unreachable"
 
 
 @dataclass
-class Site:
-    """The installation, as far as the checks have come.
+class Installation:
+    """The installation, as far as the checks know it yet.
 
-    connection, client: None as long as the server was not reached. brokers, topics: what Kafka said
-    of itself. hidden: topics that it does not let us see.
+    connection, client: None as long as the server was not reached. brokers, topics: from Kafka's
+    metadata. hidden_topics: those that this user may not see.
     """
 
     settings: Settings
@@ -47,60 +46,63 @@ class Site:
     client: Admin | None = None
     brokers: Sequence[Node] = ()
     topics: dict[str, TopicDescription] = field(default_factory=dict)
-    hidden: set[str] = field(default_factory=set)
+    hidden_topics: set[str] = field(default_factory=set)
 
     @property
     def conn(self) -> Connection:
-        """Return the session on Postgres. Raises Away."""
+        """Return the session on Postgres. Raises Unreachable."""
         if self.connection is None:
-            raise Away(POSTGRES_AWAY)
+            raise Unreachable(POSTGRES_UNREACHABLE)
         return self.connection
 
     @property
     def admin(self) -> Admin:
-        """Return the client for Kafka. Raises Away."""
+        """Return the client for Kafka. Raises Unreachable."""
         if self.client is None:
-            raise Away(KAFKA_AWAY)
+            raise Unreachable(KAFKA_UNREACHABLE)
         return self.client
 
     @property
     def kafka(self) -> Mapping[str, str]:
-        """Return what opens another client for a Kafka that was reached. Raises Away."""
+        """Return the configuration for another client, once Kafka was reached. Raises Unreachable."""
         if self.client is None:
-            raise Away(KAFKA_AWAY)
+            raise Unreachable(KAFKA_UNREACHABLE)
         return self.settings.kafka
 
     def close(self) -> None:
-        """End the session on Postgres, if there is one."""
+        """Close the session on Postgres, if there is one."""
         if self.connection is not None:
             self.connection.close()
 
     def topic(self, name: str) -> TopicDescription:
-        """Return what Kafka said of a topic. Raises Away."""
+        """Return Kafka's description of a topic. Raises Unreachable."""
         if self.client is None:
-            raise Away(KAFKA_AWAY)
+            raise Unreachable(KAFKA_UNREACHABLE)
         if name not in self.topics:
-            raise Away(f"not looked at: topic {name} was not found: see `kafka topics`")
+            raise Unreachable(f"not checked: topic {name} was not found: see `kafka topics`")
         return self.topics[name]
 
 
-Check = Callable[[Site], Answer]
+Check = Callable[[Installation], Result]
 
 
-def all_of(remarks: Sequence[Answer], if_none: str) -> Answer:
-    """Make one answer of many: as grave as the gravest of them."""
+def combine(remarks: Sequence[Result], if_none: str) -> Result:
+    """Return one result for several remarks, as severe as the most severe one."""
     if not remarks:
         return "ok", if_none
     states, texts = zip(*remarks, strict=True)
-    return max(states, key=GRAVITY.index), "; ".join(texts)
+    return max(states, key=SEVERITY.index), "; ".join(texts)
 
 
-def partitions(ids: Sequence[int]) -> str:
-    """Return numbers of partitions in words, not too many."""
-    shown = ", ".join(map(str, ids[:SHOWN])) + (", ..." if len(ids) > SHOWN else "")
+MAX_NAMED = 8  # partitions in one line
+
+
+def name_partitions(ids: Sequence[int]) -> str:
+    """Return partition numbers as text, not too many."""
+    shown = ", ".join(map(str, ids[:MAX_NAMED])) + (", ..." if len(ids) > MAX_NAMED else "")
     return f"partition{'s' * (len(ids) > 1)} {shown}"
 
 
-def count(number: int, noun: str) -> str:
+def counted(number: int, noun: str) -> str:
     """Return a number with its noun."""
     return f"{number:,} {noun}{'s' * (number != 1)}"

@@ -1,14 +1,15 @@
-"""The checks of `doctor` on what we may do: our role in Postgres, our user in Kafka.
+"""The checks of `doctor` on permissions: those of our role in Postgres, and of our user in Kafka.
 
-Consumer and relay may have a login each, and the person who asks a third one (docs/security.md). So
-nobody is blamed for rights that he has no use for: a process is taken to work under a login that has
-one of the rights that only this process needs.
+Consumer and relay may have a login each, and the operator a third one (docs/security.md). So a missing
+permission is reported only for a process for which this login is evidently used: it has a permission
+that only that process needs.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from typing import NamedTuple, cast
+from enum import Enum
+from typing import NamedTuple
 
 import psycopg
 from confluent_kafka import KafkaError, KafkaException
@@ -19,7 +20,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # public, not
 from psycopg.rows import args_row
 
 from orchestrator.kafka.topics import REQUEST_S
-from orchestrator.operations.doctor.check import Answer, Away, Site
+from orchestrator.operations.doctor.check import Installation, Result, Unreachable
 from outbox import Connection, DatabaseNotReady, query
 from outbox.admin import (
     COORDINATOR_MOVES,
@@ -33,37 +34,49 @@ from outbox.admin import (
 PROCESSES = ("consumer", "relay")
 
 
-class Right(NamedTuple):
-    """What a process needs. thing: what it is a right to. telling: only this process needs it.
+class Permission(NamedTuple):
+    """A permission that a process needs on a resource.
 
-    held: None if nobody can tell.
+    identifies_process: no other process needs it. granted: None if that cannot be known.
     """
 
     process: str
-    thing: str
-    right: str
-    telling: bool
-    held: bool | None
+    resource: str
+    privilege: str
+    identifies_process: bool
+    granted: bool | None
 
 
-def judge(who: str, rights: Sequence[Right], grants: Callable[[Sequence[Right]], str]) -> Answer:
-    """Say which processes' work a login may do, and what it lacks for one that it may do in part."""
-    if all(right.held is None for right in rights):
-        return "skipped", "there is nothing yet that rights could be given to"
-    if all(right.held is False for right in rights):
-        return "failed", f"{who} has not one right of any role: see docs/security.md"
-    lacks = {p: [r for r in rights if r.process == p and r.held is False] for p in PROCESSES}
-    able = [p for p in PROCESSES if not lacks[p]]
-    begun = {r.process for r in rights if r.telling and r.held}
-    if halves := [p for p in PROCESSES if lacks[p] and p in begun]:
-        missing = [right for process in halves for right in lacks[process]]
-        return "failed", f"{who} lacks rights for the {' and '.join(halves)}: {grants(missing)}"
+def judge_permissions(
+    login: str, permissions: Sequence[Permission], advise: Callable[[Sequence[Permission]], str]
+) -> Result:
+    """Return which processes may run under a login, and what it lacks for one that it is used for.
+
+    advise: how to grant what is missing.
+    """
+    if all(one.granted is None for one in permissions):
+        return "skipped", "there is nothing yet on which permissions could be granted"
+    if all(one.granted is False for one in permissions):
+        return "failed", f"{login} has no permission of any role: see docs/security.md"
+    missing = {
+        process: [one for one in permissions if one.process == process and one.granted is False]
+        for process in PROCESSES
+    }
+    able = [process for process in PROCESSES if not missing[process]]
+    used_for = {one.process for one in permissions if one.identifies_process and one.granted}
+    if unable := [process for process in PROCESSES if missing[process] and process in used_for]:
+        advice = advise([one for process in unable for one in missing[process]])
+        return "failed", f"{login} lacks permissions for the {' and '.join(unable)}: {advice}"
     if not able:
-        return "skipped", f"{who} may look and change nothing: for a process's rights use its login"
-    text = f"{who} may do the work of the {' and '.join(able)}"
-    text += ", not that of the other process" * (len(able) < len(PROCESSES))
-    unknown = dict.fromkeys(right.thing for right in rights if right.held is None)
+        text = f"{login} may only read: use a process's login to check its permissions"
+        return "skipped", text
+    text = f"{login} may run the {' and '.join(able)}"
+    text += ", not the other process" * (len(able) < len(PROCESSES))
+    unknown = dict.fromkeys(one.resource for one in permissions if one.granted is None)
     return "ok", text + (f"; not known yet for {', '.join(unknown)}" if unknown else "")
+
+
+# ---- Postgres -----------------------------------------------------------------------------------
 
 
 # As in schema/roles.sql.
@@ -120,9 +133,9 @@ CHECK_SEQUENCES = """
 """
 
 
-def postgres_rights(conn: Connection) -> list[Right]:
-    """Return what the processes need in Postgres, as far as it exists, and whether we have it."""
-    needed = [(process, one) for process, all_ in TABLE_PERMISSIONS.items() for one in all_]
+def read_permissions(conn: Connection) -> list[Permission]:
+    """Return what the processes need on the tables that exist, and whether our role has it."""
+    needed = [(process, one) for process, some in TABLE_PERMISSIONS.items() for one in some]
     values = {
         "processes": [process for process, _ in needed],
         "tables": [one.table for _, one in needed],
@@ -130,8 +143,8 @@ def postgres_rights(conn: Connection) -> list[Right]:
         "columns": [",".join(one.columns) for _, one in needed],
         "exclusive": [one.exclusive for _, one in needed],
     }
-    tables = query(conn, args_row(Right), CHECK_TABLES, values)
-    return tables + query(conn, args_row(Right), CHECK_SEQUENCES)
+    on_tables = query(conn, args_row(Permission), CHECK_TABLES, values)
+    return on_tables + query(conn, args_row(Permission), CHECK_SEQUENCES)
 
 
 class Role(NamedTuple):
@@ -145,91 +158,103 @@ class Role(NamedTuple):
 ROLE = "SELECT current_user, quote_ident(current_user), current_schema() IS NOT NULL"
 
 
-def rights(site: Site) -> Answer:
-    """Look for statements of ours that the role may not make; tables that are missing count not."""
-    (role,) = query(site.conn, args_row(Role), ROLE)
+def postgres_permissions(installation: Installation) -> Result:
+    """Check that our role may run the statements of the processes; missing tables are left out."""
+    (role,) = query(installation.conn, args_row(Role), ROLE)
     if not role.sees_tables:
         return "failed", f"{role.name} may use no schema of its search_path: grant USAGE on one to it"
 
-    def grants(missing: Sequence[Right]) -> str:
-        things = dict.fromkeys(right.thing for right in missing)
-        wanted = {t: dict.fromkeys(r.right for r in missing if r.thing == t) for t in things}
+    def grants(missing: Sequence[Permission]) -> str:
+        by_resource: dict[str, dict[str, None]] = {}
+        for one in missing:
+            by_resource.setdefault(one.resource, {})[one.privilege] = None
         return "run as the owner: " + "; ".join(
-            f"GRANT {', '.join(those)} ON {thing} TO {role.quoted}" for thing, those in wanted.items()
+            f"GRANT {', '.join(privileges)} ON {resource} TO {role.quoted}"
+            for resource, privileges in by_resource.items()
         )
 
-    return judge(role.name, postgres_rights(site.conn), grants)
+    return judge_permissions(role.name, read_permissions(installation.conn), grants)
 
+
+# ---- Kafka --------------------------------------------------------------------------------------
 
 READ, WRITE = AclOperation.READ, AclOperation.WRITE
-Operations = Sequence[AclOperation] | None  # that we are allowed; None if nobody can tell
+Operations = Sequence[Enum] | None  # that our user may do; None if that cannot be known
 
 
-def acls(site: Site) -> Answer:
+def kafka_acls(installation: Installation) -> Result:
     """Compare what the brokers let us do with what consumer and relay do.
 
-    Of transactional ids they tell nothing: one is tried, see `kafka transactions`.
+    The brokers do not tell it for transactional ids: one is tried, see `kafka transactions`.
     """
-    rights = list(kafka_rights(site))
-    state, text = judge("this user", rights, lambda missing: "grant " + in_words(missing))
-    relay_works = state == "ok" and any(r.process == "relay" and r.telling and r.held for r in rights)
-    topic = site.settings.input_topic
-    allowed = topic_operations(site, topic)
-    if relay_works and allowed is not None and WRITE not in allowed:
-        advice = f"but not send commands again: before `dlq retry` grant Write on topic {topic}"
+    permissions = list(find_kafka_permissions(installation))
+    state, text = judge_permissions(
+        "this user", permissions, lambda missing: "grant " + listed(missing)
+    )
+    is_relay = any(p.process == "relay" and p.identifies_process and p.granted for p in permissions)
+    topic = installation.settings.input_topic
+    allowed = topic_operations(installation, topic)
+    if state == "ok" and is_relay and allowed is not None and WRITE not in allowed:
+        advice = f"but not publish commands: before `dlq retry` grant Write on topic {topic}"
         return "warning", f"{text}, {advice}"
     return state, text
 
 
-def in_words(missing: Sequence[Right]) -> str:
-    """Return rights in words."""
-    return ", ".join(f"{right.right} on {right.thing}" for right in missing)
+def listed(permissions: Sequence[Permission]) -> str:
+    """Return permissions as text."""
+    return ", ".join(f"{one.privilege} on {one.resource}" for one in permissions)
 
 
-def kafka_rights(site: Site) -> Iterator[Right]:
-    """Yield what the processes need, and whether we have it."""
-    s, markers = site.settings, markers_group(site)
+def find_kafka_permissions(installation: Installation) -> Iterator[Permission]:
+    """Yield what the processes need in Kafka, and whether our user has it."""
+    s, marker_groups = installation.settings, find_marker_group(installation)
     operations = {
-        f"topic {name}": topic_operations(site, name)
+        f"topic {name}": topic_operations(installation, name)
         for name in (s.input_topic, s.output_topic, s.dead_letter_topic, s.marker_topic)
     }
-    groups = [s.consumer_group, *markers]
-    operations |= {f"group {name}": held for name, held in group_operations(site, groups)}
-    for process, thing, needed, telling in (
+    groups = [s.consumer_group, *marker_groups]
+    operations |= {f"group {name}": some for name, some in group_operations(installation, groups)}
+    for process, resource, needed, identifies_process in (
         ("consumer", f"topic {s.input_topic}", READ, False),
         ("consumer", f"group {s.consumer_group}", READ, True),
         ("relay", f"topic {s.output_topic}", WRITE, True),
         ("relay", f"topic {s.dead_letter_topic}", WRITE, True),
         ("relay", f"topic {s.marker_topic}", READ, False),
-        *(("relay", f"group {name}", READ, True) for name in markers),
+        *(("relay", f"group {name}", READ, True) for name in marker_groups),
     ):
-        allowed = operations[thing]
-        held = None if allowed is None else needed in allowed
-        yield Right(process, thing, needed.name.title(), telling, held)
+        allowed = operations[resource]
+        granted = None if allowed is None else needed in allowed
+        yield Permission(process, resource, needed.name.title(), identifies_process, granted)
 
 
-def markers_group(site: Site) -> list[str]:
-    """Return the group of the markers, if its name can be had: the consumer's role may not see it."""
-    with suppress(Away, DatabaseNotReady, psycopg.errors.InsufficientPrivilege):
-        return [marker_group(read_identity(site.conn))]
+def find_marker_group(installation: Installation) -> list[str]:
+    """Return the marker group, unless its name is not known: the consumer's role may not read it."""
+    with suppress(Unreachable, DatabaseNotReady, psycopg.errors.InsufficientPrivilege):
+        return [marker_group(read_identity(installation.conn))]
     return []
 
 
-def topic_operations(site: Site, name: str) -> Operations:
-    """Return what we may do with a topic: nothing, if it is hidden; None, if it is missing."""
-    if name in site.topics:
-        return cast("list[AclOperation]", site.topics[name].authorized_operations or [])
-    return [] if name in site.hidden else None
+def topic_operations(installation: Installation, name: str) -> Operations:
+    """Return what our user may do with a topic: nothing if it is hidden; None if it is missing."""
+    if name in installation.topics:
+        operations: Operations = installation.topics[name].authorized_operations
+        return operations or []
+    return [] if name in installation.hidden_topics else None
 
 
-def group_operations(site: Site, groups: Sequence[str]) -> Iterator[tuple[str, Operations]]:
-    """Yield each group with what we may do with it."""
-    asked = site.admin.describe_consumer_groups(
-        list(groups), include_authorized_operations=True, request_timeout=REQUEST_S
+def group_operations(
+    installation: Installation, groups: Sequence[str]
+) -> Iterator[tuple[str, Operations]]:
+    """Yield each group with what our user may do with it."""
+    requests: Mapping[str, Future[ConsumerGroupDescription]] = (
+        installation.admin.describe_consumer_groups(
+            list(groups), include_authorized_operations=True, request_timeout=REQUEST_S
+        )
     )
-    for group, future in cast("dict[str, Future[ConsumerGroupDescription]]", asked).items():
+    for group, request in requests.items():
         try:
-            yield group, cast("list[AclOperation]", future.result().authorized_operations or [])
+            operations: Operations = request.result().authorized_operations
+            yield group, operations or []
         except KafkaException as error:
             code = error.args[0].code()
             if code == KafkaError.GROUP_AUTHORIZATION_FAILED:

@@ -1,7 +1,7 @@
 """The checks of `doctor` on the Postgres server, and on our session there.
 
-The session may be one that a pooler lends: the checks set nothing in it. What `connect` sets may stay
-behind there, as that of the processes does.
+A pooler may lend our session to others later: the checks set nothing in it. What `connect` sets may stay
+behind, as it does from the processes.
 """
 
 import time
@@ -12,7 +12,7 @@ import psycopg
 from psycopg.rows import args_row
 
 from orchestrator.consumer.session import NotUtf8, check_encoding
-from orchestrator.operations.doctor.check import Answer, Site
+from orchestrator.operations.doctor.check import Installation, Result
 from orchestrator.runtime.migrations import check_current
 from outbox import (
     DatabaseNotReady,
@@ -25,77 +25,81 @@ from outbox import (
 )
 from outbox.admin import TransactionPoolingDetected, read_identity, try_session_lock
 
-OLDEST, NEWEST = 14, 18  # as in the README's table of supported versions
-SILENCE_S = 25.0  # longer than the look at the markers may wait for Kafka
+OLDEST_POSTGRES, NEWEST_POSTGRES = 14, 18  # as in the README's table of supported versions
+ANSWER_TIMEOUT_S = 25.0  # longer than reading the markers may wait for Kafka
 CLOCK_WARNING_S, CLOCK_FAILED_S = 1.0, 60.0
 
 
-def reach(site: Site) -> Answer:
+def postgres_reachable(installation: Installation) -> Result:
     """Open the session that all later checks use."""
     try:
-        site.connection = conn = connect(site.settings.database_url, "orchestrator doctor")
+        installation.connection = conn = connect(
+            installation.settings.database_url, "orchestrator doctor"
+        )
     except psycopg.Error as error:
         return "unreachable", (
-            f"{error}: see that the server runs, takes our login and can be written to, and that"
+            f"{error}: see that the server runs, accepts our login and is writable, and that"
             " DATABASE_URL is right"
         )
     where = f"{conn.info.host or 'socket'}:{conn.info.port}"
     return "ok", f"database {conn.info.dbname} on {where}, as {conn.info.user}"
 
 
-def patience(site: Site) -> AbstractContextManager[None]:
-    """Hang up on a Postgres that does not answer within SILENCE_S."""
-    return hang_up_after(site.connection, SILENCE_S) if site.connection else nullcontext()
+def answer_deadline(installation: Installation) -> AbstractContextManager[None]:
+    """Disconnect from a Postgres that does not answer within ANSWER_TIMEOUT_S."""
+    conn = installation.connection
+    return hang_up_after(conn, ANSWER_TIMEOUT_S) if conn else nullcontext()
 
 
-def fault(site: Site, error: psycopg.Error) -> Answer:
-    """Answer for a check that Postgres ended; without a session no later one is made."""
-    if site.connection is not None and site.connection.closed:
-        site.close()
-        site.connection = None
+def error_result(installation: Installation, error: psycopg.Error) -> Result:
+    """Return the result of a check that failed in Postgres; without a session, skip later ones."""
+    if installation.connection is not None and installation.connection.closed:
+        installation.close()
+        installation.connection = None
         return "unreachable", f"the connection was lost: {error_text(error)}: run doctor again"
-    return "failed", f"could not be looked at: {error_text(error)}"
+    return "failed", f"could not be checked: {error_text(error)}"
 
 
-def version(site: Site) -> Answer:
-    """Look whether this version has what we need, and whether anybody has tried it."""
-    number = site.conn.info.server_version
+def postgres_version(installation: Installation) -> Result:
+    """Check that this version has what we need, and that it was tested."""
+    number = installation.conn.info.server_version
     major, text = number // 10_000, f"{number // 10_000}.{number % 10_000}"
-    if major < OLDEST:
-        return "failed", f"{text}: the oldest that works is {OLDEST}: upgrade the server"
-    if major > NEWEST:
-        return "warning", f"{text}: newer than {NEWEST}, the newest that was tried: try it first"
+    if major < OLDEST_POSTGRES:
+        return "failed", f"{text}: the oldest that works is {OLDEST_POSTGRES}: upgrade the server"
+    if major > NEWEST_POSTGRES:
+        return "warning", f"{text}: newer than {NEWEST_POSTGRES}, the newest that was tested"
     return "ok", text
 
 
-def schema(site: Site) -> Answer:
+def postgres_schema(installation: Installation) -> Result:
     """Compare the migrations with those of this code."""
     try:
-        check_current(site.conn)
-        with suppress(psycopg.errors.InsufficientPrivilege):  # the consumer's role need not see it
-            read_identity(site.conn)
+        check_current(installation.conn)
+        with suppress(psycopg.errors.InsufficientPrivilege):  # the consumer's role does not need it
+            read_identity(installation.conn)
     except DatabaseNotReady as error:
         return "failed", str(error)
     return "ok", "all migrations of this code, and no others"
 
 
-def encoding(site: Site) -> Answer:
-    """Look whether every text that a command may carry can be stored."""
+def postgres_encoding(installation: Installation) -> Result:
+    """Check that every text that a command may have can be stored."""
     try:
-        check_encoding(site.conn)
+        check_encoding(installation.conn)
     except NotUtf8 as error:
         return "failed", str(error)
     return "ok", "UTF8"
 
 
-def lanes(site: Site) -> Answer:
-    """Compare LANES, if somebody set it, with the number that the first migration fixed."""
-    made, wanted = count_lanes(site.conn), site.settings.lanes
-    if not made:
+def number_of_lanes(installation: Installation) -> Result:
+    """Compare LANES, if it is set, with the number that the first migration fixed."""
+    lanes, configured = count_lanes(installation.conn), installation.settings.lanes
+    if not lanes:
         return "failed", "outbox_lane is empty, nothing can be accepted: restore its rows"
-    if wanted not in {None, made}:
-        return "warning", f"{made}; LANES={wanted} is ignored, the number is fixed: set LANES={made}"
-    return "ok", str(made)
+    if configured not in {None, lanes}:
+        text = f"{lanes}; LANES={configured} is ignored, the number is fixed: set LANES={lanes}"
+        return "warning", text
+    return "ok", str(lanes)
 
 
 class CommitSettings(NamedTuple):
@@ -106,20 +110,20 @@ class CommitSettings(NamedTuple):
 
 
 # reset_val is what a session begins with; ours override `off`, see outbox.postgres.
-SYNCHRONOUS_COMMIT = """
+COMMIT_SETTINGS = """
     SELECT reset_val, current_setting('synchronous_standby_names')
       FROM pg_settings
      WHERE name = 'synchronous_commit'
 """
 
 
-def synchronous_commit(site: Site) -> Answer:
-    """Look whether acknowledged commits outlive a crash, and a failover."""
-    ((value, standbys),) = query(site.conn, args_row(CommitSettings), SYNCHRONOUS_COMMIT)
+def synchronous_commit(installation: Installation) -> Result:
+    """Check that acknowledged commits survive a crash, and a failover."""
+    ((value, standbys),) = query(installation.conn, args_row(CommitSettings), COMMIT_SETTINGS)
     if value == "off":
         return "warning", (
-            "off for this server, database or role: our own sessions override it, but a crash may"
-            " lose what others, as the API and the Runner, were told is done: set it to on"
+            "off for this server, database or role: our own sessions override it, but a crash may lose"
+            " commits that others, like the API and the Runner, take for done: set it to on"
         )
     if standbys and value == "local":
         return "warning", (
@@ -130,27 +134,27 @@ def synchronous_commit(site: Site) -> Answer:
     return "ok", f"{value}, {waits}"
 
 
-def sessions(site: Site) -> Answer:
-    """Look for a pooler, then take a session's lock and see it: lanes are owned by such locks."""
+def postgres_sessions(installation: Installation) -> Result:
+    """Check that our session keeps its advisory locks: they are the ownership of lanes."""
     try:
-        is_direct = try_session_lock(site.conn)
+        is_direct = try_session_lock(installation.conn)
     except TransactionPoolingDetected as error:
         return "failed", str(error)
     way = "directly connected" if is_direct else "through a pooler in session mode"
-    return "ok", f"{way}; a session's advisory lock stays with it"
+    return "ok", f"{way}; a session keeps its advisory locks"
 
 
 SERVER_TIME = "SELECT extract(epoch FROM clock_timestamp())::float8"
 
 
-def clock(site: Site) -> Answer:
-    """Compare the server's clock with ours; half of the round trip is not known."""
+def postgres_clock(installation: Installation) -> Result:
+    """Compare the server's clock with ours; half of the round trip is uncertain."""
     before = time.time()
-    there = scalar(site.conn, float, SERVER_TIME)
+    server = scalar(installation.conn, float, SERVER_TIME)
     after = time.time()
-    skew, doubt = there - (before + after) / 2, (after - before) / 2
-    text = f"{abs(skew):.3f} s {'ahead of' if skew > 0 else 'behind'} ours (± {doubt:.3f} s)"
-    if abs(skew) - doubt <= CLOCK_WARNING_S:
+    skew, uncertain = server - (before + after) / 2, (after - before) / 2
+    text = f"{abs(skew):.3f} s {'ahead of' if skew > 0 else 'behind'} ours (± {uncertain:.3f} s)"
+    if abs(skew) - uncertain <= CLOCK_WARNING_S:
         return "ok", text
-    grave = abs(skew) - doubt > CLOCK_FAILED_S
-    return "failed" if grave else "warning", f"{text}: let both hosts follow one time server (NTP)"
+    failed = abs(skew) - uncertain > CLOCK_FAILED_S
+    return "failed" if failed else "warning", f"{text}: let both hosts use the same time server (NTP)"

@@ -1,9 +1,9 @@
-"""`doctor`: is everything as it must be, on both sides, and what is to be done where it is not?
+"""`doctor`: is everything as it must be in Postgres and Kafka, and what must be done where it is not?
 
-Safe in production: it reads, and holds no lock longer than a moment. It changes one thing alone: Kafka
-gets to know a transactional id of its own. Each check stands for itself: one that breaks is a finding,
-and the next ones go on. Nothing is waited for without end: calls to Kafka have time-outs, a Postgres
-that falls silent is hung up on, and what has not begun after BUDGET_S is left out.
+Safe in production: it reads, and holds no lock for more than a moment. It changes one thing: Kafka
+learns one transactional id. Checks are independent: one that fails is a finding, and the next
+ones follow. Every wait is bounded: calls to Kafka have time-outs, a Postgres that does not answer is
+disconnected, and a check that has not begun after BUDGET_S is left out.
 """
 
 import time
@@ -15,48 +15,44 @@ from confluent_kafka import KafkaException
 
 from orchestrator.config.settings import Settings
 from orchestrator.observability import logs
-from orchestrator.operations.doctor import consistency as doctor_both
-from orchestrator.operations.doctor import kafka as doctor_kafka
-from orchestrator.operations.doctor import permissions as doctor_rights
-from orchestrator.operations.doctor import postgres as doctor_postgres
-from orchestrator.operations.doctor import tables as doctor_tables
-from orchestrator.operations.doctor.check import Answer, Away, Check, Finding, Site
+from orchestrator.operations.doctor import consistency, kafka, permissions, postgres, tables
+from orchestrator.operations.doctor.check import Check, Finding, Installation, Result, Unreachable
 from outbox import DatabaseNotReady, error_text
 
-# For the checks together; one that has begun may take longer. Twice what a silent Postgres may take, so
-# that Kafka is looked at, too.
-BUDGET_S = 2 * doctor_postgres.SILENCE_S
+# For all checks together; one that has begun may take longer. Twice the time-out of Postgres, so that
+# Kafka is checked even if Postgres does not answer.
+BUDGET_S = 2 * postgres.ANSWER_TIMEOUT_S
 
 
-def examine(settings: Settings) -> Iterator[Finding]:
-    """Yield a finding for each check, always all of them and in the same order."""
-    site, deadline = Site(settings), time.monotonic() + BUDGET_S
-    with ExitStack() as ending:
-        ending.callback(site.close)
+def run_checks(settings: Settings) -> Iterator[Finding]:
+    """Yield a finding for each check, always for all of them and in the same order."""
+    installation, deadline = Installation(settings), time.monotonic() + BUDGET_S
+    with ExitStack() as stack:
+        stack.callback(installation.close)
         for name, check in CHECKS.items():
             if time.monotonic() > deadline:
-                answer: Answer = "skipped", f"not looked at: the checks before took {BUDGET_S:.0f} s"
+                result: Result = "skipped", f"not checked: earlier checks took {BUDGET_S:.0f} s"
             else:
-                answer = answer_of(check, site)
-            state, text = answer
+                result = run_check(check, installation)
+            state, text = result
             yield Finding(name, state, logs.mask(" ".join(text.split())))
 
 
-def answer_of(check: Check, site: Site) -> Answer:
-    """Make a check, and an answer of whatever it raises."""
+def run_check(check: Check, installation: Installation) -> Result:
+    """Return the result of a check; an error is a result, too."""
     try:
-        with doctor_postgres.patience(site):
-            return check(site)
-    except (Away, DatabaseNotReady) as error:  # another check says what to do about it
+        with postgres.answer_deadline(installation):
+            return check(installation)
+    except (Unreachable, DatabaseNotReady) as error:  # another check says what to do about it
         return "skipped", str(error)
     except psycopg.errors.UndefinedTable as error:
         return "failed", f"{error_text(error)}: see `postgres schema`"
     except psycopg.errors.InsufficientPrivilege as error:
-        return "skipped", f"not looked at: {error_text(error)}: see `postgres rights`"
+        return "skipped", f"not checked: {error_text(error)}: see `postgres permissions`"
     except psycopg.Error as error:
-        return doctor_postgres.fault(site, error)
+        return postgres.error_result(installation, error)
     except KafkaException as error:
-        return doctor_kafka.fault(site, error)
+        return kafka.kafka_error_result(installation, error)
 
 
 def exit_code(findings: Iterable[Finding]) -> int:
@@ -65,40 +61,35 @@ def exit_code(findings: Iterable[Finding]) -> int:
     return 3 if "unreachable" in states else 1 if "failed" in states else 0
 
 
-def as_text(finding: Finding) -> str:
-    """Return a finding as one line for people."""
-    return f"{finding.state:<11} {finding.check}: {finding.text}"
-
-
-def settings_were_read(site: Site) -> Answer:
-    """Say what the settings are that other checks do not speak of. That they are valid is known."""
-    s = site.settings
+def settings_summary(installation: Installation) -> Result:
+    """Return the settings that no other check names. They were found valid before."""
+    s = installation.settings
     fencing = "strict fencing" if s.strict_fencing else "no strict fencing"
     return "ok", f"consumer group {s.consumer_group}, batches of {s.batch_size:,}, {fencing}"
 
 
 CHECKS: Mapping[str, Check] = {
-    "settings": settings_were_read,
-    "postgres reachable": doctor_postgres.reach,
-    "postgres version": doctor_postgres.version,
-    "postgres rights": doctor_rights.rights,
-    "postgres schema": doctor_postgres.schema,
-    "postgres encoding": doctor_postgres.encoding,
-    "lanes": doctor_postgres.lanes,
-    "postgres synchronous_commit": doctor_postgres.synchronous_commit,
-    "postgres sessions": doctor_postgres.sessions,
-    "postgres long transactions": doctor_tables.long_transactions,
-    "postgres autovacuum": doctor_tables.autovacuum,
-    "workers id sequence": doctor_tables.workers_sequence,
-    "postgres clock": doctor_postgres.clock,
-    "kafka reachable": doctor_kafka.reach,
-    "kafka version": doctor_kafka.version,
-    "kafka topics": doctor_kafka.topics,
-    "marker topic partitions": doctor_both.progress_partitions,
-    "kafka replication": doctor_kafka.replication,
-    "kafka transactions": doctor_both.transactions,
-    "kafka acls": doctor_rights.acls,
-    "kafka retention of offsets": doctor_both.retention,
-    "input positions": doctor_both.input_positions,
-    "markers": doctor_both.markers,
+    "settings": settings_summary,
+    "postgres reachable": postgres.postgres_reachable,
+    "postgres version": postgres.postgres_version,
+    "postgres permissions": permissions.postgres_permissions,
+    "postgres schema": postgres.postgres_schema,
+    "postgres encoding": postgres.postgres_encoding,
+    "lanes": postgres.number_of_lanes,
+    "postgres synchronous_commit": postgres.synchronous_commit,
+    "postgres sessions": postgres.postgres_sessions,
+    "postgres long transactions": tables.long_transactions,
+    "postgres autovacuum": tables.autovacuum,
+    "workers id sequence": tables.workers_id_sequence,
+    "postgres clock": postgres.postgres_clock,
+    "kafka reachable": kafka.kafka_reachable,
+    "kafka version": kafka.kafka_version,
+    "kafka topics": kafka.kafka_topics,
+    "marker topic partitions": consistency.marker_topic_partitions,
+    "kafka replication": kafka.kafka_replication,
+    "kafka transactions": consistency.kafka_transactions,
+    "kafka acls": permissions.kafka_acls,
+    "kafka retention of offsets": consistency.offsets_retention,
+    "input positions": consistency.input_positions,
+    "markers": consistency.lane_markers,
 }

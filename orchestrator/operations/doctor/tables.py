@@ -1,19 +1,20 @@
-"""The checks of `doctor` on what time does to the tables: vacuum, and the ids of `workers`."""
+"""The checks of `doctor` on tables that fill up over time: vacuum, and the ids of `workers`."""
 
 from typing import NamedTuple
 
 from psycopg.rows import args_row
 
 from orchestrator.contract.workers import read_id_sequence
-from orchestrator.operations.doctor.check import Answer, Site, all_of
+from orchestrator.operations.doctor.check import Installation, Result, combine
 from orchestrator.operations.text import duration
 from outbox import query, scalar
 from outbox.admin import BUSY_TABLES
 
-OLD_S = 300.0  # a transaction that lasts longer keeps vacuum from what was acknowledged since
-MANY_TRANSACTIONS = 100_000  # where no age in seconds can be had; an hour of work at some rates
-DEAD_ROWS = 100_000  # vacuum is due after 5,000 in outbox; a full minute of work leaves more. In a
-#                      large table it is due later: then twice its share of the rows
+OLD_S = 300.0  # a transaction that lasts longer keeps dead rows from vacuum
+MANY_TRANSACTIONS = 100_000  # where the age in seconds is hidden; an hour of work at some rates
+# Vacuum is due after 5,000 dead rows in outbox, and a busy minute leaves more than these. In a large
+# table it is due later: then twice its share of the rows are too many.
+DEAD_ROWS = 100_000
 VACUUM_LATE_S = 600.0
 
 
@@ -27,9 +28,9 @@ class Holder(NamedTuple):
     is_hidden: bool | None
 
 
-# What forbids vacuum to remove dead rows of this database. Of sessions of other roles pg_stat_activity
-# shows the age only to pg_read_all_stats, but to all how many transactions they hold back. Nor does it
-# show their kind: an autovacuum, which ends by itself, is told by having no user.
+# What keeps vacuum from removing dead rows of this database. For sessions of other roles
+# pg_stat_activity shows the age only to pg_read_all_stats, but everyone sees how many transactions they
+# hold back. Their kind is hidden, too: an autovacuum, which ends by itself, is one without a user.
 HOLDERS = """
     SELECT format('session %s of %s', pid, coalesce(nullif(application_name, ''), '(no name)')),
            'let it end, or end it: SELECT pg_terminate_backend(' || pid || ')',
@@ -50,31 +51,32 @@ HOLDERS = """
      WHERE database = current_database()
  UNION ALL
     SELECT format('%s replication slot %s', CASE WHEN active THEN 'active' ELSE 'idle' END, slot_name),
-           'let its reader catch up, or drop it if nobody needs it',
+           'let its reader catch up, or drop it if it is not needed',
            NULL,
            age(xmin),
            false
       FROM pg_replication_slots
      ORDER BY age_s DESC NULLS LAST, transactions DESC NULLS LAST
 """
-SHOWN = 5
+MAX_HOLDERS_NAMED = 5
 
 
-def long_transactions(site: Site) -> Answer:
-    """Look for what keeps dead rows alive: the relay's claim reads through them."""
-    rows = query(site.conn, args_row(Holder), HOLDERS)
-    remarks: list[Answer] = []
-    for who, advice, age_s, transactions, _ in rows:
+def long_transactions(installation: Installation) -> Result:
+    """Find what keeps dead rows from vacuum: the relay's claim reads through them."""
+    rows = query(installation.conn, args_row(Holder), HOLDERS)
+    remarks: list[Result] = []
+    for name, advice, age_s, transactions, _ in rows:
         if age_s is not None and age_s > OLD_S:
-            remarks.append(("warning", f"{who} has been open for {duration(age_s)}: {advice}"))
+            remarks.append(("warning", f"{name} has been open for {duration(age_s)}: {advice}"))
         elif transactions is not None and transactions > MANY_TRANSACTIONS:
-            remarks.append(("warning", f"{who} holds back {transactions:,} transactions: {advice}"))
-    if len(remarks) > SHOWN:
-        remarks = [*remarks[:SHOWN], ("warning", f"and {len(remarks) - SHOWN} more")]
+            remarks.append(("warning", f"{name} holds back {transactions:,} transactions: {advice}"))
+    if len(remarks) > MAX_HOLDERS_NAMED:
+        more = len(remarks) - MAX_HOLDERS_NAMED
+        remarks = [*remarks[:MAX_HOLDERS_NAMED], ("warning", f"and {more} more")]
     if any(is_hidden for *_, is_hidden in rows):
         text = f"none that this role may see is older than {duration(OLD_S)}"
-        return all_of(remarks, f"{text}: pg_read_all_stats shows it all")
-    return all_of(remarks, f"none is older than {duration(OLD_S)}")
+        return combine(remarks, f"{text}: pg_read_all_stats shows it all")
+    return combine(remarks, f"none is older than {duration(OLD_S)}")
 
 
 class TableVacuum(NamedTuple):
@@ -106,14 +108,14 @@ TABLES = """
 """
 
 
-def autovacuum(site: Site) -> Answer:
-    """Look whether dead rows are removed: each row of the outbox becomes one within seconds."""
-    remarks: list[Answer] = []
-    if not scalar(site.conn, bool, AUTOVACUUM):
+def autovacuum(installation: Installation) -> Result:
+    """Check that dead rows are removed: each row of the outbox becomes one within seconds."""
+    remarks: list[Result] = []
+    if not scalar(installation.conn, bool, AUTOVACUUM):
         text = "off for the whole server, tables only grow: set autovacuum and track_counts to on"
         remarks.append(("failed", text))
     values = {"dead": DEAD_ROWS, "tables": [*BUSY_TABLES, "consumed_offsets", "workers"]}
-    rows = query(site.conn, args_row(TableVacuum), TABLES, values)
+    rows = query(installation.conn, args_row(TableVacuum), TABLES, values)
     for table, is_off, dead, due, since_s in rows:
         if is_off:
             text = f"off for table {table}, which only grows: set its autovacuum_enabled to true"
@@ -122,28 +124,28 @@ def autovacuum(site: Site) -> Answer:
             text = f"{table} has {dead:,} dead rows and no vacuum for {duration(since_s)}: end long"
             text += f" transactions, give autovacuum more workers, or run VACUUM {table}"
             remarks.append(("warning", text))
-    return all_of(remarks, f"on for {', '.join(row.table for row in rows)}" if rows else "on")
+    return combine(remarks, f"on for {', '.join(row.table for row in rows)}" if rows else "on")
 
 
-HALF, ALMOST_ALL = 0.5, 0.9
+HALF_USED, ALMOST_ALL_USED = 0.5, 0.9
 
 
-def workers_sequence(site: Site) -> Answer:
-    """Look how many ids `workers` has left: SERIAL ends at 2^31, and then nothing is accepted."""
-    ids = read_id_sequence(site.conn)
+def workers_id_sequence(installation: Installation) -> Result:
+    """Check how many ids `workers` has left: SERIAL ends at 2^31, and then nothing is accepted."""
+    ids = read_id_sequence(installation.conn)
     if ids is None:
         return "skipped", "there is no column workers.id"
     if ids.sequence is None:
         return "ok", f"workers.id ({ids.type}) has no sequence as its default"
     used = ids.used
     if used is None:
-        return "skipped", f"the role may not look at {ids.sequence}: see `postgres rights`"
+        return "skipped", f"the role may not read {ids.sequence}: see `postgres permissions`"
     text = f"{used:.1%} of {ids.capacity:,} ids of workers.id ({ids.type}) are used"
-    if used <= HALF:
+    if used <= HALF_USED:
         return "ok", text
     advice = (
         f"when {ids.sequence} ends no command is accepted: make the column and the sequence bigint,"
         " after seeing that the API and the Runner can read it; the change rewrites the table and locks"
         " it"
     )
-    return "failed" if used > ALMOST_ALL else "warning", f"{text}: {advice}"
+    return "failed" if used > ALMOST_ALL_USED else "warning", f"{text}: {advice}"
