@@ -108,7 +108,8 @@ def _ahead(partition: int, copy: int, position: int) -> str:
     """Return what it means that a copy is ahead of its original."""
     return (
         f"partition {partition}: Kafka has offset {copy} for our group, Postgres has {position}: if it"
-        " was restored, let a consumer catch up and see `markers`; else find out who commits in our group"
+        " was restored, let a consumer catch up and see `markers`; else find out who commits in our"
+        " group"
     )
 
 

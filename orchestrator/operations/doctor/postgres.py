@@ -1,7 +1,7 @@
 """The checks of `doctor` on the Postgres server, and on our session there.
 
-A pooler may lend our session to others later: the checks set nothing in it. What `connect` sets may stay
-behind, as it does from the processes.
+A pooler may lend our session to others later: the checks set nothing in it. What `connect` sets may
+stay behind, as it does from the processes.
 """
 
 import time
