@@ -10,7 +10,7 @@ GENEROUS_S = 30  # for what takes a second or two on a quiet machine
 POLL_S = 0.02  # short beside anything a server does, long beside the check itself
 
 
-def eventually(check: Callable[[], T], timeout: float = GENEROUS_S, poll_s: float = POLL_S) -> T:
+def eventually(check: Callable[[], T], timeout: float = GENEROUS_S) -> T:
     """Call `check` until it returns something true, and return that.
 
     An AssertionError of the check means "not yet"; after `timeout` seconds it is raised.
@@ -28,4 +28,4 @@ def eventually(check: Callable[[], T], timeout: float = GENEROUS_S, poll_s: floa
                 return result
             name = getattr(check, "__qualname__", "check")  # a partial has none
             assert not late, f"after {timeout} s still {result!r}: {name}"
-        time.sleep(poll_s)
+        time.sleep(POLL_S)

@@ -3,23 +3,21 @@
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
 import psycopg
-from confluent_kafka import KafkaException, TopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec  # type: ignore[attr-defined]
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 from psycopg.conninfo import make_conninfo
 
 from orchestrator.embedded import Servers
 from orchestrator.runtime.migrations import migrate
 from outbox import connect
 from testkit.eventually import eventually
-from testkit.system import LANES, PARTITIONS, System, environ_of
+from testkit.system import LANES, PARTITIONS, System, environ_of, have_leaders
 
 DATA_TOPICS = ("INPUT_TOPIC", "OUTPUT_TOPIC", "DEAD_LETTER_TOPIC")
-LEADERS_S = 30  # until all topics made at once have leaders
 MOST_AT_ONCE = 16  # a test that runs meanwhile has to share the servers with their making
 
 
@@ -55,15 +53,12 @@ class Installations:
     def __init__(self, servers: Servers, template: str, *, disposable: bool = False) -> None:
         """Make none yet. disposable: the servers end soon, and with them what was made."""
         self._servers, self._template, self._disposable = servers, template, disposable
-        self._kafka = self._client()
+        self._kafka = AdminClient({"bootstrap.servers": servers.bootstrap_servers, "log_level": 0})
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="installations")
         self._making: Future[list[str]] | None = None
         self._next = 1  # how many
         self._ready: list[str] = []
         self._taken: list[str] = []
-
-    def _client(self) -> AdminClient:
-        return AdminClient({"bootstrap.servers": self._servers.bootstrap_servers, "log_level": 0})
 
     @contextmanager
     def system(self, directory: Path, lanes: int) -> Iterator[System]:
@@ -125,16 +120,8 @@ class Installations:
                 conn.execute("UPDATE outbox_identity SET identity = gen_random_uuid()")
         for future in created.values():
             future.result()
-        partitions = [TopicPartition(topic, number) for topic in data for number in range(PARTITIONS)]
-        eventually(partial(self._have_leaders, partitions), LEADERS_S, poll_s=0.1)
+        eventually(lambda: have_leaders(self._kafka, data))
         return names
-
-    def _have_leaders(self, partitions: list[TopicPartition]) -> bool:
-        """Say whether the brokers lead all of them; by a new client: one remembers what was missing."""
-        beginning = OffsetSpec.earliest()  # type: ignore[no-untyped-call]
-        client = self._client()
-        offsets = client.list_offsets(dict.fromkeys(partitions, beginning))
-        return not any(future.exception() for future in offsets.values())
 
     def _drop(self, names: list[str]) -> None:
         """Drop the databases of these."""

@@ -26,6 +26,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
     ConfigEntry,
     ConfigResource,
     NewTopic,
+    OffsetSpec,
     ResourceType,
 )
 from psycopg.conninfo import make_conninfo
@@ -36,7 +37,6 @@ from orchestrator.contract import workers
 from orchestrator.contract.messages import DeployOrder, encode_order
 from orchestrator.embedded import Servers
 from orchestrator.kafka.reader import find_ranges, read_ranges
-from orchestrator.kafka.topics import read_log_start_offsets
 from orchestrator.observability.health import Health
 from orchestrator.observability.metrics import ConsumerMetrics, new_registry
 from orchestrator.operations.audit import Audit, audit
@@ -374,7 +374,7 @@ def make_input_anew(system: System) -> None:
         return admin.create_topics([NewTopic(topic, PARTITIONS, 1)])[topic].exception() is None
 
     eventually(made)
-    eventually(lambda: has_leaders(system))
+    eventually(lambda: have_leaders(admin, [topic]))
 
 
 # ---- making one -----------------------------------------------------------------------------------
@@ -413,18 +413,22 @@ def create_topics(system: System) -> None:
     new = [NewTopic(topic, PARTITIONS, 1) for topic in data] + [NewTopic(progress, LANES, 1)]
     for future in admin.create_topics(new).values():
         future.result()
-    eventually(lambda: all(has_leaders(system, topic) for topic in data))
+    eventually(lambda: have_leaders(admin, data))
 
 
-def has_leaders(system: System, topic: str = "") -> bool:
-    """Say whether the brokers have elected leaders for a topic, the input topic unless told."""
-    admin = AdminClient(dict(system.settings.kafka))
-    try:
-        return bool(
-            read_log_start_offsets(admin, topic or system.settings.input_topic, range(PARTITIONS))
-        )
-    except KafkaException:
+def have_leaders(admin: AdminClient, topics: Sequence[str]) -> bool:
+    """Say whether the brokers lead all partitions of these topics.
+
+    The metadata first: a client that asks for offsets without it now and then waits for 1 to 3 s.
+    """
+    known = admin.list_topics(timeout=10).topics
+    if not all(topic in known and len(known[topic].partitions) == PARTITIONS for topic in topics):
         return False
+    beginning = OffsetSpec.earliest()  # type: ignore[no-untyped-call]
+    asked = {
+        TopicPartition(topic, number): beginning for topic in topics for number in range(PARTITIONS)
+    }
+    return not any(future.exception() for future in admin.list_offsets(asked).values())
 
 
 def delete_topics(system: System) -> None:
