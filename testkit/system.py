@@ -1,5 +1,6 @@
 """One installation for one test: a database cloned from a template, topics and a group of its own."""
 
+import json
 import os
 import re
 import signal
@@ -10,7 +11,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
@@ -52,7 +53,12 @@ from outbox import (
     transaction,
 )
 from outbox.admin import Lane, Publisher, RelayOptions, SteppedRelay, step_relay
+from outbox.timings import PRODUCTION
 from testkit.eventually import eventually
+
+# What tests shorten, in this process and in those that they start: waits that they would only sit out.
+# A test of a constant's own effect asks for PRODUCTION, or for OUTBOX_TIMINGS="" in a process.
+QUICK = {"refused_recheck_s": 0.5}
 
 PARTITIONS = 2  # of every topic but the marker topic
 LANES = 4
@@ -249,7 +255,7 @@ class System:
             cast("Callable[[Connection, Sequence[UUID]], None]", workers.set_deployed),
             batch_size,
             observer=observer or Observer(),
-            timings=timings or Timings(),
+            timings=timings or replace(PRODUCTION, **QUICK),
         )
         with (
             closing(self.connect(f"test lane {number}")) as conn,
@@ -270,7 +276,7 @@ class System:
     def start(self, *command: str, crash_at: str = "", **environ: str) -> Running:
         """Start a process of ours; crash_at: a crash point, see outbox.crash_points."""
         log = self.directory / f"{len(self._running)}-{command[0]}.log"
-        extra = {"OUTBOX_CRASH_POINT": crash_at} | environ
+        extra = {"OUTBOX_CRASH_POINT": crash_at, "OUTBOX_TIMINGS": json.dumps(QUICK)} | environ
         running = Running(["orchestrator", *command], self.environ | extra, log)
         self._running.append(running)
         return running
