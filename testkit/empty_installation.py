@@ -1,16 +1,20 @@
 """An installation before its setup: an empty database and no topics; and commands run to their end."""
 
+import logging
 import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
+from unittest.mock import patch
 from uuid import uuid4
 
 import psutil  # type: ignore[import-untyped]
 import psycopg
 
+from orchestrator.cli.main import run
 from orchestrator.embedded import Servers
 from testkit.system import INHERITED, System, delete_topics, environ_of
 
@@ -61,3 +65,23 @@ def run_command(
         check=False,
         cwd=cwd,
     )
+
+
+def run_in_process(environ: Mapping[str, str], *command: str) -> subprocess.CompletedProcess[str]:
+    """Do what `run_command` does in this process: for wrong usage, which comes before all work."""
+    out, err = StringIO(), StringIO()
+    logging_before = logging.root.handlers[:], logging.root.level
+    with (
+        patch.dict(os.environ, {**INHERITED, **environ}, clear=True),
+        Path(os.devnull).open() as nothing,
+        patch.object(sys, "stdin", nothing),
+        redirect_stdout(out),
+        redirect_stderr(err),
+    ):
+        try:
+            code = run(command)
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        finally:
+            logging.root.handlers[:], logging.root.level = logging_before
+    return subprocess.CompletedProcess(command, code, out.getvalue(), err.getvalue())

@@ -296,6 +296,13 @@ def test_wrong_usage_is_exit_code_2(arguments: list[str], capsys: pytest.Capture
     assert "usage: orchestrator" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_wrong_usage_ends_a_process_of_each_command(command: str) -> None:
+    refused = run_command({}, command, "--no-such-option")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr.startswith("usage: orchestrator")
+
+
 @pytest.mark.parametrize(
     "arguments",
     [[URL], ["explain", URL], ["dlq", "show", URL], ["status", URL], ["submit", URL, "--count", URL]],

@@ -28,7 +28,7 @@ from testkit.disagreement import (
     set_marker,
     written_down,
 )
-from testkit.empty_installation import run_command
+from testkit.empty_installation import run_command, run_in_process
 from testkit.eventually import eventually
 from testkit.system import INHERITED, LANES, Running, System, delete_before
 
@@ -373,7 +373,7 @@ def test_what_is_not_there_is_exit_code_1(system: System, words: tuple[str, ...]
     ids=" ".join,
 )
 def test_without_a_terminal_or_sense_it_is_exit_code_2(system: System, words: tuple[str, ...]) -> None:
-    assert repair(system, *words)[0] == 2
+    assert run_in_process(system.environ, "repair", *words).returncode == 2
 
 
 def refuse_everything(system: System) -> None:
