@@ -32,7 +32,7 @@ from bench.peers.polling import polling
 from bench.report import read_facts, show, spread, write_report
 from bench.targets import Round, Score, judge
 from bench.testbed import Testbed, open_testbed
-from orchestrator.runtime.process import collect_garbage_by_the_clock
+from orchestrator.runtime.process import configure_gc
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -119,7 +119,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parse(arguments)
     scale = CHECK if options.check else QUICK if options.quick else FULL
     console = Console(stderr=True)
-    collect_garbage_by_the_clock()  # as the processes do
+    configure_gc()  # as the processes do
     with open_testbed() as testbed:
         facts = read_facts(testbed)
         every = [*EACH_ROUND, *ONCE, *(PEERS if options.peers else ())]

@@ -31,7 +31,7 @@ from orchestrator.consumer.offsets import OffsetMove
 from orchestrator.contract import workers
 from orchestrator.contract.messages import DeployOrder, encode_order, worker_id
 from orchestrator.embedded.postgres import postgres_binaries
-from orchestrator.runtime.process import collect_garbage_by_the_clock
+from orchestrator.runtime.process import configure_gc
 from outbox import Connection, Message, arrays, connect, enqueue, lane_rows, outbox_rows, transaction
 from testkit.system import System
 
@@ -74,7 +74,7 @@ def take_barrier(barrier: Barrier) -> None:
     """Keep the barrier at which both sides wait before they start."""
     global _together  # the only way to give it to a worker process
     _together = barrier
-    collect_garbage_by_the_clock()
+    configure_gc()
 
 
 # ---- the consumer's side --------------------------------------------------------------------------

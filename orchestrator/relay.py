@@ -1,16 +1,17 @@
 """The relay process: the outbox library's Relay, told what a published row means to us."""
 
-from collections.abc import Callable
+from collections.abc import Mapping
 
 from orchestrator.config.settings import Settings
+from orchestrator.config.timings import ProcessTimings
 from orchestrator.contract.repair_commands import repair_of_lane
 from orchestrator.contract.workers import set_deployed
-from orchestrator.observability.gauges import KafkaLook, backlog_gauges, in_background
+from orchestrator.observability.gauges import KafkaProbe, backlog_gauges, poll_in_background
 from orchestrator.observability.health import Health
 from orchestrator.observability.metrics import RelayMetrics, new_registry
 from orchestrator.runtime.migrations import check_current
-from orchestrator.runtime.process import run_process
-from outbox import LaneState, LaneStatus, Relay
+from orchestrator.runtime.process import answer_http, run_until_stopped
+from outbox import LaneState, LaneStatus, Relay, with_overrides
 
 
 def new_relay(settings: Settings, metrics: RelayMetrics | None = None) -> Relay:
@@ -29,38 +30,42 @@ def new_relay(settings: Settings, metrics: RelayMetrics | None = None) -> Relay:
 
 
 def run_relay(settings: Settings) -> int:
-    """Be the relay until stopped; return the exit code."""
-    health, registry = Health(), new_registry("relay")
+    """Run the relay until it is stopped; return the exit code."""
+    timings = with_overrides(ProcessTimings())
+    health, registry = Health(stalled_s=timings.stalled_s), new_registry("relay")
     metrics = RelayMetrics(registry, health)
     relay = new_relay(settings, metrics)
-    metrics.refused.set_function(
-        lambda: sum(status.state is LaneState.REFUSED for status in relay.lanes().values())
-    )
-    kafka = KafkaLook(
+    kafka = KafkaProbe(
         settings, [settings.output_topic, settings.dead_letter_topic, settings.marker_topic]
     )
     health.checks = {
         "postgres": lambda: relay.last_error,
-        "kafka": lambda: kafka.trouble,
-        "lanes": lanes_check(relay),
+        "kafka": lambda: kafka.last_error,
+        "lanes": lambda: lanes_check(relay.lanes()),
     }
-    metrics.tick()  # or a first connect that hangs would never be missed
-    with in_background(kafka.look), backlog_gauges(settings, metrics):
-        return run_process(settings, registry, health, relay.run)
+    metrics.refused.set_function(lambda: count_refused(relay.lanes()))
+    metrics.tick()  # without a first tick, a first connect that hangs would never count as stalled
+    with (
+        poll_in_background(kafka.check, timings),
+        backlog_gauges(settings, metrics, timings),
+        answer_http(settings, registry, health),
+    ):
+        return run_until_stopped(relay.run, on_stop=health.stop)
 
 
-def lanes_check(relay: Relay) -> Callable[[], str | None]:
-    """Return a check that names the lanes that are not active, and why."""
+def count_refused(lanes: Mapping[int, LaneStatus]) -> int:
+    """Return how many lanes wait for the operator."""
+    return sum(status.state is LaneState.REFUSED for status in lanes.values())
 
-    def check() -> str | None:
-        named = [
-            describe_lane(number, status)
-            for number, status in sorted(relay.lanes().items())
-            if status.state is not LaneState.ACTIVE
-        ]
-        return "; ".join(named) or None
 
-    return check
+def lanes_check(lanes: Mapping[int, LaneStatus]) -> str | None:
+    """Return the lanes that are not active, each with its state and reason; None if all are active."""
+    named = (
+        describe_lane(number, status)
+        for number, status in sorted(lanes.items())
+        if status.state is not LaneState.ACTIVE
+    )
+    return "; ".join(named) or None
 
 
 def describe_lane(number: int, status: LaneStatus) -> str:

@@ -33,7 +33,9 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 from psycopg.conninfo import make_conninfo
 
 from orchestrator.config.settings import Settings, read_settings
-from orchestrator.consumer.session import ConsumerSession
+from orchestrator.config.timings import ConsumerTimings
+from orchestrator.consumer.commands import command_subscription
+from orchestrator.consumer.session import ConsumerSession, open_session
 from orchestrator.contract import workers
 from orchestrator.contract.messages import DeployOrder, encode_order
 from orchestrator.embedded import Servers
@@ -226,12 +228,15 @@ class System:
         return [order.worker_id for order in orders]
 
     @contextmanager
-    def consumer(self) -> Iterator[ConsumerSession]:
+    def consumer(
+        self, timings: ConsumerTimings | None = None, metrics: ConsumerMetrics | None = None
+    ) -> Iterator[ConsumerSession[DeployOrder]]:
         """Give a session of the consumer, to be moved by run_once."""
-        metrics = ConsumerMetrics(new_registry("consumer"), Health())
+        subscription = command_subscription(self.settings)
+        metrics = metrics or ConsumerMetrics(new_registry("consumer"), Health())
         with (
             closing(self.connect("test consumer")) as conn,
-            closing(ConsumerSession(self.settings, conn, metrics)) as session,
+            open_session(subscription, conn, metrics, timings or ConsumerTimings()) as session,
         ):
             yield session
 
@@ -318,7 +323,7 @@ class OwnedLane:
         return self.relay.claim(self.number)
 
 
-def take(session: ConsumerSession, records: int) -> None:
+def take(session: ConsumerSession[Any], records: int) -> None:
     """Move the session until it has consumed exactly so many records."""
     taken = 0
 

@@ -35,7 +35,7 @@ from orchestrator.contract.messages import Command, DeployOrder
 from orchestrator.kafka.reader import tail_topic
 from orchestrator.operations.audit import audit
 from orchestrator.runtime.setup import set_up
-from orchestrator.runtime.supervisor import CHILDREN_S, Child
+from orchestrator.runtime.supervisor import CHILD_SHUTDOWN_S, Child
 from outbox import Connection, connect, scalar
 
 COMMANDS_PER_SCENARIO = 10  # so that there is an order to keep
@@ -175,7 +175,7 @@ def running(children: Sequence[Child]) -> Iterator[None]:
         for child in children:
             child.terminate()
         for child in children:
-            child.wait(time.monotonic() + CHILDREN_S)
+            child.wait(time.monotonic() + CHILD_SHUTDOWN_S)
 
 
 class Delivery(NamedTuple):

@@ -15,7 +15,8 @@ class ConsumerTimings:
     two batches of a busy consumer. ping_s: how soon an idle session sees that Postgres has gone.
     topic_check_s: how soon it is seen that the topic was recreated. refused_recheck_s: how soon it is
     seen that a refused partition was repaired. commit_offsets_s: how old the copy of the positions in
-    Kafka may be.
+    Kafka may be. min_healthy_s: a session that failed sooner may have met what every session meets, so
+    the next one waits.
     """
 
     poll_s: float = 0.5
@@ -24,6 +25,7 @@ class ConsumerTimings:
     topic_check_s: float = 1.0
     refused_recheck_s: float = 10.0
     commit_offsets_s: float = 0.5
+    min_healthy_s: float = 5.0
 
 
 @dataclass(frozen=True)

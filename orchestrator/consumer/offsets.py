@@ -5,7 +5,7 @@ transaction that writes the rows of the records in between. A consumer that lost
 another value and rolls back; without the comparison, two consumers could both accept the same records.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 from uuid import UUID
@@ -48,7 +48,7 @@ LOCK_POSITIONS = """
 
 def lock_positions(
     conn: Connection, group: str, topic: str, partitions: Sequence[int]
-) -> Mapping[int, Position]:
+) -> dict[int, Position]:
     """Return the positions of those partitions that have one, after locking them.
 
     A COMMIT of another session that is still running is waited for, and its effect seen.

@@ -1,33 +1,29 @@
-"""One session of the consumer: commands from Kafka into workers and outbox, exactly once.
+"""One session of the consumer: records from Kafka into the service's rows and the outbox, exactly once.
 
-Invariant: a batch's offsets, workers and outbox rows commit in one Postgres transaction, and reading
-always goes on from the offsets in Postgres. Any doubt (a lost reply, a rebalance, an error) ends the
-session; the next one reads the offsets under their lock, and so finds out what was committed.
+Invariant: a batch's positions, rows and outbox rows commit in one Postgres transaction, and reading
+always continues from the positions in Postgres. Any doubt (a lost reply, a rebalance, an error) ends
+the session; the next one reads the positions under their lock, and so learns what was committed.
 """
 
-import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from uuid import UUID
+from typing import Generic
 
 import psycopg
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka import Message as Record
 
-from orchestrator.config.settings import Settings
+from orchestrator.config.timings import ConsumerTimings
 from orchestrator.consumer import offsets
-from orchestrator.consumer.offsets import OffsetConflict, OffsetMove, Position
-from orchestrator.contract import workers
-from orchestrator.contract.messages import CommandParser, DeployOrder, InvalidCommand, OrderBuilder
-from orchestrator.contract.records import dead_letter, partition_offset
-from orchestrator.contract.repair_commands import repair_of_partition
-from orchestrator.kafka import topics
-from orchestrator.kafka.topics import TopicMissing, TopicRecreated
-from orchestrator.observability.metrics import ConsumerMetrics
-from orchestrator.runtime.migrations import check_current
+from orchestrator.consumer.client import GroupMember
+from orchestrator.consumer.offsets import OffsetConflict, OffsetMove
+from orchestrator.consumer.partitions import OFFSET_NOT_IN_LOG, AssignedPartitions
+from orchestrator.consumer.subscription import ConsumerObserver, Insert, Subscription, T
+from orchestrator.contract.records import InvalidRecord, dead_letter, partition_offset
+from orchestrator.kafka.topics import Admin, TopicMissing, TopicRecreated, TopicWatch
 from outbox import (
     AdaptivePause,
     Connection,
@@ -40,17 +36,8 @@ from outbox import (
     transaction,
 )
 
-log = logging.getLogger(__name__)
-
-POLL_S = 0.5  # how long the loop waits for a first record before it looks at `stop`
-SHOW_S = 0.5  # how old the offsets may be that lag tools see
-LONGEST_PAUSE_S = 0.02  # between two batches of a busy consumer
-PING_S = 2.0  # how soon an idle session finds out that Postgres has gone
-TOPIC_CHECK_S = 1.0  # how soon it is seen that the topic was recreated
-RECHECK_S = 10.0  # how soon a paused partition that was repaired goes on by itself
-
-# The log no longer holds what comes next: the partition waits for a person.
-LOG_LOST = frozenset(
+# The log no longer contains the next offset: the partition waits for an operator.
+OFFSET_LOST_ERRORS = frozenset(
     {
         KafkaError._AUTO_OFFSET_RESET,
         KafkaError._LOG_TRUNCATION,
@@ -58,13 +45,8 @@ LOG_LOST = frozenset(
     }
 )
 
-
-class NotUtf8(DatabaseNotReady):
-    """The database cannot hold every text that a command may carry."""
-
-
-# What a new session may cure, with patience.
-NEW_SESSION = (
+# What ends a session, and a new one may cure.
+SESSION_ERRORS = (
     psycopg.Error,
     KafkaException,
     DatabaseNotReady,
@@ -73,303 +55,182 @@ NEW_SESSION = (
     OffsetConflict,
 )
 
-Insert = Callable[[Connection, Sequence[DeployOrder]], Sequence[UUID]]
-
 
 @dataclass(slots=True)
-class Batch:
-    """What the records of one poll become. messages: one for each order, in the same sequence."""
+class ParsedBatch(Generic[T]):
+    """What the records of one poll become. messages: one for each row, in the same order."""
 
     moves: list[OffsetMove]
-    orders: list[DeployOrder] = field(default_factory=list)
+    rows: list[T] = field(default_factory=list)
     messages: list[Message] = field(default_factory=list)
-    dead: list[Message] = field(default_factory=list)
-    reasons: Counter[str] = field(default_factory=Counter)
-
-    def messages_about(self, accepted: Sequence[UUID]) -> list[Message]:
-        """Return the messages about these workers: as a rule all of them."""
-        if len(accepted) == len(self.orders):
-            return self.messages
-        chosen = set(accepted)
-        return [message for message in self.messages if message.aggregate_id in chosen]
+    dead_letters: list[Message] = field(default_factory=list)
+    dead_reasons: Counter[str] = field(default_factory=Counter)
 
 
-class ConsumerSession:
-    """One session on Postgres and one membership in the consumer group. Raises NEW_SESSION."""
+@contextmanager
+def open_session(
+    subscription: Subscription[T],
+    conn: Connection,
+    observer: ConsumerObserver,
+    timings: ConsumerTimings,
+) -> "Iterator[ConsumerSession[T]]":
+    """Join the group while the block runs. Raises SESSION_ERRORS."""
+    subscription.check(conn)
+    lanes = count_lanes(conn)
+    admin = Admin(subscription.kafka)
+    topic = TopicWatch(admin, subscription.topic, timings.topic_check_s)
+    with closing(GroupMember(subscription.kafka, subscription.group)) as client:
+        partitions = AssignedPartitions(
+            conn, client, admin, topic, subscription.group, subscription.repair_command, timings
+        )
+        client.subscribe(
+            [topic.name],
+            on_assign=lambda _, assigned: partitions.assign([one.partition for one in assigned]),
+            on_revoke=lambda _, _revoked: partitions.revoke(),
+        )
+        try:
+            yield ConsumerSession(
+                subscription, conn, client, topic, partitions, lanes, observer, timings
+            )
+        finally:
+            partitions.mirror_positions()
 
-    def __init__(self, settings: Settings, conn: Connection, metrics: ConsumerMetrics) -> None:
-        check_current(conn)
-        check_encoding(conn)
-        self._settings = settings
+
+class ConsumerSession(Generic[T]):
+    """One session on Postgres and one membership in the consumer group. Raises SESSION_ERRORS."""
+
+    def __init__(
+        self,
+        subscription: Subscription[T],
+        conn: Connection,
+        client: GroupMember,
+        topic: TopicWatch,
+        partitions: AssignedPartitions,
+        lanes: int,
+        observer: ConsumerObserver,
+        timings: ConsumerTimings,
+    ) -> None:
+        self._subscription = subscription
         self._conn = conn
-        self._metrics = metrics
-        self._build = OrderBuilder(
-            CommandParser(settings.max_message_bytes, settings.camera_url_schemes),
-            settings.output_topic,
-            f"/orchestrator/{settings.input_topic}" if settings.cloudevents else None,
-        ).build
-        self._lanes = count_lanes(conn)
-        self._admin = topics.Admin(settings.kafka)
-        self._topic = topics.TopicWatch(self._admin, settings.input_topic, TOPIC_CHECK_S)
-        self._positions: dict[int, Position] = {}
-        self.paused: dict[int, str] = {}  # partitions that wait for a person, and why
-        self._unshown: dict[int, int] = {}  # next offsets that Kafka has not been shown
-        self._show_at = 0.0
-        self._recheck_at = 0.0
+        self._client = client
+        self._topic = topic
+        self._partitions = partitions
+        self._lanes = lanes
+        self._observer = observer
+        self._timings = timings
+        self._pause = AdaptivePause(timings.max_pause_s)
         self._ping_at = 0.0
-        self._pace = AdaptivePause(LONGEST_PAUSE_S)
-        self._cut_off: KafkaError | None = None  # no broker can be crash_point
-        self._consumer = Consumer(
-            {
-                "session.timeout.ms": 6000,  # the brokers' minimum: how long a dead member is missed
-                "heartbeat.interval.ms": 1500,
-                "topic.metadata.refresh.interval.ms": 10_000,  # new partitions are seen this soon
-                "queued.max.messages.kbytes": 24_576,  # about what waits in memory, and so a batch
-                "error_cb": self._on_error,
-                **settings.kafka,
-                "group.id": settings.consumer_group,
-                "enable.auto.commit": False,
-                "enable.auto.offset.store": False,
-                "enable.partition.eof": False,
-                "auto.offset.reset": "error",  # never a silent jump
-                "isolation.level": "read_committed",
-            },
-            logger=logging.getLogger("librdkafka"),
-        )
-        self._consumer.subscribe(
-            [settings.input_topic], on_assign=self._on_assign, on_revoke=self._on_revoke
-        )
-
-    def close(self) -> None:
-        """Leave the group."""
-        self._show_offsets()
-        self._consumer.close()
 
     def positions(self) -> dict[int, int]:
-        """Return the committed offset of each partition assigned here, paused ones included."""
-        return {number: position.next_offset for number, position in self._positions.items()}
+        """Return the next offset of each partition assigned here, including refused ones."""
+        return self._partitions.next_offsets()
 
-    # ---- the way of a batch ---------------------------------------------------------------------
+    def refused(self) -> dict[int, str]:
+        """Return the partitions that wait for an operator, and why."""
+        return dict(self._partitions.refused)
 
     def run_once(self) -> int:
-        """Accept one batch; return the records consumed."""
-        if self._cut_off:
-            raise KafkaException(self._cut_off)  # and not a poll that waits and looks idle
+        """Consume one batch; return the number of its records."""
+        self._client.check_reachable()
         self._topic.poll()
-        self._recheck_paused()
+        self._partitions.recheck_refused()
         records = self._poll()
         if records:
             crash_point("consumer.polled")
             started = time.perf_counter()
-            self._topic.begin_check()  # after the records: the answer holds for them
-            self._accept(self._read(records))
-            if len(records) < self._settings.batch_size:
-                time.sleep(self._pace.after(time.perf_counter() - started))
-        elif time.monotonic() > self._ping_at:  # before a command has to wait for a new session
+            self._topic.begin_check()  # after the records: the answer is valid for them
+            self._commit(self._parse(records))
+            if len(records) < self._subscription.batch_size:
+                time.sleep(self._pause.after(time.perf_counter() - started))
+        elif time.monotonic() > self._ping_at:  # before a record has to wait for a new session
             self._conn.execute("SELECT")
-            self._ping_at = time.monotonic() + PING_S
-        if time.monotonic() > self._show_at:
-            self._show_offsets()
+            self._ping_at = time.monotonic() + self._timings.ping_s
+        self._partitions.mirror_if_due()
         return len(records)
 
     def _poll(self) -> list[Record]:
-        """Wait for a first record, then take what has come with it.
+        """Wait for a first record, then take those that have arrived with it.
 
-        A rebalance may happen in either call. After one in the second, the first record counts for
-        nothing: reading goes on from the offset in Postgres, and the record comes again.
+        A rebalance may happen in either call. After one in the second, the first record is dropped:
+        reading continues from the position in Postgres, and the record comes again.
         """
-        first = self._consumer.poll(POLL_S)
+        first = self._client.poll(self._timings.poll_s)
         if first is None:
             return []
-        assignment, rest = self._positions, self._settings.batch_size - 1
-        records = self._consumer.consume(rest, 0) if rest else []
-        if self._positions is assignment:
+        generation, more = self._partitions.generation, self._subscription.batch_size - 1
+        records = self._client.consume(more, 0) if more else []
+        if self._partitions.generation == generation:
             records.insert(0, first)
-        return [record for record in records if self._is_good(record)]
+        return [record for record in records if self._is_assigned_record(record)]
 
-    def _is_good(self, record: Record) -> bool:
-        """Say whether a record is one, and of a partition that is ours."""
+    def _is_assigned_record(self, record: Record) -> bool:
+        """Say whether it is a record, and of a partition that is ours."""
         if error := record.error():
-            self._note_error(record, error)
+            self._refuse_or_raise(record, error)
             return False
-        return record.partition() in self._positions
+        return record.partition() in self._partitions.positions
 
-    def _note_error(self, record: Record, error: KafkaError) -> None:
-        """Pause a partition whose log is not what it was; any other error ends the session."""
-        if error.code() not in LOG_LOST:
+    def _refuse_or_raise(self, record: Record, error: KafkaError) -> None:
+        """Refuse a partition whose position is not in its log; any other error ends the session."""
+        if error.code() not in OFFSET_LOST_ERRORS:
             raise KafkaException(error)
         partition, _ = partition_offset(record)
-        if partition in self._positions:
-            self._pause(
-                partition, f"its next offset is not in the log: {repair_of_partition(partition)}"
-            )
+        if partition in self._partitions.positions:
+            self._partitions.refuse(partition, OFFSET_NOT_IN_LOG)
 
-    def _read(self, records: Sequence[Record]) -> Batch:
-        """Turn records into workers, orders and dead letters."""
-        settings, topic_id = self._settings, self._topic.id
+    def _parse(self, records: Sequence[Record]) -> ParsedBatch[T]:
+        """Turn each record into a row and a message, or into a dead letter."""
+        subscription, topic_id = self._subscription, self._topic.id
         last = {record.partition(): record for record in records}
-        batch = Batch([self._move(record) for record in last.values()])
+        batch = ParsedBatch[T]([self._move(record) for record in last.values()])
         for record in records:
             try:
-                order, message = self._build(record, topic_id)
-            except InvalidCommand as invalid:
-                letter = dead_letter(
-                    settings.dead_letter_topic, settings.consumer_group, record, invalid
+                row, message = subscription.parse(record, topic_id)
+            except InvalidRecord as invalid:
+                batch.dead_letters.append(
+                    dead_letter(subscription.dead_letter_topic, subscription.group, record, invalid)
                 )
-                batch.dead.append(letter)
-                batch.reasons[invalid.reason] += 1
+                batch.dead_reasons[invalid.reason] += 1
                 continue
-            batch.orders.append(order)
+            batch.rows.append(row)
             batch.messages.append(message)
         return batch
 
     def _move(self, last: Record) -> OffsetMove:
+        """Return the move of a partition whose last record of the batch this is."""
         partition, offset = partition_offset(last)
+        expected = self._partitions.positions[partition].next_offset
         epoch = last.leader_epoch()
-        return OffsetMove(
-            partition,
-            self._positions[partition].next_offset,
-            offset + 1,
-            -1 if epoch is None else epoch,
-        )
+        return OffsetMove(partition, expected, offset + 1, -1 if epoch is None else epoch)
 
-    def _accept(self, batch: Batch) -> None:
-        """Commit the batch."""
+    def _commit(self, batch: ParsedBatch[T]) -> None:
+        """Commit the batch in Postgres; only then follow its moves."""
         started = time.perf_counter()
         try:
-            accepted = self._write(batch, workers.insert)
-        except psycopg.errors.UniqueViolation as error:  # records read again: the rare case pays
+            accepted = self._write(batch, self._subscription.insert)
+        except psycopg.errors.UniqueViolation as error:  # records read again: rare, so it may cost more
             error.__traceback__ = None  # it would keep the batch in memory until the next collection
-            accepted = self._write(batch, workers.insert_ignoring_existing)
+            accepted = self._write(batch, self._subscription.insert_ignoring_existing)
         took_s = time.perf_counter() - started
         crash_point("consumer.committed")
-        for move in batch.moves:
-            self._positions[move.partition] = Position(self._topic.id, move.next, move.leader_epoch)
-            self._unshown[move.partition] = move.next
-        duplicates = len(batch.orders) - accepted
-        self._metrics.consumed(accepted, duplicates, batch.reasons, took_s, batch.messages)
+        self._partitions.advanced(batch.moves)
+        duplicates = len(batch.rows) - accepted
+        self._observer.consumed(accepted, duplicates, batch.dead_reasons, took_s, batch.messages)
 
     @retry_transaction
-    def _write(self, batch: Batch, insert: Insert) -> int:
-        """One Postgres transaction: offsets, workers, outbox. Return the accepted commands."""
-        settings = self._settings
+    def _write(self, batch: ParsedBatch[T], insert: Insert[T]) -> int:
+        """One Postgres transaction: positions, rows, outbox. Return the number of new rows."""
+        group, topic = self._subscription.group, self._topic
         with transaction(self._conn):
-            offsets.advance(
-                self._conn,
-                settings.consumer_group,
-                settings.input_topic,
-                self._topic.id,
-                batch.moves,
-            )
+            offsets.advance(self._conn, group, topic.name, topic.id, batch.moves)
             crash_point("consumer.advanced")
-            accepted = insert(self._conn, batch.orders) if batch.orders else ()
+            accepted = insert(self._conn, batch.rows) if batch.rows else ()
             crash_point("consumer.inserted")
-            enqueue(self._conn, batch.messages_about(accepted) + batch.dead, self._lanes)
+            messages = batch.messages
+            if len(accepted) < len(messages):
+                new = set(accepted)
+                messages = [message for message in messages if message.aggregate_id in new]
+            enqueue(self._conn, messages + batch.dead_letters, self._lanes)
             crash_point("consumer.enqueued")
-            self._topic.finish_check()  # or records of the recreated topic would count as the old
+            topic.finish_check()  # or records of a recreated topic would count as the old topic's
         return len(accepted)
-
-    def _show_offsets(self) -> None:
-        """Commit the offsets to Kafka: a copy for lag tools, never read back."""
-        if self._cut_off or not self._unshown:
-            return  # without brokers, closing would wait for the answer
-        topic, self._show_at = self._settings.input_topic, time.monotonic() + SHOW_S
-        shown = [TopicPartition(topic, *place) for place in self._unshown.items()]
-        self._unshown = {}
-        with suppress(KafkaException):
-            self._consumer.commit(offsets=shown, asynchronous=True)
-        crash_point("consumer.shown")
-
-    def _on_error(self, error: KafkaError) -> None:
-        if error.code() == KafkaError._ALL_BROKERS_DOWN:
-            self._cut_off = error
-
-    # ---- assignment -----------------------------------------------------------------------------
-
-    def _on_assign(self, _consumer: Consumer, assigned: Sequence[TopicPartition]) -> None:
-        self._assign([place.partition for place in assigned])
-
-    def _on_revoke(self, _consumer: Consumer, _revoked: Sequence[TopicPartition]) -> None:
-        """Nothing is in hand between two polls; only lag tools wait for the last offsets."""
-        self._show_offsets()
-        self._positions = {}
-        self.paused = {}
-
-    def _assign(self, partitions: Sequence[int]) -> None:
-        """Read on from the offsets in Postgres, and from nothing else."""
-        self._topic.check_now()
-        self._positions = dict(self._load(partitions))
-        crash_point("consumer.assigned")
-        for partition in [p for p in self.paused if p not in self._positions]:
-            del self.paused[partition]
-        for partition, position in self._positions.items():
-            if position.topic_id != self._topic.id:
-                why = "the topic was deleted and made again"
-                self._pause(partition, f"{why}: {repair_of_partition(partition)}")
-            else:
-                self.paused.pop(partition, None)
-        self._consumer.assign(
-            [
-                TopicPartition(
-                    self._settings.input_topic,
-                    partition,
-                    position.next_offset,
-                    leader_epoch=position.leader_epoch,
-                )
-                for partition, position in self._positions.items()
-                if partition not in self.paused
-            ]
-        )
-        self._unshown = {  # a predecessor may have had no time to show them
-            partition: position.next_offset
-            for partition, position in self._positions.items()
-            if partition not in self.paused
-        }
-        log.info("partitions assigned", extra={"offsets": self.positions()})
-
-    def _load(self, partitions: Sequence[int]) -> Mapping[int, Position]:
-        """Return the positions of all partitions; one never seen starts at its beginning."""
-        group, topic = self._settings.consumer_group, self._settings.input_topic
-        known = offsets.lock_positions(self._conn, group, topic, partitions)
-        new = [partition for partition in partitions if partition not in known]
-        if not new:
-            return known
-        beginnings = topics.read_log_start_offsets(self._admin, topic, new)
-        for partition in new:
-            offsets.insert_position(
-                self._conn, group, topic, partition, self._topic.id, beginnings[partition]
-            )
-        return offsets.lock_positions(self._conn, group, topic, partitions)
-
-    def _pause(self, partition: int, why: str) -> None:
-        """Stop reading one partition until a person has looked; the others go on."""
-        self._recheck_at = time.monotonic() + RECHECK_S
-        if self.paused.get(partition) != why:
-            offset = self._positions[partition].next_offset
-            log.error(
-                "partition paused",
-                extra={"partition": partition, "offset": offset, "reason": why},
-            )
-        self.paused[partition] = why
-
-    def _recheck_paused(self) -> None:
-        """Go on with a paused partition once somebody has changed its offset in Postgres."""
-        if not self.paused or time.monotonic() < self._recheck_at:
-            return
-        self._recheck_at = time.monotonic() + RECHECK_S
-        settings = self._settings
-        stored = offsets.lock_positions(
-            self._conn, settings.consumer_group, settings.input_topic, list(self.paused)
-        )
-        if any(stored.get(number) != self._positions[number] for number in self.paused):
-            self._assign(list(self._positions))
-
-
-SERVER_ENCODING = "SHOW server_encoding"
-
-
-def check_encoding(conn: Connection) -> None:
-    """Raise NotUtf8 unless the database can hold every text that a command may carry."""
-    row = conn.execute(SERVER_ENCODING).fetchone()
-    if row != ("UTF8",):
-        raise NotUtf8(f"the database's encoding is {row and row[0]}: create it with ENCODING 'UTF8'")

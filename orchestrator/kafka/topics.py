@@ -110,13 +110,13 @@ class TopicRecreated(Exception):
 class TopicWatch:
     """The id of a topic that is being read, and a regular check that it is still the same topic.
 
-    A reader that continues at its old offset in a recreated topic would pass over the records before it.
+    A reader that continues at its old offset in a recreated topic would skip the records before it.
     """
 
     def __init__(self, admin: AdminClient, topic: str, check_s: float) -> None:
+        self.name = topic
         self.id = topic_id(admin, topic)
         self._admin = admin
-        self._topic = topic
         self._check_s = check_s
         self._answer: Future[TopicDescription] | None = None
         self._next_check_at = time.monotonic() + check_s
@@ -134,8 +134,8 @@ class TopicWatch:
     def begin_check(self) -> None:
         """Ask the brokers; `finish_check` waits for the answer."""
         self._answer = self._admin.describe_topics(
-            TopicCollection([self._topic]), request_timeout=REQUEST_S
-        )[self._topic]
+            TopicCollection([self.name]), request_timeout=REQUEST_S
+        )[self.name]
 
     def finish_check(self) -> None:
         """Wait for the answer, if one is due. Raises TopicRecreated, TopicMissing or KafkaException.
@@ -143,7 +143,7 @@ class TopicWatch:
         Records that came before the check began are this topic's: an id never returns.
         """
         if self._answer is not None:
-            self._compare(result_of(self._end_check(self._answer), self._topic))
+            self._compare(result_of(self._end_check(self._answer), self.name))
 
     def check_now(self) -> None:
         """Check and wait. Raises TopicRecreated, TopicMissing or KafkaException."""
@@ -157,7 +157,7 @@ class TopicWatch:
 
     def _compare(self, found: TopicDescription) -> None:
         if id_of(found) != self.id:
-            raise TopicRecreated(f"topic {self._topic} was recreated")
+            raise TopicRecreated(f"topic {self.name} was recreated")
 
 
 def read_log_start_offsets(admin: AdminClient, topic: str, partitions: Sequence[int]) -> dict[int, int]:

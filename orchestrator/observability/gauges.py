@@ -1,8 +1,8 @@
-"""Gauges of whole tables and topics: read in the background, never inside a scrape.
+"""Gauges of whole tables and topics: polled in the background, never inside a scrape.
 
-Each process reports only what it works itself (its lanes, its partitions), so sums over all
-processes count nothing twice. What cannot be read is not reported, or as NaN, rather than stale.
-In the same way it is looked, for /readyz, whether the brokers answer.
+Each process reports only what it owns (its lanes, its partitions), so that sums over all processes
+count nothing twice. What cannot be read is absent, or NaN, rather than stale. The check of the brokers,
+for /readyz, works in the same way.
 """
 
 import logging
@@ -18,6 +18,7 @@ from confluent_kafka import KafkaException
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from orchestrator.config.settings import Settings
+from orchestrator.config.timings import ProcessTimings
 from orchestrator.contract.workers import read_id_sequence
 from orchestrator.kafka import topics
 from orchestrator.observability.metrics import ConsumerMetrics, RelayMetrics
@@ -25,26 +26,27 @@ from outbox import KEEPALIVES, Connection, error_text, hang_up_after
 from outbox.admin import read_backlog
 
 T = TypeVar("T")
-EVERY_S = 5.0
-REST, REST_S = 20.0, 30.0  # counting a long table may take 5 % of the time; pauses end at 30 s
-TIMEOUT_MS = 2000  # for the statement; counting a million rows takes a tenth of it
-SILENCE_S = 5.0  # for a server that does not even say that the statement took too long
+COST_FACTOR = 20.0  # a poll that counts rows may take 5 % of the time
 
 
 @contextmanager
-def in_background(look: Callable[[], None], rest: float = 0) -> Iterator[None]:
-    """Call `look` every EVERY_S while the block runs.
+def poll_in_background(
+    poll: Callable[[], None], timings: ProcessTimings, cost_factor: float = 0
+) -> Iterator[None]:
+    """Call `poll` every gauge_period_s while the block runs.
 
-    rest: if it took long, wait so many times as long, up to REST_S: for looks that cost something.
+    cost_factor: pause for this multiple of the time that the poll took, at most gauge_max_pause_s: it
+    bounds the cost of expensive polls.
     """
     stop = Event()
 
     def repeat() -> None:
-        rest_s = 0.0
-        while not stop.wait(rest_s):
+        pause_s = 0.0
+        while not stop.wait(pause_s):
             started = time.monotonic()
-            look()
-            rest_s = max(EVERY_S, min(rest * (time.monotonic() - started), REST_S))
+            poll()
+            slow_s = min(cost_factor * (time.monotonic() - started), timings.gauge_max_pause_s)
+            pause_s = max(timings.gauge_period_s, slow_s)
 
     Thread(target=repeat, name="gauges", daemon=True).start()
     try:
@@ -53,26 +55,34 @@ def in_background(look: Callable[[], None], rest: float = 0) -> Iterator[None]:
         stop.set()
 
 
-class KafkaLook:
-    """Looks at the brokers and topics, for processes whose own clients keep silent while idle."""
+class KafkaProbe:
+    """Checks brokers and topics, for a process whose own clients are silent while idle."""
 
     def __init__(self, settings: Settings, wanted: Sequence[str]) -> None:
         self._admin = topics.Admin(settings.kafka)
         self._wanted = wanted
-        self.trouble: str | None = None
+        self.last_error: str | None = None
 
-    def look(self) -> None:
+    def check(self) -> None:
         """Note what is wrong: brokers that do not answer, topics that are missing."""
         try:
-            self.trouble = "; ".join(topics.find_missing(self._admin, self._wanted)) or None
+            self.last_error = "; ".join(topics.find_missing(self._admin, self._wanted)) or None
         except KafkaException as error:
-            self.trouble = error_text(error)
+            self.last_error = error_text(error)
 
 
 @contextmanager
-def backlog_gauges(settings: Settings, metrics: RelayMetrics) -> Iterator[None]:
+def backlog_gauges(
+    settings: Settings, metrics: RelayMetrics, timings: ProcessTimings
+) -> Iterator[None]:
     """Keep outbox_pending_rows, outbox_oldest_pending_age_seconds and the share of ids used."""
-    logging.getLogger("psycopg.pool").setLevel(logging.CRITICAL)  # the relay says what is away
+    logging.getLogger("psycopg.pool").setLevel(logging.CRITICAL)  # the relay says what is down
+
+    def limit_statements(conn: Connection) -> None:
+        timeout_ms = int(timings.gauge_statement_s * 1000)
+        with hang_up_after(conn, timings.gauge_silence_s):
+            conn.execute("SELECT set_config('statement_timeout', %s, false)", (str(timeout_ms),))
+
     pool: ConnectionPool[Connection] = ConnectionPool(
         settings.database_url,
         kwargs={
@@ -81,54 +91,50 @@ def backlog_gauges(settings: Settings, metrics: RelayMetrics) -> Iterator[None]:
             "target_session_attrs": "read-write",  # a standby may be far behind
             **KEEPALIVES,
         },
-        configure=_limit_statements,
+        configure=limit_statements,
         min_size=0,
         max_size=1,
-        timeout=TIMEOUT_MS / 1000,
+        timeout=timings.gauge_statement_s,
         open=False,
     )
 
     def read(what: Callable[[Connection], T]) -> T | None:
-        """Read one thing, whatever becomes of the others; None if that cannot be done."""
+        """Read one thing, whatever happens to the others; None if it cannot be read."""
         try:
-            with pool.connection() as conn, hang_up_after(conn, SILENCE_S):
+            with pool.connection() as conn, hang_up_after(conn, timings.gauge_silence_s):
                 return what(conn)
         except (psycopg.Error, PoolTimeout):
             return None
 
-    def look() -> None:
+    def poll() -> None:
         backlog = read(lambda conn: read_backlog(conn, sorted(metrics.owned))) or {}
         metrics.pending.clear()
         metrics.oldest.clear()
-        for lane, waiting in backlog.items():
-            metrics.pending.labels(str(lane)).set(waiting.pending)
-            metrics.oldest.labels(str(lane)).set(waiting.oldest_s)
+        for lane, rows in backlog.items():
+            metrics.pending.labels(str(lane)).set(rows.pending)
+            metrics.oldest.labels(str(lane)).set(rows.oldest_s)
         ids = read(read_id_sequence)
         used = None if ids is None else ids.used
         metrics.ids_used.set(math.nan if used is None else used)
 
-    metrics.ids_used.set(math.nan)  # not 0, before the first look
-    with pool, in_background(look, REST):
+    metrics.ids_used.set(math.nan)  # not 0, before the first poll
+    with pool, poll_in_background(poll, timings, COST_FACTOR):
         yield
 
 
-def _limit_statements(conn: Connection) -> None:
-    with hang_up_after(conn, SILENCE_S):
-        conn.execute("SELECT set_config('statement_timeout', %s, false)", (str(TIMEOUT_MS),))
-
-
 @contextmanager
-def lag_gauges(
+def consumer_gauges(
     settings: Settings,
     positions: Callable[[], Mapping[int, int]],
-    paused: Callable[[], Collection[int]],
+    refused: Callable[[], Collection[int]],
     metrics: ConsumerMetrics,
+    timings: ProcessTimings,
 ) -> Iterator[None]:
-    """Keep what the consumer reports of its partitions: lag, offset, how many are paused."""
+    """Keep what the consumer reports of its partitions: lag, position, how many are refused."""
     admin = topics.Admin(settings.kafka)
 
-    def look() -> None:
-        offsets, waiting = positions(), paused()
+    def poll() -> None:
+        offsets, waiting = positions(), refused()
         metrics.refused.set(len(waiting))
         metrics.position.clear()
         for partition in offsets.keys() - set(waiting):
@@ -141,5 +147,5 @@ def lag_gauges(
         for partition, end in ends.items():
             metrics.lag.labels(str(partition)).set(max(end - offsets[partition], 0))
 
-    with in_background(look):
+    with poll_in_background(poll, timings):
         yield

@@ -1,6 +1,6 @@
 """Is the process alive, is it ready: what /livez and /readyz answer from.
 
-Alive: every loop ticked lately; a loop that waits for a server ticks too. Ready: every named check
+Alive: every loop has ticked lately; a loop that waits for a server ticks, too. Ready: every named check
 passes; a check returns what is wrong, or None.
 """
 
@@ -8,9 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-# A loop that is silent for so long hangs. A transaction that waits for locks may be repeated ten times,
-# 10 s each, without a tick.
-STALE_S = 120.0
+from orchestrator.config.timings import ProcessTimings
 
 
 @dataclass
@@ -19,23 +17,24 @@ class Health:
 
     checks: dict[str, Callable[[], str | None]] = field(default_factory=dict)
     clock: Callable[[], float] = time.monotonic
+    stalled_s: float = ProcessTimings.stalled_s
     _stopping: bool = False
     _ticks: dict[str, float] = field(default_factory=dict)
 
     def tick(self, loop: str) -> None:
-        """Note that a loop is alive."""
+        """Record that a loop is alive."""
         self._ticks[loop] = self.clock()
 
     def stop(self) -> None:
-        """Be unready from now on: the process was asked to stop."""
+        """Be unready from here on: the process was told to stop."""
         self._stopping = True
 
-    def hanging(self) -> list[str]:
+    def stalled_loops(self) -> list[str]:
         """Return the loops that have been silent for too long."""
         now = self.clock()
-        return [loop for loop, at in tuple(self._ticks.items()) if now - at > STALE_S]
+        return [loop for loop, at in tuple(self._ticks.items()) if now - at > self.stalled_s]
 
-    def unready(self) -> dict[str, str | None]:
+    def run_checks(self) -> dict[str, str | None]:
         """Return every check by name with what is wrong, None if nothing is."""
         found = {name: check() for name, check in self.checks.items()}
         if self._stopping:

@@ -19,8 +19,8 @@ from orchestrator.observability.logs import masked
 
 log = logging.getLogger(__name__)
 
-REQUEST_S = 5.0  # a client that sends nothing is let go
-LOOK_S = 0.1  # how soon the end of the block is seen
+HTTP_TIMEOUT_S = 5.0  # a client that sends nothing is disconnected
+HTTP_STOP_POLL_S = 0.1  # how soon the end of the block is seen
 
 
 class Server(ThreadingHTTPServer):
@@ -29,10 +29,10 @@ class Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, *_: object) -> None:
-        """Log a bug, in place of a traceback on stderr; a client that breaks off or stalls is none."""
+        """Log a bug instead of printing it on stderr; a client that disconnects or stalls is none."""
         error = sys.exception()
         if not isinstance(error, ConnectionError | TimeoutError):
-            log.error("request broken", exc_info=error)
+            log.error("request failed", exc_info=error)
 
 
 @contextmanager
@@ -40,17 +40,17 @@ def serve_http(host: str, port: int, registry: CollectorRegistry, health: Health
     """Serve while the block runs; give the port, a free one for 0. Raises OSError if it is taken."""
 
     class Handler(BaseHTTPRequestHandler):
-        timeout = REQUEST_S
+        timeout = HTTP_TIMEOUT_S
 
         def do_GET(self) -> None:
             match self.path.partition("?")[0]:
                 case "/metrics":
                     self._answer(200, CONTENT_TYPE_PLAIN_0_0_4, generate_latest(registry))
                 case "/livez":
-                    hanging = health.hanging()
-                    self._answer_json(503 if hanging else 200, {"hanging": hanging})
+                    stalled = health.stalled_loops()
+                    self._answer_json(503 if stalled else 200, {"stalled": stalled})
                 case "/readyz":
-                    checks = health.unready()
+                    checks = health.run_checks()
                     failed = any(checks.values())
                     self._answer_json(503 if failed else 200, {"ready": not failed, "checks": checks})
                 case _:
@@ -70,7 +70,7 @@ def serve_http(host: str, port: int, registry: CollectorRegistry, health: Health
             """Say nothing: probes come every few seconds."""
 
     with Server((host, port), Handler) as server:
-        Thread(target=server.serve_forever, args=(LOOK_S,), name="http", daemon=True).start()
+        Thread(target=server.serve_forever, args=(HTTP_STOP_POLL_S,), name="http", daemon=True).start()
         try:
             yield server.server_port
         finally:

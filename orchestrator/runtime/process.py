@@ -1,8 +1,8 @@
 """The shell of a process: signals, the HTTP side, the work in a thread of its own.
 
-The work may be stuck in a call to a server that is away. The main thread is not: it sees SIGTERM,
-gives the work its time to finish, and lets the process end. Nothing is lost by that: whatever was in
-hand is found out by the next start.
+The work may be stuck in a call to a server that is down. The main thread is not: it sees SIGTERM, gives
+the work time to finish, and lets the process end. Nothing is lost by that: the next start finds out
+what became of the work in progress.
 """
 
 import gc
@@ -11,8 +11,9 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack, contextmanager
 from threading import Event
 
 from prometheus_client import CollectorRegistry
@@ -24,42 +25,26 @@ from orchestrator.observability.http import serve_http
 
 log = logging.getLogger(__name__)
 
-FINISH_S = 4.0  # of the 5 s that a stop may take
-LOOK_S = 0.1  # how soon a signal is seen
-COLLECT_S = 10.0  # how long what failed may stay in memory
+SHUTDOWN_GRACE_S = 4.0  # for the work to finish, of the 5 s that a stop may take
+SIGNAL_POLL_S = 0.1  # how soon a signal is seen
+GC_INTERVAL_S = 10.0  # how long what a failure left may stay in memory
 
 
-def run_process(
-    settings: Settings,
-    registry: CollectorRegistry,
-    health: Health,
-    work: Callable[[Event], None],
-) -> int:
-    """Be a container process: do `work(stop)` and answer on METRICS_PORT; return the exit code."""
+@contextmanager
+def answer_http(settings: Settings, registry: CollectorRegistry, health: Health) -> Iterator[None]:
+    """Answer on METRICS_PORT while the block runs. Raises SettingsError if the port is taken."""
     host, port = settings.metrics_host, settings.metrics_port
-    collect_garbage_by_the_clock()
-    try:
-        with serve_http(host, port, registry, health) as bound:
-            log.info("process started", extra={"pid": os.getpid(), "port": bound})
-            return run_until_stopped(work, on_stop=health.stop)
-    except OSError as error:
-        raise cannot_listen(host, port, error) from error
-
-
-def collect_garbage_by_the_clock() -> None:
-    """Leave the search for cycles to `run_until_stopped`, instead of several searches in each batch.
-
-    What becomes of a batch that goes well is freed by reference counts; looking through all of it,
-    again and again, took a quarter of a relay's time. What fails leaves cycles: an exception and the
-    frames that it passed. What the imports left is never looked through again.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(100_000, 10, 10)  # for a flood of garbage only
+    with ExitStack() as stack:
+        try:
+            bound = stack.enter_context(serve_http(host, port, registry, health))
+        except OSError as error:
+            raise cannot_listen(host, port, error) from error
+        log.info("process started", extra={"pid": os.getpid(), "port": bound})
+        yield
 
 
 def check_port(host: str, port: int) -> None:
-    """Raise SettingsError if somebody listens there already."""
+    """Raise SettingsError if another process listens there."""
     try:
         socket.create_server((host, port)).close()
     except OSError as error:
@@ -67,7 +52,7 @@ def check_port(host: str, port: int) -> None:
 
 
 def cannot_listen(host: str, port: int, error: OSError) -> SettingsError:
-    """Return the fault of an address that cannot be ours."""
+    """Return the fault of an address that cannot be used."""
     return SettingsError(
         [f"METRICS_HOST, METRICS_PORT: cannot listen on {host}:{port}: {error.strerror}"]
     )
@@ -76,33 +61,46 @@ def cannot_listen(host: str, port: int, error: OSError) -> SettingsError:
 def run_until_stopped(
     work: Callable[[Event], None],
     on_stop: Callable[[], None] = lambda: None,
-    finish_s: float = FINISH_S,
+    grace_s: float = SHUTDOWN_GRACE_S,
 ) -> int:
-    """Do `work(stop)` until it ends or SIGTERM or SIGINT arrives; return the exit code."""
-    stop, asked = Event(), list[int]()
-    # The handlers take no lock: Event.set() would wait for ever if it interrupts itself or wait().
+    """Run `work(stop)` until it ends or SIGTERM or SIGINT arrives; return the exit code."""
+    configure_gc()
+    stop, received = Event(), list[int]()
+    # The handlers take no lock: Event.set() would block for good if it interrupted itself or wait().
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda number, _frame: asked.append(number))
+        signal.signal(number, lambda number, _frame: received.append(number))
     done = ThreadPoolExecutor(1, thread_name_prefix="work").submit(work, stop)
-    collect_at = time.monotonic() + COLLECT_S
-    while not (done.done() or asked):
-        wait([done], timeout=LOOK_S)
+    collect_at = time.monotonic() + GC_INTERVAL_S
+    while not (done.done() or received):
+        wait([done], timeout=SIGNAL_POLL_S)
         if time.monotonic() > collect_at:
             gc.collect()
-            collect_at = time.monotonic() + COLLECT_S
+            collect_at = time.monotonic() + GC_INTERVAL_S
     stop.set()
     on_stop()
-    return _finish(done, finish_s)
+    return _finish(done, grace_s)
 
 
-def _finish(done: "Future[None]", finish_s: float) -> int:
-    """Wait for the work to end; 0 if it was asked to, 1 if it broke."""
-    wait([done], timeout=finish_s)
+def configure_gc() -> None:
+    """Leave garbage collection to a timer, instead of several passes in each batch.
+
+    A successful batch is freed by reference counting; repeated passes over it cost a quarter of a
+    relay's CPU time. Only failures leave reference cycles: an exception and the frames that it passed.
+    What the imports left is frozen, and never searched again.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 10, 10)  # only a flood of garbage starts a pass by itself
+
+
+def _finish(done: "Future[None]", grace_s: float) -> int:
+    """Wait for the work to end; return 0 if it was stopped, 1 if it failed."""
+    wait([done], timeout=grace_s)
     if not done.done():
-        log.warning("stopped while a server is away; what was in hand is abandoned")
+        log.warning("process stopped", extra={"abandoned": True})  # a server is down
         return 0
     if error := done.exception():
-        log.critical("process broken", exc_info=error)
+        log.critical("process failed", exc_info=error)
         return 1
     log.info("process stopped")
     return 0

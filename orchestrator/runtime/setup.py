@@ -1,4 +1,4 @@
-"""Setup: the schema and the topics, made where they are missing. Safe to run again."""
+"""Setup: creates the schema and the topics where they are missing. Safe to run again."""
 
 import logging
 from contextlib import closing
@@ -15,12 +15,12 @@ def migrate_database(settings: Settings) -> int:
     """Run pending migrations; return the number of lanes, which the first one fixed."""
     with closing(connect(settings.database_url, "orchestrator migrate")) as conn:
         for migration in migrate(conn, settings.lanes or DEFAULT_LANES):
-            log.info("migrated", extra={"file": migration.name})
+            log.info("migration applied", extra={"file": migration.name})
         lanes = count_lanes(conn)
     if settings.lanes not in {None, lanes}:
         log.warning(
-            "LANES is ignored: the number of lanes is fixed when the schema is made",
-            extra={"LANES": settings.lanes, "lanes": lanes},
+            "LANES ignored",  # their number is fixed when the schema is created
+            extra={"lanes": lanes, "configured": settings.lanes},
         )
     return lanes
 

@@ -14,74 +14,84 @@ from orchestrator.config.settings import Settings
 from orchestrator.kafka.topics import TopicMissing
 from orchestrator.runtime.process import check_port, run_until_stopped
 from orchestrator.runtime.setup import set_up
-from outbox import error_text, persist
+from outbox import Backoff, error_text
 
 log = logging.getLogger(__name__)
 
-LOOK_S = 0.2  # how soon a dead child is noticed
-RESTART_FIRST_S, RESTART_LAST_S = 0.5, 30.0  # a child that dies at once is not a busy loop
-STEADY_S = 60.0  # a child that lived so long starts again quickly
-CHILDREN_S = 4.3  # children end within 4 s by themselves
-FINISH_S = 4.7
+CHILD_POLL_S = 0.2  # how soon it is seen that a child has exited
+RESTART_MIN_S, RESTART_MAX_S = 0.5, 30.0  # a child that exits at once must not make a busy loop
+HEALTHY_AFTER_S = 60.0  # a child that lived so long starts again quickly
+CHILD_SHUTDOWN_S = 4.3  # children end within 4 s by themselves
+SUPERVISOR_GRACE_S = 4.7
+
+SETUP_ERRORS = (psycopg.Error, KafkaException, TopicMissing)
 
 
 def run_supervised(settings: Settings) -> int:
     """Set up, then keep both processes running until stopped; return the exit code.
 
-    Raises SettingsError if a port is taken: the children would only die of it again and again.
+    Raises SettingsError if a port is taken: the children would only exit, again and again.
     """
-    for port in ports_of(settings):
+    for port in child_ports(settings):
         check_port(settings.metrics_host, port)
-    return run_until_stopped(lambda stop: supervise(settings, stop), finish_s=FINISH_S)
+    return run_until_stopped(lambda stop: supervise(settings, stop), grace_s=SUPERVISOR_GRACE_S)
 
 
-def ports_of(settings: Settings) -> tuple[int, int]:
-    """Return the ports of consumer and relay: METRICS_PORT and the one above; 0 is any for both."""
+def child_ports(settings: Settings) -> tuple[int, int]:
+    """Return the ports of consumer and relay: METRICS_PORT and the next one; 0 is any for both."""
     port = settings.metrics_port
     return port, port and port + 1
 
 
 def supervise(settings: Settings, stop: Event) -> None:
-    """Wait for the servers, set up, and watch the children."""
-    said: set[str] = set()
-
-    def note(error: Exception) -> None:
-        if (text := error_text(error)) not in said:
-            log.warning("setup waits", extra={"error": text})
-        said.add(text)
-
-    waited_for = (psycopg.Error, KafkaException, TopicMissing)
-    persist(lambda _good: set_up(settings), waited_for, note, stop)
-    ports = ports_of(settings)
+    """Set up once the servers answer, then keep the children running until `stop` is set."""
+    set_up_with_retries(settings, stop)
+    ports = child_ports(settings)
     children = [Child(name, port) for name, port in zip(("consumer", "relay"), ports, strict=True)]
-    while not stop.wait(LOOK_S):
+    while not stop.wait(CHILD_POLL_S):
         for child in children:
             child.keep_running()
     for child in children:
         child.terminate()
-    until = time.monotonic() + CHILDREN_S
+    deadline = time.monotonic() + CHILD_SHUTDOWN_S
     for child in children:
-        child.wait(until)
+        child.wait(deadline)
+
+
+def set_up_with_retries(settings: Settings, stop: Event) -> None:
+    """Set up as soon as the servers let us, or return when `stop` is set. Logs each error once."""
+    logged: set[str] = set()
+    backoff = Backoff(stop)
+    while not stop.is_set():
+        try:
+            set_up(settings)
+        except SETUP_ERRORS as error:
+            if (text := error_text(error)) not in logged:
+                log.warning("setup waiting", extra={"error": text})
+            logged.add(text)
+            backoff.wait()
+        else:
+            return
 
 
 class Child:
-    """One of the two processes, started again when it dies."""
+    """One of the two processes, restarted when it exits."""
 
     def __init__(self, name: str, port: int) -> None:
         self._name = name
         self._port = port
         self._process: subprocess.Popen[bytes] | None = None
         self._started = 0.0
-        self._pause_s = RESTART_FIRST_S
+        self._pause_s = RESTART_MIN_S
         self._restart_at = 0.0
 
     def keep_running(self) -> None:
-        """Start the process if it is not running; after a death, with a growing pause."""
+        """Start the process if it is not running; after an exit, with a growing pause."""
         if self._process is None:
             if time.monotonic() >= self._restart_at:
                 self.start()
         elif (code := self._process.poll()) is not None:
-            self._bury(code)
+            self._on_exit(code)
 
     def kill(self) -> None:
         """Send SIGKILL, as the demo does."""
@@ -89,15 +99,15 @@ class Child:
             self._process.kill()
 
     def terminate(self) -> None:
-        """Ask the process to end."""
+        """Send SIGTERM."""
         if self._process:
             self._process.terminate()
 
-    def wait(self, until: float) -> None:
-        """Wait for the end until a moment (monotonic), then kill."""
+    def wait(self, deadline: float) -> None:
+        """Wait for the exit until a moment (monotonic), then kill."""
         if self._process:
             try:
-                self._process.wait(max(until - time.monotonic(), 0))
+                self._process.wait(max(deadline - time.monotonic(), 0))
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
@@ -110,10 +120,10 @@ class Child:
         self._started = time.monotonic()
         self._process = subprocess.Popen(command, env=environ)
 
-    def _bury(self, code: int) -> None:
+    def _on_exit(self, code: int) -> None:
         now = time.monotonic()
-        if now - self._started > STEADY_S:
-            self._pause_s = RESTART_FIRST_S
-        log.error("process died", extra={"child": self._name, "code": code})
+        if now - self._started > HEALTHY_AFTER_S:
+            self._pause_s = RESTART_MIN_S
+        log.error("child exited", extra={"child": self._name, "code": code})
         self._process, self._restart_at = None, now + self._pause_s
-        self._pause_s = min(2 * self._pause_s, RESTART_LAST_S)
+        self._pause_s = min(2 * self._pause_s, RESTART_MAX_S)

@@ -26,7 +26,6 @@ from orchestrator.cli.main import run
 from orchestrator.cli.parser import SHELLS, new_parser
 from orchestrator.embedded import Servers
 from orchestrator.embedded.server import free_port
-from orchestrator.observability import health
 from orchestrator.observability.health import Health
 from orchestrator.observability.http import serve_http
 from testkit.empty_installation import bare_system, end_all, run_command
@@ -146,7 +145,7 @@ def test_main_ends_itself_and_its_children_when_asked_to(
 def test_main_stops_while_it_waits_for_the_servers(bare: System) -> None:
     bare.environ |= {"DATABASE_URL": f"postgresql://{HOST}:{free_port()}/x"}
     main = start_main(bare)
-    eventually(lambda: main.logged("setup waits"))
+    eventually(lambda: main.logged("setup waiting"))
     main.stop()
 
 
@@ -200,14 +199,13 @@ def test_a_taken_metrics_port_is_named_and_is_a_fault_of_the_settings(
     ],
 )
 def test_healthcheck_asks_the_process_and_the_one_beside_it(
-    monkeypatch: pytest.MonkeyPatch, own: str | None, beside: str | None, code: int
+    own: str | None, beside: str | None, code: int
 ) -> None:
-    monkeypatch.setattr(health, "STALE_S", -1.0)  # whatever ticked once hangs
     port = free_port()
     with ExitStack() as serving:
         for number, state in ((port, own), (port + 1, beside)):
             if state:
-                process = Health()
+                process = Health(stalled_s=-1.0)  # a loop that ticked once is stalled
                 if state == "hangs":
                     process.tick("loop")
                 serving.enter_context(serve_http(HOST, number, CollectorRegistry(), process))

@@ -21,7 +21,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from orchestrator.cli.doctor import render_finding
 from orchestrator.config.settings import read_settings
-from orchestrator.consumer.session import SERVER_ENCODING
+from orchestrator.consumer.commands import SERVER_ENCODING
 from orchestrator.embedded import Servers
 from orchestrator.embedded.server import HOST, free_port
 from orchestrator.operations.doctor import consistency as doctor_consistency

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from functools import partial
 from urllib.request import urlopen
 
@@ -12,8 +13,9 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from orchestrator.config.settings import read_settings
+from orchestrator.config.timings import ProcessTimings
 from orchestrator.contract.workers import READ_ID_SEQUENCE
-from orchestrator.observability import gauges
+from orchestrator.observability.gauges import backlog_gauges
 from orchestrator.observability.health import Health
 from orchestrator.observability.metrics import RelayMetrics, new_registry
 from testkit.eventually import eventually
@@ -172,10 +174,11 @@ def test_the_lag_is_what_is_not_committed_in_postgres(system: System) -> None:
 # ---- the gauges of the database, in this process -------------------------------------------------
 
 Read = Callable[[str], float | None]
+OFTEN = ProcessTimings(gauge_period_s=0.05, gauge_max_pause_s=0.1)
 
 
 @contextmanager
-def gauges_of(environ: Mapping[str, str]) -> Iterator[Read]:
+def gauges_of(environ: Mapping[str, str], timings: ProcessTimings = OFTEN) -> Iterator[Read]:
     """Run the gauges of a relay that owns lane 0; yield a function that reads one by its name."""
     registry = new_registry("relay")
     metrics = RelayMetrics(registry, Health())
@@ -185,21 +188,13 @@ def gauges_of(environ: Mapping[str, str]) -> Iterator[Read]:
         labels = {} if name == IDS else {"lane": "0"}
         return registry.get_sample_value(name, labels)
 
-    with gauges.backlog_gauges(read_settings(environ), metrics):
+    with backlog_gauges(read_settings(environ), metrics, timings):
         yield read
 
 
 IDS, PENDING = "orchestrator_worker_ids_used_ratio", "outbox_pending_rows"
 
 
-@pytest.fixture
-def often(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the gauges query the database often."""
-    monkeypatch.setattr(gauges, "EVERY_S", 0.05)
-    monkeypatch.setattr(gauges, "REST_S", 0.1)
-
-
-@pytest.mark.usefixtures("often")
 def test_a_missing_permission_of_the_relay_affects_one_gauge_only(system: System) -> None:
     system.query("CREATE SCHEMA of_others")
     system.query("CREATE SEQUENCE of_others.numbers")
@@ -211,7 +206,6 @@ def test_a_missing_permission_of_the_relay_affects_one_gauge_only(system: System
         assert read(PENDING) == 0
 
 
-@pytest.mark.usefixtures("often")
 def test_the_share_of_used_ids_is_that_of_the_current_sequence_or_unknown(system: System) -> None:
     system.query("CREATE SEQUENCE the_platforms")
     system.query("ALTER TABLE workers ALTER id SET DEFAULT nextval('the_platforms')")
@@ -228,15 +222,11 @@ def test_the_share_of_used_ids_is_that_of_the_current_sequence_or_unknown(system
         assert read(PENDING) is None
 
 
-@pytest.mark.usefixtures("often")
-def test_gauges_recover_from_a_postgres_that_stops_answering(
-    system: System, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(gauges, "SILENCE_S", 0.5)
+def test_gauges_recover_from_a_postgres_that_stops_answering(system: System) -> None:
     third_look = Rule(READ_ID_SEQUENCE, swallow, hit=3)
     with (
         postgres_proxied(system, [third_look]) as url,
-        gauges_of({**system.environ, "DATABASE_URL": url}) as read,
+        gauges_of({**system.environ, "DATABASE_URL": url}, replace(OFTEN, gauge_silence_s=0.5)) as read,
     ):
         eventually(lambda: read(IDS) == 0)
         eventually(lambda: is_unknown(read(IDS)))

@@ -8,7 +8,7 @@ import msgspec
 import psutil  # type: ignore[import-untyped]
 import pytest
 
-from orchestrator.observability.gauges import EVERY_S
+from orchestrator.config.timings import ProcessTimings
 from testkit.empty_installation import end_all
 from testkit.eventually import eventually
 from testkit.private_servers import Work, own_servers, start, wait_ready, wait_unready
@@ -66,7 +66,7 @@ def test_processes_started_before_the_servers_wait_for_them(work: Work) -> None:
     work.bring_back()
     wait_ready(*processes)
     work.check()
-    for process, event in ((consumer, "consumer waits"), (relay, "relay waiting")):
+    for process, event in ((consumer, "consumer waiting"), (relay, "relay waiting")):
         said = [text for text in complaints(process).elements() if event in text]
         assert said
         assert len(said) == len(set(said)), said  # each once; Postgres is back before Kafka
@@ -105,7 +105,7 @@ def test_kafka_may_go_and_come_back(work: Work) -> None:
     work.check()
     work.kafka.kill()
     wait_unready(*processes)
-    assert max(cpu_shares(processes, over_s=2 * EVERY_S)) < CPU_SHARE
+    assert max(cpu_shares(processes, over_s=2 * ProcessTimings.gauge_period_s)) < CPU_SHARE
     work.bring_back()
     work.send()
     work.check()

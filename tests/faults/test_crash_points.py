@@ -27,7 +27,7 @@ RELAY_AT_WORK = ("locked", "acknowledged", "claimed", "begun", "produced", "mark
 RELAY_AT_START = ("taken", "owner_checked", "fenced", "marker_read", "decided")
 RELAY_REFUSED = ("narrowed",)
 CONSUMER_EACH_BATCH = ("polled", "advanced", "inserted", "enqueued", "committed")
-CONSUMER_AT_WORK = (*CONSUMER_EACH_BATCH, "shown")
+CONSUMER_AT_WORK = (*CONSUMER_EACH_BATCH, "mirrored")
 CONSUMER_AT_START = ("assigned",)
 
 

@@ -212,7 +212,7 @@ def test_a_recreated_topic_is_read_from_its_log_start_offset(system: System) -> 
     system.check_exactly_once(3)
     make_input_anew(system)
     system.produce(*[command() for _ in range(5)], partition=0)
-    hint = "partition 0: the topic was deleted and made again: orchestrator repair partition 0"
+    hint = "partition 0: the topic was recreated: orchestrator repair partition 0"
     eventually(lambda: hint in consumer.get("/readyz"), RESUME_S)
     code, said = repair(system, "partition", "all", "--yes")
     assert code == 0, said

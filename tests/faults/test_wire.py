@@ -44,7 +44,7 @@ def test_the_consumer_finds_out_what_became_of_its_commit(system: System, act: A
         eventually(lambda: system.statuses() == {"pending": 20}, 20)
         assert happened(commits)
         eventually(lambda: sum_of(consumer, "orchestrator_records_total") == accepted(20, act))
-        assert consumer.logged('"consumer waits"')
+        assert consumer.logged('"consumer waiting"')
         consumer.stop()
     assert system.query("SELECT sum(next_offset) FROM consumed_offsets") == [(20,)]
     system.start("relay")

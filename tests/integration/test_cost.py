@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from orchestrator.consumer import session as ingest
+from orchestrator.config.timings import ConsumerTimings
 from outbox import watermark
 from testkit.proxied import WiredKafka, led_through, postgres_proxied
 from testkit.proxy import ANY, Connection, Rule
@@ -79,12 +79,13 @@ def test_a_batch_of_the_relay(wired_lane: System, wired: WiredKafka) -> None:
     wired_lane.check_exactly_once((WARM + BATCHES) * ROWS)
 
 
-def test_a_batch_of_the_consumer(
-    wired_lane: System, wired: WiredKafka, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_batch_of_the_consumer(wired_lane: System, wired: WiredKafka) -> None:
     (scenario,) = wired_lane.submit(1)
-    monkeypatch.setattr(ingest, "SHOW_S", 3600)  # for lag tools: twice a second, not once a batch
-    with counted(wired_lane, wired) as (led, statements, requests), led.consumer() as session:
+    timings = ConsumerTimings(commit_offsets_s=3600)  # for lag tools, and not for every batch
+    with (
+        counted(wired_lane, wired) as (led, statements, requests),
+        led.consumer(timings) as session,
+    ):
         take(session, 1)
         for number in range(WARM + BATCHES):
             if number == WARM:

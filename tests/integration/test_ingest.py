@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from time import monotonic, time
-from typing import cast
+from typing import Any, cast
 from uuid import UUID, uuid4
 
 import msgspec
@@ -25,11 +25,13 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
     NewTopic,
 )
 
-from orchestrator.consumer import session as ingest
+from orchestrator.config.timings import ConsumerTimings
 from orchestrator.consumer.offsets import OffsetConflict
 from orchestrator.consumer.session import ConsumerSession
 from orchestrator.contract.messages import worker_id
 from orchestrator.kafka import topics
+from orchestrator.observability.health import Health
+from orchestrator.observability.metrics import ConsumerMetrics, new_registry
 from outbox import Headers
 from testkit.eventually import eventually
 from testkit.system import (
@@ -43,6 +45,7 @@ from testkit.system import (
 )
 
 KEY = b"one partition"
+SOON_RECHECKED = ConsumerTimings(refused_recheck_s=0.1)
 
 
 def command() -> bytes:
@@ -141,7 +144,7 @@ def test_a_partition_never_seen_starts_where_its_log_begins(system: System, firs
     delete_before(system, system.settings.input_topic, 0, first)
     with system.consumer() as session:
         take(session, 5 - first)
-        assert session.paused == {}
+        assert session.refused() == {}
     assert accepted(system) == 5 - first
 
 
@@ -153,9 +156,10 @@ def test_records_read_again_make_no_second_worker_and_new_ones_beside_them_count
         take(session, 5)
     system.query("DELETE FROM consumed_offsets")
     system.produce(*[command() for _ in range(3)], key=KEY)
-    with system.consumer() as session:
+    metrics = ConsumerMetrics(new_registry("consumer"), Health())
+    with system.consumer(metrics=metrics) as session:
         assert eventually(session.run_once) == 8  # old and new in one batch
-        results = session._metrics._records
+        results = metrics._records
         assert results.labels("duplicate")._value.get() == 5
         assert results.labels("accepted")._value.get() == 3
     assert accepted(system) == 8
@@ -254,7 +258,7 @@ def test_a_partition_whose_next_offset_is_gone_waits_alone(system: System) -> No
     consumer = system.start("consumer")
     eventually(lambda: "partition 0: its next offset is not in the log" in consumer.get("/readyz"), 20)
     assert '"ready": false' in consumer.get("/readyz")
-    assert consumer.logged('"partition paused"')
+    assert consumer.logged('"partition refused"')
     system.produce(command(), partition=1)
     eventually(lambda: accepted(system) == 4)
     assert stored(system) == {0: 3, 1: 1}
@@ -262,37 +266,31 @@ def test_a_partition_whose_next_offset_is_gone_waits_alone(system: System) -> No
 
 
 @pytest.mark.fault(25)
-def test_a_paused_partition_goes_on_once_its_offset_is_repaired(
-    system: System, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ingest, "RECHECK_S", 0.1)
+def test_a_refused_partition_continues_once_its_position_is_repaired(system: System) -> None:
     system.produce(*[command() for _ in range(3)], partition=0)
     with system.consumer() as session:
         take(session, 3)
     system.produce(*[command() for _ in range(5)], partition=0)
     delete_before(system, system.settings.input_topic, 0, 6)
-    with system.consumer() as session:
-        eventually(lambda: session.run_once() == 0 and session.paused.keys() == {0})
+    with system.consumer(SOON_RECHECKED) as session:
+        eventually(lambda: session.run_once() == 0 and session.refused().keys() == {0})
         assert session.run_once() == 0
         set_offset(system, 0, 6)
         system.produce(command(), partition=1)
         take(session, 3)
-        assert session.paused == {}
+        assert session.refused() == {}
     assert accepted(system) == 6
 
 
 @pytest.mark.fault(24)
-def test_a_topic_recreated_before_the_start_waits_for_the_operator(
-    system: System, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ingest, "RECHECK_S", 0.1)
+def test_a_topic_recreated_before_the_start_waits_for_the_operator(system: System) -> None:
     system.produce(*[command() for _ in range(3)], partition=0)
     with system.consumer() as session:
         take(session, 3)
     make_input_anew(system)
     system.produce(*[command() for _ in range(5)], partition=0)
-    with system.consumer() as session:
-        eventually(lambda: session.run_once() == 0 and session.paused.keys() == {0, 1})
+    with system.consumer(SOON_RECHECKED) as session:
+        eventually(lambda: session.run_once() == 0 and session.refused().keys() == {0, 1})
         assert stored(system) == {0: 3, 1: 0}
         set_offset(system, 0, 0)
         set_offset(system, 1, 0)
@@ -310,7 +308,7 @@ def test_a_topic_recreated_under_a_running_consumer_waits_for_the_operator(
     eventually(lambda: accepted(system) == 3)
     make_input_anew(system)
     system.produce(*[command() for _ in range(records)], partition=0)
-    eventually(lambda: "deleted and made again" in consumer.get("/readyz"), 30)
+    eventually(lambda: "the topic was recreated" in consumer.get("/readyz"), 30)
     assert accepted(system) == 3
     assert stored(system)[0] == 3
     consumer.stop()
@@ -418,10 +416,9 @@ def letters_of(key: bytes | None, letters: list[Record]) -> list[Record]:
 
 
 @pytest.mark.xdist_group("measures")
-def test_a_single_command_is_taken_at_once(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
-    with system.consumer() as session:
-        eventually(lambda: session.run_once() == 0 and session.positions())
-        monkeypatch.setattr(ingest, "POLL_S", 5.0)
+def test_a_single_command_is_taken_at_once(system: System) -> None:
+    with system.consumer(ConsumerTimings(poll_s=2.0)) as session:
+        eventually(lambda: session.run_once() == 0 and session.positions(), 20)
         system.submit(1)
         started = monotonic()
         assert session.run_once() == 1
@@ -464,7 +461,7 @@ def test_backends_terminated_again_and_again_lose_and_double_nothing(system: Sys
 
 
 @contextmanager
-def blocked(system: System, session: ConsumerSession) -> Iterator[None]:
+def blocked(system: System, session: ConsumerSession[Any]) -> Iterator[None]:
     """Let the session take what waits in the topic, in a thread, while the block runs."""
     with ThreadPoolExecutor(1) as thread:
         taken = thread.submit(eventually, session.run_once)
@@ -479,7 +476,7 @@ WAITS = (
 )
 
 
-def assigned(session: ConsumerSession) -> bool:
+def assigned(session: ConsumerSession[Any]) -> bool:
     """Move a session until it has its partitions."""
     return session.run_once() == 0 and len(session.positions()) == PARTITIONS
 

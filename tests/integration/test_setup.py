@@ -77,7 +77,7 @@ def test_a_second_run_says_nothing(bare: System, caplog: pytest.LogCaptureFixtur
     caplog.set_level(logging.INFO, "orchestrator")
     set_up(bare.settings)
     said = [record.message for record in caplog.records]
-    assert said == len(read_migrations()) * ["migrated"] + 4 * ["topic created"]
+    assert said == len(read_migrations()) * ["migration applied"] + 4 * ["topic created"]
     caplog.clear()
     set_up(bare.settings)
     assert caplog.records == []

@@ -18,7 +18,6 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from orchestrator.embedded.server import free_port
-from orchestrator.observability import health
 from orchestrator.observability.health import Health
 from orchestrator.observability.http import serve_http
 from orchestrator.observability.metrics import ConsumerMetrics, new_registry
@@ -81,40 +80,40 @@ def test_a_process_that_waits_for_a_server_is_alive() -> None:
     state.tick("relay")
     with served(state) as probe:
         assert probe.ask("/readyz")[0] == 503
-        assert probe.ask_json("/livez") == (200, {"hanging": []})
+        assert probe.ask_json("/livez") == (200, {"stalled": []})
 
 
 def test_a_process_is_dead_when_one_of_its_loops_hangs() -> None:
     now = [1000.0]
     state = Health(clock=lambda: now[0])
     state.tick("consumer")
-    now[0] += health.STALE_S - 1
+    now[0] += state.stalled_s - 1
     state.tick("relay")
-    assert state.hanging() == []
+    assert state.stalled_loops() == []
     now[0] += 2
-    assert state.hanging() == ["consumer"]
+    assert state.stalled_loops() == ["consumer"]
     with served(state) as probe:
-        assert probe.ask_json("/livez") == (503, {"hanging": ["consumer"]})
-        now[0] += health.STALE_S
-        assert probe.ask_json("/livez") == (503, {"hanging": ["consumer", "relay"]})
+        assert probe.ask_json("/livez") == (503, {"stalled": ["consumer"]})
+        now[0] += state.stalled_s
+        assert probe.ask_json("/livez") == (503, {"stalled": ["consumer", "relay"]})
 
 
 @contextmanager
-def impatient_relay(silent: str, log: Path) -> Iterator[Probe]:
-    """Run a real relay whose servers never answer; it calls a loop hanging after 0.1 s."""
-    code = (
-        "from orchestrator.__main__ import main; from orchestrator.observability import health;"
-        "health.STALE_S = 0.1; main(['relay'])"
-    )
+def relay_soon_stalled(silent: str, log: Path) -> Iterator[Probe]:
+    """Run a real relay whose servers never answer; it calls a loop stalled after 0.1 s."""
     port = free_port()
     environ = {
         "DATABASE_URL": f"postgresql://user@{silent}/name",
         "KAFKA_BOOTSTRAP_SERVERS": silent,
         "METRICS_PORT": str(port),
+        "OUTBOX_TIMINGS": '{"stalled_s": 0.1}',
     }
     with log.open("wb") as stream:
         relay = subprocess.Popen(
-            [sys.executable, "-c", code], env=INHERITED | environ, stdout=stream, stderr=stream
+            [sys.executable, "-m", "orchestrator", "relay"],
+            env=INHERITED | environ,
+            stdout=stream,
+            stderr=stream,
         )
     try:
         yield Probe(port)
@@ -128,13 +127,13 @@ def test_a_relay_that_hangs_before_its_first_sign_of_life_is_seen(tmp_path: Path
 
     def hangs() -> bool:
         try:
-            return probe.ask_json("/livez") == (503, {"hanging": ["relay"]})
+            return probe.ask_json("/livez") == (503, {"stalled": ["relay"]})
         except URLError:
             return False  # not listening yet
 
     with socket.create_server((HOST, 0)) as server:
         host, port = server.getsockname()
-        with impatient_relay(f"{host}:{port}", log) as probe:
+        with relay_soon_stalled(f"{host}:{port}", log) as probe:
             eventually(hangs, 30)
     assert "relay waiting" not in log.read_text()  # it is still in its first connect
 
@@ -198,7 +197,7 @@ def test_a_bug_behind_an_answer_is_logged_and_the_next_request_answered(
         eventually(handled)
     assert capfd.readouterr().err == ""
     (record,) = caplog.records
-    assert (record.name, record.getMessage()) == ("orchestrator.observability.http", "request broken")
+    assert (record.name, record.getMessage()) == ("orchestrator.observability.http", "request failed")
     assert "ZeroDivisionError" in (record.exc_text or "")
 
 

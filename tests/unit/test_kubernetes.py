@@ -21,7 +21,7 @@ from orchestrator.cli.relay import start_relay
 from orchestrator.cli.setup import set_up_servers
 from orchestrator.config.settings import Settings, read_settings
 from orchestrator.observability.health import Health
-from orchestrator.runtime.process import FINISH_S
+from orchestrator.runtime.process import SHUTDOWN_GRACE_S
 from tests.unit.test_health import served
 
 Manifest = dict[str, Any]
@@ -356,12 +356,12 @@ def test_prometheus_is_given_the_same_rules_as_without_kubernetes() -> None:
     assert [rules["spec"]] == read_yaml((ROOT / "deploy" / "prometheus" / "alerts.yml").read_text())
 
 
-STOP_S = 5.0  # what README promises; the process gives its work FINISH_S of it
+STOP_S = 5.0  # what README promises; the process gives its work SHUTDOWN_GRACE_S of it
 
 
 @every_process
 def test_a_pod_gets_more_time_to_stop_than_the_process_takes(workload: Manifest) -> None:
-    assert FINISH_S < STOP_S < pod_of(workload)["terminationGracePeriodSeconds"]
+    assert SHUTDOWN_GRACE_S < STOP_S < pod_of(workload)["terminationGracePeriodSeconds"]
 
 
 def test_a_setup_with_wrong_settings_is_not_tried_again() -> None:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import psycopg
 from psycopg.rows import args_row
 
-from orchestrator.consumer.session import NotUtf8, check_encoding
+from orchestrator.consumer.commands import NotUtf8, check_encoding
 from orchestrator.operations.doctor.check import Installation, Result
 from orchestrator.runtime.migrations import check_current
 from outbox import (

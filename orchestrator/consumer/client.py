@@ -1,0 +1,43 @@
+"""The consumer's membership in its group, and whether any broker can be reached."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from confluent_kafka import Consumer, KafkaError, KafkaException
+
+
+class GroupMember(Consumer):
+    """A member of a consumer group that neither commits by itself nor ever jumps to another offset."""
+
+    def __init__(self, kafka: Mapping[str, str], group: str) -> None:
+        self._all_brokers_down: KafkaError | None = None
+        config: dict[str, Any] = {
+            "session.timeout.ms": 6000,  # the brokers' minimum: how long a dead member keeps partitions
+            "heartbeat.interval.ms": 1500,
+            "topic.metadata.refresh.interval.ms": 10_000,  # new partitions are seen this soon
+            "queued.max.messages.kbytes": 24_576,  # about what waits in memory, and so a batch
+            "error_cb": self._on_error,
+            **kafka,
+            "group.id": group,
+            "enable.auto.commit": False,
+            "enable.auto.offset.store": False,
+            "enable.partition.eof": False,
+            "auto.offset.reset": "error",  # never a silent jump
+            "isolation.level": "read_committed",
+        }
+        super().__init__(config, logger=logging.getLogger("librdkafka"))
+
+    @property
+    def is_cut_off(self) -> bool:
+        """Say whether no broker can be reached."""
+        return self._all_brokers_down is not None
+
+    def check_reachable(self) -> None:
+        """Raise KafkaException if no broker can be reached: polling would wait, and look idle."""
+        if self._all_brokers_down:
+            raise KafkaException(self._all_brokers_down)
+
+    def _on_error(self, error: KafkaError) -> None:
+        if error.code() == KafkaError._ALL_BROKERS_DOWN:
+            self._all_brokers_down = error

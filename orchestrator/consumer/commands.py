@@ -1,0 +1,46 @@
+"""What the records of the input mean: commands, of which each becomes a worker and a deploy order."""
+
+from orchestrator.config.settings import Settings
+from orchestrator.consumer.subscription import Subscription
+from orchestrator.contract import workers
+from orchestrator.contract.messages import CommandParser, DeployOrder, OrderBuilder
+from orchestrator.contract.repair_commands import repair_of_partition
+from orchestrator.runtime.migrations import check_current
+from outbox import Connection, DatabaseNotReady, scalar
+
+
+def command_subscription(settings: Settings) -> Subscription[DeployOrder]:
+    """Return the subscription to the commands of the API."""
+    event_source = f"/orchestrator/{settings.input_topic}" if settings.cloudevents else None
+    parser = CommandParser(settings.max_message_bytes, settings.camera_url_schemes)
+    return Subscription(
+        kafka=settings.kafka,
+        group=settings.consumer_group,
+        topic=settings.input_topic,
+        dead_letter_topic=settings.dead_letter_topic,
+        batch_size=settings.batch_size,
+        check=check_database,
+        parse=OrderBuilder(parser, settings.output_topic, event_source).build,
+        insert=workers.insert,
+        insert_ignoring_existing=workers.insert_ignoring_existing,
+        repair_command=repair_of_partition,
+    )
+
+
+def check_database(conn: Connection) -> None:
+    """Raise DatabaseNotReady unless the database is what this release needs."""
+    check_current(conn)
+    check_encoding(conn)
+
+
+class NotUtf8(DatabaseNotReady):
+    """The database cannot hold every text that a command may carry."""
+
+
+SERVER_ENCODING = "SHOW server_encoding"
+
+
+def check_encoding(conn: Connection) -> None:
+    """Raise NotUtf8 unless the database can hold every text that a command may carry."""
+    if (encoding := scalar(conn, str, SERVER_ENCODING)) != "UTF8":
+        raise NotUtf8(f"the database's encoding is {encoding}: create it with ENCODING 'UTF8'")

@@ -1,0 +1,54 @@
+"""The boundary between consuming, which knows no meaning of a record, and the service, which does."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+from uuid import UUID
+
+from confluent_kafka import Message as Record
+
+from outbox import Connection, Message
+
+T = TypeVar("T")
+Insert = Callable[[Connection, Sequence[T]], Sequence[UUID]]
+
+
+@dataclass(frozen=True)
+class Subscription(Generic[T]):
+    """What is consumed, and what a service makes of it: the half that knows what a record means.
+
+    kafka: librdkafka properties. check(conn): in every new session; raises DatabaseNotReady.
+    parse(record, topic_id): the row that a record asks for, and the message about it; raises
+    InvalidRecord. insert(conn, rows): writes them, in the transaction that moves the positions, and
+    returns the aggregate ids of the messages to send; raises UniqueViolation if a row exists. Then
+    records are read again, and `insert_ignoring_existing` returns the ids of the new rows.
+    repair_command(partition): the command that repairs a refused partition.
+    """
+
+    kafka: Mapping[str, str]
+    group: str
+    topic: str
+    dead_letter_topic: str
+    batch_size: int
+    check: Callable[[Connection], None]
+    parse: Callable[[Record, UUID], tuple[T, Message]]
+    insert: Insert[T]
+    insert_ignoring_existing: Insert[T]
+    repair_command: Callable[[int], str]
+
+
+class ConsumerObserver(Protocol):
+    """What a consumer reports, once a batch or rarer."""
+
+    def tick(self) -> None:
+        """Record that the loop is alive."""
+
+    def consumed(
+        self,
+        accepted: int,
+        duplicates: int,
+        dead: Mapping[str, int],
+        seconds: float,
+        messages: Sequence[Message],
+    ) -> None:
+        """Count a committed batch. dead: dead letters by reason; seconds: of its transaction."""
