@@ -17,6 +17,8 @@ from orchestrator.cli.parser import new_parser
 from orchestrator.contract.messages import InvalidReason
 from orchestrator.observability.health import Health
 from orchestrator.observability.metrics import ConsumerMetrics, RelayMetrics, new_registry
+from orchestrator.operations.repair.partition import MANUAL, OUT_OF_RANGE, RECREATED
+from orchestrator.operations.status import LaneCondition
 from outbox import LaneState, OutboxError, Outcome, admin
 
 ROOT = Path(__file__).parent.parent.parent
@@ -180,6 +182,16 @@ def listed(section: str) -> set[str]:
 
 def test_it_lists_the_states_of_a_lane() -> None:
     assert listed("Lane states") == {state.value for state in LaneState}
+
+
+def test_it_lists_what_the_status_says_of_a_lane() -> None:
+    named = re.findall(r"`([a-z_]+)`", SECTIONS["Lane states"].partition("LaneCondition`:")[2])
+    assert named == [condition.value for condition in LaneCondition]
+
+
+def test_it_lists_the_reasons_of_repairs() -> None:
+    named = set(re.findall(r"`([a-z_]+)`", SECTIONS["Reasons of repairs"].partition("partition ")[2]))
+    assert named == {RECREATED, OUT_OF_RANGE, MANUAL}
 
 
 def test_it_lists_the_outcomes() -> None:
