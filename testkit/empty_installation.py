@@ -18,7 +18,7 @@ from orchestrator.cli.main import run
 from orchestrator.embedded import Servers
 from testkit.system import INHERITED, System, delete_topics, environ_of
 
-COMMAND_S = 40  # for a command that ends by itself
+COMMAND_S = 60  # for a command that ends by itself
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from testkit.servers import server_directory
 from testkit.system import Running, System, environ_of
 
 BATCH = 50
-BACK_S = 30  # until all works again: a dead member's session, a lane's silence, back-off
+BACK_S = 45  # until all works again: a dead member's session, a lane's silence, back-off
 
 
 @dataclass

@@ -109,11 +109,11 @@ class Running:
         except OSError as error:
             raise AssertionError(str(error)) from error
 
-    def wait_killed(self, timeout: float = 20) -> None:
+    def wait_killed(self, timeout: float = 60) -> None:
         """Wait until it has died by SIGKILL, as a crash point makes it."""
         assert self.process.wait(timeout) == -signal.SIGKILL, self.log.read_text()[-2000:]
 
-    def wait_frozen(self, timeout: float = 20) -> None:
+    def wait_frozen(self, timeout: float = 60) -> None:
         """Wait until it has stopped itself by SIGSTOP, as a crash point makes it."""
         stat = Path(f"/proc/{self.process.pid}/stat")
         eventually(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T", timeout)
@@ -132,7 +132,7 @@ class Running:
         if self.process.poll() is None:
             started = time.monotonic()
             self.process.terminate()
-            code, took_s = self.process.wait(20), time.monotonic() - started
+            code, took_s = self.process.wait(60), time.monotonic() - started
             assert code == 0, self.log.read_text()[-2000:]
             assert took_s < 5, f"{took_s} s"
 

@@ -151,7 +151,7 @@ def watched(system: System, prometheus: Prometheus) -> tuple[Running, Running]:
     consumer, relay = (start(system, prometheus, role) for role in ("consumer", "relay"))
     system.submit(100)
     system.check_exactly_once(100)
-    eventually(lambda: len(prometheus.query("up == 1")) == 2, 20)
+    eventually(lambda: len(prometheus.query("up == 1")) == 2)
     prometheus.wait_silent()
     return consumer, relay
 

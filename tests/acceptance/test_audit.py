@@ -29,7 +29,7 @@ def deploy(system: System, commands: int = 3, scenario: UUID | None = None) -> l
     """Let so many more workers be deployed; return their ids."""
     ids = system.accept(commands, scenario)
     relay = system.start("relay")
-    eventually(lambda: system.statuses().keys() == {"deployed"}, 20)
+    eventually(lambda: system.statuses().keys() == {"deployed"})
     relay.stop()
     return ids
 
@@ -269,7 +269,7 @@ def test_a_record_whose_transaction_is_still_being_decided_is_waited_for(system:
     with pytest.raises(TimeoutExpired):
         running.process.wait(3)
     producer.commit_transaction(10)
-    assert running.process.wait(20) == 0
+    assert running.process.wait(60) == 0
 
 
 @pytest.mark.parametrize("away", ["Kafka", "Postgres"])

@@ -36,7 +36,7 @@ REGISTRY: Registry[Any] = Registry().with_resources(
 )
 DEFAULTS = read_settings({"DATABASE_URL": "dbname=any", "KAFKA_BOOTSTRAP_SERVERS": "any:9092"})
 FORMATS = FormatChecker(["uuid"])
-WORKS_S = 30  # for what takes a consumer and a relay a moment
+WORKS_S = 45  # for what takes a consumer and a relay a moment
 
 
 @FORMATS.checks("date-time", raises=ValueError)

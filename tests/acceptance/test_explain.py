@@ -125,7 +125,7 @@ def test_an_order_that_kafka_refused_says_so(one_lane: System) -> None:
     limit_messages(one_lane, 100)
     one_lane.start("relay")
     (worker,) = one_lane.accept(1)
-    eventually(lambda: one_lane.query("SELECT count(*) FROM outbox_parked") == [(1,)], 20)
+    eventually(lambda: one_lane.query("SELECT count(*) FROM outbox_parked") == [(1,)])
     assert "PARKED (lane 0" in said(one_lane, "explain", str(worker))
 
 

@@ -135,7 +135,7 @@ def test_work_is_counted_by_the_process_that_did_it(worked: tuple[Running, Runni
 def test_gauges_of_whole_tables_are_not_doubled_by_two_relays(system: System) -> None:
     relays = [system.start("relay"), system.start("relay")]
     for relay in relays:  # both own lanes and report
-        eventually(partial(has_lanes, relay, 2), 20)
+        eventually(partial(has_lanes, relay, 2))
     with closing(system.connect()) as conn, conn.transaction():
         conn.execute("SELECT FROM outbox_lane FOR UPDATE")  # holds all rows back
         system.accept(COMMANDS)
@@ -164,7 +164,7 @@ def pending(relay: Running) -> dict[str, float]:
 def test_the_lag_is_what_is_not_committed_in_postgres(system: System) -> None:
     consumer = system.start("consumer")
     system.submit(COMMANDS)
-    eventually(lambda: system.statuses() == {"pending": COMMANDS}, 20)
+    eventually(lambda: system.statuses() == {"pending": COMMANDS})
     with closing(system.connect()) as conn, conn.transaction():
         conn.execute("SELECT FROM consumed_offsets FOR UPDATE")  # no offset moves on
         system.submit(COMMANDS)

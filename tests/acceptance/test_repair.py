@@ -33,7 +33,7 @@ from testkit.eventually import eventually
 from testkit.system import INHERITED, LANES, Running, System, delete_before
 
 KEY = b"one partition"
-RECHECKED_S = 25  # a paused partition, a lane that backs off, a dead consumer's session
+RECHECKED_S = 45  # a paused partition, a lane that backs off, a dead consumer's session
 
 
 def command() -> bytes:
@@ -41,7 +41,7 @@ def command() -> bytes:
 
 
 def wait_refused(relay: Running, reason: str, lane: int = 0) -> None:
-    eventually(partial(is_refused, relay, lane, reason), 20)
+    eventually(partial(is_refused, relay, lane, reason))
 
 
 def states(system: System) -> tuple[object, ...]:
@@ -199,7 +199,7 @@ def test_a_command_sent_again_is_known_by_the_dead_letter_that_it_was(one_lane: 
     """Published by `dlq retry` and not acknowledged; the histories disagree before anybody could."""
     consumer, relay = one_lane.start("consumer"), one_lane.start("relay")
     one_lane.produce(b"first", b"second", key=KEY)
-    eventually(lambda: dead_letters(one_lane) == [b"first", b"second"], 20)
+    eventually(lambda: dead_letters(one_lane) == [b"first", b"second"])
     relay.stop()
     assert run_command(one_lane.environ, "dlq", "retry", "--all", "--yes").returncode == 0
     one_lane.start("relay", crash_at="relay.published").wait_killed()
@@ -257,7 +257,7 @@ def test_one_lane_is_repaired_and_the_others_wait_for_their_turn(system: System)
     relay = system.start("relay")
     wait_refused(relay, "marker_missing", 3)
     assert repair(system, "lane", "1", "--yes")[0] == 0
-    eventually(lambda: "lane 1:" not in relay.get("/readyz"), 20)
+    eventually(lambda: "lane 1:" not in relay.get("/readyz"))
     assert is_refused(relay, 3, "marker_missing")
     batch_numbers = system.query("SELECT batch_number FROM outbox_lane ORDER BY lane")
     assert batch_numbers == [(5,), (0,), (5,), (5,)]
@@ -305,7 +305,7 @@ def test_rows_older_than_the_topics_records_are_left_to_the_operator(
     assert written_down(one_lane) == []
     wait_refused(relay, "marker_missing")
     assert repair(one_lane, "lane", "0", "--yes", "--unknown-rows", answer)[0] == 0
-    eventually(lambda: one_lane.statuses() == {"deployed": 4}, 20)
+    eventually(lambda: one_lane.statuses() == {"deployed": 4})
     assert len(one_lane.orders()) == 1 + sent
     assert written_down(one_lane)[0][0] == f"repair lane 0 --unknown-rows {answer}"
     relay.stop()

@@ -57,7 +57,7 @@ from tests.faults.test_security import wait_for_complaint
 FILE = Path(__file__).parents[2] / "schema" / "roles.sql"
 ROLES = ("owner", "consumer", "relay", "operator")
 ROLE = re.compile(rf"orchestrator_(?:{'|'.join(ROLES)})")
-NOW_S = 30  # for what takes a consumer and a relay a moment
+NOW_S = 45  # for what takes a consumer and a relay a moment
 
 
 @dataclass(frozen=True)

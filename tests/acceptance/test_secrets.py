@@ -152,7 +152,7 @@ def test_an_insert_that_postgres_refuses_quotes_no_row(bare: System, ddl: str, s
     bare.query(ddl)
     consumer = bare.start("consumer")
     bare.produce(*2 * [command(f"rtsp://user:{secret()}@camera/1")])
-    eventually(lambda: consumer.logged(f"({sqlstate})"), 20)
+    eventually(lambda: consumer.logged(f"({sqlstate})"))
     said = answers(consumer)
     assert sqlstate in said  # /readyz tells it, too
     consumer.stop()
@@ -171,7 +171,7 @@ def test_a_wrong_database_is_complained_of_without_its_password(
         "keywords": f"host=127.0.0.1 port=1 user=user password='{password}' dbname=db",
     }
     process = bare.start(name, DATABASE_URL=wrong[form])
-    eventually(lambda: process.logged("waits"), 20)
+    eventually(lambda: process.logged("waits"))
     said = answers(process)
     process.stop()
     check(said, process.log.read_text())

@@ -154,5 +154,5 @@ def test_status_that_is_watched_looks_again_until_it_is_interrupted(system: Syst
                 process.send_signal(signal.SIGINT)
                 break
         process.stdout.read()
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0
     assert looks == 2

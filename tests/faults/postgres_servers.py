@@ -84,7 +84,7 @@ class Standby(EmbeddedPostgres):
     def catch_up(self) -> None:
         """Wait until it has replayed all that the primary has written."""
         ((end,),) = run(self._primary, "SELECT pg_current_wal_lsn()")
-        eventually(lambda: run(self, f"SELECT pg_last_wal_replay_lsn() >= '{end}'") == [(True,)], 20)
+        eventually(lambda: run(self, f"SELECT pg_last_wal_replay_lsn() >= '{end}'") == [(True,)])
 
     def promote(self) -> None:
         """Make it the primary."""

@@ -20,7 +20,7 @@ from testkit.eventually import eventually
 from testkit.system import Running, System, crash_points, end_sessions, limit_messages
 
 SEEDS = range(1, 6)
-GROUP_S = 20  # a group misses a dead or frozen member for 6 s
+GROUP_S = 45  # a group misses a dead or frozen member for 6 s
 
 # Points on the way of a batch, points that every start passes, and one of a refused record.
 RELAY_AT_WORK = ("locked", "acknowledged", "claimed", "begun", "produced", "marked", "published")
@@ -117,9 +117,9 @@ def test_the_relay_dies_and_every_row_is_sent_once(
         refuse_one_row(one_lane)
     if case.recovery is Recovery.TAKEN_OVER:
         first = one_lane.start("relay", crash_at=f"relay.{case.point}:{hit}", **settings)
-        eventually(lambda: first.logged("lane recovered"), 20)
+        eventually(lambda: first.logged("lane recovered"))
         second = one_lane.start("relay", **settings)
-        eventually(lambda: second.logged("relay connected"), 20)
+        eventually(lambda: second.logged("relay connected"))
         fill(batch * hit + random.randint(1, 8))
         first.wait_killed()
     else:
@@ -167,7 +167,7 @@ def test_the_consumer_dies_and_every_command_is_accepted_once(
             send(5)
             return first.process.poll() is not None
 
-        eventually(has_died, 20)
+        eventually(has_died)
     else:
         if case.recovery is not Recovery.FROZEN:
             settings["KAFKA_CONFIG_GROUP_INSTANCE_ID"] = "the one"  # no wait for its dead self

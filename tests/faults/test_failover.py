@@ -18,7 +18,7 @@ from tests.faults.postgres_servers import Standby, either, installed, primary_an
 
 pytestmark = pytest.mark.xdist_group("own servers: PostgreSQL")
 
-RESUME_S = 30  # a dead member's session, back-off
+RESUME_S = 45  # a dead member's session, back-off
 
 
 @pytest.fixture

@@ -144,7 +144,7 @@ def test_a_topic_recreated_under_load_is_read_only_after_a_repair(own: System) -
         producer.poll(0)
         return True
 
-    eventually(lambda: send() and own.statuses().get("deployed", 0) > 50, 20)
+    eventually(lambda: send() and own.statuses().get("deployed", 0) > 50)
     make_input_anew(own)
     eventually(lambda: send() and "was recreated" in consumer.get("/readyz"), 30)
     producer.flush(10)
@@ -189,7 +189,7 @@ def test_a_log_cut_by_its_retention_pauses_the_partition(own: System) -> None:
     own.produce(*[command(uuid4(), number) for number in range(5)], partition=0)
     topic = own.settings.input_topic
     set_topic(own, topic, "retention.ms", "1")
-    eventually(lambda: begins_at(own, 8), 20)
+    eventually(lambda: begins_at(own, 8))
     set_topic(own, topic, "retention.ms", "-1")
     own.produce(command(uuid4(), 8), partition=0)
     consumer = own.start("consumer")

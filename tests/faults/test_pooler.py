@@ -59,7 +59,7 @@ def test_a_pooler_that_changes_its_mode_is_found_out_at_work(
         pgbouncer.kill()
         pgbouncer.settings["pool_mode"] = "transaction"
         pgbouncer.start()
-        eventually(lambda: "PgBouncer" in relay.get("/readyz"), 20)
+        eventually(lambda: "PgBouncer" in relay.get("/readyz"))
         relay.stop()
     own.accept(10)
     own.start("relay")
@@ -109,7 +109,7 @@ def test_a_consumer_frozen_in_a_transaction_of_the_pools_loses_it(
         own.submit(20)
         frozen.wait_frozen()
         assert own.query(IN_TRANSACTION) == [(1,)]
-        eventually(lambda: own.query(IN_TRANSACTION) == [(0,)], 20)  # after 10 s, as we ask the server
+        eventually(lambda: own.query(IN_TRANSACTION) == [(0,)])  # after 10 s, as we ask the server
         frozen.thaw()
         own.check_exactly_once(20)
         with closing(psycopg.connect(pgbouncer.url(own), autocommit=True)) as stranger:

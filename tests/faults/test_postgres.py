@@ -30,7 +30,7 @@ from tests.faults.postgres_servers import (
 
 pytestmark = pytest.mark.xdist_group("own servers: PostgreSQL")
 
-RESUME_S = 30  # back-off, a dead member's session
+RESUME_S = 45  # back-off, a dead member's session
 CONSUMER, LANE = "orchestrator consumer", "outbox relay"
 
 
@@ -244,7 +244,7 @@ def test_processes_frozen_in_a_transaction_lose_it_and_do_it_again(own: System) 
     relay.wait_frozen()
     in_transaction = "SELECT count(*) FROM pg_stat_activity WHERE state = 'idle in transaction'"
     assert own.query(in_transaction) == [(2,)]
-    eventually(lambda: own.query(in_transaction) == [(0,)], 20)  # after 10 s, as we ask the server
+    eventually(lambda: own.query(in_transaction) == [(0,)])  # after 10 s, as we ask the server
     assert accepted(own) == 20
     consumer.thaw()
     relay.thaw()

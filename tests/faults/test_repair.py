@@ -23,8 +23,8 @@ from testkit.servers import server_directory
 from testkit.system import LANES, Running, System, delete_before, make_input_anew
 from tests.faults.postgres_servers import installed, own_postgres
 
-RESUME_S = 30  # a paused partition, a lane that backs off, a dead consumer's session
-UNDECIDED_S = 20  # how long the brokers may hold back a marker of a transaction whose relay died
+RESUME_S = 45  # a paused partition, a lane that backs off, a dead consumer's session
+UNDECIDED_S = 45  # how long the brokers may hold back a marker of a transaction whose relay died
 
 
 def command() -> bytes:

@@ -41,7 +41,7 @@ def test_the_consumer_finds_out_what_became_of_its_commit(system: System, act: A
     system.submit(20)
     with postgres_proxied(system, commits) as url:
         consumer = system.start("consumer", DATABASE_URL=url, BATCH_SIZE="1")
-        eventually(lambda: system.statuses() == {"pending": 20}, 20)
+        eventually(lambda: system.statuses() == {"pending": 20})
         assert happened(commits)
         eventually(lambda: sum_of(consumer, "orchestrator_records_total") == accepted(20, act))
         assert consumer.logged('"consumer waiting"')

@@ -44,7 +44,7 @@ def test_make_up_ends_in_deployed_workers_and_scraped_processes(project: dict[st
         jobs = sorted(one["metric"]["job"] for one in found if one["value"][1] == "1")
         return jobs == ["consumer", "consumer", "relay", "relay"]
 
-    eventually(deployed, 20)
+    eventually(deployed)
     eventually(scraped, 30)
     run("make", "down", environ=project)
     assert run(*COMPOSE, "ps", "--all", "--quiet", environ=project) == ""

@@ -82,7 +82,7 @@ def test_without_a_command_it_sets_up_and_runs_both_processes(
 ) -> None:
     whole = bare_installation.start()
     took_s = whole.wait_ready()
-    eventually(whole.is_healthy, 10)
+    eventually(whole.is_healthy)
     report.lines.append(f"from docker run until set up and consuming: {took_s:.1f} s")
     bare_installation.system.submit(100)
     bare_installation.system.check_exactly_once(100)
@@ -116,7 +116,7 @@ def test_processes_are_unready_while_postgres_is_stopped(
     postgres.stop()
     try:
         for process in processes:
-            eventually(process.is_unready, 20)
+            eventually(process.is_unready)
             assert not process.is_unhealthy(), "to wait for a server is not to hang"
     finally:
         postgres.start()

@@ -209,7 +209,7 @@ def test_two_consumers_share_the_partitions_and_double_nothing(system: System) -
         sent += 20
         return all(counted(consumer) for consumer in consumers)
 
-    eventually(both_work, 20)
+    eventually(both_work)
     eventually(lambda: accepted(system) == sent)
     for consumer in consumers:
         consumer.stop()
@@ -231,7 +231,7 @@ def test_a_zombie_consumer_does_no_harm_and_works_again(system: System, point: s
     if point.startswith("inserted"):  # as Postgres does after 10 s of silence in a transaction
         end_sessions(system, "% consumer")
     successor = system.start("consumer")
-    eventually(lambda: accepted(system) == 11, 20)
+    eventually(lambda: accepted(system) == 11)
     system.submit(5)
     eventually(lambda: accepted(system) == 16)
     zombie.thaw()
@@ -239,7 +239,7 @@ def test_a_zombie_consumer_does_no_harm_and_works_again(system: System, point: s
     eventually(lambda: accepted(system) == 21)
     successor.stop()
     system.submit(5)
-    eventually(lambda: accepted(system) == 26, 20)
+    eventually(lambda: accepted(system) == 26)
     assert dead_letters(system) == 1  # no unique constraint keeps a second one away
     zombie.stop()
 
@@ -256,7 +256,7 @@ def test_a_partition_whose_next_offset_is_gone_waits_alone(system: System) -> No
     system.produce(*[command() for _ in range(5)], partition=0)
     delete_before(system, system.settings.input_topic, 0, 6)
     consumer = system.start("consumer")
-    eventually(lambda: "partition 0: its next offset is not in the log" in consumer.get("/readyz"), 20)
+    eventually(lambda: "partition 0: its next offset is not in the log" in consumer.get("/readyz"))
     assert '"ready": false' in consumer.get("/readyz")
     assert consumer.logged('"partition refused"')
     system.produce(command(), partition=1)
@@ -321,7 +321,7 @@ def test_a_topic_that_is_missing_is_named_and_waited_for(system: System) -> None
     eventually(lambda: f"topic {topic} is missing" in consumer.get("/readyz"))
     admin.create_topics([NewTopic(topic, 1, 1)])[topic].result()
     system.submit(3)
-    eventually(lambda: accepted(system) == 3, 20)
+    eventually(lambda: accepted(system) == 3)
     consumer.stop()
 
 
@@ -337,7 +337,7 @@ def test_partitions_added_under_a_running_consumer_are_read_from_their_beginning
     eventually(lambda: len(topics.describe_topic(admin, topic).partitions) == PARTITIONS + 2)
     for partition in range(PARTITIONS + 2):  # before the consumer has seen them
         system.produce(command(), command(), partition=partition)
-    eventually(lambda: accepted(system) == 3 + 2 * (PARTITIONS + 2), 20)
+    eventually(lambda: accepted(system) == 3 + 2 * (PARTITIONS + 2))
     consumer.stop()
 
 

@@ -28,7 +28,7 @@ def lanes_of(relay: Running) -> int:
 @pytest.mark.parametrize(("relays", "shares"), [(2, [2, 2]), (3, [1, 1, 2]), (5, [0, 1, 1, 1, 1])])
 def test_relays_share_the_lanes_fairly(system: System, relays: int, shares: list[int]) -> None:
     running = [system.start("relay") for _ in range(relays)]
-    eventually(lambda: sorted(lanes_of(relay) for relay in running) == shares, 20)
+    eventually(lambda: sorted(lanes_of(relay) for relay in running) == shares)
     eventually(lambda: all('"ready": true' in relay.get("/readyz") for relay in running))
     epochs = system.query("SELECT sum(epoch) FROM outbox_lane")
     system.accept(100)
