@@ -7,12 +7,14 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-PROCESSES = {"consumer", "relay", "run"}
+PROCESS_COMMANDS = {"consumer", "relay", "run"}
 
 
 def main(arguments: Sequence[str] = sys.argv[1:]) -> NoReturn:
     """Run one command and end the process with its exit code."""
-    if arguments and arguments[0] in PROCESSES:  # SIGTERM in the middle of the imports is a clean stop
+    if (
+        arguments and arguments[0] in PROCESS_COMMANDS
+    ):  # SIGTERM in the middle of the imports is a clean stop
         signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # no work has begun yet
     from orchestrator.cli.main import run
 

@@ -1,4 +1,4 @@
-"""What the tests of `orchestrator repair` do to an installation, and how they run the command."""
+"""Make the histories of Postgres and Kafka disagree, and run `orchestrator repair`."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ SECRET = "user:pw@"
 
 
 def repair(system: System, *words: str) -> tuple[int, str]:
-    """Run the command without a terminal; return its exit code and all it said: no secret."""
+    """Run the command without a terminal; return its exit code and its output, without a secret."""
     ran = run_command(system.environ, "repair", *words)
     said = ran.stdout + ran.stderr
     assert SECRET not in said
@@ -22,21 +22,21 @@ def repair(system: System, *words: str) -> tuple[int, str]:
     return ran.returncode, said
 
 
-def written_down(system: System) -> list[tuple[Any, ...]]:
+def logged_repairs(system: System) -> list[tuple[Any, ...]]:
     """Return command, target, reason and counts of each repair, by target."""
     return system.query("SELECT command, target, reason, counts FROM repairs ORDER BY target, id")
 
 
 def is_refused(relay: Running, lane: int, reason: str) -> bool:
-    """Say whether the relay refuses a lane and names its repair."""
+    """Return whether the relay refuses a lane and names its repair."""
     return f"lane {lane}: refused: {reason}: orchestrator repair lane {lane}" in relay.get("/readyz")
 
 
 def set_marker(system: System, marker: int, lane: int = 0) -> None:
     """Commit another marker for a lane, as another outbox of the same name would."""
-    with system.lane(lane, owner=False) as stranger:
-        stranger.publisher.start(lane)
-        stranger.publisher.publish({lane: Marker(marker)}, ())
+    with system.lane(lane, owner=False) as foreign:
+        foreign.publisher.start(lane)
+        foreign.publisher.publish({lane: Marker(marker)}, ())
 
 
 def forget_markers(system: System) -> None:
@@ -48,14 +48,14 @@ def forget_markers(system: System) -> None:
 
 
 def back_up(system: System) -> None:
-    """Keep a copy of the database as it is; no process may run."""
+    """Copy the database as it is; no process may run."""
     name, admin = _database(system)
     with psycopg.connect(admin, autocommit=True) as conn:
         conn.execute(f"CREATE DATABASE {name}_backup TEMPLATE {name}".encode())
 
 
 def restore(system: System) -> None:
-    """Put the copy in the database's place, whoever works on it."""
+    """Replace the database by the copy; sessions on it are ended."""
     name, admin = _database(system)
     with psycopg.connect(admin, autocommit=True) as conn:
         conn.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())

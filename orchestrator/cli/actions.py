@@ -42,7 +42,7 @@ Found = TypeVar("Found", bound=HasReason)
 def filter_of(options: argparse.Namespace) -> RecordFilter:
     """Return which ones are chosen.
 
-    Raises UsageError if that must be said and is not, or if nobody can confirm a change.
+    Raises UsageError if none are chosen where they must be, or if a change cannot be confirmed.
     """
     key = None if options.key is None else os.fsencode(options.key)
     reason = options.reason or None  # an empty one, as of a variable of a script, chooses nothing

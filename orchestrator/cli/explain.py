@@ -54,7 +54,8 @@ def render_explanation(found: Explanation) -> Iterator[str]:
 def _render_failures(found: Explanation) -> Iterator[str]:
     """Yield what mentions the id and has no worker, or not yet."""
     if found.more_letters:
-        yield f"{found.more_letters:,} earlier dead letters are left out: these are the latest {MAX_SHOWN}"
+        left_out = f"{found.more_letters:,} earlier dead letters are left out"
+        yield f"{left_out}: these are the latest {MAX_SHOWN}"
     for letter in found.letters:
         done = f", handled: {letter.action}" if letter.action else ""
         yield f"dead letter {letter.record_id} of {letter.at:%Y-%m-%d %H:%M:%S} UTC"
@@ -102,8 +103,8 @@ def _render_command(history: WorkerHistory) -> str:
         return "command unknown: the worker's id is not made of one"
     if history.unsearched_offsets:
         return (
-            f"command not found: in each partition {MAX_TRIED_OFFSETS:,} offsets were tried from its time"
-            f" on; {history.unsearched_offsets:,} later ones were not"
+            f"command not found: in each partition {MAX_TRIED_OFFSETS:,} offsets were tried from its"
+            f" time on; {history.unsearched_offsets:,} later ones were not"
         )
     return "command: its record is in no partition any more, or its topic was recreated"
 

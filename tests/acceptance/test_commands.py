@@ -62,7 +62,7 @@ def bare(servers: Servers, tmp_path: Path) -> Iterator[System]:
 
 @pytest.fixture
 def by_default(bare: System) -> Iterator[System]:
-    """An empty database and the two required settings: all names are the default ones."""
+    """An empty database and the two required settings: all names are the defaults."""
     required = ("DATABASE_URL", "KAFKA_BOOTSTRAP_SERVERS")
     system = System({name: bare.environ[name] for name in required}, bare.directory)
     remove_topics(system)
@@ -126,7 +126,7 @@ def control_c(process: psutil.Process) -> None:
         pytest.param(lambda process: process.send_signal(signal.SIGINT), id="SIGINT"),
     ],
 )
-def test_main_ends_itself_and_its_children_when_asked_to(
+def test_main_stops_itself_and_its_children_on_a_signal(
     bare: System, ask: Callable[[psutil.Process], None]
 ) -> None:
     main = start_main(bare)
@@ -159,7 +159,7 @@ exit_now(0)
 """
 
 
-def test_a_process_ends_however_many_signals_it_gets_at_once() -> None:
+def test_a_process_that_gets_many_signals_at_once_stops() -> None:
     command, deadline = [sys.executable, "-c", STOPPED_AGAIN_AND_AGAIN], time.monotonic() + 20
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         assert process.stdout
@@ -212,7 +212,7 @@ def test_healthcheck_asks_the_process_and_the_one_beside_it(
         assert run_command({"METRICS_PORT": str(port)}, "healthcheck").returncode == code
 
 
-def test_healthcheck_can_say_what_a_process_waits_for() -> None:
+def test_healthcheck_ready_prints_what_a_process_waits_for() -> None:
     trouble: dict[str, str | None] = {"lanes": "lane 3: refused: marker_ahead"}
     process = Health({"lanes": lambda: trouble["lanes"]})
     with serve_http(HOST, 0, CollectorRegistry(), process) as port:
@@ -244,7 +244,7 @@ def test_healthcheck_goes_through_no_proxy() -> None:
         assert run_command(proxy | {"METRICS_PORT": str(port)}, "healthcheck").returncode == 0
 
 
-def test_healthcheck_names_a_port_that_is_none() -> None:
+def test_healthcheck_reports_an_invalid_port() -> None:
     refused = run_command({"METRICS_PORT": "tcp://10.0.0.1:9464"}, "healthcheck")
     assert refused.returncode == 2
     assert "METRICS_PORT must be a whole number" in refused.stderr
@@ -316,7 +316,7 @@ def test_wrong_usage_does_not_repeat_a_password(
     assert "user:pw" not in said
 
 
-def test_a_reader_that_has_seen_enough_ends_a_command_quietly() -> None:
+def test_a_command_whose_output_is_closed_ends_quietly() -> None:
     command = [sys.executable, "-m", "orchestrator", "completion", "bash"]
     with subprocess.Popen(
         command, env=INHERITED, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -410,7 +410,7 @@ def test_the_completion_knows_every_command(shell: str) -> None:
     assert [command for command in COMMANDS if command not in script.stdout] == []
 
 
-def test_the_completion_is_for_all_shells_that_it_can_be_for() -> None:
+def test_the_completion_is_offered_for_every_shell_that_shtab_supports() -> None:
     assert list(SHELLS) == SUPPORTED_SHELLS
 
 

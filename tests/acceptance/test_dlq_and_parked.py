@@ -1,4 +1,4 @@
-"""`orchestrator dlq` and `orchestrator parked`: found, shown without secrets, sent again once."""
+"""`orchestrator dlq` and `orchestrator parked`: list, show without secrets, retry once, discard."""
 
 import os
 import pty
@@ -46,7 +46,7 @@ KEY = b"some key"
 
 
 def run(system: System, *words: str, **environ: str) -> tuple[int, str]:
-    """Run a command without a terminal; return its exit code and all it said."""
+    """Run a command without a terminal; return its exit code and its output."""
     ran = run_command(system.environ | environ, *words)
     assert "Traceback" not in ran.stderr
     return ran.returncode, ran.stdout + ran.stderr
@@ -65,14 +65,14 @@ def listed(system: System, kind: str, *words: str) -> dict[str, int]:
     return counts
 
 
-def audit_lines(system: System) -> list[tuple[str, str, dict[str, int]]]:
+def logged_changes(system: System) -> list[tuple[str, str, dict[str, int]]]:
     return [
         tuple(row) for row in system.query("SELECT command, reason, counts FROM repairs ORDER BY id")
     ]
 
 
 def shown(system: System, kind: str, *words: str) -> dict[str, Any]:
-    """Return the one that `show` shows."""
+    """Return the one that `show` prints."""
     ran = run_command(system.environ, kind, "show", *words)
     assert ran.returncode == 0, ran.stderr
     one: dict[str, Any] = msgspec.json.decode(ran.stdout)
@@ -89,11 +89,11 @@ def letters(one_lane: System) -> System:
     one_lane.produce(f"not JSON {SECRET}".encode(), b"{", key=KEY, headers=[("traceparent", b"00-1")])
     one_lane.produce(command(f"gopher://u:{SECRET}@h/1"), command("gopher://h/2"), key=b"other")
     one_lane.produce(None, key=KEY)
-    make_letters(one_lane, 5)
+    make_dead_letters(one_lane, 5)
     return one_lane
 
 
-def make_letters(system: System, records: int) -> None:
+def make_dead_letters(system: System, records: int) -> None:
     """Let a consumer take so many records that are no commands, and a relay publish them."""
     with system.consumer() as session:
         take(session, records)
@@ -124,9 +124,9 @@ def test_dead_letters_are_listed_by_filter_and_shown_without_their_content(lette
     record = next(
         r for r in letters.read(letters.settings.dead_letter_topic) if b"gopher" in (r.value() or b"")
     )
-    place = f"{record.partition()}:{record.offset()}"
-    one = shown(letters, "dlq", place, "--json")
-    assert one["record_id"] == place
+    record_id = f"{record.partition()}:{record.offset()}"
+    one = shown(letters, "dlq", record_id, "--json")
+    assert one["record_id"] == record_id
     assert one["reason"] == "url_scheme"
     assert one["origin"].startswith(f"{letters.settings.input_topic}:")
     assert {"name": "kafka_dlt-original-offset", "value": origin_offset(record)} in one["headers"]
@@ -139,7 +139,7 @@ def origin_offset(letter: Record) -> int:
     return int.from_bytes(dict(headers_of(letter))["kafka_dlt-original-offset"] or b"", "big")
 
 
-def test_a_place_that_is_none_is_not_repeated() -> None:
+def test_an_invalid_record_id_is_not_repeated() -> None:
     ran = run_command({}, "dlq", "show", f"rtsp://u:{SECRET}@h")
     assert ran.returncode == 2
     assert SECRET not in ran.stderr
@@ -159,7 +159,7 @@ OWN = [
 ]
 
 
-def test_what_a_record_brings_is_shown_with_the_payload_alone_and_then_all_of_it(
+def test_the_content_of_a_record_is_shown_with_payload_only_and_then_completely(
     one_lane: System,
 ) -> None:
     value = f"\x1b]0;title\x07 rtsp://u:{SECRET}@h".encode()
@@ -167,19 +167,19 @@ def test_what_a_record_brings_is_shown_with_the_payload_alone_and_then_all_of_it
     one_lane.produce(value, key=key, headers=OWN)
     one_lane.produce(b"{", key=b"k" * 60)
     one_lane.produce(b"{", key=b"\xff")
-    make_letters(one_lane, 3)
+    make_dead_letters(one_lane, 3)
     letter = next(r for r in one_lane.read(one_lane.settings.dead_letter_topic) if r.key() == key)
-    place = f"{letter.partition()}:{letter.offset()}"
+    record_id = f"{letter.partition()}:{letter.offset()}"
     names = [name for name, _ in headers_of(letter)]
     assert names[: len(OWN)] == [name for name, _ in OWN]
 
-    one = shown(one_lane, "dlq", place)
+    one = shown(one_lane, "dlq", record_id)
     assert SECRET not in str(one)
     assert [header["name"] for header in one["headers"]] == names
     hidden = [header["value"] == "hidden" for header in one["headers"]]
     assert hidden == [True] * len(OWN) + [False] * (len(names) - len(OWN))
 
-    ran = run_command(one_lane.environ, "dlq", "show", place, "--payload")
+    ran = run_command(one_lane.environ, "dlq", "show", record_id, "--payload")
     assert "\x1b" not in ran.stdout
     one = msgspec.json.decode(ran.stdout)
     assert one["payload"] == value.decode()
@@ -193,14 +193,14 @@ def test_what_a_record_brings_is_shown_with_the_payload_alone_and_then_all_of_it
 KEPT = [("twice", "1"), ("twice", "\\xff"), ("nothing", None)]
 
 
-def test_a_key_is_shown_without_its_password_whatever_else_it_is() -> None:
+def test_a_key_with_a_url_is_shown_without_its_password() -> None:
     for url in ("rtsp://user:pass@cam", "rtsp://user:pa ss@cam", "x rtsp://user:pa\tss@cam"):
         assert "ss" not in str(printable_key(url.encode()))
 
 
 def test_a_foreign_dead_letter_cannot_control_the_terminal(one_lane: System) -> None:
     strange, numbers = b"\x1b]0;rtsp://u:pa hush-hush@h\x07", struct.pack(">iqq", 1, 2, 3)
-    place: list[tuple[str, str | bytes | None]] = [
+    origin: list[tuple[str, str | bytes | None]] = [
         ("kafka_dlt-original-topic", strange),
         ("kafka_dlt-original-partition", numbers[:4]),
         ("kafka_dlt-original-offset", numbers[4:12]),
@@ -209,7 +209,7 @@ def test_a_foreign_dead_letter_cannot_control_the_terminal(one_lane: System) -> 
         ("dlq-reason", strange),
     ]
     producer = Producer(dict(one_lane.settings.kafka))
-    for headers in (place, [*place, ("kafka_dlt-original-offset", b"\x7f" * 3000)]):
+    for headers in (origin, [*origin, ("kafka_dlt-original-offset", b"\x7f" * 3000)]):
         producer.produce(one_lane.settings.dead_letter_topic, b"x", partition=0, headers=headers)
     assert producer.flush(20) == 0
     code, said = run(one_lane, "dlq", "list")
@@ -221,7 +221,7 @@ def test_a_foreign_dead_letter_cannot_control_the_terminal(one_lane: System) -> 
 
 
 def test_a_retry_puts_the_command_into_the_input_once(letters: System) -> None:
-    """Mended meanwhile: the scheme is allowed now, so the consumer accepts what it refused before."""
+    """The scheme is allowed now, so the consumer accepts what was invalid before."""
     before = len(letters.read(letters.settings.input_topic))
     assert refused(letters, "dlq", "retry", "--reason", "url_scheme")  # no terminal to ask on
     assert refused(letters, "dlq", "retry", "--yes")  # which ones?
@@ -229,7 +229,7 @@ def test_a_retry_puts_the_command_into_the_input_once(letters: System) -> None:
     code, said = run(letters, "dlq", "retry", "--reason", "url_scheme", "--dry-run")
     assert code == 0
     assert "retry 2 dead letters: 2 url_scheme" in said
-    assert audit_lines(letters) == []
+    assert logged_changes(letters) == []
 
     letters.start("consumer", CAMERA_URL_SCHEMES="gopher,rtsp")
     letters.start("relay")
@@ -239,8 +239,8 @@ def test_a_retry_puts_the_command_into_the_input_once(letters: System) -> None:
     letters.check_exactly_once(2)
     assert len(letters.read(letters.settings.input_topic)) == before + 2
     assert "retry 0 dead" in run(letters, "dlq", "retry", "--reason", "url_scheme", "--yes")[1]
-    assert audit_lines(letters)[0][:2] == ("dlq retry --reason url_scheme", "retry")
-    assert sum(counts["dead_letters"] for *_, counts in audit_lines(letters)) == 2
+    assert logged_changes(letters)[0][:2] == ("dlq retry --reason url_scheme", "retry")
+    assert sum(counts["dead_letters"] for *_, counts in logged_changes(letters)) == 2
     assert listed(letters, "dlq") == {"not_json": 2, "empty": 1}
     assert listed(letters, "dlq", "--handled") == {"not_json": 2, "url_scheme": 2, "empty": 1}
 
@@ -249,8 +249,8 @@ def test_a_command_that_is_read_again_is_sent_again_once(one_lane: System) -> No
     """Another consumer group, or a repair, reads the input again: its dead letters are sent again."""
     another = System(one_lane.environ | {"CONSUMER_GROUP": f"other-{uuid4()}"}, one_lane.directory)
     one_lane.produce(b"{", key=KEY)
-    make_letters(one_lane, 1)
-    make_letters(another, 1)
+    make_dead_letters(one_lane, 1)
+    make_dead_letters(another, 1)
     code, said = run(one_lane, "dlq", "retry", "--all", "--yes")
     assert code == 0, said
     assert "retry 2 dead letters" in said
@@ -259,13 +259,15 @@ def test_a_command_that_is_read_again_is_sent_again_once(one_lane: System) -> No
     (done,) = one_lane.query("SELECT partition, record_offset FROM dead_letters_handled")
 
     one_lane.query("UPDATE consumed_offsets SET next_offset = 0")
-    make_letters(one_lane, 1)  # the command that was sent again goes out, too
-    places = [(r.partition(), r.offset()) for r in one_lane.read(one_lane.settings.dead_letter_topic)]
-    assert len(places) == 3
+    make_dead_letters(one_lane, 1)  # the retried command is published, too
+    record_ids = [
+        (r.partition(), r.offset()) for r in one_lane.read(one_lane.settings.dead_letter_topic)
+    ]
+    assert len(record_ids) == 3
     assert listed(one_lane, "dlq") == {}
-    twin = next(place for place in places if place != done)
-    assert shown(one_lane, "dlq", f"{twin[0]}:{twin[1]}")["action"] == "retry"
-    assert [counts for *_, counts in audit_lines(one_lane)] == [{"dead_letters": 1}]
+    other = next(record_id for record_id in record_ids if record_id != done)
+    assert shown(one_lane, "dlq", f"{other[0]}:{other[1]}")["action"] == "retry"
+    assert [counts for *_, counts in logged_changes(one_lane)] == [{"dead_letters": 1}]
 
 
 def test_only_the_same_command_from_the_same_record_counts_as_sent_again() -> None:
@@ -285,7 +287,7 @@ def test_a_retried_command_has_its_own_key_value_and_headers(letters: System) ->
         assert key == KEY
         assert value in {f"not JSON {SECRET}".encode(), b"{"}
         assert [name for name, _ in headers] == ["traceparent", "dlq-retry-of"]
-    make_letters(letters, 2)  # they are as bad as before, and told apart from the first ones
+    make_dead_letters(letters, 2)  # they are as bad as before, and told apart from the first ones
     assert listed(letters, "dlq") == {"not_json": 2, "url_scheme": 2, "empty": 1}
 
 
@@ -306,25 +308,27 @@ def test_a_retry_that_dies_sends_nothing_twice(letters: System, point: str) -> N
     assert code == 0
     assert f"retry {5 if point == 'dlq.handled' else 0} dead letters" in said
     publish(letters)
-    make_letters(letters, 5)
+    make_dead_letters(letters, 5)
     assert len(retried(letters)) == 5
-    assert Counter(count for *_, counts in audit_lines(letters) for count in counts.values()) == {5: 1}
+    assert Counter(count for *_, counts in logged_changes(letters) for count in counts.values()) == {
+        5: 1
+    }
 
 
-def test_discarded_letters_are_done_with_and_stay_in_the_topic(letters: System) -> None:
+def test_discarded_dead_letters_are_handled_and_stay_in_the_topic(letters: System) -> None:
     assert answer(letters, "no", "dlq", "discard", "--all") == 1
     assert answer(letters, "yes", "dlq", "discard", "--key", KEY.decode()) == 0
     assert listed(letters, "dlq") == {"url_scheme": 2}
-    places = letters.query("SELECT partition, record_offset FROM dead_letters_handled")
-    place = f"{places[0][0]}:{places[0][1]}"
-    assert shown(letters, "dlq", place)["action"] == "discard"
-    code, said = run(letters, "dlq", "retry", place, "1:99999", "--yes")
+    handled = letters.query("SELECT partition, record_offset FROM dead_letters_handled")
+    record_id = f"{handled[0][0]}:{handled[0][1]}"
+    assert shown(letters, "dlq", record_id)["action"] == "discard"
+    code, said = run(letters, "dlq", "retry", record_id, "1:99999", "--yes")
     assert code == 1
     assert "retry 0 dead letters" in said
-    assert place in said.partition("no dead letter is waiting with this id")[2]
+    assert record_id in said.partition("no dead letter is waiting with this id")[2]
     assert "1:99999" in said.partition("no dead letter is waiting with this id")[2]
     assert len(letters.read(letters.settings.dead_letter_topic)) == 5
-    assert audit_lines(letters) == [("dlq discard --key ***", "discard", {"dead_letters": 3})]
+    assert logged_changes(letters) == [("dlq discard --key ***", "discard", {"dead_letters": 3})]
 
 
 def answer(system: System, word: str, *words: str) -> int:
@@ -367,7 +371,7 @@ def database(servers: Servers, tmp_path: Path) -> Iterator[System]:
         yield system
 
 
-def a_letter(offset: int, origin: UUID) -> DeadLetter:
+def dead_letter(offset: int, origin: UUID) -> DeadLetter:
     return DeadLetter(RecordId(0, offset), datetime.now(UTC), "not_json", None, origin, KEY, b"{", ())
 
 
@@ -388,7 +392,7 @@ def test_dead_letters_are_locked_in_one_order(database: System) -> None:
     """Two copies of two commands: another order of the locks would be a deadlock."""
     topic = DeadLetterTopic(database.settings, uuid4(), {})
     first, second = UUID(int=1), UUID(int=2)
-    chosen = [a_letter(1, second), a_letter(2, first)]
+    chosen = [dead_letter(1, second), dead_letter(2, first)]
     with (
         closing(database.connect("other")) as other,
         ThreadPoolExecutor(1) as pool,
@@ -400,7 +404,7 @@ def test_dead_letters_are_locked_in_one_order(database: System) -> None:
         mine.execute(TAKE.encode(), (topic.topic_id, 9, second))
         mine.execute("COMMIT")
         assert sent.result(20) == 0
-    assert audit_lines(database) == []
+    assert logged_changes(database) == []
 
 
 PARK = """
@@ -429,7 +433,7 @@ def test_parked_rows_are_locked_in_one_order(database: System, change: Change) -
         assert changed.result(20) == [(0, 1), (0, 2)]
 
 
-def test_what_is_written_down_is_what_was_done(database: System) -> None:
+def test_the_logged_repair_has_the_rows_that_were_changed(database: System) -> None:
     for row_id in (1, 2):
         database.query(PARK, row_id)
     with closing(database.connect()) as conn:
@@ -441,9 +445,9 @@ def test_what_is_written_down_is_what_was_done(database: System) -> None:
     assert repairs == [({"row_ids": [[0, 1]]}, {"parked_rows": 1})]
 
 
-def test_letters_that_are_done_with_are_counted_while_they_are_in_the_log(database: System) -> None:
+def test_handled_dead_letters_are_counted_while_they_are_in_the_topic(database: System) -> None:
     topic = DeadLetterTopic(database.settings, uuid4(), {})
-    chosen = [a_letter(number, UUID(int=number)) for number in range(1, 5)]
+    chosen = [dead_letter(number, UUID(int=number)) for number in range(1, 5)]
     with closing(database.connect()) as conn:
         assert handle_dead_letters(conn, topic, chosen, "discard", "dlq discard --all") == 4
         for first, end, count in ((0, 9, 4), (3, 9, 2), (5, 9, 0), (0, 2, 1)):
@@ -456,7 +460,7 @@ def test_letters_that_are_done_with_are_counted_while_they_are_in_the_log(databa
 
 @pytest.fixture
 def parked(system: System) -> System:
-    """A relay at work, and two rows that the topic was too small for."""
+    """A running relay, and two rows that are too large for their topic."""
     limit_messages(system, 400)
     system.start("relay")
     long = "x" * 500
@@ -471,7 +475,7 @@ def parked(system: System) -> System:
     return system
 
 
-def test_parked_rows_are_sent_once_the_topic_takes_them(parked: System) -> None:
+def test_parked_rows_are_published_once_the_topic_accepts_them(parked: System) -> None:
     relay = parked._running[0]
     for (worker,) in parked.query("SELECT worker_id FROM workers"):
         eventually(partial(relay.logged, f'"aggregate_id": "{worker}"'))
@@ -494,10 +498,12 @@ def test_parked_rows_are_sent_once_the_topic_takes_them(parked: System) -> None:
     assert code == 0, said
     parked.check_exactly_once(2)
     assert listed(parked, "parked") == {}
-    assert audit_lines(parked) == [("parked retry --reason large", "retry", {"parked_rows": 2})]
+    assert logged_changes(parked) == [("parked retry --reason large", "retry", {"parked_rows": 2})]
 
 
-def test_parked_rows_that_are_given_up_stay_as_a_trace_and_are_not_called_lost(parked: System) -> None:
+def test_discarded_parked_rows_stay_in_the_table_and_the_audit_does_not_report_them(
+    parked: System,
+) -> None:
     code, said = run(parked, "parked", "discard", "--all", "--yes")
     assert code == 0
     assert "2 parked rows are discarded" in said

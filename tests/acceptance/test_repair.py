@@ -1,4 +1,4 @@
-"""`orchestrator repair`: what was refused goes on, with nothing sent twice and nothing dropped.
+"""`orchestrator repair`: what was refused continues; nothing is published twice, nothing is dropped.
 
 The real processes run before, during and after.
 """
@@ -23,10 +23,10 @@ from testkit.disagreement import (
     back_up,
     forget_markers,
     is_refused,
+    logged_repairs,
     repair,
     restore,
     set_marker,
-    written_down,
 )
 from testkit.empty_installation import run_command, run_in_process
 from testkit.eventually import eventually
@@ -51,7 +51,7 @@ def states(system: System) -> tuple[object, ...]:
         system.query("SELECT id FROM outbox ORDER BY id"),
         system.query("SELECT * FROM consumed_offsets ORDER BY partition"),
         system.statuses(),
-        written_down(system),
+        logged_repairs(system),
     )
 
 
@@ -60,7 +60,7 @@ def dead_letters(system: System) -> list[bytes | None]:
 
 
 def publish_one_batch_and_die(one_lane: System, published: int, waiting: int) -> None:
-    """Leave a batch that is in Kafka and not acknowledged, and rows behind it."""
+    """Leave a batch that is in Kafka and not acknowledged, and rows after it."""
     one_lane.accept(published)
     one_lane.start("relay", crash_at="relay.published:2").wait_killed()
     one_lane.accept(waiting)
@@ -70,8 +70,8 @@ def publish_one_batch_and_die(one_lane: System, published: int, waiting: int) ->
 
 
 @pytest.mark.fault(10)
-def test_after_a_restore_nothing_is_sent_twice_and_nothing_is_missing(system: System) -> None:
-    """marker_ahead: Postgres went back; the consumer reads again what is long published."""
+def test_after_a_restore_nothing_is_published_twice_and_nothing_is_missing(system: System) -> None:
+    """marker_ahead: Postgres was restored; the consumer reads commands that are published already."""
     consumer, relay = system.start("consumer"), system.start("relay")
     system.submit(40)
     system.check_exactly_once(40)
@@ -101,7 +101,7 @@ def test_after_a_restore_nothing_is_sent_twice_and_nothing_is_missing(system: Sy
     assert sorted(dead_letters(system), key=str) == sorted(letters)
     system.submit(20)
     system.check_exactly_once(130)
-    done = written_down(system)
+    done = logged_repairs(system)
     assert [row[:3] for row in done] == [
         ("repair lane all", f"lane {lane}", "marker_ahead") for lane in range(LANES)
     ]
@@ -144,7 +144,7 @@ def test_a_repair_waits_until_the_consumer_has_caught_up(system: System) -> None
 @pytest.mark.parametrize(
     ("reason", "marker"), [("marker_missing", None), ("marker_behind", 3), ("marker_ahead", 99)]
 )
-def test_rows_of_the_batch_in_hand_are_sent_once_whatever_the_marker(
+def test_rows_in_flight_are_published_once_whatever_the_marker(
     one_lane: System, reason: str, marker: int | None
 ) -> None:
     publish_one_batch_and_die(one_lane, 7, 5)
@@ -161,13 +161,13 @@ def test_rows_of_the_batch_in_hand_are_sent_once_whatever_the_marker(
     one_lane.check_exactly_once(12)
     one_lane.accept(3)
     one_lane.check_exactly_once(15)
-    ((words, target, why, counts),) = written_down(one_lane)
+    ((words, target, why, counts),) = logged_repairs(one_lane)
     assert (words, target, why) == ("repair lane 0", "lane 0", reason)
     assert (counts["published"], counts["not_published"]) == (7, 5)
     relay.stop()
 
 
-def test_a_worker_that_runs_already_stays_as_it_is(one_lane: System) -> None:
+def test_a_worker_that_is_running_stays_running(one_lane: System) -> None:
     publish_one_batch_and_die(one_lane, 3, 0)
     forget_markers(one_lane)
     one_lane.query("UPDATE workers SET status = 'running' WHERE id = 1")
@@ -175,7 +175,7 @@ def test_a_worker_that_runs_already_stays_as_it_is(one_lane: System) -> None:
     assert one_lane.statuses() == {"running": 1, "deployed": 2}
 
 
-def test_a_dead_letter_is_known_again_by_what_it_was(one_lane: System) -> None:
+def test_a_dead_letter_is_matched_by_the_record_that_it_was(one_lane: System) -> None:
     consumer = one_lane.start("consumer")
     one_lane.produce(b"first", b"second", key=KEY)
     eventually(lambda: one_lane.query("SELECT count(*) FROM outbox") == [(2,)])
@@ -195,8 +195,8 @@ def test_a_dead_letter_is_known_again_by_what_it_was(one_lane: System) -> None:
     relay.stop()
 
 
-def test_a_command_sent_again_is_known_by_the_dead_letter_that_it_was(one_lane: System) -> None:
-    """Published by `dlq retry` and not acknowledged; the histories disagree before anybody could."""
+def test_a_retried_command_is_matched_by_the_dead_letter_that_it_was(one_lane: System) -> None:
+    """Published after `dlq retry` and not acknowledged when the marker is lost."""
     consumer, relay = one_lane.start("consumer"), one_lane.start("relay")
     one_lane.produce(b"first", b"second", key=KEY)
     eventually(lambda: dead_letters(one_lane) == [b"first", b"second"])
@@ -239,7 +239,7 @@ def test_no_older_producer_can_commit_once_the_topics_are_read(one_lane: System,
     relay.stop()
 
 
-def test_lanes_that_work_are_left_alone_under_load(system: System) -> None:
+def test_active_lanes_are_not_repaired_under_load(system: System) -> None:
     consumer, relay = system.start("consumer"), system.start("relay", BATCH_SIZE="10")
     for _ in range(3):
         system.submit(1000)
@@ -247,12 +247,12 @@ def test_lanes_that_work_are_left_alone_under_load(system: System) -> None:
         assert (code, said.count("needs no repair")) == (0, LANES), said
     system.check_exactly_once(3000)
     assert relay.log.read_text().count('"lane recovered"') == LANES  # as each began
-    assert written_down(system) == []
+    assert logged_repairs(system) == []
     consumer.stop()
     relay.stop()
 
 
-def test_one_lane_is_repaired_and_the_others_wait_for_their_turn(system: System) -> None:
+def test_one_lane_is_repaired_and_the_others_stay_refused(system: System) -> None:
     system.query("UPDATE outbox_lane SET batch_number = 5")
     relay = system.start("relay")
     wait_refused(relay, "marker_missing", 3)
@@ -264,7 +264,7 @@ def test_one_lane_is_repaired_and_the_others_wait_for_their_turn(system: System)
     relay.stop()
 
 
-def test_rows_of_others_are_named_and_nothing_is_changed(one_lane: System) -> None:
+def test_foreign_rows_are_named_and_nothing_is_changed(one_lane: System) -> None:
     one_lane.accept(1)
     with closing(one_lane.connect()) as conn, transaction(conn):
         enqueue(conn, [Message("bills", b"k", SECRET.encode())], 1)
@@ -275,7 +275,7 @@ def test_rows_of_others_are_named_and_nothing_is_changed(one_lane: System) -> No
     assert states(one_lane) == before
 
 
-def test_a_row_for_the_dead_letter_topic_that_is_none_is_named(one_lane: System) -> None:
+def test_a_row_for_the_dead_letter_topic_without_its_headers_is_named(one_lane: System) -> None:
     with closing(one_lane.connect()) as conn, transaction(conn):
         enqueue(conn, [Message(one_lane.settings.dead_letter_topic, b"k", SECRET.encode())], 1)
     one_lane.query("UPDATE outbox_lane SET batch_number = 5")
@@ -302,24 +302,24 @@ def test_rows_older_than_the_topics_records_are_left_to_the_operator(
     wait_refused(relay, "marker_missing")
     code, said = repair(one_lane, "lane", "0", "--yes")
     assert (code, "lane 0: 4" in said, "--unknown-rows" in said) == (1, True, True), said
-    assert written_down(one_lane) == []
+    assert logged_repairs(one_lane) == []
     wait_refused(relay, "marker_missing")
     assert repair(one_lane, "lane", "0", "--yes", "--unknown-rows", answer)[0] == 0
     eventually(lambda: one_lane.statuses() == {"deployed": 4})
     assert len(one_lane.orders()) == 1 + sent
-    assert written_down(one_lane)[0][0] == f"repair lane 0 --unknown-rows {answer}"
+    assert logged_repairs(one_lane)[0][0] == f"repair lane 0 --unknown-rows {answer}"
     relay.stop()
 
 
 # ---- partitions -----------------------------------------------------------------------------------
 
 
-def test_a_partition_that_works_is_moved_only_by_an_offset(system: System) -> None:
+def test_a_partition_that_is_not_refused_is_moved_only_with_from(system: System) -> None:
     consumer, relay = system.start("consumer"), system.start("relay")
     system.produce(*[command() for _ in range(4)], partition=0)
     system.check_exactly_once(4)
     assert repair(system, "partition", "all", "--yes")[1].count("needs no repair") == 2
-    assert written_down(system) == []
+    assert logged_repairs(system) == []
     code, said = repair(system, "partition", "0", "--from", "1", "--yes")
     assert (code, "up to 3 records are read again" in said) == (0, True), said
     system.produce(command(), partition=0)
@@ -329,7 +329,7 @@ def test_a_partition_that_works_is_moved_only_by_an_offset(system: System) -> No
     system.produce(command(), partition=0)
     system.check_exactly_once(6, RECHECKED_S)
     assert system.query("SELECT sum(next_offset) FROM consumed_offsets") == [(6,)]
-    assert [(words, reason) for words, _, reason, _ in written_down(system)] == [
+    assert [(words, reason) for words, _, reason, _ in logged_repairs(system)] == [
         ("repair partition 0 --from 1", "manual"),
         ("repair partition 0 --from beginning", "manual"),
     ]
@@ -349,7 +349,9 @@ def test_a_partition_that_works_is_moved_only_by_an_offset(system: System) -> No
     ],
     ids=" ".join,
 )
-def test_what_is_not_there_is_exit_code_1(system: System, words: tuple[str, ...], why: str) -> None:
+def test_a_lane_partition_or_offset_that_does_not_exist_is_exit_code_1(
+    system: System, words: tuple[str, ...], why: str
+) -> None:
     system.query(
         "INSERT INTO consumed_offsets (consumer_group, topic, partition, topic_id, next_offset)"
         " VALUES (%s, %s, 0, gen_random_uuid(), 3)",
@@ -372,7 +374,9 @@ def test_what_is_not_there_is_exit_code_1(system: System, words: tuple[str, ...]
     ],
     ids=" ".join,
 )
-def test_without_a_terminal_or_sense_it_is_exit_code_2(system: System, words: tuple[str, ...]) -> None:
+def test_without_a_terminal_or_with_wrong_arguments_it_is_exit_code_2(
+    system: System, words: tuple[str, ...]
+) -> None:
     assert run_in_process(system.environ, "repair", *words).returncode == 2
 
 
@@ -386,7 +390,7 @@ def refuse_everything(system: System) -> None:
 
 
 @pytest.mark.parametrize("what", ["lane", "partition"])
-def test_a_dry_run_says_what_it_would_do_and_changes_nothing(system: System, what: str) -> None:
+def test_a_dry_run_reports_what_it_would_do_and_changes_nothing(system: System, what: str) -> None:
     refuse_everything(system)
     if what == "lane":
         system.query("UPDATE consumed_offsets SET next_offset = 3 WHERE partition = 0")

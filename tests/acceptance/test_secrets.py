@@ -1,4 +1,4 @@
-"""No secret ever leaves but where it belongs: the tables and the topics themselves."""
+"""No secret appears anywhere but in the tables and the topics."""
 
 import json
 import re
@@ -25,7 +25,7 @@ _numbers = count(1)
 
 
 def secret() -> str:
-    """Return one more planted secret; each is found by the same pattern and known by its number."""
+    """Return one more planted secret; all match one pattern, each has its number."""
     return f"S3CRET{next(_numbers):03}"
 
 
@@ -89,7 +89,7 @@ BAD: dict[str, Callable[[], list[bytes]]] = {
 
 
 def answers(process: Running) -> str:
-    """Return all that the HTTP side says."""
+    """Return all answers of the HTTP server."""
     said = []
     for path in ("metrics", "readyz", "livez"):
         try:
@@ -147,7 +147,7 @@ UNIQUE = "ALTER TABLE workers ADD CONSTRAINT one_camera UNIQUE (camera_url)"
     ("ddl", "sqlstate"),
     [pytest.param(CONSTRAINT, "23514", id="CHECK"), pytest.param(UNIQUE, "23505", id="UNIQUE")],
 )
-def test_an_insert_that_postgres_refuses_quotes_no_row(bare: System, ddl: str, sqlstate: str) -> None:
+def test_the_error_of_an_insert_quotes_no_row(bare: System, ddl: str, sqlstate: str) -> None:
     assert run_command(bare.environ, "setup").returncode == 0
     bare.query(ddl)
     consumer = bare.start("consumer")
@@ -162,7 +162,7 @@ def test_an_insert_that_postgres_refuses_quotes_no_row(bare: System, ddl: str, s
 
 @pytest.mark.parametrize("name", ["consumer", "relay"])
 @pytest.mark.parametrize("form", ["url", "keywords"])
-def test_a_wrong_database_is_complained_of_without_its_password(
+def test_an_unreachable_database_is_reported_without_its_password(
     bare: System, name: str, form: str
 ) -> None:
     password = rf"it\'s {secret()}" if form == "keywords" else secret()

@@ -17,7 +17,7 @@ import pytest
 
 from orchestrator.embedded import EmbeddedKafka, EmbeddedPostgres, Servers
 from testkit.containers import TEST_KAFKA_VERSION
-from testkit.disagreement import SECRET, forget_markers, is_refused, repair, set_marker, written_down
+from testkit.disagreement import SECRET, forget_markers, is_refused, logged_repairs, repair, set_marker
 from testkit.eventually import eventually
 from testkit.servers import server_directory
 from testkit.system import LANES, Running, System, delete_before, make_input_anew
@@ -58,7 +58,7 @@ def copy(data: Path, to: Path) -> None:
 @pytest.mark.xdist_group("own servers: PostgreSQL")
 @pytest.mark.fault(10)
 @pytest.mark.slow
-def test_a_database_restored_to_a_moment_of_full_work_is_repaired(
+def test_a_database_restored_from_a_backup_under_full_load_is_repaired(
     own: System, postgres: EmbeddedPostgres
 ) -> None:
     small = {"BATCH_SIZE": "20"}  # so that the copy is made with batches in every state
@@ -91,7 +91,7 @@ def test_a_database_restored_to_a_moment_of_full_work_is_repaired(
     assert sorted(map(str, dead)) == sorted(map(str, letters))
     own.submit(500)
     own.check_exactly_once(4100, RESUME_S)
-    assert [row[1:3] for row in written_down(own)] == [
+    assert [row[1:3] for row in logged_repairs(own)] == [
         (f"lane {lane}", "marker_ahead") for lane in range(LANES)
     ]
     for process in (consumer, *relays):
@@ -101,7 +101,7 @@ def test_a_database_restored_to_a_moment_of_full_work_is_repaired(
 # ---- row 28: Kafka loses the marker ---------------------------------------------------------------
 
 
-def die_in_full_work(system: System) -> None:
+def die_under_full_load(system: System) -> None:
     """Send 1000 commands; let a relay die with a batch published, when each lane has had some."""
     relay = system.start("relay", BATCH_SIZE="20")
     system.submit(500)
@@ -115,7 +115,7 @@ def die_in_full_work(system: System) -> None:
 
 
 def lose_the_markers_by(system: System, how: str) -> str:
-    """Delete the markers or write others in their place; return what the relay must say."""
+    """Delete the markers or write others; return the outcome that the relay must report."""
     if how == "deleted":
         forget_markers(system)
         return "marker_missing"
@@ -133,9 +133,9 @@ def lose_the_markers_by(system: System, how: str) -> str:
         pytest.param("foreign, behind", marks=pytest.mark.slow),
     ],
 )
-def test_lanes_whose_markers_are_lost_in_full_work_are_repaired(system: System, how: str) -> None:
+def test_lanes_whose_markers_are_lost_under_full_load_are_repaired(system: System, how: str) -> None:
     consumer = system.start("consumer")
-    die_in_full_work(system)
+    die_under_full_load(system)
     reason = lose_the_markers_by(system, how)
     relay = system.start("relay")
     wait_refused(relay, reason)
@@ -172,7 +172,7 @@ def test_lanes_whose_markers_expired_while_no_relay_ran_are_repaired(
         installed(Servers(servers.database_url, kafka.bootstrap_servers), tmp_path) as system,
     ):
         consumer = system.start("consumer")
-        die_in_full_work(system)
+        die_under_full_load(system)
         with system.lane(0) as lane:
             markers = lane.markers
             eventually(lambda: not any(markers.read(range(LANES), UNDECIDED_S).values()), 120)
@@ -186,7 +186,7 @@ def test_lanes_whose_markers_expired_while_no_relay_ran_are_repaired(
 
 @pytest.mark.fault(28)
 @pytest.mark.slow
-def test_a_frozen_relay_does_not_hold_up_a_repair_for_long(system: System) -> None:
+def test_a_frozen_relay_does_not_delay_a_repair_for_long(system: System) -> None:
     system.accept(20)
     system.query("UPDATE outbox_lane SET batch_number = 9")
     relay = system.start("relay")
@@ -218,7 +218,7 @@ def test_a_recreated_topic_is_read_from_its_log_start_offset(system: System) -> 
     assert code == 0, said
     assert "offset 3 on are lost, and their number is unknown" in said
     system.check_exactly_once(8, RESUME_S)
-    reasons = [(target, reason) for _, target, reason, _ in written_down(system)]
+    reasons = [(target, reason) for _, target, reason, _ in logged_repairs(system)]
     topic = system.settings.input_topic
     assert reasons == [(f"partition {n} of {topic}", "topic_recreated") for n in (0, 1)]
     consumer.stop()
@@ -226,7 +226,7 @@ def test_a_recreated_topic_is_read_from_its_log_start_offset(system: System) -> 
 
 
 def lose_what_comes_next(system: System) -> Running:
-    """Let partition 0 stand at 3 while its log holds 6 to 8; return the consumer that waits."""
+    """Let the position of partition 0 be 3 while its log has 6 and 7; return the waiting consumer."""
     consumer = system.start("consumer")
     system.produce(*[command() for _ in range(3)], partition=0)
     eventually(lambda: system.statuses() == {"pending": 3})
@@ -255,7 +255,7 @@ def lose_what_comes_next(system: System) -> Running:
         ),
     ],
 )
-def test_a_partition_whose_next_offset_is_gone_goes_on_where_it_is_told(
+def test_a_partition_whose_position_is_deleted_continues_at_the_given_offset(
     system: System, start: tuple[str, ...], workers: int, counts: dict[str, int]
 ) -> None:
     consumer, relay = lose_what_comes_next(system), system.start("relay")
@@ -263,7 +263,7 @@ def test_a_partition_whose_next_offset_is_gone_goes_on_where_it_is_told(
     assert code == 0, said
     assert "up to 3 records, 3 to 5, were deleted" in said
     system.check_exactly_once(workers, RESUME_S)
-    ((_, target, reason, counted),) = written_down(system)
+    ((_, target, reason, counted),) = logged_repairs(system)
     assert target == f"partition 0 of {system.settings.input_topic}"
     assert (reason, counted) == ("offset_out_of_range", counts)
     consumer.stop()
@@ -272,7 +272,7 @@ def test_a_partition_whose_next_offset_is_gone_goes_on_where_it_is_told(
 
 @pytest.mark.fault(25)
 @pytest.mark.slow
-def test_a_log_that_was_cut_is_read_again_and_gives_no_second_worker(system: System) -> None:
+def test_a_truncated_log_is_read_again_and_makes_no_second_worker(system: System) -> None:
     consumer, relay = system.start("consumer"), system.start("relay")
     system.produce(*[command() for _ in range(4)], partition=0)
     system.check_exactly_once(4)

@@ -152,7 +152,7 @@ def read_actions(
     def action_of(partition: int, offset: int, action: str | None) -> tuple[RecordId, str | None]:
         return RecordId(partition, offset), action
 
-    return dict(query(conn, args_row(action_of), READ_ACTIONS, _columns(topic_id, letters)))
+    return dict(query(conn, args_row(action_of), READ_ACTIONS, _letter_columns(topic_id, letters)))
 
 
 COUNT_HANDLED = """
@@ -196,7 +196,7 @@ def handle_dead_letters(
 ) -> int:
     """One Postgres transaction: `retry` or `discard` those still waiting; return how many they were."""
     settings = topic.settings
-    values = _columns(topic.topic_id, letters) | {"action": action}
+    values = _letter_columns(topic.topic_id, letters) | {"action": action}
     with transaction(conn):
         inserted = set(query(conn, args_row(RecordId), INSERT_HANDLED, values))
         ours = [letter for letter in letters if letter.record_id in inserted]
@@ -227,7 +227,7 @@ def retry_message(settings: Settings, topic_id: UUID, letter: DeadLetter) -> Mes
     return Message(settings.input_topic, letter.key, letter.value, [*own, (RETRY_OF, retry_of)])
 
 
-def _columns(topic_id: UUID, letters: Sequence[DeadLetter]) -> dict[str, object]:
+def _letter_columns(topic_id: UUID, letters: Sequence[DeadLetter]) -> dict[str, object]:
     return {
         "topic_id": topic_id,
         "partitions": [letter.record_id.partition for letter in letters],

@@ -132,7 +132,7 @@ def preview(run: RepairRun, lanes: Sequence[int]) -> None:
     with published_rows.listed(run.conn, run.settings, lanes):
         published_rows.look_up(run.conn, run.settings, run.progress)
         for lane in lanes:
-            run.report(f"lane {lane}: {describe_counts(published_rows.count_rows(run.conn, lane))}")
+            run.report(f"lane {lane}: {describe_counts(published_rows.count_outcomes(run.conn, lane))}")
     run.report_dry_run()
 
 
@@ -147,7 +147,7 @@ def repair_locked(run: RepairRun, locked: Sequence[LockedLane]) -> None:
     """Look the rows up, then repair each lane in a transaction of its own."""
     with published_rows.listed(run.conn, run.settings, [lane.lane for lane in locked]):
         published_rows.look_up(run.conn, run.settings, run.progress)
-        found = {lane.lane: published_rows.count_rows(run.conn, lane.lane) for lane in locked}
+        found = {lane.lane: published_rows.count_outcomes(run.conn, lane.lane) for lane in locked}
         apply_choice(run, found)
         for lane in locked:
             commit_repair(run, lane, found[lane.lane])

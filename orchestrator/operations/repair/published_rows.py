@@ -243,7 +243,7 @@ def _look_up_in(
         conn.execute(NOTE_UNKNOWN, {"topic": topic, "complete_since": complete + MAX_CLOCK_SKEW})
 
 
-COUNT_ROWS = """
+COUNT_OUTCOMES = """
     SELECT count(*) FILTER (WHERE outcome = 'published') AS published,
            count(*) FILTER (WHERE outcome = 'not_published') AS not_published,
            count(*) FILTER (WHERE outcome = 'unknown') AS unknown
@@ -252,9 +252,9 @@ COUNT_ROWS = """
 """
 
 
-def count_rows(conn: Connection, lane: int) -> RowCounts:
+def count_outcomes(conn: Connection, lane: int) -> RowCounts:
     """Count the lane's rows by outcome."""
-    (counts,) = query(conn, args_row(RowCounts), COUNT_ROWS, {"lane": lane})
+    (counts,) = query(conn, args_row(RowCounts), COUNT_OUTCOMES, {"lane": lane})
     return counts
 
 
