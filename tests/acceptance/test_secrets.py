@@ -171,7 +171,7 @@ def test_an_unreachable_database_is_reported_without_its_password(
         "keywords": f"host=127.0.0.1 port=1 user=user password='{password}' dbname=db",
     }
     process = bare.start(name, DATABASE_URL=wrong[form])
-    eventually(lambda: process.logged("waits"))
+    eventually(lambda: process.logged(f"{name} waiting"))
     said = answers(process)
     process.stop()
     check(said, process.log.read_text())
