@@ -1,12 +1,15 @@
-"""Reading environment variables: parsed one by one, all faults noted, no value quoted in a fault.
+"""Reading environment variables: parsed one by one, all faults collected, no value quoted in a fault.
 
 Imports nothing but the standard library, since a health check reads its settings every few seconds.
 """
 
+import logging
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -26,15 +29,25 @@ class Environment:
         self.variables = environ
         self.faults: list[str] = []
 
-    def read(self, name: str, parse: Callable[[str], T], default: str | None = None) -> T:
-        """Return variable `name`, or the file that NAME_FILE names, parsed; note what is wrong.
+    def read(
+        self,
+        name: str,
+        parse: Callable[[str], T],
+        default: str | None = None,
+        old_name: str | None = None,
+    ) -> T:
+        """Return variable `name`, or the file that NAME_FILE names, parsed; collect what is wrong.
 
-        After a fault the return value is of no use: read_settings raises in the end.
+        old_name: what the variable was called; it is still read, with a warning in the log. After a
+        fault the return value is of no use: read_settings raises in the end.
         """
-        text = self.text(name) or default
+        text = self.text(name)
+        if old_name and (old := self.text(old_name)):
+            name, text = self._renamed(name, text, old_name, old)
+        text = text or default
         try:
             if text is None:
-                raise ValueError("is required and not set")  # noqa: TRY301  # one place notes faults
+                raise ValueError("is required and not set")  # noqa: TRY301  # one place collects faults
             return parse(text)
         except ValueError as fault:
             self.faults.append(f"{name} {fault}")
@@ -53,9 +66,16 @@ class Environment:
             self.faults.append(f"{name}_FILE cannot be read: {type(error).__name__}")
             return None
 
+    def _renamed(self, name: str, text: str | None, old_name: str, old: str) -> tuple[str, str]:
+        """Warn of a variable that is set under its old name; return the name and text that count."""
+        log.warning("setting renamed", extra={"setting": old_name, "use": name})
+        if text not in {None, old}:
+            self.faults.append(f"{old_name} is the old name of {name}, and both are set: keep {name}")
+        return (name, text) if text else (old_name, old)
+
 
 def read_metrics_address(environ: Mapping[str, str]) -> tuple[str, int]:
-    """Read only where the process answers: what `healthcheck` needs."""
+    """Read only the address where the process answers: what `healthcheck` needs."""
     env = Environment(environ)
     address = read_address(env)
     if env.faults:
@@ -65,11 +85,11 @@ def read_metrics_address(environ: Mapping[str, str]) -> tuple[str, int]:
 
 def read_address(env: Environment) -> tuple[str, int]:
     """Return METRICS_HOST and METRICS_PORT; the port above may be the relay's, under `run`."""
-    host = env.read("METRICS_HOST", some_text, "0.0.0.0")  # noqa: S104  # a container
+    host = env.read("METRICS_HOST", printable, "0.0.0.0")  # noqa: S104  # a container
     return host, env.read("METRICS_PORT", between(0, 65_534), "9464")
 
 
-def some_text(text: str) -> str:
+def printable(text: str) -> str:
     """Accept any text without control characters."""
     if not text.isprintable():
         raise ValueError("holds characters that cannot be printed")

@@ -18,14 +18,14 @@ from orchestrator.config.environment import (
     between,
     if_set,
     one_of,
+    printable,
     read_address,
-    some_text,
 )
 
 KAFKA_PREFIX = "KAFKA_CONFIG_"
 
 # The guarantee rests on these; the processes set them themselves.
-GUARANTEED = frozenset(
+FORBIDDEN_FOR_GUARANTEE = frozenset(
     {
         "transactional.id",
         "enable.idempotence",
@@ -37,8 +37,8 @@ GUARANTEED = frozenset(
         "request.required.acks",  # another name of acks
     }
 )
-# The processes are built on these as they are.
-OURS = frozenset(
+# The processes need these as they set them.
+RESERVED = frozenset(
     {
         "delivery.report.only.error",
         "delivery.timeout.ms",
@@ -54,7 +54,7 @@ OTHER_SETTING = {"bootstrap.servers": "KAFKA_BOOTSTRAP_SERVERS", "group.id": "CO
 DEFAULT_LANES = 4
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 TOPIC_NAME = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,249}")
-PORTS = re.compile(r"[0-9,]*")
+PORT_LIST = re.compile(r"[0-9,]*")
 SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
 
 
@@ -90,19 +90,19 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
     env = Environment(environ)
     metrics_host, metrics_port = read_address(env)
     settings = Settings(
-        database_url=env.read("DATABASE_URL", a_database_url),
+        database_url=env.read("DATABASE_URL", parse_database_url),
         kafka=read_kafka(env),
         log_level=env.read("LOG_LEVEL", one_of(*LOG_LEVELS), "INFO"),
         log_format=env.read("LOG_FORMAT", one_of("json", "text"), "json"),
-        consumer_group=env.read("CONSUMER_GROUP", some_text, "orchestrator-group"),
-        input_topic=env.read("INPUT_TOPIC", a_topic, "init_scenario"),
-        output_topic=env.read("OUTPUT_TOPIC", a_topic, "to_deploy"),
-        dead_letter_topic=env.read("DEAD_LETTER_TOPIC", a_topic, "init_scenario.dlq"),
-        marker_topic=env.read("MARKER_TOPIC", a_topic, "outbox-markers"),
+        consumer_group=env.read("CONSUMER_GROUP", printable, "orchestrator-group"),
+        input_topic=env.read("INPUT_TOPIC", parse_topic, "init_scenario"),
+        output_topic=env.read("OUTPUT_TOPIC", parse_topic, "to_deploy"),
+        dead_letter_topic=env.read("DEAD_LETTER_TOPIC", parse_topic, "init_scenario.dlq"),
+        marker_topic=env.read("MARKER_TOPIC", parse_topic, "outbox-markers", "PROGRESS_TOPIC"),
         batch_size=env.read("BATCH_SIZE", between(1, 100_000), "1000"),
         lanes=env.read("LANES", if_set(between(1, 1024)), ""),
         max_message_bytes=env.read("MAX_MESSAGE_BYTES", between(64, 64 * 1024 * 1024), "65536"),
-        camera_url_schemes=env.read("CAMERA_URL_SCHEMES", schemes, "rtsp,rtsps,http,https"),
+        camera_url_schemes=env.read("CAMERA_URL_SCHEMES", parse_schemes, "rtsp,rtsps,http,https"),
         metrics_host=metrics_host,
         metrics_port=metrics_port,
         strict_fencing=env.read("STRICT_FENCING", one_of("true", "false"), "false") == "true",
@@ -129,7 +129,7 @@ def same_topics(settings: Settings) -> list[str]:
 def read_kafka_settings(environ: Mapping[str, str]) -> tuple[Mapping[str, str], str]:
     """Read only how to reach Kafka and the input topic: what `submit` needs."""
     env = Environment(environ)
-    kafka, topic = read_kafka(env), env.read("INPUT_TOPIC", a_topic, "init_scenario")
+    kafka, topic = read_kafka(env), env.read("INPUT_TOPIC", parse_topic, "init_scenario")
     if env.faults:
         raise SettingsError(env.faults)
     return kafka, topic
@@ -141,7 +141,7 @@ def read_kafka(env: Environment) -> Mapping[str, str]:
     Other KAFKA_* variables are not ours: Kubernetes injects KAFKA_PORT=tcp://... for a service.
     """
     kafka = {
-        "bootstrap.servers": env.read("KAFKA_BOOTSTRAP_SERVERS", some_text),
+        "bootstrap.servers": env.read("KAFKA_BOOTSTRAP_SERVERS", printable),
         "reconnect.backoff.max.ms": "1000",  # 10 s by default: long for a broker that is back
     }
     for variable in sorted(env.variables):
@@ -149,30 +149,30 @@ def read_kafka(env: Environment) -> Mapping[str, str]:
             continue
         name = setting_of(variable)
         prop = property_of(name)
-        if prop in GUARANTEED:
+        if prop in FORBIDDEN_FOR_GUARANTEE:
             env.faults.append(f"{variable} must not be set: exactly-once delivery rests on {prop}")
-        elif prop in OURS:
+        elif prop in RESERVED:
             env.faults.append(f"{variable} must not be set: the processes set {prop} themselves")
         elif prop in OTHER_SETTING:
             env.faults.append(f"{variable} must not be set: use {OTHER_SETTING[prop]}")
-        elif fault := fault_of(prop, value := env.text(name) or ""):
+        elif fault := property_fault(prop, value := env.text(name) or ""):
             env.faults.append(f"{variable} {fault}")
         else:
             kafka[prop] = value
     own = {prop: value for prop, value in kafka.items() if prop != "bootstrap.servers"}
-    if own and (fault := fault_of_all(own)):
+    if own and (fault := properties_fault(own)):
         env.faults.append(fault)
     return kafka
 
 
-UNKNOWN = "No such configuration property"  # how librdkafka begins then
+UNKNOWN_PROPERTY = "No such configuration property"  # how librdkafka's complaint begins
 
 
 def setting_of(variable: str) -> str:
     """Return NAME of NAME_FILE. Some properties of librdkafka end in `.file` themselves."""
     if variable.endswith("_FILE"):
-        said = librdkafkas_word({property_of(variable): ""})
-        if said and said.startswith(UNKNOWN):
+        complaint = librdkafka_complaint({property_of(variable): ""})
+        if complaint and complaint.startswith(UNKNOWN_PROPERTY):
             return variable.removesuffix("_FILE")
     return variable
 
@@ -182,29 +182,29 @@ def property_of(name: str) -> str:
     return name.removeprefix(KAFKA_PREFIX).lower().replace("_", ".")
 
 
-def fault_of(prop: str, value: str) -> str | None:
-    """Say what is wrong with one property by itself, without its value; None if nothing is."""
-    said = librdkafkas_word({prop: value})
-    if said is None or said.startswith(TOGETHER):
+def property_fault(prop: str, value: str) -> str | None:
+    """Return what is wrong with one property by itself, without its value; None if nothing is."""
+    complaint = librdkafka_complaint({prop: value})
+    if complaint is None or complaint.startswith(ADMIN_ERROR_PREFIX):
         return None
-    if said.startswith(UNKNOWN):
+    if complaint.startswith(UNKNOWN_PROPERTY):
         return f"is no property of librdkafka ({prop})"
     return f"is no valid value of {prop}"
 
 
-def fault_of_all(properties: Mapping[str, str]) -> str | None:
-    """Say what is wrong with valid properties together, without their values: SASL, TLS files..."""
-    said = librdkafkas_word(properties)
-    for value in sorted(properties.values(), key=len, reverse=True) if said else ():
-        said = said.replace(value, "***") if said and value else said
-    return said and f"{KAFKA_PREFIX}*: {said.removeprefix(TOGETHER).strip()}"
+def properties_fault(properties: Mapping[str, str]) -> str | None:
+    """Return what is wrong with valid properties together, without their values: SASL, TLS files."""
+    complaint = librdkafka_complaint(properties)
+    for value in sorted(properties.values(), key=len, reverse=True) if complaint else ():
+        complaint = complaint.replace(value, "***") if complaint and value else complaint
+    return complaint and f"{KAFKA_PREFIX}*: {complaint.removeprefix(ADMIN_ERROR_PREFIX).strip()}"
 
 
-TOGETHER = "Failed to create admin client: "  # the properties are good, but not with each other
+ADMIN_ERROR_PREFIX = "Failed to create admin client: "  # valid properties, but not together
 
 
-def librdkafkas_word(properties: Mapping[str, str]) -> str | None:
-    """Make a client of these properties; return what librdkafka has against them."""
+def librdkafka_complaint(properties: Mapping[str, str]) -> str | None:
+    """Create a client with these properties; return librdkafka's complaint about them, if any."""
     try:
         AdminClient({"log_level": 0, **properties})
     except KafkaException as error:
@@ -212,7 +212,7 @@ def librdkafkas_word(properties: Mapping[str, str]) -> str | None:
     return None
 
 
-def a_database_url(text: str) -> str:
+def parse_database_url(text: str) -> str:
     """Accept what libpq accepts; its own message could quote the password."""
     try:
         parts = conninfo_to_dict(text)
@@ -221,20 +221,22 @@ def a_database_url(text: str) -> str:
             "is no connection string: write postgresql://USER:PASSWORD@HOST/DATABASE"
         ) from None
     # A password with a bare @ or / ends too early: its rest would be in the host, and so in errors.
-    place = [str(parts.get(part) or "") for part in ("host", "dbname")]
-    if "://" in text and ("@" in "".join(place) or not PORTS.fullmatch(str(parts.get("port") or ""))):
-        raise ValueError("cannot be meant so: in user and password write @ as %40 and / as %2F")
+    target = [str(parts.get(part) or "") for part in ("host", "dbname")]
+    if "://" in text and (
+        "@" in "".join(target) or not PORT_LIST.fullmatch(str(parts.get("port") or ""))
+    ):
+        raise ValueError("is ambiguous: in user and password write @ as %40 and / as %2F")
     return make_conninfo(**{name: str(value) for name, value in parts.items() if value is not None})
 
 
-def a_topic(text: str) -> str:
+def parse_topic(text: str) -> str:
     """Accept a legal topic name (KIP-1: up to 249 of A-Z a-z 0-9 . _ -)."""
     if not TOPIC_NAME.fullmatch(text):
         raise ValueError("is no topic name: use up to 249 letters, digits, '.', '_' and '-'")
     return text
 
 
-def schemes(text: str) -> tuple[str, ...]:
+def parse_schemes(text: str) -> tuple[str, ...]:
     """Accept a comma-separated list of URL schemes."""
     found = tuple(part.strip().lower() for part in text.split(",") if part.strip())
     if not found or not all(SCHEME.fullmatch(scheme) for scheme in found):

@@ -9,7 +9,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from orchestrator.config.environment import SettingsError, read_metrics_address
-from orchestrator.config.settings import GUARANTEED, read_kafka_settings, read_settings
+from orchestrator.config.settings import FORBIDDEN_FOR_GUARANTEE, read_kafka_settings, read_settings
 
 REQUIRED = {"DATABASE_URL": "postgresql://host/db", "KAFKA_BOOTSTRAP_SERVERS": "kafka:9092"}
 
@@ -113,6 +113,36 @@ def test_a_number_is_plain_digits(number: str) -> None:
     ]
 
 
+def test_the_marker_topic_is_read_under_its_old_name_too_with_a_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for new, old in (({}, "old"), ({"MARKER_TOPIC": ""}, "old"), ({"MARKER_TOPIC": "old"}, "old")):
+        caplog.clear()
+        assert read_settings(REQUIRED | new | {"PROGRESS_TOPIC": old}).marker_topic == "old"
+        (warning,) = caplog.records
+        assert (warning.levelname, warning.getMessage()) == ("WARNING", "setting renamed")
+        assert (vars(warning)["setting"], vars(warning)["use"]) == ("PROGRESS_TOPIC", "MARKER_TOPIC")
+
+
+@pytest.mark.parametrize("environ", [{}, {"MARKER_TOPIC": "new"}, {"PROGRESS_TOPIC": " "}])
+def test_nothing_is_said_of_a_marker_topic_under_its_name(
+    environ: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    read_settings(REQUIRED | environ)
+    assert not caplog.records
+
+
+def test_the_old_name_of_the_marker_topic_may_not_contradict_the_new_one(tmp_path: Path) -> None:
+    file = tmp_path / "topic"
+    file.write_text("old")
+    for old in ({"PROGRESS_TOPIC": "old"}, {"PROGRESS_TOPIC_FILE": str(file)}):
+        assert faults_of(REQUIRED | {"MARKER_TOPIC": "new"} | old) == [
+            "PROGRESS_TOPIC is the old name of MARKER_TOPIC, and both are set: keep MARKER_TOPIC"
+        ]
+    (fault,) = faults_of(REQUIRED | {"PROGRESS_TOPIC": "a topic"})
+    assert fault.startswith("PROGRESS_TOPIC is no topic name")
+
+
 def test_all_faults_are_told_at_once() -> None:
     named = [fault.split()[0] for fault in faults_of(WRONG | {"KAFKA_CONFIG_NO_SUCH": "x"})]
     assert sorted(named) == sorted([*WRONG, *REQUIRED, "KAFKA_CONFIG_NO_SUCH"])
@@ -199,10 +229,10 @@ def test_the_properties_that_the_guarantee_rests_on_are_these() -> None:
         "enable.auto.commit",
         "enable.auto.offset.store",
         "auto.offset.reset",
-    } <= GUARANTEED
+    } <= FORBIDDEN_FOR_GUARANTEE
 
 
-@pytest.mark.parametrize("prop", sorted(GUARANTEED))
+@pytest.mark.parametrize("prop", sorted(FORBIDDEN_FOR_GUARANTEE))
 @pytest.mark.parametrize("spelling", [str.upper, str.lower])
 def test_a_property_that_the_guarantee_rests_on_is_refused_by_name(
     prop: str, spelling: Callable[[str], str]
