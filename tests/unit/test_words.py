@@ -31,7 +31,7 @@ WORDS = {
     r"tenures?": "relay session",
     r"carriers?": "transactional lane",
     r"incarnations?": "server run",
-    r"progress (topic|group)": "marker topic, marker group",
+    r"progress (topic|group)(?<!(?-i:PROGRESS_TOPIC))": "marker topic, marker group",  # still read
     r"octets?(?!-|_length)": "bytes",
     r"set(s|ting)? aside": "park",
     r"(made|make|making|makes) (again|anew)|anew": "recreate",
