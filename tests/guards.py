@@ -44,7 +44,7 @@ GUARDS = [
         "outbox/batch.py",
         "number: row for number, row in after.items() if row != before[number]}",
         "number: row for number, row in after.items() if row != before[number] and not row.inflight}",
-        f"{GUARDS_TEST}::test_what_kafka_may_have_is_in_postgres_before",
+        f"{GUARDS_TEST}::test_a_batch_is_committed_in_postgres_before_kafka_has_it",
     ),
     Guard(
         "fence before reading the marker",

@@ -65,7 +65,7 @@ def shown(system: System, *options: str) -> tuple[int, dict[str, int], dict[str,
     return code, counts, workers
 
 
-def test_what_was_deployed_exactly_once_passes(system: System) -> None:
+def test_orders_published_exactly_once_pass(system: System) -> None:
     deploy(system, 20)
     code, said = run_audit(system)
     assert code == 0
@@ -180,7 +180,7 @@ def test_a_batch_on_its_way_is_no_fault(one_lane: System, step: str) -> None:
         assert shown(one_lane) == (0, {}, {})
 
 
-def test_what_is_deployed_after_the_marks_were_taken_is_no_fault(
+def test_workers_deployed_after_the_watermarks_are_no_finding(
     one_lane: System, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one_lane.accept(5)
@@ -200,7 +200,7 @@ def test_what_is_deployed_after_the_marks_were_taken_is_no_fault(
     assert (found.deployed, found.published) == (10, 5)
 
 
-def test_what_is_accepted_during_the_comparison_is_no_fault(
+def test_workers_accepted_during_the_comparison_are_no_finding(
     one_lane: System, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one_lane.accept(5)
@@ -241,7 +241,7 @@ def test_since_leaves_out_older_workers_and_records(system: System) -> None:
 
 
 @pytest.mark.parametrize("kept", [0, 1])
-def test_what_retention_deleted_is_not_missed(system: System, kept: int) -> None:
+def test_records_deleted_by_retention_are_not_missing(system: System, kept: int) -> None:
     deploy(system, 20)
     system.query("UPDATE workers SET created_at = created_at - interval '8d'")
     records = [record for record in system.read(system.settings.output_topic) if not record.partition()]

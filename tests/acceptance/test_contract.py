@@ -136,7 +136,7 @@ ONLY_THE_PARSER_TAKES = {
 }
 
 
-def test_the_schema_takes_what_the_parser_takes() -> None:
+def test_the_schema_accepts_what_the_parser_accepts() -> None:
     assert [name for name, value in GOOD.items() if not is_accepted(value)] == []
     assert [name for name, value in GOOD.items() if not is_valid_command(value)] == []
     for value in ONLY_THE_PARSER_TAKES.values():  # what is no JSON, no schema can speak of
@@ -144,7 +144,7 @@ def test_the_schema_takes_what_the_parser_takes() -> None:
         assert not is_valid_command(value)
 
 
-def test_the_schema_refuses_what_the_parser_refuses_but_for_what_it_cannot_say() -> None:
+def test_the_schema_rejects_what_the_parser_rejects_except_what_it_cannot_express() -> None:
     assert [name for name, value in BAD.items() if is_accepted(value)] == []
     assert {name for name, value in BAD.items() if is_valid_command(value)} == ONLY_THE_PARSER_REFUSES
 
@@ -246,7 +246,7 @@ def work(system: System, **environ: str) -> tuple[list[Record], list[Record]]:
     return system.read(system.settings.output_topic), system.read(system.settings.dead_letter_topic)
 
 
-def test_the_contract_is_what_the_processes_do(system: System) -> None:
+def test_the_processes_follow_the_contract(system: System) -> None:
     orders, letters = work(system)
     for record in orders:
         order = json.loads(record.value() or b"")
@@ -277,7 +277,7 @@ def test_the_contract_is_what_the_processes_do(system: System) -> None:
         assert is_valid_command(record.value())
 
 
-def test_a_dead_letter_that_is_sent_again_says_what_it_was(system: System) -> None:
+def test_a_retried_dead_letter_names_its_dead_letter(system: System) -> None:
     work(system)
     retried = run_command(system.environ, "dlq", "retry", "--reason", "url_scheme", "--yes")
     assert retried.returncode == 0, retried.stderr
@@ -343,7 +343,7 @@ NOT_PRODUCED = {
 
 
 @pytest.mark.parametrize(("schema", "value"), NOT_PRODUCED.values(), ids=NOT_PRODUCED)
-def test_what_the_processes_never_produce_is_no_message(
+def test_records_that_the_processes_never_produce_are_invalid(
     schema: Draft202012Validator, value: object
 ) -> None:
     assert not schema.is_valid(value)

@@ -155,7 +155,7 @@ def test_before_the_setup_it_says_to_run_it(servers: Servers, tmp_path: Path) ->
         ),
     ],
 )
-def test_a_fault_of_the_database_is_said_with_what_to_do(
+def test_a_fault_of_the_database_is_reported_with_its_remedy(
     system: System, planted: str, check: str, state: str, words: str
 ) -> None:
     system.query(planted)
@@ -239,7 +239,7 @@ def test_a_transaction_that_was_left_open_is_named(
     assert found[check].text == "none is older than 0 ms"
 
 
-def test_ages_that_a_role_may_not_see_are_not_said_to_be_low(system: System) -> None:
+def test_ages_that_a_role_may_not_see_are_not_reported_as_low(system: System) -> None:
     check = "postgres long transactions"
     with a_role(system) as (_, environ):
         with closing(system.connect("monthly report")) as conn:
@@ -385,7 +385,7 @@ def test_a_pooler_that_lends_processes_by_the_transaction_is_found(
 
 
 @pytest.mark.parametrize(("skew", "state"), [(5.5, "warning"), (-90.5, "failed")])
-def test_a_clock_that_goes_wrong_is_told(
+def test_a_wrong_clock_is_reported(
     system: System, monkeypatch: pytest.MonkeyPatch, skew: float, state: str
 ) -> None:
     ours = SimpleNamespace(time=lambda: time.time() + skew)
@@ -418,7 +418,7 @@ def test_a_topic_that_is_missing_is_named_and_the_others_are_looked_at(system: S
         (1, 1, 1, True, ["warning one replica, one broker lost loses acknowledged records: use 3"]),
     ],
 )
-def test_what_is_said_of_replicas(
+def test_missing_replicas_are_reported(
     replicas: int, in_sync: int, minimum: int, leader: bool, said: list[str]
 ) -> None:
     """One broker cannot show most of this; three take minutes."""
@@ -433,7 +433,7 @@ def test_what_is_said_of_replicas(
     ] == said
 
 
-def test_a_transaction_time_out_that_the_brokers_refuse_is_named(system: System) -> None:
+def test_a_transaction_time_out_above_the_brokers_limit_is_reported(system: System) -> None:
     asked = {"KAFKA_CONFIG_TRANSACTION_TIMEOUT_MS": "3600000"}
     words = "set transaction.max.timeout.ms of the brokers to 3600000 or more"
     check_fault(system, "kafka transactions", "failed", words, **asked)
@@ -528,7 +528,7 @@ def test_records_that_are_gone_are_found_with_the_repair(system: System) -> None
     check_fault(system, "input positions", "failed", words)
 
 
-def test_offsets_in_kafka_that_are_ahead_of_those_that_count_are_told(system: System) -> None:
+def test_offsets_in_kafka_ahead_of_the_positions_are_reported(system: System) -> None:
     consume(system, 20)
     eventually(lambda: look(system)["input positions"].state == "ok")
     system.query("UPDATE consumed_offsets SET next_offset = next_offset - 1 WHERE partition = 0")
@@ -648,7 +648,7 @@ def test_a_broker_that_cannot_be_reached_where_it_says_is_named(
     assert f"no answer from {HOST}:{wired.proxy_port}: see that it runs" in found.text
 
 
-def test_markers_that_brokers_forget_too_soon_are_told(servers: Servers, tmp_path: Path) -> None:
+def test_a_short_retention_of_offsets_is_reported(servers: Servers, tmp_path: Path) -> None:
     with own_kafka({"offsets.retention.minutes": "300"}) as kafka:
         on = Servers(servers.database_url, kafka.bootstrap_servers)
         with installed(on, tmp_path) as own:

@@ -65,7 +65,7 @@ def publish(one_lane: System) -> None:
 # ---- orders -----------------------------------------------------------------------------------------
 
 
-def test_the_life_of_an_order_is_told_by_either_id(system: System) -> None:
+def test_the_history_of_an_order_is_found_by_either_id(system: System) -> None:
     system.start("consumer")
     system.start("relay")
     scenario = system.submit(30)[17]
@@ -121,7 +121,7 @@ def test_an_order_that_waits_says_behind_what(one_lane: System) -> None:
     assert "  pending" not in text
 
 
-def test_an_order_that_kafka_refused_says_so(one_lane: System) -> None:
+def test_an_order_that_kafka_rejected_is_explained(one_lane: System) -> None:
     limit_messages(one_lane, 100)
     one_lane.start("relay")
     (worker,) = one_lane.accept(1)
@@ -169,7 +169,7 @@ class Terminal(StringIO):
         return True
 
 
-def test_of_many_workers_the_latest_are_told_and_that_there_are_more(one_lane: System) -> None:
+def test_of_many_workers_the_latest_are_shown_with_a_note_of_more(one_lane: System) -> None:
     scenario = uuid4()
     workers = one_lane.accept(11, scenario)
     found, text = explained(one_lane, scenario)
@@ -208,7 +208,7 @@ def test_a_command_that_was_not_found_is_gone_only_if_all_places_were_tried(
 # ---- what never became an order ---------------------------------------------------------------------
 
 
-def test_a_command_that_failed_is_told_beside_the_worker_of_yesterday(one_lane: System) -> None:
+def test_an_invalid_command_is_shown_beside_an_earlier_worker(one_lane: System) -> None:
     scenario = uuid4()
     one_lane.produce(command(scenario))
     consume(one_lane, 1)
@@ -260,7 +260,7 @@ def test_a_dead_letter_that_is_not_published_is_not_passed_over(one_lane: System
     assert "is unknown" in explained(one_lane, uuid4())[1]
 
 
-def test_a_lag_too_long_to_be_looked_through_is_told(
+def test_a_lag_too_long_to_be_searched_is_reported(
     system: System, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     topic, scenario = system.settings.input_topic, uuid4()
@@ -306,7 +306,7 @@ def test_an_id_is_found_in_each_form_that_a_command_may_have(system: System) -> 
     assert [row.id for row in explained(system, scenario)[0].parked] == [row_id]
 
 
-def test_of_many_dead_letters_the_latest_of_all_partitions_are_told(system: System) -> None:
+def test_of_many_dead_letters_the_latest_of_all_partitions_are_shown(system: System) -> None:
     scenario, topic = uuid4(), system.settings.dead_letter_topic
     now_ms = int(time.time() * 1000)
     for number in range(12):  # partition 1 has the older half, and is perhaps read last

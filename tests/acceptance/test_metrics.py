@@ -161,7 +161,7 @@ def pending(relay: Running) -> dict[str, float]:
     return lanes
 
 
-def test_the_lag_is_what_is_not_committed_in_postgres(system: System) -> None:
+def test_the_lag_counts_commands_that_are_not_committed_in_postgres(system: System) -> None:
     consumer = system.start("consumer")
     system.submit(COMMANDS)
     eventually(lambda: system.statuses() == {"pending": COMMANDS})

@@ -374,7 +374,7 @@ EVERY_REFUSED = [
 ]
 
 
-def test_what_a_role_need_not_do_it_cannot_do(logins: Logins) -> None:
+def test_a_role_cannot_do_what_it_need_not_do(logins: Logins) -> None:
     allowed = []
     for role in ROLES:
         with closing(logins.connect(role)) as conn:
@@ -425,7 +425,7 @@ def state(logins: Logins) -> object:
         return every, dict(logins.system.query(OWNERS))
 
 
-def test_running_it_again_changes_nothing_and_takes_what_it_does_not_grant(logins: Logins) -> None:
+def test_running_it_again_changes_nothing_and_revokes_other_permissions(logins: Logins) -> None:
     system, before = logins.system, state(logins)
     for role in ("consumer", "relay", "operator"):
         system.query(f"GRANT ALL ON workers, outbox TO {logins.role(role)}")
@@ -677,9 +677,7 @@ SLOW = pytest.mark.slow
 @pytest.mark.parametrize(
     "what", ["password", *(pytest.param(what, marks=SLOW) for what in ("user", "authority"))]
 )
-def test_wrong_credentials_are_complained_of_clearly_and_without_secrets(
-    users: Users, what: str
-) -> None:
+def test_wrong_credentials_are_a_clear_error_without_secrets(users: Users, what: str) -> None:
     variable, complaint = WRONG[what]
     wrong = {variable: str(users.kafka.keys / "expired.pem") if what == "authority" else secret()}
     processes = [users.start(process, **wrong) for process in ("consumer", "relay")]

@@ -67,7 +67,7 @@ def test_status_shows_a_system_at_work(system: System) -> None:
     assert "NOTE" not in text
 
 
-def test_status_shows_what_waits_while_nothing_runs(system: System) -> None:
+def test_status_shows_waiting_rows_and_commands_while_no_process_runs(system: System) -> None:
     system.accept(30)
     system.submit(7)
     shown = told(system, "status")
@@ -80,7 +80,7 @@ def test_status_shows_what_waits_while_nothing_runs(system: System) -> None:
     assert "no consumer is connected" in text
 
 
-def test_status_says_what_it_could_not_count(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_status_names_what_it_could_not_count(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
     """Unknown is not none: neither in numbers, nor for a lane of which only a part was counted."""
     system.accept(30)
     monkeypatch.setattr(status, "MAX_COUNTED", 2)
@@ -123,7 +123,7 @@ def test_status_shows_the_rest_while_a_topic_is_missing(system: System) -> None:
     assert shown["unknown"].keys() == {"dead letters"}
 
 
-def test_status_names_what_is_refused_with_its_repair(system: System) -> None:
+def test_status_names_each_refusal_with_its_repair(system: System) -> None:
     relay, consumer = system.start("relay"), system.start("consumer")
     system.submit(20)
     system.check_exactly_once(20)
@@ -141,7 +141,7 @@ def test_status_names_what_is_refused_with_its_repair(system: System) -> None:
     assert "REFUSED  lane 0: marker_ahead: orchestrator repair lane 0" in said(system, "status")
 
 
-def test_status_that_is_watched_looks_again_until_it_is_interrupted(system: System) -> None:
+def test_status_with_watch_repeats_until_it_is_interrupted(system: System) -> None:
     command = [sys.executable, "-m", "orchestrator", "status", "--watch"]
     with subprocess.Popen(
         command, env={**INHERITED, **system.environ}, stdout=subprocess.PIPE, text=True

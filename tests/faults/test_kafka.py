@@ -88,7 +88,7 @@ def test_a_broker_killed_at_work_costs_nothing_but_time(
 
 @pytest.mark.fault(16)
 @pytest.mark.parametrize("seconds", [5, *(pytest.param(s, marks=pytest.mark.slow) for s in (20, 60))])
-def test_a_paused_broker_is_waited_for_and_what_was_in_doubt_found_out(
+def test_after_a_frozen_broker_the_outcome_in_doubt_is_found_out(
     own: System, kafka: EmbeddedKafka, seconds: int
 ) -> None:
     consumer, relay = processes = own.start("consumer"), own.start("relay")

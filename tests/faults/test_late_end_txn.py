@@ -55,7 +55,7 @@ REQUESTS = {
 @pytest.mark.fault(18)
 @pytest.mark.parametrize("replays", [5, pytest.param(125, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("moment", "kind"), HARM)
-def test_a_late_end_txn_of_the_same_producer_epoch_does_this_harm(
+def test_without_renewal_a_late_end_txn_ends_the_next_transaction(
     wired_lane: System, wired: WiredKafka, moment: str, kind: str, replays: int
 ) -> None:
     meeting = Meeting(wired.behind_proxy, *REQUESTS[moment], abort=kind == "abort")

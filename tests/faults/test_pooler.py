@@ -33,7 +33,7 @@ def counted(consumer: Running, result: str) -> float:
     ],
     ids=["quiet", "one process", "in turn"],
 )
-def test_the_relay_refuses_a_pooler_in_transaction_mode_by_name(
+def test_the_relay_detects_a_pooler_in_transaction_mode(
     own: System, postgres: EmbeddedPostgres, settings: dict[str, str]
 ) -> None:
     own.accept(10)

@@ -337,7 +337,7 @@ def test_a_serialization_failure_repeats_the_relays_transaction(own: System) -> 
 
 
 @pytest.mark.fault(13)
-def test_a_lock_that_never_comes_ends_the_session_and_not_the_work(own: System) -> None:
+def test_a_lock_time_out_ends_the_session_and_the_work_is_retried(own: System) -> None:
     with own.consumer() as session:
         eventually(lambda: session.run_once() == 0 and session.positions(), RESUME_S)
         own.submit(10)

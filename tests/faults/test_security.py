@@ -119,7 +119,7 @@ UNVERIFIED = "certificate could not be verified"
 
 @pytest.mark.fault(31)
 @pytest.mark.slow
-def test_a_kafka_password_that_is_changed_at_work_is_complained_of_and_waited_for(own: Secured) -> None:
+def test_a_kafka_password_changed_at_work_is_reported_and_retried(own: Secured) -> None:
     processes = own.start()
     with stream(own.system, rate=50) as commands:
         commands.wait_for_progress()
@@ -148,7 +148,7 @@ QUICK = {"Read input", "Write output"}
 @pytest.mark.parametrize(
     "acl", [pytest.param(r, marks=[] if r in QUICK else pytest.mark.slow) for r in WHO]
 )
-def test_a_permission_that_is_revoked_at_work_is_named_and_waited_for(own: Secured, acl: str) -> None:
+def test_a_permission_revoked_at_work_is_named_and_retried(own: Secured, acl: str) -> None:
     processes, taken = own.start(), acls(own.system)[acl]
     name, complaint = WHO[acl]
     with stream(own.system, rate=50) as commands:
@@ -163,7 +163,7 @@ def test_a_permission_that_is_revoked_at_work_is_named_and_waited_for(own: Secur
 
 
 @pytest.mark.fault(31)
-def test_a_broker_whose_certificate_has_expired_is_waited_for(own: Secured) -> None:
+def test_a_broker_whose_certificate_has_expired_is_retried(own: Secured) -> None:
     both = [(own.kafka.keys / f"{name}.pem").read_text() for name in ("good", "expired")]
     own.use_tls("".join(both))
     own.kafka.show_certificate("expired")
@@ -178,7 +178,7 @@ def test_a_broker_whose_certificate_has_expired_is_waited_for(own: Secured) -> N
 
 @pytest.mark.fault(31)
 @pytest.mark.slow
-def test_a_broker_that_no_authority_of_ours_vouches_for_is_told_nothing(own: Secured) -> None:
+def test_a_broker_without_a_trusted_certificate_is_sent_nothing(own: Secured) -> None:
     own.use_tls((own.kafka.keys / "expired.pem").read_text())
     processes = own.start()
     own.system.submit(20)
@@ -248,7 +248,7 @@ REVOKED = {
 
 @pytest.mark.fault(31)
 @pytest.mark.parametrize("what", REVOKED)
-def test_what_postgres_no_longer_allows_is_named_and_waited_for(
+def test_a_permission_revoked_in_postgres_is_named_and_retried(
     guarded: tuple[System, dict[str, str], str], what: str
 ) -> None:
     system, environ, password = guarded

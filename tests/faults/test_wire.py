@@ -36,7 +36,7 @@ UNKNOWN_COMMIT = pytest.mark.parametrize(
 
 
 @UNKNOWN_COMMIT
-def test_the_consumer_finds_out_what_became_of_its_commit(system: System, act: Action) -> None:
+def test_the_consumer_finds_out_the_outcome_of_its_commit(system: System, act: Action) -> None:
     commits = cut_at("COMMIT", act, COMMITS)
     system.submit(20)
     with postgres_proxied(system, commits) as url:
@@ -63,7 +63,7 @@ def sum_of(process: Running, metric: str) -> float:
 
 
 @UNKNOWN_COMMIT
-def test_the_relay_finds_out_what_became_of_its_commit(one_lane: System, act: Action) -> None:
+def test_the_relay_finds_out_the_outcome_of_its_commit(one_lane: System, act: Action) -> None:
     commits = cut_at("COMMIT", act, COMMITS)
     one_lane.accept(20)
     with postgres_proxied(one_lane, commits) as url:
@@ -130,7 +130,7 @@ def recoveries(relay: Running) -> int:
 
 
 @pytest.mark.fault(17, 20)
-def test_an_answer_to_end_txn_that_comes_after_a_take_over_changes_nothing(
+def test_a_late_answer_to_end_txn_changes_nothing_after_a_take_over(
     wired_lane: System, wired: WiredKafka
 ) -> None:
     taken_over = Event()

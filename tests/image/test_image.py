@@ -12,7 +12,7 @@ pytestmark = [pytest.mark.image, pytest.mark.xdist_group("own servers: the image
 COMMANDS = 10_000
 
 
-def test_the_image_is_what_a_cluster_asks_for(image: str) -> None:
+def test_the_image_meets_the_requirements_of_a_cluster(image: str) -> None:
     built = docker.from_env().images.get(image)
     config = built.attrs["Config"]
     user, _, group = config["User"].partition(":")

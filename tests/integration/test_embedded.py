@@ -59,7 +59,7 @@ def test_data_and_addresses_survive_a_restart(directory: Path) -> None:
 
 
 @pytest.mark.slow
-def test_killed_servers_start_again_with_what_they_had(
+def test_killed_servers_restart_with_their_data(
     postgres: EmbeddedPostgres, kafka: EmbeddedKafka
 ) -> None:
     postgres.start()
@@ -100,7 +100,7 @@ def test_a_directory_has_one_owner(directory: Path, postgres: EmbeddedPostgres) 
     psycopg.connect(postgres.url).close()  # the first is served on
 
 
-def test_a_server_that_does_not_start_says_why_in_its_own_words(directory: Path) -> None:
+def test_a_server_that_does_not_start_is_an_error_with_its_log(directory: Path) -> None:
     postgres = EmbeddedPostgres(directory / "postgres", settings={"wal_level": "none"})
     with pytest.raises(ServerStartError, match='invalid value for parameter "wal_level"'):
         postgres.start()

@@ -32,7 +32,7 @@ def test_a_replaced_owner_acknowledges_and_claims_nothing(one_lane: System) -> N
 
 
 @pytest.mark.parametrize("point", ["relay.begun", "relay.published:2"])
-def test_what_kafka_may_have_is_in_postgres_before(one_lane: System, point: str) -> None:
+def test_a_batch_is_committed_in_postgres_before_kafka_has_it(one_lane: System, point: str) -> None:
     """Guard 2: inflight is committed before Kafka begins. (The first publish is marker 0.)"""
     one_lane.accept(3)
     one_lane.start("relay", crash_at=point).wait_killed()

@@ -74,7 +74,7 @@ def test_one_batch_costs_one_postgres_commit_and_one_kafka_commit(one_lane: Syst
     assert outside <= {"COMMIT", "SELECT"}
 
 
-def test_rows_of_a_key_come_out_in_the_order_they_went_in(system: System) -> None:
+def test_rows_of_a_key_are_published_in_the_order_of_their_ids(system: System) -> None:
     scenarios = [uuid4() for _ in range(8)]
     for _ in range(5):
         for scenario in scenarios:
@@ -191,7 +191,7 @@ def test_a_record_too_large_for_its_topic_is_parked_alone(one_lane: System) -> N
 
 
 @pytest.mark.fault(19)
-def test_a_batch_too_large_for_its_topic_goes_out_row_by_row(one_lane: System) -> None:
+def test_a_batch_too_large_for_its_topic_is_published_row_by_row(one_lane: System) -> None:
     limit_messages(one_lane, 2000)
     one_lane.accept(40)  # each alone is small enough
     with one_lane.lane() as lane, working(lane):
@@ -288,7 +288,7 @@ def test_the_outcome_follows_from_marker_and_batch(
         (7, "\N{SUPERSCRIPT TWO}", Marker(7)),
     ],
 )
-def test_a_marker_is_read_whatever_stands_beside_its_offset(
+def test_a_marker_is_read_with_any_metadata_beside_its_offset(
     offset: int, metadata: str, marker: Marker | None
 ) -> None:
     assert parse_marker(offset, metadata) == marker

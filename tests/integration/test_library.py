@@ -42,7 +42,7 @@ def tables_of_the_readme() -> list[str]:
     return [(ROOT / text).read_text() if option == "-f" else text for option, text in options]
 
 
-def test_another_service_writes_messages_and_hears_when_they_are_in_kafka(library: System) -> None:
+def test_another_service_writes_messages_and_is_called_when_they_are_published(library: System) -> None:
     system = library
     conninfo, kafka = system.settings.database_url, system.settings.kafka
     topic, acknowledged = system.settings.output_topic, list[UUID]()
@@ -71,7 +71,7 @@ def test_another_service_writes_messages_and_hears_when_they_are_in_kafka(librar
         assert list(read_parked(conn)) == []
 
 
-def test_a_message_without_a_key_comes_to_the_lane_that_it_came_to_before(system: System) -> None:
+def test_a_message_without_a_key_always_belongs_to_the_same_lane(system: System) -> None:
     messages = [Message("topic", None, None, [("offset", b"%d" % number)]) for number in range(50)]
     found = []
     with closing(system.connect()) as conn:

@@ -118,7 +118,7 @@ def test_a_second_run_does_nothing(bare: System) -> None:
     assert (history(bare), bare.query("SELECT * FROM outbox_identity")) == before
 
 
-def test_check_says_what_is_pending_by_its_exit_code_and_changes_nothing(bare: System) -> None:
+def test_check_exits_with_1_if_a_migration_is_pending_and_changes_nothing(bare: System) -> None:
     behind = run_command(bare.environ, "migrate", "--check")
     assert behind.returncode == 1
     assert behind.stdout.splitlines() == [f"pending: {name}" for name in FILES]
@@ -156,7 +156,7 @@ def test_the_platforms_own_workers_table_is_adopted_untouched_with_its_rows(bare
     assert bare.query("SELECT id, status FROM workers WHERE id > 2") == [(3, "pending")]
 
 
-def test_a_database_newer_than_the_code_is_refused_by_name(bare: System) -> None:
+def test_a_database_newer_than_the_code_is_a_named_error(bare: System) -> None:
     migrate(bare)
     bare.query("INSERT INTO schema_migrations (version, checksum) VALUES (99, 'of a later release')")
     before = history(bare)
@@ -168,7 +168,7 @@ def test_a_database_newer_than_the_code_is_refused_by_name(bare: System) -> None
     assert history(bare) == before
 
 
-def test_a_file_changed_after_it_was_applied_is_refused_by_name(
+def test_a_file_changed_after_it_was_applied_is_a_named_error(
     bare: System, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     migrate(bare)
@@ -180,7 +180,7 @@ def test_a_file_changed_after_it_was_applied_is_refused_by_name(
 
 
 @pytest.mark.parametrize("strange", ["newer", "changed"])
-def test_refusal_comes_before_any_pending_file_is_run(
+def test_nothing_is_applied_if_a_file_is_wrong(
     bare: System, monkeypatch: pytest.MonkeyPatch, strange: str
 ) -> None:
     migrate(bare)
@@ -243,7 +243,7 @@ def test_lanes_are_seeded_once_and_another_number_later_is_ignored_with_a_warnin
     assert bare.query("SELECT lane FROM outbox_lane ORDER BY 1") == [(lane,) for lane in range(7)]
 
 
-def test_processes_refuse_a_schema_that_is_behind_or_ahead(bare: System) -> None:
+def test_a_schema_behind_or_ahead_of_the_code_is_an_error(bare: System) -> None:
     with closing(bare.connect()) as conn:
         with pytest.raises(SchemaBehind, match=r"001_workers\.sql.*orchestrator setup"):
             check_current(conn)

@@ -80,7 +80,7 @@ def test_one_kafka_transaction_carries_a_batch_of_every_lane(system: System) -> 
     assert system.query("SELECT count(*) FROM outbox") == [(0,)]
 
 
-def test_a_new_owner_fences_the_id_that_the_batch_went_out_under(system: System) -> None:
+def test_a_new_owner_fences_the_transactional_id_of_the_batch(system: System) -> None:
     """Guards: the transactional lane is committed before Kafka begins; older producers are fenced."""
     with system.lane(1, 2) as older:
         older.recover()
@@ -237,7 +237,7 @@ def test_who_holds_the_row_of_one_lane_holds_up_no_other(system: System) -> None
     assert system.query("SELECT count(*) FROM outbox") == [(0,)]
 
 
-def test_a_refused_record_is_parked_and_the_other_lanes_go_out(system: System) -> None:
+def test_a_rejected_record_is_parked_and_the_other_lanes_are_published(system: System) -> None:
     limit_messages(system, 2000)
     put(system, value=b"good")
     put(system, (2,), value=b"x" * 5000)
@@ -294,7 +294,7 @@ def test_a_doubt_after_a_batch_was_narrowed_parks_nothing(
     assert system.query("SELECT octet_length(value) FROM outbox_parked") == [(5000,)]
 
 
-def test_a_refused_lane_is_neither_acknowledged_nor_in_the_way(system: System) -> None:
+def test_a_refused_lane_is_not_acknowledged_and_blocks_no_other(system: System) -> None:
     put(system)
     with system.lane(*ALL) as lanes:
         lanes.recover()
@@ -311,7 +311,7 @@ def test_a_refused_lane_is_neither_acknowledged_nor_in_the_way(system: System) -
         assert system.query("SELECT count(*) FROM outbox") == [(2,)]
 
 
-def test_the_marker_of_an_idle_lane_goes_out_with_the_work_of_others(system: System) -> None:
+def test_the_marker_of_an_idle_lane_is_committed_with_batches_of_others(system: System) -> None:
     """And the rows of a busy lane go out with theirs, however old it is."""
     with system.lane(0, 1) as lanes:
         lanes.recover()

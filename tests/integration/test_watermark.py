@@ -50,7 +50,7 @@ def last_id(system: System) -> int:
     return int(last)
 
 
-def test_the_mark_follows_what_was_acknowledged(one_lane: System, lane: OwnedLane) -> None:
+def test_the_watermark_follows_the_acknowledged_rows(one_lane: System, lane: OwnedLane) -> None:
     assert work(one_lane, lane) >= last_id(one_lane) - 2
     lane.drain()
     lane.drain()
@@ -88,7 +88,7 @@ def test_a_prepared_transaction_counts_as_one_that_goes_on(one_lane: System, lan
     assert values(one_lane) == [b"1"]
 
 
-def test_a_row_that_was_locked_goes_out_when_it_is_free(one_lane: System, lane: OwnedLane) -> None:
+def test_a_locked_row_is_published_once_it_is_unlocked(one_lane: System, lane: OwnedLane) -> None:
     with closing(one_lane.connect()) as other:
         with transaction(other):
             put(other, one_lane, "camera", b"1")

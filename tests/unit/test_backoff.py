@@ -43,7 +43,7 @@ def test_sessions_that_fail_as_soon_as_they_work_back_off() -> None:
     assert 1 < len(lives(steady_s=5, each_s=0)) < SESSIONS / 3
 
 
-def test_what_no_session_cures_is_raised() -> None:
+def test_an_error_that_no_session_cures_is_raised() -> None:
     def session(_good: Callable[[], None]) -> None:
         raise KeyError
 

@@ -177,7 +177,7 @@ OLDEST, NEWEST = "1.31", kubernetes_validate.latest_version()
 
 @pytest.mark.parametrize("version", [OLDEST, NEWEST])
 @pytest.mark.parametrize("manifest", MANIFESTS, ids=name_of)
-def test_a_manifest_is_what_its_schema_says(manifest: Manifest, version: str) -> None:
+def test_a_manifest_is_valid_by_its_schema(manifest: Manifest, version: str) -> None:
     validate(manifest, version)
 
 
@@ -328,7 +328,7 @@ PROBES = {"startupProbe": "/livez", "livenessProbe": "/livez", "readinessProbe":
 
 @every_process
 @pytest.mark.parametrize("probe", PROBES)
-def test_a_probe_asks_what_a_process_answers(workload: Manifest, probe: str) -> None:
+def test_a_probe_requests_a_path_that_a_process_serves(workload: Manifest, probe: str) -> None:
     assert container_of(workload)[probe]["httpGet"] == {"path": PROBES[probe], "port": "metrics"}
     with served(Health()) as process:
         assert process.ask(PROBES[probe])[0] == 200

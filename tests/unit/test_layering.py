@@ -107,7 +107,7 @@ DDL_ELSEWHERE = re.compile(r"\s*CREATE (TEMP TABLE|TABLE IF NOT EXISTS schema_mi
 
 
 @pytest.mark.parametrize("package", ["orchestrator", "outbox"])
-def test_ddl_stands_in_schema_alone_but_for_what_is_no_part_of_it(package: str) -> None:
+def test_ddl_is_in_schema_only_except_for_temporary_tables(package: str) -> None:
     for module, file in MODULES.items():
         if module.split(".")[0] != package:
             continue

@@ -145,7 +145,7 @@ def test_text_format_is_one_line_with_fields() -> None:
     assert re.fullmatch(r"\d\d:\d\d:\d\d\.\d{3} INFO    lane active lane=3 state=working", line)
 
 
-def test_what_json_does_not_know_becomes_text() -> None:
+def test_values_that_json_lacks_become_text() -> None:
     assert masked({"of": {1}, "error": ValueError("x"), "yes": True}) == {
         "of": [1],
         "error": "x",
@@ -153,7 +153,7 @@ def test_what_json_does_not_know_becomes_text() -> None:
     }
 
 
-def test_librdkafka_is_heard_once_however_often_it_repeats_itself() -> None:
+def test_a_repeated_line_of_librdkafka_is_logged_once() -> None:
     news = Seldom()
     texts = [f"Connect to h:9092 failed (after {ms}ms in state CONNECT)" for ms in range(100)]
     assert [news.filter(record(text)) for text in texts] == [True] + 99 * [False]

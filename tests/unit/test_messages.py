@@ -233,7 +233,7 @@ TOLERATED = {
 
 
 @pytest.mark.parametrize("value", TOLERATED.values(), ids=TOLERATED)
-def test_what_is_not_asked_for_is_ignored(value: bytes) -> None:
+def test_unknown_fields_are_ignored(value: bytes) -> None:
     assert outcome(value) == Command(SCENARIO, "rtsp://camera/1")
 
 

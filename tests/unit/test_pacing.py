@@ -25,7 +25,7 @@ def test_where_nothing_waits_there_is_no_pause(pace: AdaptivePause) -> None:
     assert pace.after(0.01) == 0
 
 
-def test_what_a_batch_waited_for_is_given_back(pace: AdaptivePause) -> None:
+def test_the_pause_equals_the_time_that_a_batch_waited(pace: AdaptivePause) -> None:
     """The pause is what the batch took beyond the quickest."""
     assert pace.after(0.04) == pytest.approx(0.03)
 

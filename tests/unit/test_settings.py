@@ -101,7 +101,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("name", "text"), WRONG.items())
-def test_a_wrong_value_is_refused_by_name(name: str, text: str) -> None:
+def test_a_wrong_value_is_an_error_that_names_the_variable(name: str, text: str) -> None:
     (fault,) = faults_of(REQUIRED | {name: text})
     assert fault.startswith(f"{name} ")
 
@@ -143,7 +143,7 @@ def test_the_old_name_of_the_marker_topic_may_not_contradict_the_new_one(tmp_pat
     assert fault.startswith("PROGRESS_TOPIC is no topic name")
 
 
-def test_all_faults_are_told_at_once() -> None:
+def test_all_errors_are_reported_at_once() -> None:
     named = [fault.split()[0] for fault in faults_of(WRONG | {"KAFKA_CONFIG_NO_SUCH": "x"})]
     assert sorted(named) == sorted([*WRONG, *REQUIRED, "KAFKA_CONFIG_NO_SUCH"])
 
@@ -234,7 +234,7 @@ def test_the_properties_that_the_guarantee_rests_on_are_these() -> None:
 
 @pytest.mark.parametrize("prop", sorted(FORBIDDEN_FOR_GUARANTEE))
 @pytest.mark.parametrize("spelling", [str.upper, str.lower])
-def test_a_property_that_the_guarantee_rests_on_is_refused_by_name(
+def test_a_property_that_the_guarantee_depends_on_cannot_be_set(
     prop: str, spelling: Callable[[str], str]
 ) -> None:
     name = "KAFKA_CONFIG_" + spelling(prop.replace(".", "_"))
@@ -249,7 +249,7 @@ def test_a_property_that_the_guarantee_rests_on_is_refused_by_name(
         ("KAFKA_CONFIG_GROUP_ID", "CONSUMER_GROUP"),
     ],
 )
-def test_a_property_with_a_setting_of_its_own_is_refused_with_that_name(
+def test_a_property_with_a_setting_of_its_own_is_an_error_that_names_it(
     name: str, instead: str
 ) -> None:
     assert faults_of(REQUIRED | {name: "x"}) == [f"{name} must not be set: use {instead}"]
@@ -265,13 +265,13 @@ def test_a_property_may_be_called_file_and_come_from_a_file(word: str, tmp_path:
     assert read_settings(REQUIRED | environ).kafka[prop] == "/no/such/file"
 
 
-def test_a_refused_property_is_refused_from_a_file_too(tmp_path: Path) -> None:
+def test_a_forbidden_property_cannot_be_set_from_a_file_either(tmp_path: Path) -> None:
     (tmp_path / "acks").write_text("0")
     (fault,) = faults_of(REQUIRED | {"KAFKA_CONFIG_ACKS_FILE": str(tmp_path / "acks")})
     assert "rests on acks" in fault
 
 
-def test_an_unknown_property_and_a_wrong_value_are_told_apart() -> None:
+def test_an_unknown_property_and_a_wrong_value_are_different_errors() -> None:
     assert faults_of(REQUIRED | {"KAFKA_CONFIG_NO_SUCH": "1", "KAFKA_CONFIG_LINGER_MS": "soon"}) == [
         "KAFKA_CONFIG_LINGER_MS is no valid value of linger.ms",
         "KAFKA_CONFIG_NO_SUCH is no property of librdkafka (no.such)",

@@ -66,7 +66,7 @@ def test_every_package_is_locked_by_hash_and_no_address_is_named(file: str) -> N
 
 
 @pytest.mark.parametrize("file", WANTED)
-def test_a_file_holds_what_pyproject_asks_for(file: str) -> None:
+def test_a_file_locks_what_pyproject_requires(file: str) -> None:
     for wanted in map(Requirement, WANTED[file]):
         assert locked(file)[canonicalize_name(wanted.name)] in wanted.specifier, f"{wanted} in {file}"
 
@@ -110,7 +110,7 @@ def test_ci_takes_actions_by_their_commit() -> None:
     assert [action for action in actions if not re.fullmatch(r"[\w/-]+@[0-9a-f]{40}", action)] == []
 
 
-def test_dependabot_ignores_what_pyproject_shuts_out() -> None:
+def test_dependabot_ignores_versions_that_pyproject_excludes() -> None:
     updates = parsed(".github/dependabot.yml")["updates"]
     (pip,) = [update for update in updates if update["package-ecosystem"] == "pip"]
     ignored = {one["dependency-name"]: SpecifierSet(",".join(one["versions"])) for one in pip["ignore"]}
