@@ -1,4 +1,4 @@
-"""Errors that end a command with one line instead of a traceback, and have no better home."""
+"""Errors that end a command with one line instead of a traceback, and belong to no single package."""
 
 
 class ServerStartError(Exception):

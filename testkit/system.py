@@ -35,7 +35,7 @@ from psycopg.conninfo import make_conninfo
 from orchestrator.config.settings import Settings, read_settings
 from orchestrator.config.timings import ConsumerTimings
 from orchestrator.consumer.commands import command_subscription
-from orchestrator.consumer.session import ConsumerSession, open_session
+from orchestrator.consumer.session import ConsumerSession, open_consumer_session
 from orchestrator.contract import workers
 from orchestrator.contract.messages import DeployOrder, encode_order
 from orchestrator.embedded import Servers
@@ -236,7 +236,7 @@ class System:
         metrics = metrics or ConsumerMetrics(new_registry("consumer"), Health())
         with (
             closing(self.connect("test consumer")) as conn,
-            open_session(subscription, conn, metrics, timings or ConsumerTimings()) as session,
+            open_consumer_session(subscription, conn, metrics, timings or ConsumerTimings()) as session,
         ):
             yield session
 

@@ -32,7 +32,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print usage and error; exit with 2."""
-        super().error(logs.mask(message))
+        super().error(logs.mask_text(message))
 
 
 class Add(Protocol):

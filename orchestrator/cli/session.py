@@ -15,14 +15,14 @@ from outbox import Connection, connect
 def load_settings() -> Settings:
     """Read the settings of a process, and set up the logs as they say. Raises SettingsError."""
     settings = read_settings(os.environ)
-    logs.set_up(settings.log_level, settings.log_format)
+    logs.configure_logging(settings.log_level, settings.log_format)
     return settings
 
 
 def load_settings_quietly() -> Settings:
     """Read the settings of an operator's command: it logs warnings alone, on a terminal as text."""
     settings = read_settings(os.environ)
-    logs.set_up("WARNING", "text" if sys.stderr.isatty() else settings.log_format)
+    logs.configure_logging("WARNING", "text" if sys.stderr.isatty() else settings.log_format)
     return settings
 
 

@@ -14,18 +14,18 @@ class UsageError(Exception):
 
 def print_error(code: int, text: str) -> int:
     """Print what is wrong, masked, on stderr; return the exit code."""
-    print(logs.mask(f"orchestrator: {text}"), file=sys.stderr)
+    print(logs.mask_text(f"orchestrator: {text}"), file=sys.stderr)
     return code
 
 
 def print_lines(lines: Iterable[str]) -> None:
     """Print lines for an operator, each masked."""
-    print("\n".join(map(logs.mask, lines)), flush=True)
+    print("\n".join(map(logs.mask_text, lines)), flush=True)
 
 
 def print_json(fields: object) -> None:
     """Print one JSON value for a script, with every text in it masked."""
-    print(json.dumps(logs.masked(fields), indent=2), flush=True)
+    print(json.dumps(logs.mask_value(fields), indent=2), flush=True)
 
 
 def require_answer(options: argparse.Namespace) -> None:
@@ -73,6 +73,6 @@ def printable_key(key: bytes | None) -> str | None:
     """
     if key is None:
         return None
-    text = logs.mask(logs.without_url(key.decode("utf-8", "backslashreplace")))
+    text = logs.mask_text(logs.without_url(key.decode("utf-8", "backslashreplace")))
     text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
     return text if len(text) <= KEY_WIDTH else text[: KEY_WIDTH - 1] + "…"

@@ -8,7 +8,7 @@ from threading import Event
 from typing import Generic
 
 from orchestrator.config.timings import ConsumerTimings
-from orchestrator.consumer.session import SESSION_ERRORS, ConsumerSession, open_session
+from orchestrator.consumer.session import SESSION_ERRORS, ConsumerSession, open_consumer_session
 from orchestrator.consumer.subscription import ConsumerObserver, Subscription, T
 from outbox import Backoff, connect, error_text
 
@@ -48,7 +48,7 @@ class ConsumerLoop(Generic[T]):
         gc.collect()  # what the last session left: threads of the client, a batch in progress
         with (
             closing(connect(self._conninfo, "orchestrator consumer")) as conn,
-            open_session(self._subscription, conn, self._observer, self._timings) as session,
+            open_consumer_session(self._subscription, conn, self._observer, self._timings) as session,
         ):
             self._session = session
             while not stop.is_set():

@@ -86,7 +86,7 @@ class AssignedPartitions:
         log.info("partitions assigned", extra={"offsets": self.next_offsets()})
 
     def revoke(self) -> None:
-        """Forget the partitions. Between two polls no batch is in progress: nothing is to finish."""
+        """Forget the partitions. No batch is in progress: this is called while the client polls."""
         self.mirror_positions()
         self.generation += 1
         self.positions = {}

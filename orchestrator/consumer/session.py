@@ -68,7 +68,7 @@ class ParsedBatch(Generic[T]):
 
 
 @contextmanager
-def open_session(
+def open_consumer_session(
     subscription: Subscription[T],
     conn: Connection,
     observer: ConsumerObserver,

@@ -1,11 +1,11 @@
-"""The commands that put right what is refused, as processes and other commands name them."""
+"""The commands that repair what is refused, as processes and other commands name them."""
 
 
 def repair_of_lane(lane: int) -> str:
-    """Name the command that lets a refused lane go on."""
+    """Return the command that repairs a refused lane."""
     return f"orchestrator repair lane {lane}"
 
 
 def repair_of_partition(partition: int) -> str:
-    """Name the command that lets a paused partition go on."""
+    """Return the command that repairs a refused partition."""
     return f"orchestrator repair partition {partition}"

@@ -19,7 +19,7 @@ INSERT = """
 
 def insert(conn: Connection, orders: Sequence[DeployOrder]) -> list[UUID]:
     """Insert one pending worker per order; return their ids. Raises UniqueViolation if one exists."""
-    conn.execute(INSERT, _columns(orders), prepare=True)
+    conn.execute(INSERT, _order_columns(orders), prepare=True)
     return [order.worker_id for order in orders]
 
 
@@ -34,10 +34,10 @@ INSERT_IGNORING_EXISTING = """
 
 def insert_ignoring_existing(conn: Connection, orders: Sequence[DeployOrder]) -> list[UUID]:
     """Insert the workers that do not exist yet; return their ids."""
-    return scalars(conn, UUID, INSERT_IGNORING_EXISTING, _columns(orders))
+    return scalars(conn, UUID, INSERT_IGNORING_EXISTING, _order_columns(orders))
 
 
-def _columns(orders: Sequence[DeployOrder]) -> tuple[arrays.Array, arrays.Array, arrays.Array]:
+def _order_columns(orders: Sequence[DeployOrder]) -> tuple[arrays.Array, arrays.Array, arrays.Array]:
     return (
         arrays.uuids(order.worker_id for order in orders),
         arrays.uuids(order.scenario_uuid for order in orders),

@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from orchestrator.observability.health import Health
-from orchestrator.observability.logs import masked
+from orchestrator.observability.logs import mask_value
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ def serve_http(host: str, port: int, registry: CollectorRegistry, health: Health
                     self._answer_json(404, {"paths": ["/metrics", "/livez", "/readyz"]})
 
         def _answer_json(self, status: int, body: object) -> None:
-            self._answer(status, "application/json", json.dumps(masked(body)).encode() + b"\n")
+            self._answer(status, "application/json", json.dumps(mask_value(body)).encode() + b"\n")
 
         def _answer(self, status: int, kind: str, body: bytes) -> None:
             self.send_response(status)

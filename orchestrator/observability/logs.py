@@ -1,7 +1,7 @@
-"""Logs: one line an event, on stderr, with every URL masked.
+"""Logs: one line per event, on stderr, with every URL masked.
 
-Nothing logs a camera URL or a connection string on purpose; the mask is for what slips through in
-the text of somebody else's error.
+Nothing logs a camera URL or a connection string on purpose; the mask is for one in the text of a
+library's or a server's error.
 """
 
 import json
@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
-# All that follows a scheme, up to white space: a password may hold '@', '/' and quotes.
+# Everything after a scheme, up to white space: a password may contain '@', '/' and quotes.
 URL = re.compile(r"(://)\S+")
 SECRET = re.compile(
     r"[\w.-]*(?:password|passwd|pwd|secret|token|api[_-]?key|authorization)[\w.-]*", re.IGNORECASE
@@ -24,25 +24,25 @@ ASSIGNED = re.compile(
     re.IGNORECASE,
 )
 
-SAME_AGAIN_S = 60.0  # librdkafka repeats itself up to 20 times a second while a broker is away
+REPEAT_WINDOW_S = 60.0  # librdkafka repeats itself up to 20 times a second while a broker is down
 
-# Attributes that every LogRecord has: what is left over is the event's own fields.
-ORDINARY = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+# Attributes that every LogRecord has: the others are the event's own fields.
+STANDARD_ATTRIBUTES = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
-def mask(text: str) -> str:
-    """Return the text without what may be a credential."""
+def mask_text(text: str) -> str:
+    """Return the text with everything masked that may be a credential."""
     return ASSIGNED.sub(r"\1***", URL.sub(r"\1***", text))
 
 
 def without_url(text: str) -> str:
-    """Return the text up to its first URL: one with white space in it could end anywhere."""
+    """Return the text up to its first URL, which may contain white space and end anywhere."""
     before, scheme, _ = text.partition("://")
     return f"{before}{scheme}***" if scheme else text
 
 
-def masked(value: object, name: str = "") -> object:
-    """Return a value as JSON knows it, with every text in it masked. name: the key it stands under."""
+def mask_value(value: object, name: str = "") -> object:
+    """Return a value as JSON can hold it, with every text in it masked. name: its key."""
     if SECRET.fullmatch(name):
         return "***"
     match value:
@@ -51,32 +51,32 @@ def masked(value: object, name: str = "") -> object:
         case datetime():
             return value.isoformat()
         case Mapping():
-            return {str(key): masked(inner, str(key)) for key, inner in value.items()}
+            return {str(key): mask_value(inner, str(key)) for key, inner in value.items()}
         case list() | tuple() | set() | frozenset():
-            return [masked(inner) for inner in value]
+            return [mask_value(inner) for inner in value]
         case _:
-            return mask(str(value))
+            return mask_text(str(value))
 
 
-class Seldom(logging.Filter):
-    """Lets the same text pass once in SAME_AGAIN_S, whatever the times and counts behind it."""
+class RepeatFilter(logging.Filter):
+    """Lets the same text pass once in REPEAT_WINDOW_S; times and counts at its end may differ."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._said: dict[str, float] = {}
+        self._logged: dict[str, float] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Say whether the record is news."""
+        """Say whether the record is no repetition."""
         text, now = record.getMessage().partition(" (after ")[0], time.monotonic()
-        if now - self._said.get(text, -math.inf) < SAME_AGAIN_S:
+        if now - self._logged.get(text, -math.inf) < REPEAT_WINDOW_S:
             return False
-        self._said = {said: at for said, at in self._said.items() if now - at < SAME_AGAIN_S}
-        self._said[text] = now
+        self._logged = {logged: at for logged, at in self._logged.items() if now - at < REPEAT_WINDOW_S}
+        self._logged[text] = now
         return True
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time (UTC), level, logger, event, and the event's fields."""
+    """One JSON object per line: time (UTC), level, logger, event, and the event's fields."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the masked line."""
@@ -89,32 +89,32 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(masked(line))
+        return json.dumps(mask_value(line))
 
 
 class TextFormatter(logging.Formatter):
-    """One line for people: time, level, event, field=value."""
+    """One line to read: time, level, event, field=value."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the masked line."""
         time = datetime.fromtimestamp(record.created, UTC).strftime("%H:%M:%S.%f")[:-3]
-        fields = "".join(f" {key}={masked(value, key)}" for key, value in fields_of(record).items())
+        fields = "".join(f" {key}={mask_value(value, key)}" for key, value in fields_of(record).items())
         line = f"{time} {record.levelname:<7} {record.getMessage()}{fields}"
         if record.exc_info:
             line += "\n" + self.formatException(record.exc_info)
-        return mask(line)
+        return mask_text(line)
 
 
 def fields_of(record: logging.LogRecord) -> dict[str, object]:
-    """Return what the caller gave as `extra`."""
-    return {key: value for key, value in vars(record).items() if key not in ORDINARY}
+    """Return the fields that the caller gave as `extra`."""
+    return {key: value for key, value in vars(record).items() if key not in STANDARD_ATTRIBUTES}
 
 
-def set_up(level: str, form: str) -> None:
+def configure_logging(level: str, form: str) -> None:
     """Send all logs to stderr. form: `json` or `text`."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
     logging.basicConfig(level=level, handlers=[handler], force=True)
     librdkafka = logging.getLogger("librdkafka")
     librdkafka.setLevel(max(logging.getLevelName(level), logging.ERROR))
-    librdkafka.filters = [Seldom()]
+    librdkafka.filters = [RepeatFilter()]

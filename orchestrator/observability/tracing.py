@@ -1,9 +1,9 @@
 """Spans for OpenTelemetry, where its API is installed (extra `otel`); elsewhere no span and no cost.
 
-One span a batch and topic, or one for every LINKS messages of it, linked to the trace of every command
-in it that carries one (W3C Trace Context). Names, kinds and attributes are those of OpenTelemetry's
-conventions for messaging. The traceparent itself travels on from the input through the outbox to the
-deploy order, whether or not anybody traces here.
+One span per batch and topic, or one for every LINKS messages of it, linked to the trace of each command
+in it that has one (W3C Trace Context). Names, kinds and attributes are those of OpenTelemetry's
+conventions for messaging. The traceparent itself travels from the input through the outbox to the
+deploy order, with or without spans of ours.
 """
 
 import time
@@ -21,13 +21,13 @@ except ModuleNotFoundError:
 else:
     INSTALLED = True
 
-LINKS = 128  # of a span: the SDK drops what is more, unless OTEL_SPAN_LINK_COUNT_LIMIT says otherwise
+LINKS = 128  # per span: the SDK drops more, unless OTEL_SPAN_LINK_COUNT_LIMIT says otherwise
 
 
 class Tracing:
-    """Makes the spans of one process. After the fact, from what a batch took: no span is ever open.
+    """Records the spans of one process, after the fact, from the time a batch took: none is ever open.
 
-    source: the topic that a consumer reads, if it is to be named.
+    source: the topic that a consumer reads, for the span's name.
     """
 
     def __init__(self, source: str | None = None) -> None:
@@ -43,7 +43,7 @@ class Tracing:
     def published(self, rows: Sequence[OutboxRow], took_s: float) -> None:
         """Record a relay's Kafka transaction.
 
-        Its spans are of kind CLIENT: a message goes with the trace of its command, not with ours.
+        Its spans are of kind CLIENT: a message carries the trace of its command, not ours.
         """
         by_topic: defaultdict[str, list[bytes | None]] = defaultdict(list)
         for row in rows:
@@ -61,7 +61,7 @@ class Tracing:
         parents: Sequence[bytes | None],
         took_s: float,
     ) -> None:
-        """Make the spans of one topic's messages. parents: the traceparent of each message, if any."""
+        """Record the spans of one topic's messages. parents: the traceparent of each, if any."""
         ended = time.time_ns()
         attributes = {
             "messaging.system": "kafka",
@@ -83,11 +83,10 @@ class Tracing:
                 ).end(ended)
 
     def _context(self, parent: bytes) -> "trace.SpanContext":
-        carrier = {"traceparent": parent.decode("ascii", "replace")}
-        context = self._propagator.extract(carrier)
+        context = self._propagator.extract({"traceparent": parent.decode("ascii", "replace")})
         return trace.get_current_span(context).get_span_context()
 
 
 def new_tracing(source: str | None = None) -> Tracing | None:
-    """Return what makes the spans; None where OpenTelemetry is not installed."""
+    """Return what records spans; None where OpenTelemetry is not installed."""
     return Tracing(source) if INSTALLED else None

@@ -1,15 +1,21 @@
-"""The migration runner: NNN_name.sql of schema/ and outbox/schema/, in order, each once, each in its own transaction."""
+"""The migration runner: NNN_name.sql of schema/ and outbox/schema/, in order.
+
+Each migration runs once, in a transaction of its own.
+"""
 
 from collections.abc import Sequence
 from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
-from outbox import Connection, DatabaseNotReady, transaction
+from psycopg.rows import args_row
+from psycopg.sql import SQL, Literal
+
+from outbox import Connection, DatabaseNotReady, query, scalar, transaction
 
 # Advisory lock of the runner: two that start together migrate one after the other.
-LOCK = 0x6F7263_6D6967  # "orcmig"
+MIGRATION_LOCK = 0x6F7263_6D6967  # "orcmig"
 
 
 class SchemaBehind(DatabaseNotReady):
@@ -55,18 +61,18 @@ CREATE_HISTORY = """
         applied_at TIMESTAMPTZ NOT NULL DEFAULT NOW()
     )
 """
-HISTORY_EXISTS = "SELECT to_regclass('schema_migrations') IS NOT NULL"
-HISTORY = "SELECT version, checksum FROM schema_migrations ORDER BY version"
-RECORD = "INSERT INTO schema_migrations (version, checksum) VALUES (%(version)s, %(checksum)s)"
+RECORD_MIGRATION = """
+    INSERT INTO schema_migrations (version, checksum) VALUES (%(version)s, %(checksum)s)
+"""
 
 
 def migrate(conn: Connection, lanes: int) -> list[Migration]:
-    """Run what is pending; return it. lanes: rows of outbox_lane that the first run seeds.
+    """Run the pending migrations; return them. lanes: rows of outbox_lane that the first run inserts.
 
     Raises SchemaRefused before it changes anything.
     """
-    conn.execute("SET lock_timeout = 0")  # the runner before us may take its time
-    conn.execute("SELECT pg_advisory_lock(%s)", (LOCK,))
+    conn.execute("SET lock_timeout = 0")  # another runner may take long
+    conn.execute("SELECT pg_advisory_lock(%s)", (MIGRATION_LOCK,))
     conn.execute("SET lock_timeout = '10s'")  # a table's lock is another matter
     try:
         pending = read_pending(conn)
@@ -75,27 +81,30 @@ def migrate(conn: Connection, lanes: int) -> list[Migration]:
         for migration in pending:
             with transaction(conn):
                 conn.execute(migration.sql.encode())
-                conn.execute(RECORD, {"version": migration.version, "checksum": migration.checksum})
+                values = {"version": migration.version, "checksum": migration.checksum}
+                conn.execute(RECORD_MIGRATION, values)
     finally:
-        conn.execute("SELECT pg_advisory_unlock(%s)", (LOCK,))
+        conn.execute("SELECT pg_advisory_unlock(%s)", (MIGRATION_LOCK,))
     return pending
+
+
+SCRIPTED_RECORD = SQL("INSERT INTO schema_migrations (version, checksum) VALUES ({}, {});")
 
 
 def write_script() -> str:
     """Return what `migrate` does to an empty database, for psql: outbox.lanes, or else 4 lanes."""
     script = f"{CREATE_HISTORY.strip()};\n"
     for one in read_migrations():
-        row = f"({one.version}, '{one.checksum}')"
-        record = f"INSERT INTO schema_migrations (version, checksum) VALUES {row};"  # noqa: S608
+        record = SCRIPTED_RECORD.format(Literal(one.version), Literal(one.checksum)).as_string(None)
         script += f"\nBEGIN;\n-- {one.name}\n{one.sql}{record}\nCOMMIT;\n"
     return script
 
 
 def read_pending(conn: Connection) -> list[Migration]:
-    """Compare the files with the database; return those not yet run. Raises SchemaRefused."""
+    """Compare the files with the database; return those that have not run. Raises SchemaRefused."""
     migrations = read_migrations()
     applied = _read_history(conn)
-    _refuse_strangers(migrations, applied)
+    _check_known(migrations, applied)
     return [migration for migration in migrations if migration.version not in applied]
 
 
@@ -106,13 +115,25 @@ def check_current(conn: Connection) -> None:
         raise SchemaBehind(f"the database lacks {names}: run `orchestrator setup`")
 
 
+class AppliedMigration(NamedTuple):
+    """A row of schema_migrations."""
+
+    version: int
+    checksum: str
+
+
+HISTORY_EXISTS = "SELECT to_regclass('schema_migrations') IS NOT NULL"
+READ_HISTORY = "SELECT version, checksum FROM schema_migrations ORDER BY version"
+
+
 def _read_history(conn: Connection) -> dict[int, str]:
-    (exists,) = cast("tuple[bool]", conn.execute(HISTORY_EXISTS).fetchone())
-    rows = conn.execute(HISTORY).fetchall() if exists else []
-    return dict(cast("list[tuple[int, str]]", rows))
+    """Return the checksum of each migration that the database has had."""
+    exists = scalar(conn, bool, HISTORY_EXISTS)
+    return dict(query(conn, args_row(AppliedMigration), READ_HISTORY) if exists else [])
 
 
-def _refuse_strangers(migrations: Sequence[Migration], applied: dict[int, str]) -> None:
+def _check_known(migrations: Sequence[Migration], applied: dict[int, str]) -> None:
+    """Raise SchemaRefused if the database has a migration that this code does not have."""
     known = {migration.version: migration for migration in migrations}
     if newer := sorted(applied.keys() - known.keys()):
         raise SchemaRefused(

@@ -202,7 +202,7 @@ def test_two_runners_at_once_both_succeed_and_one_does_the_work(bare: System) ->
     )
     with ThreadPoolExecutor(2) as threads:
         with psycopg.connect(bare.settings.database_url) as conn:
-            conn.execute(lock, (migrations.LOCK,))  # so that both wait for the same moment
+            conn.execute(lock, (migrations.MIGRATION_LOCK,))  # so that both wait for the same moment
             runs = [threads.submit(migrate, bare) for _ in range(2)]
             eventually(lambda: bare.query(waiting) == [(2,)])
         assert sorted((run.result() for run in runs), key=len) == [[], FILES]

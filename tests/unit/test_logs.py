@@ -7,7 +7,14 @@ import sys
 
 import pytest
 
-from orchestrator.observability.logs import JsonFormatter, Seldom, TextFormatter, mask, masked, set_up
+from orchestrator.observability.logs import (
+    JsonFormatter,
+    RepeatFilter,
+    TextFormatter,
+    configure_logging,
+    mask_text,
+    mask_value,
+)
 
 FORMATTERS = pytest.mark.parametrize("formatter", [JsonFormatter(), TextFormatter()])
 
@@ -58,8 +65,8 @@ ODD = [
 
 @pytest.mark.parametrize("text", SECRETS + ODD)
 def test_a_secret_in_any_text_is_masked(text: str) -> None:
-    assert "S3CRET" not in mask(text)
-    assert "***" in mask(text)
+    assert "S3CRET" not in mask_text(text)
+    assert "***" in mask_text(text)
 
 
 @pytest.mark.parametrize(
@@ -71,11 +78,11 @@ def test_a_secret_in_any_text_is_masked(text: str) -> None:
     ],
 )
 def test_a_text_without_secrets_stays_as_it_is(text: str) -> None:
-    assert mask(text) == text
+    assert mask_text(text) == text
 
 
 def test_text_around_a_secret_stays() -> None:
-    masked_text = mask("lane 3: rtsp://u:p@h gone, host=db password=x dbname=y")
+    masked_text = mask_text("lane 3: rtsp://u:p@h gone, host=db password=x dbname=y")
     assert masked_text == "lane 3: rtsp://*** gone, host=db password=*** dbname=y"
 
 
@@ -146,7 +153,7 @@ def test_text_format_is_one_line_with_fields() -> None:
 
 
 def test_values_that_json_lacks_become_text() -> None:
-    assert masked({"of": {1}, "error": ValueError("x"), "yes": True}) == {
+    assert mask_value({"of": {1}, "error": ValueError("x"), "yes": True}) == {
         "of": [1],
         "error": "x",
         "yes": True,
@@ -154,7 +161,7 @@ def test_values_that_json_lacks_become_text() -> None:
 
 
 def test_a_repeated_line_of_librdkafka_is_logged_once() -> None:
-    news = Seldom()
+    news = RepeatFilter()
     texts = [f"Connect to h:9092 failed (after {ms}ms in state CONNECT)" for ms in range(100)]
     assert [news.filter(record(text)) for text in texts] == [True] + 99 * [False]
     assert news.filter(record("Connect to h:9093 failed"))
@@ -164,7 +171,7 @@ def test_a_repeated_line_of_librdkafka_is_logged_once() -> None:
 def test_logs_go_to_stderr_at_the_chosen_level(form: str, capsys: pytest.CaptureFixture[str]) -> None:
     before = logging.root.handlers[:], logging.root.level
     try:
-        set_up("WARNING", form)
+        configure_logging("WARNING", form)
         logging.getLogger("test").info("unheard")
         logging.getLogger("test").warning("heard", extra={"lane": 3})
     finally:

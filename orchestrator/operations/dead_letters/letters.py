@@ -19,7 +19,7 @@ from orchestrator.config.settings import Settings
 from orchestrator.contract.records import headers_of, partition_offset
 from orchestrator.kafka import topics
 from orchestrator.kafka.reader import OffsetRange, find_ranges, read_ranges, time_of
-from orchestrator.observability.logs import mask
+from orchestrator.observability.logs import mask_text
 from orchestrator.operations.dead_letters.filter import RecordFilter
 from orchestrator.operations.dead_letters.headers import (
     REASON,
@@ -123,7 +123,7 @@ def parse_dead_letter(record: Record) -> DeadLetter:
     return DeadLetter(
         RecordId(*partition_offset(record)),
         time_of(record),
-        mask(escape_bytes(reason or b"unknown")),
+        mask_text(escape_bytes(reason or b"unknown")),
         origin and origin.name,
         origin and origin_id_of(origin, record.key(), record.value()),
         record.key(),

@@ -35,7 +35,7 @@ def run_checks(settings: Settings) -> Iterator[Finding]:
             else:
                 result = run_check(check, installation)
             state, text = result
-            yield Finding(name, state, logs.mask(" ".join(text.split())))
+            yield Finding(name, state, logs.mask_text(" ".join(text.split())))
 
 
 def run_check(check: Check, installation: Installation) -> Result:
