@@ -12,10 +12,9 @@ PROCESS_COMMANDS = {"consumer", "relay", "run"}
 
 def main(arguments: Sequence[str] = sys.argv[1:]) -> NoReturn:
     """Run one command and end the process with its exit code."""
-    if (
-        arguments and arguments[0] in PROCESS_COMMANDS
-    ):  # SIGTERM in the middle of the imports is a clean stop
-        signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # no work has begun yet
+    if arguments and arguments[0] in PROCESS_COMMANDS:
+        # SIGTERM is a clean stop even during the imports below: no work has begun yet.
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     from orchestrator.cli.main import run
 
     exit_now(run(arguments))

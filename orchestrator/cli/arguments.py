@@ -1,9 +1,9 @@
-"""The types of the command line's arguments. What they raise, argparse prints as wrong usage."""
+"""What the arguments of several commands share: their types, whose errors argparse prints as usage."""
 
 import argparse
 import re
 from datetime import UTC, datetime, timedelta
-from typing import Literal
+from typing import Literal, Protocol
 from uuid import UUID
 
 DIGITS = 18  # what fits into 64 bits, as offsets and ids do
@@ -68,3 +68,19 @@ def uuid(text: str) -> UUID:
         return UUID(text)
     except ValueError:
         raise argparse.ArgumentTypeError("must be a UUID") from None
+
+
+# ---- adding them ----------------------------------------------------------------------------------
+
+
+class Add(Protocol):
+    """Adds a command to the command line and returns its parser, to be given arguments."""
+
+    def __call__(self, name: str, function: str, text: str, example: str) -> argparse.ArgumentParser:
+        """Add it. function: as `module:function` below this package; it takes the parsed options."""
+        ...
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """Add --json."""
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")

@@ -5,14 +5,14 @@ import sys
 from collections.abc import Iterator
 
 from orchestrator.cli.exit_codes import CHECK_FAILED, OK
-from orchestrator.cli.session import open_session
+from orchestrator.cli.session import operator_session
 from orchestrator.cli.terminal import print_json, print_lines
 from orchestrator.operations.audit import FAULTS, Audit, Example, audit, audit_fields
 
 
 def audit_topic(options: argparse.Namespace) -> int:
     """Compare both sides; print the counts, and examples of what is wrong."""
-    with open_session("audit") as (settings, conn):
+    with operator_session("audit") as (settings, conn):
         found = audit(conn, settings.kafka, settings.output_topic, options.since, sys.stderr)
     if options.json:
         print_json(audit_fields(found))

@@ -5,18 +5,8 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
-from orchestrator.cli.actions import (
-    confirm,
-    filter_of,
-    headers_as_fields,
-    key_text,
-    payload_text,
-    print_each,
-    print_list,
-    print_result,
-    report_missing,
-)
-from orchestrator.cli.session import open_session
+from orchestrator.cli import actions
+from orchestrator.cli.session import operator_session
 from orchestrator.cli.terminal import printable_key, table
 from orchestrator.config.settings import Settings
 from orchestrator.operations.dead_letters.filter import RecordFilter
@@ -34,16 +24,18 @@ STATES = {None: "waiting", "retry": "retried", "discard": "discarded"}
 
 def dlq(options: argparse.Namespace) -> int:
     """List, show, retry or discard dead letters."""
-    chosen = filter_of(options)
-    with open_session("dlq") as (settings, conn):
+    chosen = actions.filter_of(options)
+    with operator_session("dlq") as (settings, conn):
         if options.action in {"retry", "discard"}:
             return change_letters(options, chosen, settings, conn)
         chunks = read_dead_letters(conn, find_dead_letters(settings, chosen), chosen, sys.stderr)
         found = (one for chunk in chunks for one in chunk if options.handled or one.action is None)
         if options.action == "show":
             fields = (letter_fields(one, options.payload) for one in found)
-            return print_each(fields, options.payload)
-        return print_list(options, DEAD_LETTERS, "dead_letters", found, letter_fields, letters_table)
+            return actions.print_each(fields, options.payload)
+        return actions.print_list(
+            options, DEAD_LETTERS, "dead_letters", found, letter_fields, letters_table
+        )
 
 
 def letters_table(listed: Sequence[DeadLetter]) -> Iterator[str]:
@@ -70,12 +62,12 @@ def letter_fields(letter: DeadLetter, payload: bool = False) -> dict[str, object
         "at": letter.at,
         "reason": letter.reason,
         "origin": letter.origin,
-        "key": key_text(letter.key),
+        "key": actions.key_text(letter.key),
         "bytes": len(letter.value or b""),
         "action": letter.action,
-        "headers": headers_as_fields(letter.headers, payload),
+        "headers": actions.headers_as_fields(letter.headers, payload),
     }
-    return fields | ({"payload": payload_text(letter.value)} if payload else {})
+    return fields | ({"payload": actions.payload_text(letter.value)} if payload else {})
 
 
 def change_letters(
@@ -93,11 +85,11 @@ def change_letters(
     for chunk in waiting():
         counts.update(letter.reason for letter in chunk)
         missing.difference_update(letter.record_id for letter in chunk)
-    code = report_missing("dead letter", missing)
-    if not confirm(options, DEAD_LETTERS, counts):
+    code = actions.report_missing("dead letter", missing)
+    if not actions.confirm(options, DEAD_LETTERS, counts):
         return code
     command = " ".join(["dlq", options.action, *chosen.to_arguments()])
     chunks = filter(None, waiting())
     done = sum(handle_dead_letters(conn, topic, chunk, options.action, command) for chunk in chunks)
-    print_result(options.action, DEAD_LETTERS, counts, done)
+    actions.print_result(options.action, DEAD_LETTERS, counts, done)
     return code

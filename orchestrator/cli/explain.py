@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 
 from orchestrator.cli.exit_codes import CHECK_FAILED, OK
-from orchestrator.cli.session import open_session
+from orchestrator.cli.session import operator_session
 from orchestrator.cli.terminal import print_json, print_lines
 from orchestrator.operations.explain.explanation import Explanation, explain, explanation_fields
 from orchestrator.operations.explain.worker_history import MAX_SHOWN, FoundRecord, WorkerHistory
@@ -17,7 +17,7 @@ from outbox.admin import RowStatus
 
 def explain_id(options: argparse.Namespace) -> int:
     """Show what is known of a scenario or a worker."""
-    with open_session("explain") as (settings, conn):
+    with operator_session("explain") as (settings, conn):
         found = explain(settings, conn, options.id, sys.stderr)
     if options.json:
         print_json(explanation_fields(found))

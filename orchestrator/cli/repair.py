@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from orchestrator.cli.exit_codes import OK
-from orchestrator.cli.session import open_session
+from orchestrator.cli.session import operator_session
 from orchestrator.cli.terminal import UsageError, ask, require_answer
 from orchestrator.operations.repair.lane import repair_lanes
 from orchestrator.operations.repair.partition import repair_partitions
@@ -16,7 +16,7 @@ def repair(options: argparse.Namespace) -> int:
     require_answer(options)
     if options.number is None and isinstance(options.start, int):
         raise UsageError("--from OFFSET needs one partition, not all")
-    with open_session("repair") as (settings, conn):
+    with operator_session("repair") as (settings, conn):
         run = RepairRun(
             settings,
             conn,

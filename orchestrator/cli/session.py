@@ -27,7 +27,7 @@ def load_settings_quietly() -> Settings:
 
 
 @contextmanager
-def open_session(name: str, kafka: bool = True) -> Iterator[tuple[Settings, Connection]]:
+def operator_session(name: str, kafka: bool = True) -> Iterator[tuple[Settings, Connection]]:
     """Give the settings and a session on a database whose schema is this release's.
 
     kafka: the command needs the brokers, too: if they refuse us, fail at once with their reason.

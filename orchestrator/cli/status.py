@@ -10,8 +10,8 @@ import psycopg
 from confluent_kafka import KafkaException
 
 from orchestrator.cli.exit_codes import CHECK_FAILED, OK, UNREACHABLE
-from orchestrator.cli.parser import WATCH_S
-from orchestrator.cli.session import open_session
+from orchestrator.cli.operator_arguments import WATCH_S
+from orchestrator.cli.session import operator_session
 from orchestrator.cli.terminal import print_error, print_json, print_lines, table
 from orchestrator.operations import status
 from orchestrator.operations.status import (
@@ -46,7 +46,7 @@ def show_status(options: argparse.Namespace) -> int:
 
 def show_once(options: argparse.Namespace) -> int:
     """Read the status and show it; return the exit code."""
-    with open_session("status", kafka=False) as (settings, conn):
+    with operator_session("status", kafka=False) as (settings, conn):
         found = status.read_status(settings, conn)
     if options.json:
         print_json(status.status_fields(found))

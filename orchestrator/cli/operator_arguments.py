@@ -1,0 +1,166 @@
+"""The arguments of the operator's commands: of those that only read, and of those that change data."""
+
+import argparse
+
+from orchestrator.cli.arguments import (
+    Add,
+    add_json,
+    at_least_one,
+    number_or_all,
+    offset_or_beginning,
+    time_or_age,
+    two_numbers,
+    uuid,
+)
+
+TIME = "TIMESTAMP|DURATION"
+TIME_HELP = "2026-01-31T12:00:00Z (UTC unless it names a zone), or an age: 90s, 15m, 2h, 7d"
+WATCH_S = 2
+LISTED = 50  # of a list, without --limit
+
+
+def add_views(add: Add) -> None:
+    """Add what only reads."""
+    status = add(
+        "status",
+        "status:show_status",
+        "Show lanes, partitions, rates and dead letters on one screen, with the repair command of each"
+        " refusal.",
+        "orchestrator status --watch",
+    )
+    status.add_argument("--watch", action="store_true", help=f"repeat every {WATCH_S} s")
+    doctor = add(
+        "doctor",
+        "doctor:run_checks",
+        "Check settings, Postgres, Kafka and the data in them; print what to do about each fault.",
+        "orchestrator doctor",
+    )
+    explain = add(
+        "explain",
+        "explain:explain_id",
+        "Show the history of an order: command, worker, outbox row, record; what is missing, and why.",
+        "orchestrator explain 6f1c1b2e-9d57-4d0c-8f5a-1c2d3e4f5a6b",
+    )
+    explain.add_argument("id", type=uuid, metavar="SCENARIO_UUID|WORKER_ID")
+    audit = add(
+        "audit",
+        "audit:audit_topic",
+        "Compare the output topic with the workers. All processes may keep running.",
+        "orchestrator audit --since 2h",
+    )
+    audit.add_argument(
+        "--since",
+        type=time_or_age,
+        metavar=TIME,
+        help=f"leave out what is older: {TIME_HELP}",
+    )
+    for parser in (status, doctor, explain, audit):
+        add_json(parser)
+
+
+# ---- what changes data: all of it asks first ----------------------------------------------------
+
+
+def add_confirmation(parser: argparse.ArgumentParser, dry_run: str) -> None:
+    """Add --yes and --dry-run, as `terminal.require_answer` expects them. dry_run: what that does."""
+    parser.add_argument("--yes", action="store_true", help="do not ask")
+    parser.add_argument("--dry-run", action="store_true", help=dry_run)
+
+
+def add_repair(add: Add) -> None:
+    """Add `repair`."""
+    repair = add(
+        "repair",
+        "repair:repair",
+        "Let a refused lane or partition continue.",
+        "orchestrator repair lane 2 --dry-run",
+    )
+    repair.set_defaults(unknown_rows=None, start=None)
+    kinds = repair.add_subparsers(required=True, dest="what", metavar="lane|partition")
+    lane = kinds.add_parser(
+        "lane",
+        help="a lane whose marker is ahead, behind or missing",
+        description="Find out which of a refused lane's outbox rows are in Kafka, and restart its batch"
+        " number from the marker. All input must be consumed; relays may run.",
+        epilog="example: orchestrator repair lane all",
+    )
+    partition = kinds.add_parser(
+        "partition",
+        help="a partition whose topic was recreated, or whose position is not in the log",
+        description="Set the position from which a refused partition of the input continues. Consumers"
+        " may run.",
+        epilog="example: orchestrator repair partition 0 --from beginning",
+    )
+    for parser, kind in ((lane, "lane"), (partition, "partition")):
+        parser.add_argument(
+            "number", type=number_or_all, metavar="N|all", help=f"this {kind}, or all that are refused"
+        )
+        add_confirmation(parser, "print what would be done, change nothing")
+    lane.add_argument(
+        "--unknown-rows",
+        choices=("publish", "skip"),
+        help="rows whose record may have been deleted by retention: publish them (a reader may see them"
+        " twice) or skip them (perhaps no reader ever saw them)",
+    )
+    partition.add_argument(
+        "--from",
+        dest="start",
+        type=offset_or_beginning,
+        metavar="beginning|OFFSET",
+        help="the new position (beginning: the log start offset)",
+    )
+
+
+def add_dead_letters(add: Add) -> None:
+    """Add `dlq`."""
+    dlq = add(
+        "dlq",
+        "dlq:dlq",
+        "List, show, retry or discard dead letters.",
+        "orchestrator dlq list",
+    )
+    add_actions(dlq, "dlq", "PARTITION:OFFSET", "with this reason", "not_json")
+
+
+def add_parked_rows(add: Add) -> None:
+    """Add `parked`."""
+    parked = add(
+        "parked",
+        "parked:parked",
+        "List, show, retry or discard parked rows: those that Kafka rejected.",
+        "orchestrator parked list",
+    )
+    add_actions(parked, "parked", "LANE:ID", "with this text in Kafka's reason", "large")
+
+
+def add_actions(
+    parser: argparse.ArgumentParser, name: str, id_form: str, reason_help: str, reason: str
+) -> None:
+    """Add list, show, retry and discard. reason: an example."""
+    chosen = argparse.ArgumentParser(add_help=False)
+    chosen.add_argument("ids", nargs="*", type=two_numbers, metavar=id_form, help="only these")
+    chosen.add_argument("--reason", metavar="TEXT", help=f"only {reason_help}, such as {reason}")
+    for option, text in (("--since", "only from this time on"), ("--until", "only before this time")):
+        chosen.add_argument(option, type=time_or_age, metavar=TIME, help=f"{text}: {TIME_HELP}")
+    chosen.add_argument("--key", help="only with this record key")
+    actions = parser.add_subparsers(required=True, dest="action", metavar="list|show|retry|discard")
+
+    def add(action: str, text: str, end: str) -> argparse.ArgumentParser:
+        epilog = f"example: orchestrator {name} {action} {end}"
+        return actions.add_parser(action, parents=[chosen], help=text, description=text, epilog=epilog)
+
+    listing = add("list", "Print a line for each: id, time, reason.", "--since 2h")
+    listing.add_argument(
+        "--limit", type=at_least_one, default=LISTED, help=f"how many lines ({LISTED})"
+    )
+    listing.add_argument("--handled", action="store_true", help="include those already handled")
+    add_json(listing)
+    showing = add("show", "Print everything about each, as JSON.", "0:17 --payload")
+    showing.add_argument("--payload", action="store_true", help="with its content: may hold passwords")
+    showing.add_argument("--json", action="store_true", help="no effect: it is always JSON")
+    showing.set_defaults(handled=True, all=False)
+    for action, text in (("retry", "Send them again."), ("discard", "Mark them as handled, unsent.")):
+        changing = add(action, text, f"--reason {reason} --dry-run")
+        changing.add_argument("--all", action="store_true", help="all that are waiting")
+        add_confirmation(changing, "count them, change nothing")
+        changing.set_defaults(handled=False)
