@@ -1,7 +1,7 @@
 """Measurements of one component in this process: the lanes of a relay, or a consumer session."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from itertools import product
 from statistics import median
@@ -9,8 +9,8 @@ from statistics import median
 from bench.load import fill_input, fill_outbox
 from bench.publishers import PlainPublisher
 from bench.testbed import Testbed, read_wal
-from outbox import Connection, OutboxRow, outbox_rows
-from outbox.admin import ClaimRequest, Publisher
+from outbox import Observer
+from outbox.admin import Publisher
 from testkit.system import LANES, OwnedLane, System
 
 SMALL, USUAL = 1, 500  # batch sizes of the comparison
@@ -90,9 +90,9 @@ def drain(system: System, lanes: OwnedLane, rows: int) -> float:
 def backlog(testbed: Testbed, waiting: int, few: int = 10_000) -> dict[str, float]:
     """Measure the same number of batches before a long backlog and before a short one, in turn."""
     claims = ClaimTimes()
-    with testbed.system(lanes=1) as long, testbed.system(lanes=1) as short, claims.measured():
+    with testbed.system(lanes=1) as long, testbed.system(lanes=1) as short:
         fill_outbox(long, waiting)
-        with long.lane() as far, short.lane() as near:
+        with long.lane(observer=claims) as far, short.lane(observer=claims) as near:
             for lane in (far, near):
                 lane.recover()
             rounds = []
@@ -113,28 +113,15 @@ def some_batches(lane: OwnedLane, rows: int) -> float:
     return done / (time.perf_counter() - began)
 
 
-class ClaimTimes:
-    """How long the claim's statement takes."""
+class ClaimTimes(Observer):
+    """How long claims take."""
 
     def __init__(self) -> None:
         self._times: list[float] = []
 
-    @contextmanager
-    def measured(self) -> Iterator[None]:
-        """Measure every claim of this process while the block runs."""
-        claim = outbox_rows.claim
-
-        def timed(conn: Connection, requests: Sequence[ClaimRequest]) -> dict[int, list[OutboxRow]]:
-            began = time.perf_counter()
-            rows = claim(conn, requests)
-            self._times.append(time.perf_counter() - began)
-            return rows
-
-        outbox_rows.claim = timed
-        try:
-            yield
-        finally:
-            outbox_rows.claim = claim
+    def claimed(self, rows: int, seconds: float) -> None:
+        """Note one claim."""
+        self._times.append(seconds)
 
     def around(self, work: Callable[[], float]) -> tuple[float, float]:
         """Return what the work returns, and the median seconds of its claims."""

@@ -1,12 +1,15 @@
 """Publishers that leave something out, to measure its cost."""
 
+import logging
 from collections.abc import Collection, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
-from confluent_kafka import Producer
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from outbox import OutboxRow
-from outbox.admin import Marker, Publisher
+from outbox.admin import DEFAULT_CONFIG, KafkaConfig, Marker, Publisher
+
+FLUSH_S = 30.0
 
 
 class NoPublisher(Publisher):
@@ -26,12 +29,23 @@ class NoPublisher(Publisher):
 class PlainPublisher(NoPublisher):
     """Publishes without transaction and marker: idempotent, at least once. For new lanes."""
 
-    def start(self, transactional_lane: int) -> None:
-        """Create a producer like the relay's, without a transactional id."""
-        config = {k: v for k, v in self._config.items() if not k.startswith("transaction")}
-        self._producer = Producer(config, logger=self._log)
-        self._caller = ThreadPoolExecutor(1)
+    def __init__(self, kafka: KafkaConfig, *others: Any) -> None:
+        super().__init__(kafka, *others)
+        self._errors: list[KafkaError] = []
+        config = {**DEFAULT_CONFIG, **kafka, "enable.idempotence": True, "acks": "all"}
+        self._plain = Producer(
+            {name: value for name, value in config.items() if not name.startswith("transaction")}
+            | {"delivery.report.only.error": True, "on_delivery": self._note_error},
+            logger=logging.getLogger("librdkafka"),
+        )
 
     def publish(self, markers: Mapping[int, Marker], rows: Iterable[OutboxRow]) -> None:
-        """Send the rows and wait for all delivery reports."""
-        self.send_records(rows)
+        """Send the rows and wait for all delivery reports. Raises KafkaException."""
+        for row in rows:
+            self._plain.produce(row.topic, row.value, row.key)
+        if self._plain.flush(FLUSH_S) or self._errors:
+            raise KafkaException(*self._errors)
+
+    def _note_error(self, error: KafkaError | None, _message: Message) -> None:
+        if error is not None:
+            self._errors.append(error)

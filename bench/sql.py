@@ -10,17 +10,19 @@ import shutil
 import struct
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
 from multiprocessing import get_context
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, Self
 from uuid import UUID, uuid4
 
+import psycopg
 from psycopg import pq
 from psycopg._queries import PostgresQuery
+from psycopg.abc import Params
 from psycopg.adapt import Transformer
 
 from bench.load import fill_outbox
@@ -32,13 +34,12 @@ from orchestrator.contract import workers
 from orchestrator.contract.messages import DeployOrder, encode_order, worker_id
 from orchestrator.embedded.postgres import postgres_binaries
 from orchestrator.runtime.process import configure_gc
-from outbox import Connection, Message, arrays, connect, enqueue, lane_rows, outbox_rows, transaction
-from testkit.system import System
+from outbox import Connection, Message, connect, enqueue, transaction
+from testkit.system import OwnedLane, System
 
 BATCH = 1000
 TOPIC_ID = UUID(int=1)
 GROUP = "bench"
-AN_ID = 1 << 40  # more than 4 bytes: psycopg sends smaller integers in smaller types
 
 Side = Callable[[dict[str, str], int], tuple[float, float]]  # environ, rows: start and end
 
@@ -128,14 +129,14 @@ def insert_replay(environ: dict[str, str], rows: int) -> tuple[float, float]:
     settings = System(environ, Path()).settings
     with closing(connect(settings.database_url, "bench")) as conn:
         offsets.insert_position(conn, GROUP, "in", 0, TOPIC_ID, 0)
-        recorder = Recorder(conn)
+        calls = record(conn, run=False)
         recorded = []
         for batch in inputs(settings.output_topic, rows):
-            recorder.calls.clear()
-            offsets.advance(recorder.session, GROUP, "in", TOPIC_ID, batch.moves)
-            workers.insert(recorder.session, batch.orders)
-            enqueue(recorder.session, batch.messages, 1)
-            recorded.append(list(recorder.calls))
+            calls.clear()
+            offsets.advance(conn, GROUP, "in", TOPIC_ID, batch.moves)
+            workers.insert(conn, batch.orders)
+            enqueue(conn, batch.messages, 1)
+            recorded.append(list(calls))
         plain = Plain(conn)
         _together.wait()
         began = time.time()
@@ -160,35 +161,17 @@ def relay_product(environ: dict[str, str], rows: int) -> tuple[float, float]:
         done = 0
         while done < rows:
             done += lane.run_once()
-        lane.session.finish()
+        lane.relay.acknowledge()
         return began, time.time()
 
 
 def relay_replay(environ: dict[str, str], rows: int) -> tuple[float, float]:
     """Run the statements of a lane, and read only the ids."""
-    settings = System(environ, Path()).settings
-    with closing(connect(settings.database_url, "bench")) as conn:
-        values = {
-            "lane": 0,
-            "lanes": arrays.smallints([0]),
-            "epochs": arrays.bigints([lane_rows.take_lane(conn, 0)]),
-            "batch_numbers": arrays.bigints([1]),
-            "transactional_lanes": arrays.smallints([0]),
-            "after_ids": arrays.bigints([0]),
-            "limits": arrays.bigints([BATCH]),
-            "small": 1 << 20,
-        }
-        lock, acknowledge, deploy, claim, begin = (
-            encode(conn, sql, values | {"ids": ids, "inflight": ["{}"]})
-            for sql, ids in (
-                (lane_rows.LOCK_LANES_SKIP_LOCKED, [AN_ID]),
-                (outbox_rows.ACKNOWLEDGE, [AN_ID]),
-                (workers.SET_DEPLOYED, [UUID(int=0)]),
-                (outbox_rows.CLAIM, [AN_ID]),
-                (lane_rows.BEGIN_BATCHES, [AN_ID]),
-            )
-        )
-        plain = Plain(conn)
+    system = System(environ, Path())
+    fill_outbox(system, 2 * BATCH)  # which the recorded cycles publish
+    with system.lane(batch_size=BATCH, publisher=NoPublisher) as lane:
+        lock, acknowledge, deploy, claim, begin = record_cycle(lane)
+        plain = Plain(lane.conn)
         ids, claimed, done = array_of(20, []), 0, 0
         _together.wait()
         began = time.time()
@@ -196,62 +179,75 @@ def relay_replay(environ: dict[str, str], rows: int) -> tuple[float, float]:
             plain.run(b"BEGIN")
             plain.call(lock)
             if claimed:
-                acknowledged = plain.call(acknowledge.with_array(ids))
-                plain.call(deploy.with_array(array_of(2950, column(acknowledged, 0))))
+                acknowledged = plain.call(acknowledge.with_array("ids", ids))
+                workers_of = array_of(2950, column(acknowledged, 0))
+                plain.call(deploy.with_array("ids", workers_of))
             found = column(plain.call(claim), 1) if done < rows else []
             ids, claimed = array_of(20, found), len(found)
             done += claimed
             inflight = b",".join(b"%d" % int.from_bytes(one) for one in found)
-            plain.call(begin.with_array(array_of(25, [b"{" + inflight + b"}"])))
+            plain.call(begin.with_array("inflight", array_of(25, [b"{" + inflight + b"}"])))
             plain.run(b"COMMIT")
         return began, time.time()
+
+
+def record_cycle(lane: OwnedLane) -> list["Call"]:
+    """Return the statements of a cycle that acknowledges a batch and claims the next one."""
+    calls = record(lane.conn, run=True)
+    lane.recover()
+    lane.run_once()
+    calls.clear()
+    lane.run_once()
+    queries = [call.query for call in calls]
+    recorded = calls[queries.index(b"BEGIN") + 1 : queries.index(b"COMMIT")]
+    lane.relay.acknowledge()  # no batch is left over
+    return recorded
 
 
 # ---- libpq's plain calls --------------------------------------------------------------------------
 
 
 class Call(NamedTuple):
-    """A statement with its parameters in the format of the wire protocol."""
+    """A statement with its parameters in the format of the wire protocol. names: of the parameters."""
 
     query: bytes
     params: Sequence[pq.abc.Buffer]
     types: tuple[int, ...]
     formats: Sequence[pq.Format]
-    array: int  # the index of the only array parameter, or -1
+    names: Sequence[str]
 
-    def with_array(self, array: bytes) -> "Call":
-        """Return the call with another array."""
+    def with_array(self, name: str, array: bytes) -> "Call":
+        """Return the call with another array as a parameter."""
         params = list(self.params)
-        params[self.array] = array
+        params[self.names.index(name)] = array
         return self._replace(params=params)
 
 
-def encode(conn: Connection, sql: str, values: Sequence[object] | Mapping[str, object]) -> Call:
-    """Encode a statement's parameters as psycopg does."""
-    query = PostgresQuery(Transformer(conn))
-    query.convert(sql, values)
-    params = cast("Sequence[pq.abc.Buffer]", query.params or [])
-    given = [values[name] for name in query._order] if query._order else list(values)  # type: ignore[call-overload]
-    arrays = [index for index, value in enumerate(given) if isinstance(value, list)]
-    return Call(query.query, params, query.types, query.formats or [], arrays[0] if arrays else -1)
+def record(conn: Connection, *, run: bool) -> list[Call]:
+    """Return a list that gets all statements of a session from now on; run: whether they are run."""
+    calls: list[Call] = []
 
+    class RecordingCursor(psycopg.Cursor[Any]):
+        def execute(self, query: Any, params: Params | None = None, **options: Any) -> Self:
+            encoded = PostgresQuery(Transformer(conn))
+            encoded.convert(query, params)
+            calls.append(
+                Call(
+                    encoded.query,
+                    [value for value in encoded.params or [] if value is not None],
+                    encoded.types,
+                    encoded.formats or [],
+                    encoded._order or [],
+                )
+            )
+            return super().execute(query, params, **options) if run else self
 
-class Recorder:
-    """Takes the place of a connection and records the statements that the product would run."""
+        @property
+        def rowcount(self) -> int:
+            return super().rowcount if run else 1  # as if the statement had found its row
 
-    def __init__(self, conn: Connection) -> None:
-        self._conn = conn
-        self.calls: list[Call] = []
-        self.session = cast("Connection", self)
-
-    def execute(
-        self, sql: str, values: Sequence[object] | Mapping[str, object], **_: bool
-    ) -> "Recorder":
-        """Record one statement."""
-        self.calls.append(encode(self._conn, sql, values))
-        return self
-
-    rowcount = 1
+    conn.cursor_factory = RecordingCursor
+    return calls
 
 
 class Plain:
@@ -283,7 +279,8 @@ def check(result: pq.abc.PGresult) -> pq.abc.PGresult:
 
 def column(result: pq.abc.PGresult, number: int) -> list[bytes]:
     """Return one column, in the format of the wire protocol."""
-    return [cast("bytes", result.get_value(row, number)) for row in range(result.ntuples)]
+    values = (result.get_value(row, number) for row in range(result.ntuples))
+    return [value for value in values if value is not None]
 
 
 def array_of(oid: int, values: Sequence[bytes]) -> bytes:

@@ -134,7 +134,10 @@ class Batches:
             )
             for number in numbers
         ]
+        started = time.perf_counter()
         batch = outbox_rows.claim(self._conn, requests)
+        took_s = time.perf_counter() - started
+        self._options.observer.claimed(sum(map(len, batch.values())), took_s)
         for number in numbers:
             self.watermarks[number].note_scan([row.id for row in batch.get(number, ())])
         return batch

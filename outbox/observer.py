@@ -18,6 +18,9 @@ class Observer:
     def idle(self) -> None:
         """The lanes were polled and are empty."""
 
+    def claimed(self, rows: int, seconds: float) -> None:
+        """A claim took so long: the statement, and loading large rows."""
+
     def transaction(self, server: str, seconds: float) -> None:
         """One transaction took so long; server: `postgres` (acknowledge and claim) or `kafka`."""
 

@@ -10,10 +10,11 @@ the start, an eager autovacuum, and a pause of only 2 ms when nothing waits.
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import cast
+from typing import NamedTuple
 
 import psycopg
 from confluent_kafka import Producer
+from psycopg.rows import args_row
 
 from bench.peers import OutboxPeer
 from bench.peers.resources import child, new_database, new_producer
@@ -80,6 +81,15 @@ def serve(database_url: str, bootstrap_servers: str, batch_size: int) -> None:
                 time.sleep(IDLE_S)
 
 
+class WaitingOrder(NamedTuple):
+    """A row of the outbox."""
+
+    id: int
+    topic: str
+    key: str
+    value: str
+
+
 CLAIM = """
     SELECT id, topic, key, value
       FROM outbox
@@ -93,10 +103,10 @@ DELETE = "DELETE FROM outbox WHERE id = ANY(%s)"
 def publish(conn: psycopg.Connection[tuple[object, ...]], producer: Producer, limit: int) -> int:
     """Publish one batch and delete its rows; return how many they were."""
     with conn.transaction():
-        rows = cast("list[tuple[int, str, str, str]]", conn.execute(CLAIM, (limit,)).fetchall())
+        rows = conn.cursor(row_factory=args_row(WaitingOrder)).execute(CLAIM, (limit,)).fetchall()
         for _, topic, key, value in rows:
             producer.produce(topic, value, key)
         if rows:
             producer.flush()
-            conn.execute(DELETE, ([row[0] for row in rows],))
+            conn.execute(DELETE, ([row.id for row in rows],))
     return len(rows)

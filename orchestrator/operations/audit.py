@@ -5,8 +5,8 @@ of a scenario come in the order in which its workers were accepted.
 
 It may run while all processes work. Only workers that were deployed before the topic's high watermarks
 were read must have a record below them, and a worker that has a record below them was accepted before.
-Postgres holds the topic's records in a temporary table and does the comparison, so memory is bounded. No
-transaction stays open while Kafka is read, so vacuum is not held up.
+Postgres holds the topic's records in a temporary table and does the comparison, so memory is bounded.
+No transaction stays open while Kafka is read, so vacuum is not held up.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -84,8 +84,8 @@ def audit(
 ) -> Audit:
     """Read the topic up to its high watermarks and compare it with the workers.
 
-    conn: in no transaction. since: leave out older records and workers. progress: where to write how far
-    the reading is. Raises DatabaseNotReady, TopicMissing, KafkaException or psycopg.Error.
+    conn: in no transaction. since: leave out older records and workers. progress: where to write how
+    far the reading is. Raises DatabaseNotReady, TopicMissing, KafkaException or psycopg.Error.
     """
     check_session(conn)  # temporary tables belong to one session
     admin = topics.Admin(kafka)

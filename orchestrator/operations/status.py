@@ -1,8 +1,8 @@
 """`status`: the state of the installation at one moment, from Postgres and Kafka alone.
 
 The processes are not asked: they may be down, and their sessions in Postgres show who owns what. Reads
-only; locks nothing. What Kafka does not answer, or what takes longer than TIMEOUT_MS to count, is reported
-as unknown; the rest is shown.
+only; locks nothing. What Kafka does not answer, or what takes longer than TIMEOUT_MS to count, is
+reported as unknown; the rest is shown.
 """
 
 import enum
@@ -54,9 +54,10 @@ class LaneCondition(enum.StrEnum):
 class LaneReport(NamedTuple):
     """A lane.
 
-    refusal: the outcome for which it is refused, with the command that ends it: repair. owner: application
-    name and address of its session; None: it has none. inflight: rows of batch `batch_number` that are
-    not acknowledged. pending: rows in the outbox, at most MAX_COUNTED; None: they could not be counted.
+    refusal: the outcome for which it is refused, with the command that ends it: repair. owner:
+    application name and address of its session; None: it has none. inflight: rows of batch
+    `batch_number` that are not acknowledged. pending: rows in the outbox, at most MAX_COUNTED; None:
+    they could not be counted.
     """
 
     lane: int

@@ -1,4 +1,4 @@
-"""The outbox from outside, for its operators: look at lanes and rows, repair, check, step a relay by hand.
+"""The outbox from outside, for its operators: lanes, rows, parked rows, take-over, permissions, trials.
 
 With `outbox` itself this is all that is public; every other module is the library's own. All functions
 take the connection first; those that change rows never commit.

@@ -28,8 +28,8 @@ class RowId(NamedTuple):
 class ParkedRow(NamedTuple):
     """A row that Kafka rejected for itself.
 
-    size_bytes: of its value, which `read_parked_value` returns. reason: Kafka's. discarded_at: None while an
-    operator has still to decide.
+    size_bytes: of its value, which `read_parked_value` returns. reason: Kafka's. discarded_at: None
+    while an operator has still to decide.
     """
 
     lane: int

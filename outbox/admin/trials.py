@@ -1,4 +1,4 @@
-"""What an operator can try without a relay: does Postgres keep a session's locks, may this user publish?"""
+"""What can be tried without a relay: does Postgres keep a session's locks, may this user publish?"""
 
 import logging
 import time
@@ -33,7 +33,8 @@ def try_session_lock(conn: Connection) -> bool:
     """
     check_session(conn)
     values = {"class": lock_class(read_identity(conn)), "lock": TRIAL_LOCK}
-    if not all([scalar(conn, bool, step, values) for step in (TRY_LOCK, HAS_LOCK, FREE_LOCK)]):
+    steps = [scalar(conn, bool, step, values) for step in (TRY_LOCK, HAS_LOCK, FREE_LOCK)]
+    if not all(steps):  # not one by one: what was locked is freed, whatever was seen
         raise TransactionPoolingDetected
     return server_process(conn) == conn.info.backend_pid
 

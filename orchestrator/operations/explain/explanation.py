@@ -23,9 +23,9 @@ from outbox.admin import RowStatus, count_rows, search_parked
 class Explanation(NamedTuple):
     """What is known of an id: its workers, and what mentions it and has no worker, or not yet.
 
-    parked: rows about no worker. unread: commands that are not consumed yet. more_...: how many are left
-    out beyond MAX_SHOWN; of workers, whether there are any. unpublished: dead letters in the outbox, about
-    any id. unsearched: at most so many unconsumed records were not searched.
+    parked: rows about no worker. unread: commands that are not consumed yet. more_...: how many are
+    left out beyond MAX_SHOWN; of workers, whether there are any. unpublished: dead letters in the
+    outbox, about any id. unsearched: at most so many unconsumed records were not searched.
     """
 
     id: UUID

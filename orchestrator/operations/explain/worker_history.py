@@ -45,9 +45,10 @@ class WorkerRow(NamedTuple):
 class WorkerHistory(NamedTuple):
     """A worker with the records and the row that are known of it.
 
-    command_time: of the command's record; None if the worker's id is not one of ours. command: where the
-    record is. unsearched_offsets: offsets at which it may be and that were not tried. row: in the outbox,
-    or parked. order: the deploy order. duplicates: further orders that were read, perhaps not all.
+    command_time: of the command's record; None if the worker's id is not one of ours. command: where
+    the record is. unsearched_offsets: offsets at which it may be and that were not tried. row: in the
+    outbox, or parked. order: the deploy order. duplicates: further orders that were read, perhaps not
+    all.
     """
 
     worker: WorkerRow
