@@ -18,7 +18,7 @@ The tables, the topic that it needs and how to take it into a service: README.md
 """
 
 from outbox import arrays
-from outbox.backoff import LIMIT_S, Backoff, persist
+from outbox.backoff import Backoff
 from outbox.crash_points import crash_point
 from outbox.enqueue import count_lanes, enqueue
 from outbox.errors import (
@@ -52,7 +52,6 @@ from outbox.timings import Timings, with_overrides
 
 __all__ = [
     "KEEPALIVES",
-    "LIMIT_S",
     "AdaptivePause",
     "Backoff",
     "Connection",
@@ -80,7 +79,6 @@ __all__ = [
     "enqueue",
     "error_text",
     "hang_up_after",
-    "persist",
     "query",
     "retry_transaction",
     "scalar",

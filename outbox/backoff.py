@@ -2,7 +2,6 @@
 
 import random
 import time
-from collections.abc import Callable
 from threading import Event
 
 FIRST_BACKOFF_S = 0.1
@@ -46,25 +45,3 @@ class Backoff:
             self._stop.wait(random.uniform(0, longest_s))  # noqa: S311  # no secret
         self._healthy = False
         self._began = time.monotonic()
-
-
-def persist(
-    session: Callable[[Callable[[], None]], None],
-    errors: tuple[type[Exception], ...],
-    note: Callable[[Exception], None],
-    stop: Event,
-    steady_s: float = 0.0,
-) -> None:
-    """Run a session until it ends well. To be replaced by a visible loop in each caller."""
-    backoff = Backoff(stop, steady_s)
-    while not stop.is_set():
-        try:
-            session(backoff.healthy)
-        except errors as error:
-            note(error)
-            backoff.wait()
-        else:
-            return
-
-
-LIMIT_S = MAX_BACKOFF_S

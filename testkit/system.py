@@ -55,7 +55,6 @@ from outbox import (
     transaction,
 )
 from outbox.admin import Lane, Publisher, RelayOptions, SteppedRelay, step_relay
-from outbox.timings import PRODUCTION
 from testkit.eventually import eventually
 
 # What tests shorten, in this process and in those that they start: waits that they would only sit out.
@@ -260,7 +259,7 @@ class System:
             cast("Callable[[Connection, Sequence[UUID]], None]", workers.set_deployed),
             batch_size,
             observer=observer or Observer(),
-            timings=timings or replace(PRODUCTION, **QUICK),
+            timings=timings or replace(Timings(), **QUICK),
         )
         with (
             closing(self.connect(f"test lane {number}")) as conn,

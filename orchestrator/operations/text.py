@@ -1,16 +1,8 @@
-<<<<<<< HEAD
 """How figures are printed."""
 
 
 def duration(seconds: float) -> str:
     """Return a duration in a fitting unit: 12 ms, 3.4 s, 5.0 m, 2.1 h, 3.2 d."""
-=======
-"""How figures are written as text."""
-
-
-def duration(seconds: float) -> str:
-    """Return a length of time in its usual unit: 12 ms, 3.4 s, 5 m, 2.1 h, 3.2 d."""
->>>>>>> 3017649 (bench: the library through its fronts; claims timed by the observer)
     if seconds < 1:
         return f"{seconds * 1000:.0f} ms"
     for unit, size, limit in (("s", 1, 120), ("m", 60, 7200), ("h", 3600, 172_800)):

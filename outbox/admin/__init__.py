@@ -49,7 +49,7 @@ from outbox.lane import Lane
 from outbox.lane_rows import read_identity
 from outbox.markers import KafkaConfig, Marker, MarkerReader, marker_group
 from outbox.options import RelayOptions
-from outbox.outbox_rows import ClaimRequest, acknowledge, read_backlog
+from outbox.outbox_rows import acknowledge, read_backlog
 from outbox.pooler import TransactionPoolingDetected, check_session
 from outbox.publisher import DEFAULT_CONFIG, Publisher
 
@@ -60,7 +60,6 @@ __all__ = [
     "RELAY_PERMISSIONS",
     "WRITER_PERMISSIONS",
     "BatchReset",
-    "ClaimRequest",
     "KafkaConfig",
     "Lane",
     "LaneBacklog",

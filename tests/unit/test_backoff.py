@@ -5,11 +5,28 @@ from threading import Event, Timer
 
 import pytest
 
-from outbox.backoff import persist
+from outbox import Backoff
 
 pytestmark = pytest.mark.xdist_group("measures")
 
 SESSIONS = 100
+
+
+def run(
+    session: Callable[[Callable[[], None]], None],
+    note: Callable[[Exception], None],
+    backoff: Backoff,
+    stop: Event,
+) -> None:
+    """Run sessions as every loop does."""
+    while not stop.is_set():
+        try:
+            session(backoff.healthy)
+        except ValueError as error:
+            note(error)
+            backoff.wait()
+        else:
+            return
 
 
 def lives(steady_s: float, each_s: float) -> list[Exception]:
@@ -29,7 +46,7 @@ def lives(steady_s: float, each_s: float) -> list[Exception]:
 
     timer = Timer(1, stop.set)
     timer.start()
-    persist(session, (ValueError,), note, stop, steady_s)
+    run(session, note, Backoff(stop, steady_s), stop)
     timer.cancel()
     return ended
 
@@ -48,4 +65,4 @@ def test_an_error_that_no_session_cures_is_raised() -> None:
         raise KeyError
 
     with pytest.raises(KeyError):
-        persist(session, (ValueError,), lambda _error: None, Event())
+        run(session, lambda _error: None, Backoff(Event()), Event())

@@ -1,13 +1,17 @@
-"""Imports only point down, the library knows nothing of the service, and DDL lives in schema/."""
+"""Imports only point down, the library is used through its fronts alone, and DDL lives in schema/."""
 
 import ast
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+import bench
 import orchestrator
 import outbox
+import outbox.admin
+import testkit
 
 ROOT = Path(orchestrator.__file__).parent.parent
 PACKAGES = [Path(package.__path__[0]) for package in (orchestrator, outbox)]
@@ -94,6 +98,101 @@ def test_no_imports_go_round_in_circles() -> None:
     for module in MODULES:
         visit(module, ())
 
+
+# ---- the library is closed ----------------------------------------------------------------------
+
+# Listed though it is imported here by none: errors for another service to catch, types of results.
+NOT_IMPORTED = {
+    *("OutboxError", "RecordRejected", "RolledBack", "Stopped"),
+    *("BatchReset", "LaneBacklog", "LaneSummary", "ParkedCount", "RowCount", "TransactionalIdTrial"),
+}
+FRONTS = {"outbox": set(outbox.__all__), "outbox.admin": set(outbox.admin.__all__)}
+OUTSIDE = [
+    file
+    for package in (orchestrator, bench, testkit)
+    for file in sorted(Path(package.__path__[0]).rglob("*.py"))
+]
+
+
+def named_from_the_library(file: Path) -> set[tuple[str, str]]:
+    """Return what a file imports from the library: module and name; of `import x`, no name."""
+    nodes = list(ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
+    named = {
+        (node.module or "", alias.name)
+        for node in nodes
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    named |= {
+        (alias.name, "") for node in nodes if isinstance(node, ast.Import) for alias in node.names
+    }
+    return {(module, name) for module, name in named if module.split(".")[0] == "outbox"}
+
+
+@pytest.mark.parametrize("front", FRONTS)
+def test_a_front_has_all_that_it_lists(front: str) -> None:
+    listed = {"outbox": outbox, "outbox.admin": outbox.admin}[front]
+    assert [name for name in FRONTS[front] if not hasattr(listed, name)] == []
+
+
+def test_the_library_is_imported_through_its_fronts_alone() -> None:
+    inner = [
+        f"{file.relative_to(ROOT)}: {module} {name}"
+        for file in OUTSIDE
+        for module, name in named_from_the_library(file)
+        if name not in FRONTS.get(module, set())
+    ]
+    assert inner == []
+
+
+def test_the_fronts_list_nothing_that_is_not_imported() -> None:
+    used = {named for file in OUTSIDE for named in named_from_the_library(file)}
+    listed = {(front, name) for front, names in FRONTS.items() for name in names}
+    assert {name for _, name in listed - used} == NOT_IMPORTED
+
+
+TABLES = re.compile(r"\b(outbox|outbox_lane|outbox_parked|outbox_identity)\b(?!\.lanes)")  # a setting
+SQL = re.compile(r"\b(SELECT|INSERT|UPDATE|DELETE|COPY|TRUNCATE|VACUUM|ANALYZE|LOCK|REVOKE|GRANT)\b")
+
+# Who may name the tables, and why. (testkit and tests may, too: they plant faults.)
+TABLES_ELSEWHERE = {
+    "bench/load.py": "fills the tables as fast as the server can",
+    "bench/components.py": "measures the bare insert",
+    "bench/peers/": "tables of other outboxes; of ours, what a peer does instead of `enqueue`",
+}
+
+
+def statements(file: Path) -> Iterator[str]:
+    """Yield the strings of a file that are SQL; an f-string as a whole; no docstrings."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    documented = {
+        id(node.value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    }
+    for node in ast.walk(tree):
+        parts = node.values if isinstance(node, ast.JoinedStr) else [node]
+        texts = [
+            part.value.decode("utf-8", "replace") if isinstance(part.value, bytes) else part.value
+            for part in parts
+            if isinstance(part, ast.Constant) and isinstance(part.value, str | bytes)
+        ]
+        if id(node) not in documented and SQL.search(text := "".join(texts)):
+            yield text
+
+
+def test_the_tables_of_the_library_are_named_in_its_own_statements_alone() -> None:
+    named = [
+        f"{name}: {' '.join(statement.split())[:80]}"
+        for file in OUTSIDE
+        if not (name := str(file.relative_to(ROOT))).startswith(("testkit/", *TABLES_ELSEWHERE))
+        for statement in statements(file)
+        if TABLES.search(statement)
+    ]
+    assert named == []
+
+
+# ---- DDL ----------------------------------------------------------------------------------------
 
 DDL = re.compile(
     r"\b(CREATE|ALTER|DROP|TRUNCATE)\s+(\w+\s+){0,3}?(TABLE|INDEX|TYPE|SCHEMA|SEQUENCE|VIEW|"
