@@ -6,7 +6,8 @@ from orchestrator.config.settings import Settings
 from orchestrator.config.timings import ProcessTimings
 from orchestrator.contract.repair_commands import repair_of_lane
 from orchestrator.contract.workers import set_deployed
-from orchestrator.observability.gauges import KafkaProbe, backlog_gauges, poll_in_background
+from orchestrator.observability.backlog import backlog_gauges
+from orchestrator.observability.gauges import KafkaProbe, poll_in_background
 from orchestrator.observability.health import Health
 from orchestrator.observability.metrics import RelayMetrics, new_registry
 from orchestrator.runtime.migrations import check_current

@@ -34,6 +34,7 @@ from outbox.errors import (
 from outbox.lane import LaneState, LaneStatus, Outcome
 from outbox.message import Headers, Message, OutboxRow
 from outbox.observer import Observer
+from outbox.outbox_rows import read_backlog
 from outbox.pacing import AdaptivePause
 from outbox.postgres import (
     KEEPALIVES,
@@ -80,6 +81,7 @@ __all__ = [
     "error_text",
     "hang_up_after",
     "query",
+    "read_backlog",
     "retry_transaction",
     "scalar",
     "scalars",

@@ -1,32 +1,21 @@
-"""Gauges of whole tables and topics: polled in the background, never inside a scrape.
+"""Gauges of topics: polled in the background, never inside a scrape. So is the check of the brokers.
 
 Each process reports only what it owns (its lanes, its partitions), so that sums over all processes
-count nothing twice. What cannot be read is absent, or NaN, rather than stale. The check of the brokers,
-for /readyz, works in the same way.
+count nothing twice. What cannot be read is absent, or NaN, rather than stale.
 """
 
-import logging
-import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from threading import Event, Thread
-from typing import TypeVar
 
-import psycopg
 from confluent_kafka import KafkaException
-from psycopg_pool import ConnectionPool, PoolTimeout
 
 from orchestrator.config.settings import Settings
 from orchestrator.config.timings import ProcessTimings
-from orchestrator.contract.workers import read_id_sequence
 from orchestrator.kafka import topics
-from orchestrator.observability.metrics import ConsumerMetrics, RelayMetrics
-from outbox import KEEPALIVES, Connection, error_text, hang_up_after
-from outbox.admin import read_backlog
-
-T = TypeVar("T")
-COST_FACTOR = 20.0  # a poll that counts rows may take 5 % of the time
+from orchestrator.observability.metrics import ConsumerMetrics
+from outbox import error_text
 
 
 @contextmanager
@@ -69,57 +58,6 @@ class KafkaProbe:
             self.last_error = "; ".join(topics.find_missing(self._admin, self._wanted)) or None
         except KafkaException as error:
             self.last_error = error_text(error)
-
-
-@contextmanager
-def backlog_gauges(
-    settings: Settings, metrics: RelayMetrics, timings: ProcessTimings
-) -> Iterator[None]:
-    """Keep outbox_pending_rows, outbox_oldest_pending_age_seconds and the share of ids used."""
-    logging.getLogger("psycopg.pool").setLevel(logging.CRITICAL)  # the relay says what is down
-
-    def limit_statements(conn: Connection) -> None:
-        timeout_ms = int(timings.gauge_statement_s * 1000)
-        with hang_up_after(conn, timings.gauge_silence_s):
-            conn.execute("SELECT set_config('statement_timeout', %s, false)", (str(timeout_ms),))
-
-    pool: ConnectionPool[Connection] = ConnectionPool(
-        settings.database_url,
-        kwargs={
-            "autocommit": True,
-            "application_name": "orchestrator gauges",
-            "target_session_attrs": "read-write",  # a standby may be far behind
-            **KEEPALIVES,
-        },
-        configure=limit_statements,
-        min_size=0,
-        max_size=1,
-        timeout=timings.gauge_statement_s,
-        open=False,
-    )
-
-    def read(what: Callable[[Connection], T]) -> T | None:
-        """Read one thing, whatever happens to the others; None if it cannot be read."""
-        try:
-            with pool.connection() as conn, hang_up_after(conn, timings.gauge_silence_s):
-                return what(conn)
-        except (psycopg.Error, PoolTimeout):
-            return None
-
-    def poll() -> None:
-        backlog = read(lambda conn: read_backlog(conn, sorted(metrics.owned))) or {}
-        metrics.pending.clear()
-        metrics.oldest.clear()
-        for lane, rows in backlog.items():
-            metrics.pending.labels(str(lane)).set(rows.pending)
-            metrics.oldest.labels(str(lane)).set(rows.oldest_s)
-        ids = read(read_id_sequence)
-        used = None if ids is None else ids.used
-        metrics.ids_used.set(math.nan if used is None else used)
-
-    metrics.ids_used.set(math.nan)  # not 0, before the first poll
-    with pool, poll_in_background(poll, timings, COST_FACTOR):
-        yield
 
 
 @contextmanager

@@ -49,7 +49,7 @@ from outbox.lane import Lane
 from outbox.lane_rows import read_identity
 from outbox.markers import KafkaConfig, Marker, MarkerReader, marker_group
 from outbox.options import RelayOptions
-from outbox.outbox_rows import acknowledge, read_backlog
+from outbox.outbox_rows import acknowledge
 from outbox.pooler import TransactionPoolingDetected, check_session
 from outbox.publisher import DEFAULT_CONFIG, Publisher
 
@@ -94,7 +94,6 @@ __all__ = [
     "find_row",
     "list_lanes",
     "marker_group",
-    "read_backlog",
     "read_identity",
     "read_parked",
     "read_parked_value",

@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from orchestrator.config.settings import read_settings
 from orchestrator.config.timings import ProcessTimings
 from orchestrator.contract.workers import READ_ID_SEQUENCE
-from orchestrator.observability.gauges import backlog_gauges
+from orchestrator.observability.backlog import backlog_gauges
 from orchestrator.observability.health import Health
 from orchestrator.observability.metrics import RelayMetrics, new_registry
 from testkit.eventually import eventually

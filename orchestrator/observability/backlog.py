@@ -1,0 +1,71 @@
+"""Gauges of the relay's tables: polled in the background, through a connection of their own."""
+
+import logging
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import psycopg
+from psycopg_pool import ConnectionPool, PoolTimeout
+
+from orchestrator.config.settings import Settings
+from orchestrator.config.timings import ProcessTimings
+from orchestrator.contract.workers import read_id_sequence
+from orchestrator.observability.gauges import poll_in_background
+from orchestrator.observability.metrics import RelayMetrics
+from outbox import KEEPALIVES, Connection, hang_up_after, read_backlog
+
+T = TypeVar("T")
+COST_FACTOR = 20.0  # a poll that counts rows may take 5 % of the time
+
+
+@contextmanager
+def backlog_gauges(
+    settings: Settings, metrics: RelayMetrics, timings: ProcessTimings
+) -> Iterator[None]:
+    """Keep outbox_pending_rows, outbox_oldest_pending_age_seconds and the share of ids used."""
+    logging.getLogger("psycopg.pool").setLevel(logging.CRITICAL)  # the relay says what is down
+
+    def limit_statements(conn: Connection) -> None:
+        timeout_ms = int(timings.gauge_statement_s * 1000)
+        with hang_up_after(conn, timings.gauge_silence_s):
+            conn.execute("SELECT set_config('statement_timeout', %s, false)", (str(timeout_ms),))
+
+    pool: ConnectionPool[Connection] = ConnectionPool(
+        settings.database_url,
+        kwargs={
+            "autocommit": True,
+            "application_name": "orchestrator gauges",
+            "target_session_attrs": "read-write",  # a standby may be far behind
+            **KEEPALIVES,
+        },
+        configure=limit_statements,
+        min_size=0,
+        max_size=1,
+        timeout=timings.gauge_statement_s,
+        open=False,
+    )
+
+    def read(what: Callable[[Connection], T]) -> T | None:
+        """Read one thing, whatever happens to the others; None if it cannot be read."""
+        try:
+            with pool.connection() as conn, hang_up_after(conn, timings.gauge_silence_s):
+                return what(conn)
+        except (psycopg.Error, PoolTimeout):
+            return None
+
+    def poll() -> None:
+        backlog = read(lambda conn: read_backlog(conn, sorted(metrics.owned))) or {}
+        metrics.pending.clear()
+        metrics.oldest.clear()
+        for lane, rows in backlog.items():
+            metrics.pending.labels(str(lane)).set(rows.pending)
+            metrics.oldest.labels(str(lane)).set(rows.oldest_s)
+        ids = read(read_id_sequence)
+        used = None if ids is None else ids.used
+        metrics.ids_used.set(math.nan if used is None else used)
+
+    metrics.ids_used.set(math.nan)  # not 0, before the first poll
+    with pool, poll_in_background(poll, timings, COST_FACTOR):
+        yield
