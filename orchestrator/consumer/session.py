@@ -23,7 +23,7 @@ from orchestrator.consumer.offsets import OffsetConflict, OffsetMove
 from orchestrator.consumer.partitions import OFFSET_NOT_IN_LOG, AssignedPartitions
 from orchestrator.consumer.subscription import ConsumerObserver, Insert, Subscription, T
 from orchestrator.contract.records import InvalidRecord, dead_letter, partition_offset
-from orchestrator.kafka.topics import Admin, TopicMissing, TopicRecreated, TopicWatch
+from orchestrator.kafka.topics import Admin, TopicMissing, TopicRecreated, TopicWatch, read_topic_id
 from outbox import (
     AdaptivePause,
     Connection,
@@ -78,7 +78,8 @@ def open_consumer_session(
     subscription.check(conn)
     lanes = count_lanes(conn)
     admin = Admin(subscription.kafka)
-    topic = TopicWatch(admin, subscription.topic, timings.topic_check_s)
+    topic_id = read_topic_id(admin, subscription.topic)
+    topic = TopicWatch(admin, subscription.topic, topic_id, timings.topic_check_s)
     with closing(GroupMember(subscription.kafka, subscription.group)) as client:
         partitions = AssignedPartitions(
             conn, client, admin, topic, subscription.group, subscription.repair_command, timings

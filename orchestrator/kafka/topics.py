@@ -91,7 +91,7 @@ def result_of(future: Future[TopicDescription], topic: str) -> TopicDescription:
         raise
 
 
-def topic_id(admin: AdminClient, topic: str) -> UUID:
+def read_topic_id(admin: AdminClient, topic: str) -> UUID:
     """Return Kafka's own id of a topic (KIP-516): another one after the topic was recreated."""
     return id_of(describe_topic(admin, topic))
 
@@ -108,14 +108,14 @@ class TopicRecreated(Exception):
 
 
 class TopicWatch:
-    """The id of a topic that is being read, and a regular check that it is still the same topic.
+    """A topic that is being read, and a regular check that it still has the same id.
 
     A reader that continues at its old offset in a recreated topic would skip the records before it.
     """
 
-    def __init__(self, admin: AdminClient, topic: str, check_s: float) -> None:
-        self.name = topic
-        self.id = topic_id(admin, topic)
+    def __init__(self, admin: AdminClient, name: str, topic_id: UUID, check_s: float) -> None:
+        self.name = name
+        self.id = topic_id
         self._admin = admin
         self._check_s = check_s
         self._answer: Future[TopicDescription] | None = None

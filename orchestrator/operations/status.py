@@ -238,7 +238,7 @@ def read_partitions(settings: Settings, conn: Connection, admin: topics.Admin) -
     topic = settings.input_topic
     positions = offsets.read_positions(conn, settings.consumer_group, topic)
     # After the positions: an older high watermark would look like a truncated log.
-    topic_id, logs = topics.topic_id(admin, topic), find_ranges(admin, topic)
+    topic_id, logs = topics.read_topic_id(admin, topic), find_ranges(admin, topic)
     return [
         _report_partition(number, positions.get(number), topic_id, log)
         for number, log in sorted(logs.items())

@@ -118,7 +118,7 @@ def go_on_from(system: System, offset: int) -> None:
     system.query(
         "UPDATE consumed_offsets SET next_offset = %s, topic_id = %s WHERE topic = %s",
         offset,
-        topics.topic_id(admin, system.settings.input_topic),
+        topics.read_topic_id(admin, system.settings.input_topic),
         system.settings.input_topic,
     )
 

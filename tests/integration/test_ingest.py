@@ -80,7 +80,7 @@ def set_offset(system: System, partition: int, offset: int) -> None:
     system.query(
         "UPDATE consumed_offsets SET topic_id = %s, next_offset = %s, leader_epoch = -1"
         " WHERE partition = %s",
-        topics.topic_id(admin, system.settings.input_topic),
+        topics.read_topic_id(admin, system.settings.input_topic),
         offset,
         partition,
     )

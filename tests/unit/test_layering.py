@@ -85,6 +85,28 @@ def test_imports_point_down() -> None:
     assert upwards == []
 
 
+# Knows no scenario, camera or worker: the half of the consumer that will move into the library.
+GENERIC = {
+    "orchestrator.config.timings",
+    "orchestrator.consumer.client",
+    "orchestrator.consumer.loop",
+    "orchestrator.consumer.offsets",
+    "orchestrator.consumer.partitions",
+    "orchestrator.consumer.session",
+    "orchestrator.consumer.subscription",
+    "orchestrator.contract.records",
+    "orchestrator.kafka.topics",
+}
+SERVICE_WORDS = re.compile("scenario|camera|worker", re.IGNORECASE)
+
+
+@pytest.mark.parametrize("module", sorted(GENERIC))
+def test_the_generic_half_of_the_consumer_does_not_know_the_service(module: str) -> None:
+    service = {name for name in IMPORTS[module] if name.startswith("orchestrator.")}
+    assert service <= GENERIC
+    assert not SERVICE_WORDS.findall(MODULES[module].read_text(encoding="utf-8"))
+
+
 def test_no_imports_go_round_in_circles() -> None:
     seen: set[str] = set()
 

@@ -89,7 +89,7 @@ def find_dead_letters(settings: Settings, chosen: RecordFilter) -> DeadLetterTop
     if chosen.ids:
         offsets = {p: [offset for number, offset in chosen.ids if number == p] for p in ranges}
         ranges = {p: _narrow_range(whole, offsets[p]) for p, whole in ranges.items()}
-    return DeadLetterTopic(settings, topics.topic_id(admin, topic), ranges)
+    return DeadLetterTopic(settings, topics.read_topic_id(admin, topic), ranges)
 
 
 def _narrow_range(whole: OffsetRange, offsets: Sequence[int]) -> OffsetRange:

@@ -51,7 +51,7 @@ def search_input(settings: Settings, conn: Connection, wanted: UUID) -> tuple[li
     admin, topic = topics.Admin(settings.kafka), settings.input_topic
     # Before the logs: a position must not be ahead of its high watermark.
     positions = offsets.read_positions(conn, settings.consumer_group, topic)
-    topic_id, logs = topics.topic_id(admin, topic), find_ranges(admin, topic)
+    topic_id, logs = topics.read_topic_id(admin, topic), find_ranges(admin, topic)
     unread = {p: _unconsumed(positions.get(p), topic_id, log) for p, log in logs.items()}
     share = MAX_SEARCHED // max(sum(one.length > 0 for one in unread.values()), 1)
     searched = {p: OffsetRange(one.first, min(one.end, one.first + share)) for p, one in unread.items()}

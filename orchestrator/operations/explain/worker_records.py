@@ -42,7 +42,7 @@ def add_records(
 def find_commands(settings: Settings, histories: Sequence[WorkerHistory]) -> list[WorkerHistory]:
     """Add the records of which the workers were made."""
     admin, topic = topics.Admin(settings.kafka), settings.input_topic
-    topic_id = topics.topic_id(admin, topic)
+    topic_id = topics.read_topic_id(admin, topic)
     found = [_find_command(admin, topic, topic_id, history) for history in histories]
     missing = [h.worker.worker_id for h in found if h.command_time and h.command is None]
     if not missing:

@@ -111,7 +111,7 @@ def find_unread(
 ) -> dict[int, OffsetRange]:
     """Return what is left to consume up to `ends`. Raises NotRepaired for a refused partition."""
     topic = settings.input_topic
-    topic_id = topics.topic_id(admin, topic)
+    topic_id = topics.read_topic_id(admin, topic)
     starts = topics.read_log_start_offsets(admin, topic, list(ends))
     positions = offsets.lock_positions(conn, settings.consumer_group, topic, list(ends))
     for partition, position in positions.items():

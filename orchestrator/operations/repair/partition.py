@@ -158,7 +158,7 @@ def set_position(run: RepairRun, admin: AdminClient, plan: Plan) -> None:
     group, topic, partition = settings.consumer_group, settings.input_topic, check.partition
     with transaction(conn):
         position = offsets.lock_positions(conn, group, topic, [partition]).get(partition)
-        if position != check.position or topics.topic_id(admin, topic) != check.topic_id:
+        if position != check.position or topics.read_topic_id(admin, topic) != check.topic_id:
             raise NotRepaired(f"partition {partition} has changed meanwhile: repeat the repair")
         conn.execute(
             SET_POSITION,
