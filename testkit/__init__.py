@@ -1,1 +1,1 @@
-"""What tests and bench share: real servers, one installation for each test, proxies, waiting."""
+"""Shared by tests and bench: real servers, an installation for each test, proxies, waiting."""

@@ -1,4 +1,4 @@
-"""PostgreSQL and Kafka in containers, by testcontainers, and the containers of our own image."""
+"""PostgreSQL and Kafka in containers, with testcontainers, and containers of the project's image."""
 
 import gc
 import os
@@ -27,18 +27,18 @@ TEST_POSTGRES_VERSION = os.environ.get("TEST_POSTGRES_VERSION", "18")
 KAFKA_IMAGE = f"apache/kafka:{TEST_KAFKA_VERSION}"
 POSTGRES_IMAGE = f"postgres:{TEST_POSTGRES_VERSION}"
 
-# Tests kill servers, not machines: what a process has written outlives it without fsync.
+# Tests kill servers, not machines: data that a process has written survives it without fsync.
 POSTGRES_SETTINGS = {"fsync": "off", "max_connections": "200", "max_prepared_transactions": "10"}
 PASSWORD = "planted-in-tests"
 
-DOCKER_TIMEOUT_S = 10  # for an answer of the daemon, which may have to ask a registry
+DOCKER_TIMEOUT_S = 10  # for an answer of the daemon, which may query a registry
 CONTAINER_TIMEOUT_S = 60  # from the start of a container until its server answers
 
 
 def docker_fault(*images: str) -> str | None:
-    """Say why Docker cannot run these images, or None if it can."""
+    """Return why Docker cannot run these images, or None if it can."""
     with warnings.catch_warnings():
-        # docker leaves its socket open when nobody answers; pytest would blame the first test.
+        # docker leaves its socket open without an answer; pytest would report that in the first test.
         warnings.simplefilter("ignore", ResourceWarning)
         fault = ask_docker(images)
         gc.collect()
@@ -46,7 +46,7 @@ def docker_fault(*images: str) -> str | None:
 
 
 def ask_docker(images: tuple[str, ...]) -> str | None:
-    """Look for the daemon and for the images; return the first fault."""
+    """Check the daemon and the images; return the first fault."""
     try:
         with closing(docker.from_env(timeout=DOCKER_TIMEOUT_S)) as client:
             client.ping()
@@ -59,7 +59,7 @@ def ask_docker(images: tuple[str, ...]) -> str | None:
 
 
 def is_available(client: docker.DockerClient, image: str) -> bool:
-    """Tell whether the image is here, or else whether its registry would give it."""
+    """Return whether the image is here, or can be pulled."""
     try:
         client.images.get(image)
     except ImageNotFound:
@@ -80,17 +80,17 @@ class ServerContainers:
 
     @property
     def servers(self) -> Servers:
-        """Where this process finds them."""
+        """The addresses for this process."""
         return Servers(self.postgres.get_connection_url(), self.kafka.bootstrap_servers)
 
     @property
     def inside(self) -> Servers:
-        """Where containers on their network find them."""
+        """The addresses for containers on their network."""
         url = f"postgresql://postgres:{PASSWORD}@postgres/postgres"
         return Servers(url, KafkaContainer.INSIDE)
 
     def postgres_answers(self) -> bool:
-        """Tell whether a client is served."""
+        """Return whether the server answers a client."""
         try:
             psycopg.connect(self.servers.database_url, connect_timeout=2).close()
         except psycopg.OperationalError:
@@ -100,9 +100,9 @@ class ServerContainers:
 
 @contextmanager
 def server_containers() -> Iterator[ServerContainers]:
-    """Run both servers in containers, which testcontainers removes even after a crash of ours."""
+    """Run both servers in containers, which testcontainers removes even after a crash."""
     with closing(docker.from_env(timeout=DOCKER_TIMEOUT_S)) as client:
-        # Ryuk is the container that does so; without its image all the rest works.
+        # Ryuk is the container that does so; everything else works without its image.
         if not is_available(client, testcontainers_config.ryuk_image):
             testcontainers_config.ryuk_disabled = True
     settings = [f"--{name}={value}" for name, value in POSTGRES_SETTINGS.items()]
@@ -147,7 +147,7 @@ class KafkaContainer(DockerContainer):
             self.with_env(f"KAFKA_{name.replace('.', '_').upper()}", value)
 
     def answers(self) -> bool:
-        """Tell whether a client is served. Raises RuntimeError if the broker has ended."""
+        """Return whether the server answers a client. Raises RuntimeError if the broker has ended."""
         self.reload()
         if self.status == "exited":
             output = b"".join(self.get_logs()).decode().splitlines()

@@ -1,4 +1,4 @@
-"""An installation before its setup: an empty database and no topics; and commands run to their end."""
+"""An installation before its setup: an empty database and no topics; and running a command."""
 
 import logging
 import os
@@ -23,7 +23,7 @@ COMMAND_S = 60  # for a command that ends by itself
 
 @contextmanager
 def bare_system(servers: Servers, directory: Path) -> Iterator[System]:
-    """Make an empty database and the names of topics that are not there; take all away again."""
+    """Create an empty database, with names of topics that do not exist; delete all of it afterwards."""
     name = uuid4().hex[:12]
 
     def administer(statement: str) -> None:  # in a session of its own: the server may be restarted
@@ -41,7 +41,7 @@ def bare_system(servers: Servers, directory: Path) -> Iterator[System]:
 
 
 def end_all(system: System) -> None:
-    """Leave no process behind, nor the children of a `run` that a failed test left running."""
+    """End all processes, also the children of a `run` that a failed test left running."""
     for running in system._running:
         if running.process.poll() is None:
             children = psutil.Process(running.process.pid).children(recursive=True)
@@ -53,7 +53,7 @@ def end_all(system: System) -> None:
 def run_command(
     environ: Mapping[str, str], *command: str, cwd: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run `orchestrator COMMAND` to its end; a variable that is empty counts as not set."""
+    """Run `orchestrator COMMAND` to its end. An empty variable counts as not set."""
     path = os.pathsep.join([str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
     return subprocess.run(
         [sys.executable, "-m", "orchestrator", *command],
@@ -68,7 +68,7 @@ def run_command(
 
 
 def run_in_process(environ: Mapping[str, str], *command: str) -> subprocess.CompletedProcess[str]:
-    """Do what `run_command` does in this process: for wrong usage, which comes before all work."""
+    """Do the same in this process, which is faster: for usage errors, which come before any work."""
     out, err = StringIO(), StringIO()
     logging_before = logging.root.handlers[:], logging.root.level
     with (

@@ -1,4 +1,4 @@
-"""Waiting for what comes about by itself, instead of sleeping and hoping."""
+"""Waiting until a condition holds, instead of sleeping."""
 
 import time
 from collections.abc import Callable
@@ -6,8 +6,8 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-GENEROUS_S = 30  # for what takes a second or two on a quiet machine
-POLL_S = 0.02  # short beside anything a server does, long beside the check itself
+GENEROUS_S = 30  # for a step that takes a second or two on a quiet machine
+POLL_S = 0.02  # short compared with a server's work, long compared with the check
 
 
 def eventually(check: Callable[[], T], timeout: float = GENEROUS_S) -> T:

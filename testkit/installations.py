@@ -1,4 +1,4 @@
-"""Making installations: one at a time, or in bulk before a test asks for them."""
+"""Creating installations: one at a time, or several before a test needs them."""
 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,12 +18,12 @@ from testkit.eventually import eventually
 from testkit.system import LANES, PARTITIONS, System, environ_of, have_leaders
 
 DATA_TOPICS = ("INPUT_TOPIC", "OUTPUT_TOPIC", "DEAD_LETTER_TOPIC")
-MOST_AT_ONCE = 16  # a test that runs meanwhile has to share the servers with their making
+MOST_AT_ONCE = 16  # a test that runs meanwhile shares the servers with their creation
 
 
 @contextmanager
 def template_database(servers: Servers) -> Iterator[str]:
-    """Make a migrated database to clone; give its name."""
+    """Create a migrated database to clone; yield its name."""
     name = f"template_{uuid4().hex[:12]}"
     with psycopg.connect(servers.database_url, autocommit=True) as admin:
         admin.execute(f"CREATE DATABASE {name} ENCODING 'UTF8' TEMPLATE template0".encode())
@@ -35,7 +35,7 @@ def template_database(servers: Servers) -> Iterator[str]:
 
 @contextmanager
 def new_system(servers: Servers, template: str, directory: Path, lanes: int) -> Iterator[System]:
-    """Make one installation, and take it away again."""
+    """Create one installation, and delete it afterwards."""
     with (
         closing(Installations(servers, template)) as installations,
         installations.system(directory, lanes) as system,
@@ -44,14 +44,14 @@ def new_system(servers: Servers, template: str, directory: Path, lanes: int) -> 
 
 
 class Installations:
-    """Makes installations in a thread, each time twice as many, and keeps them until they are wanted.
+    """Creates installations in a thread, each time twice as many, and keeps them for the next tests.
 
-    Singly each takes 0.4 s, most of it until its topics have leaders; 16 together take little longer.
-    A clone has its template's identity; in Kafka it must be another installation.
+    One takes 0.4 s, most of it until its topics have leaders; 16 together take little longer. A clone
+    gets an identity of its own, because in Kafka it must be another installation than its template.
     """
 
     def __init__(self, servers: Servers, template: str, *, disposable: bool = False) -> None:
-        """Make none yet. disposable: the servers end soon, and with them what was made."""
+        """Create none yet. disposable: the servers end soon, so nothing is deleted."""
         self._servers, self._template, self._disposable = servers, template, disposable
         self._kafka = AdminClient({"bootstrap.servers": servers.bootstrap_servers, "log_level": 0})
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="installations")
@@ -62,7 +62,7 @@ class Installations:
 
     @contextmanager
     def system(self, directory: Path, lanes: int) -> Iterator[System]:
-        """Give an installation, and take it away again."""
+        """Yield an installation, and delete it afterwards."""
         name = self._take()
         system = System(environ_of(self._servers, name), directory)
         try:
@@ -74,7 +74,7 @@ class Installations:
             self._drop([name])
 
     def close(self) -> None:
-        """Take away what nobody wanted."""
+        """Delete the installations that were not used."""
         self._thread.shutdown()
         if self._disposable:
             return
@@ -90,7 +90,7 @@ class Installations:
                 future.result()
 
     def _take(self) -> str:
-        """Return the name of one that nobody has had yet; begin to make more in time."""
+        """Return the name of an unused one; start to create more in time."""
         if self._making and (self._making.done() or not self._ready):
             made, self._making = self._making, None
             self._ready += made.result()
@@ -103,7 +103,7 @@ class Installations:
         return self._ready.pop()
 
     def _make(self, count: int) -> list[str]:
-        """Make so many; return their names."""
+        """Create this number; return their names."""
         names = [uuid4().hex[:12] for _ in range(count)]
         environs = [environ_of(self._servers, name) for name in names]
         data = [environ[setting] for environ in environs for setting in DATA_TOPICS]
@@ -111,7 +111,7 @@ class Installations:
         new += [NewTopic(environ["MARKER_TOPIC"], LANES, 1) for environ in environs]
         created = self._kafka.create_topics(new)
         with psycopg.connect(self._servers.database_url, autocommit=True) as admin:
-            # Copying files is quicker than logging each page; before PostgreSQL 15 it is the only way.
+            # Copying files is faster than logging each page; before PostgreSQL 15 it is the only way.
             how = " STRATEGY file_copy" if admin.info.server_version >= 150_000 else ""
             for name in names:
                 admin.execute(f"CREATE DATABASE test_{name} TEMPLATE {self._template}{how}".encode())
@@ -124,7 +124,7 @@ class Installations:
         return names
 
     def _drop(self, names: list[str]) -> None:
-        """Drop the databases of these."""
+        """Drop their databases."""
         with psycopg.connect(self._servers.database_url, autocommit=True) as admin:
             for name in names:
                 admin.execute(f"DROP DATABASE test_{name} WITH (FORCE)".encode())

@@ -20,7 +20,9 @@ from testkit.servers import server_directory
 from testkit.system import Running, System, environ_of
 
 BATCH = 50
-BACK_S = 45  # until all works again: a dead member's session, a lane's silence, back-off
+BACK_S = (
+    45  # until all works again: session time-out of a dead member, silence of a lane's owner, back-off
+)
 
 
 @dataclass
@@ -34,12 +36,12 @@ class Work:
     sent: int = 0
 
     def send(self) -> None:
-        """Send some commands."""
+        """Send commands."""
         self.system.submit(BATCH)
         self.sent += BATCH
 
     def bring_back(self) -> None:
-        """Wake and start both servers, and wait until they answer."""
+        """Thaw and start both servers, and wait until they answer."""
         for server in (self.kafka, self.postgres):
             if server._process:
                 wake(server.pid)
@@ -48,13 +50,13 @@ class Work:
             server.wait_until_ready()
 
     def check(self) -> None:
-        """See that all that was ever sent is deployed exactly once."""
+        """Check that all commands so far are deployed exactly once."""
         self.system.check_exactly_once(self.sent, BACK_S)
 
 
 @contextmanager
 def own_servers(name: str) -> Iterator[Work]:
-    """Run both servers while the block runs; give an installation called `name` on them."""
+    """Run both servers while the block runs; yield an installation called `name` on them."""
     with server_directory() as directory, ExitStack() as ending:
         kafka, wired = wired_broker(directory / "kafka")
         postgres = EmbeddedPostgres(directory / "postgres", settings=POSTGRES_SETTINGS)
@@ -79,12 +81,12 @@ def pause(pid: int) -> None:
 
 
 def wake(pid: int) -> None:
-    """Let a frozen server go on."""
+    """Let a frozen server continue."""
     family(pid, psutil.Process.resume)
 
 
 def family(pid: int, do: Callable[[psutil.Process], None]) -> None:
-    """Do something to a process and all its children."""
+    """Apply an action to a process and all its children."""
     parent = psutil.Process(pid)
     for process in (parent, *parent.children(recursive=True)):
         with suppress(psutil.NoSuchProcess):
@@ -106,12 +108,12 @@ def answer(process: Running, path: str) -> int:
 
 
 def is_ready(process: Running) -> bool:
-    """Say whether /readyz answers 200."""
+    """Return whether /readyz answers 200."""
     return answer(process, "readyz") == 200
 
 
 def is_unready(process: Running) -> bool:
-    """Say whether /readyz answers 503."""
+    """Return whether /readyz answers 503."""
     return answer(process, "readyz") == 503
 
 

@@ -19,7 +19,7 @@ from testkit.wire_protocol import Frame, KafkaConversation, PostgresConversation
 
 @dataclass(frozen=True)
 class WiredKafka:
-    """A broker with two listeners: one as usual, and one that sends its clients to a proxy."""
+    """A broker with two listeners: a usual one, and one whose advertised address is a proxy."""
 
     bootstrap_servers: str
     behind_proxy: Address
@@ -27,13 +27,13 @@ class WiredKafka:
 
     @contextmanager
     def proxied(self, *rules: Rule) -> Iterator[str]:
-        """Run the proxy; give its address for clients."""
+        """Run the proxy; yield its address for clients."""
         with proxy(KafkaConversation, self.behind_proxy, rules, self.proxy_port) as port:
             yield f"{HOST}:{port}"
 
 
 def wired_broker(directory: Path) -> tuple[EmbeddedKafka, WiredKafka]:
-    """Return such a broker, not started: an embedded one whatever the others are."""
+    """Return such a broker, not started; always an embedded one."""
     port, behind, front, controller = (free_port() for _ in range(4))
     listeners = {"PLAINTEXT": port, "BEHIND": behind, "CONTROLLER": controller}
     protocols = KAFKA_PROPERTIES["listener.security.protocol.map"]
@@ -56,12 +56,12 @@ def wired_kafka() -> Iterator[WiredKafka]:
         try:
             yield wired
         finally:
-            kafka.kill()  # quicker than an orderly stop, and nobody wants the data
+            kafka.kill()  # faster than a shutdown; the data is not needed
 
 
 @contextmanager
 def postgres_proxied(system: System, rules: Sequence[Rule]) -> Iterator[str]:
-    """Run a proxy in front of a system's database; give the URL through it."""
+    """Run a proxy in front of a system's database; yield the URL through it."""
     server = conninfo_to_dict(system.settings.database_url)
     address = (str(server["host"]), int(str(server["port"])))
     with proxy(PostgresConversation, address, rules) as port:
@@ -69,21 +69,21 @@ def postgres_proxied(system: System, rules: Sequence[Rule]) -> Iterator[str]:
 
 
 def led_through(system: System, kafka: str, **environ: str) -> System:
-    """Return the same installation, whose parts reach Kafka at this address."""
+    """Return the same installation with another address of Kafka."""
     return System({**system.environ, "KAFKA_BOOTSTRAP_SERVERS": kafka, **environ}, system.directory)
 
 
 @dataclass
 class Epochs:
-    """Watches that no transaction begins under a producer epoch whose EndTxn may be on the way."""
+    """Checks that no transaction begins under a producer epoch whose EndTxn may still arrive."""
 
     reused: int = 0
     _doubted: set[int] = field(default_factory=set)
 
     def doubt(self, end_txn: Frame) -> None:
-        """Note that this one may arrive again."""
+        """Record that this request may arrive again."""
         self._doubted.add(producer_epoch(end_txn))
 
     def begin(self, add_partitions: Frame) -> None:
-        """Look at what begins a transaction."""
+        """Check a request that begins a transaction."""
         self.reused += producer_epoch(add_partitions) in self._doubted

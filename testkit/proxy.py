@@ -3,7 +3,7 @@
     with proxy(KafkaConversation, ("127.0.0.1", 9092), [Rule("EndTxn", cut_after, hit=2)]) as port:
         ...
 
-A Kafka client goes on to the address that the broker advertises, so that must be the proxy's.
+A Kafka client connects to the address that the broker advertises, so that must be the proxy's.
 """
 
 import socket
@@ -23,7 +23,7 @@ Action = Callable[["Connection", Frame], None]
 
 @dataclass
 class Rule:
-    """Lets `act` deal with a message: the `hit`th of that name, or every one if hit is 0.
+    """Passes a message to `act`: the `hit`th of that name, or every one if hit is 0.
 
     name: see Frame. answers: the server's messages, not the client's. done: it has acted.
     """
@@ -37,7 +37,7 @@ class Rule:
     _lock: Lock = field(default_factory=Lock)
 
     def is_due(self, frame: Frame) -> bool:
-        """Count a message; say whether it is the one."""
+        """Count a message; return whether the rule applies to it."""
         if frame.is_answer is not self.answers or self.name not in {ANY, frame.name}:
             return False
         with self._lock:
@@ -45,7 +45,7 @@ class Rule:
             return self.hit in {0, self._seen}
 
 
-# ---- what can be done to a message ----------------------------------------------------------------
+# ---- actions on a message -------------------------------------------------------------------------
 
 
 def cut_before(connection: "Connection", _frame: Frame) -> None:
@@ -60,7 +60,7 @@ def cut_after(connection: "Connection", frame: Frame) -> None:
 
 
 def delay(seconds: float) -> Action:
-    """Let a message be so late, and with it those that follow on its connection."""
+    """Delay a message, and with it those that follow on its connection."""
 
     def act(connection: "Connection", frame: Frame) -> None:
         connection.ended.wait(seconds)
@@ -70,7 +70,7 @@ def delay(seconds: float) -> Action:
 
 
 def hold(until: Event) -> Action:
-    """Keep a message back until the test lets it go."""
+    """Hold a message back until the test releases it."""
 
     def act(connection: "Connection", frame: Frame) -> None:
         while not (until.wait(0.05) or connection.ended.is_set()):
@@ -81,11 +81,11 @@ def hold(until: Event) -> Action:
 
 
 def swallow(_connection: "Connection", _frame: Frame) -> None:
-    """Let a message vanish: nobody is told anything."""
+    """Drop a message silently."""
 
 
 def replay(server: Address, frame: Frame) -> bytes:
-    """Let a Kafka request arrive that was kept: on a connection of its own. Return the answer."""
+    """Send a recorded Kafka request on a connection of its own; return the answer."""
     with socket.create_connection(server, 10) as conn:
         conn.sendall(frame.data)
         size = conn.recv(4, socket.MSG_WAITALL)
@@ -99,7 +99,7 @@ def replay(server: Address, frame: Frame) -> bytes:
 def proxy(
     protocol: Callable[[], Conversation], server: Address, rules: Sequence[Rule], port: int = 0
 ) -> Iterator[int]:
-    """Listen while the block runs; give the port. Of the rules the first that is due acts."""
+    """Listen while the block runs; yield the port. The first rule that applies acts."""
     connections: list[Connection] = []
 
     def accept() -> None:
@@ -128,7 +128,7 @@ def proxy(
 
 
 class Connection:
-    """One connection of a client, carried to the server and back in a thread each."""
+    """One connection of a client, forwarded to the server and back, each in a thread."""
 
     def __init__(
         self,
@@ -149,12 +149,12 @@ class Connection:
         self.ended = Event()
 
     def start(self) -> None:
-        """Begin to carry."""
+        """Start to forward."""
         for thread in self._threads:
             thread.start()
 
     def forward(self, frame: Frame) -> None:
-        """Let a message go where it was going."""
+        """Forward a message to its receiver."""
         with suppress(OSError):
             (self._client if frame.is_answer else self._server).sendall(frame.data)
 
@@ -164,7 +164,7 @@ class Connection:
         shut(self._client, socket.SHUT_RDWR)
 
     def end(self) -> None:
-        """End it on both sides."""
+        """End the connection on both sides."""
         self.ended.set()
         for side in (self._client, self._server):
             shut(side, socket.SHUT_RDWR)
@@ -182,7 +182,7 @@ class Connection:
         shut(self._server, socket.SHUT_WR)
 
     def _carry_answers(self) -> None:
-        """Read on when the client is gone, so that the server can finish."""
+        """Continue to read when the client is gone, so that the server can finish."""
         with suppress(OSError):
             while data := self._server.recv(SIZE):
                 for frame in self._conversation.answers(data):
@@ -200,6 +200,6 @@ class Connection:
 
 
 def shut(side: socket.socket, how: int) -> None:
-    """End one or both ways of a socket, from any thread."""
+    """Shut down one or both directions of a socket, from any thread."""
     with suppress(OSError):
         side.shutdown(how)

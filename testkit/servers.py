@@ -1,8 +1,8 @@
-"""The PostgreSQL and the Kafka that the tests run against: real ones, always.
+"""The PostgreSQL and the Kafka that the tests run against: always real servers.
 
 | when                                                     | servers                                  |
 |----------------------------------------------------------|------------------------------------------|
-| TEST_DATABASE_URL and TEST_KAFKA_BOOTSTRAP_SERVERS       | the ones named                           |
+| TEST_DATABASE_URL and TEST_KAFKA_BOOTSTRAP_SERVERS       | the given ones                           |
 | Docker answers, and has the images or can pull them      | containers                               |
 | otherwise                                                | embedded ones, see orchestrator.embedded |
 TEST_BACKEND=docker|embedded forces one of the latter two, TEST_KAFKA_VERSION another Kafka,
@@ -30,13 +30,13 @@ from testkit.containers import (
     server_containers,
 )
 
-# What goes wrong when servers start and is told in a line, not in a stack trace.
+# Errors of starting servers that are reported in one line, without a stack trace.
 START_ERRORS = (ServerStartError, DockerException, OSError, RuntimeError, AssertionError)
 
 
 @dataclass(frozen=True)
 class Backend:
-    """Where the servers come from, and why from there."""
+    """The source of the servers, and the reason for it."""
 
     name: str
     why: str
@@ -44,7 +44,7 @@ class Backend:
 
 
 def choose_backend() -> Backend:
-    """Choose as the module says. Raises pytest.UsageError for settings that make no sense."""
+    """Choose by the module's table. Raises pytest.UsageError for invalid settings."""
     given = [name for name in GIVEN if os.environ.get(name)]
     if len(given) == 1:
         raise pytest.UsageError(f"{' and '.join(GIVEN)} go together, only {given[0]} is set")
@@ -66,13 +66,13 @@ GIVEN = ("TEST_DATABASE_URL", "TEST_KAFKA_BOOTSTRAP_SERVERS")
 
 @contextmanager
 def given_servers() -> Iterator[Servers]:
-    """Use the servers that the environment names; neither started nor stopped here."""
+    """Use the servers of the environment, which are neither started nor stopped here."""
     yield Servers(*(os.environ[name] for name in GIVEN))
 
 
 @contextmanager
 def embedded() -> Iterator[Servers]:
-    """Run embedded servers on data that ends with them."""
+    """Run embedded servers with data that is deleted afterwards."""
     with (
         server_directory() as directory,
         embedded_servers(directory, TEST_KAFKA_VERSION, POSTGRES_SETTINGS) as servers,
@@ -82,7 +82,7 @@ def embedded() -> Iterator[Servers]:
 
 @contextmanager
 def server_directory() -> Iterator[Path]:
-    """Make a directory for servers that ends with the block.
+    """Create a directory for servers, deleted after the block.
 
     Not pytest's tmp_path: that is closed to others, and Postgres runs as another user when the tests
     run as root.
@@ -101,7 +101,7 @@ def containers() -> Iterator[Servers]:
 
 @contextmanager
 def containers_or_embedded() -> Iterator[Servers]:
-    """Run containers; where they do not start, embedded servers, and say so."""
+    """Run containers, or embedded servers if they do not start, and report that."""
     with ExitStack() as running:
         try:
             servers = running.enter_context(containers())

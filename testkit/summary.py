@@ -1,3 +1,3 @@
-"""What the run has to tell at its end: figures, and what did not go as the header promised."""
+"""Lines for the end of the run: figures, and deviations from the header."""
 
 lines: list[str] = []

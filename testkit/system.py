@@ -57,15 +57,15 @@ from outbox import (
 from outbox.admin import Lane, Publisher, RelayOptions, SteppedRelay, step_relay
 from testkit.eventually import eventually
 
-# What tests shorten, in this process and in those that they start: waits that they would only sit out.
-# A test of a constant's own effect asks for PRODUCTION, or for OUTBOX_TIMINGS="" in a process.
+# Waits that tests shorten, in this process and in those that they start. A test of such a wait itself
+# uses PRODUCTION, or OUTBOX_TIMINGS="" in a process.
 QUICK = {"refused_recheck_s": 0.5}
 
-PARTITIONS = 2  # of every topic but the marker topic
+PARTITIONS = 2  # of every topic except the marker topic
 LANES = 4
 
 
-# What processes of ours get of the shell's environment: none of its settings.
+# The part of the shell's environment that the processes get: none of its settings.
 INHERITED = {
     name: value
     for name, value in os.environ.items()
@@ -74,7 +74,7 @@ INHERITED = {
 
 
 class Running:
-    """A real process of ours. What it writes, on stdout and stderr, is in `log`."""
+    """A real process of the orchestrator. Its output, stdout and stderr, is in `log`."""
 
     def __init__(self, command: Sequence[str], environ: Mapping[str, str], log: Path) -> None:
         self.log = log
@@ -88,18 +88,18 @@ class Running:
             )
 
     def logged(self, text: str) -> bool:
-        """Say whether the process has written `text`."""
+        """Return whether the process has written `text`."""
         return text in self.log.read_text()
 
     def port(self) -> int:
-        """Return the port of its HTTP side; with `eventually`, once it listens."""
+        """Return the port of its HTTP server; with `eventually`, once it listens."""
         for line in self.log.read_text().splitlines():
             if '"process started"' in line:
                 return int(msgspec.json.decode(line)["port"])
         raise AssertionError("not listening yet")
 
     def get(self, path: str) -> str:
-        """Return what its HTTP side answers; not being there yet is no answer yet."""
+        """Return an answer of its HTTP server; empty before it listens."""
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.port()}{path}", timeout=5) as answer:
                 return str(answer.read().decode())
@@ -109,16 +109,16 @@ class Running:
             raise AssertionError(str(error)) from error
 
     def wait_killed(self, timeout: float = 60) -> None:
-        """Wait until it has died by SIGKILL, as a crash point makes it."""
+        """Wait until it was killed by SIGKILL at a crash point."""
         assert self.process.wait(timeout) == -signal.SIGKILL, self.log.read_text()[-2000:]
 
     def wait_frozen(self, timeout: float = 60) -> None:
-        """Wait until it has stopped itself by SIGSTOP, as a crash point makes it."""
+        """Wait until it was frozen by SIGSTOP at a crash point."""
         stat = Path(f"/proc/{self.process.pid}/stat")
         eventually(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T", timeout)
 
     def thaw(self) -> None:
-        """Let it go on."""
+        """Let it continue."""
         self.process.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
@@ -127,7 +127,7 @@ class Running:
         self.process.wait()
 
     def stop(self) -> None:
-        """Stop it by SIGTERM: within 5 s and with exit code 0, as promised."""
+        """Stop it with SIGTERM; check that it ends within 5 s and with exit code 0."""
         if self.process.poll() is None:
             started = time.monotonic()
             self.process.terminate()
@@ -138,7 +138,7 @@ class Running:
 
 @dataclass
 class System:
-    """An installation: `environ` is what its processes get, `settings` the same, read."""
+    """An installation. environ: for its processes; settings: the same, parsed."""
 
     environ: dict[str, str]
     directory: Path
@@ -198,7 +198,7 @@ class System:
             return audit(conn, self.settings.kafka, self.settings.output_topic)
 
     def check_exactly_once(self, commands: int, timeout: float = 30) -> None:
-        """Wait until all commands are deployed, then see nothing lost, doubled or reordered."""
+        """Wait until all commands are deployed; check that none is lost, duplicated or reordered."""
         eventually(lambda: self.statuses() == {"deployed": commands}, timeout)
         found = self.audit()
         assert found.passed, found
@@ -207,7 +207,7 @@ class System:
     # ---- the parts, in this process -------------------------------------------------------------
 
     def accept(self, commands: int, scenario: UUID | None = None) -> list[UUID]:
-        """Put workers and their outbox rows straight into Postgres; return the workers' ids."""
+        """Insert workers and their outbox rows directly in Postgres; return the workers' ids."""
         orders = [
             DeployOrder(uuid4(), scenario or uuid4(), f"rtsp://user:pw@camera/{number}")
             for number in range(commands)
@@ -230,7 +230,7 @@ class System:
     def consumer(
         self, timings: ConsumerTimings | None = None, metrics: ConsumerMetrics | None = None
     ) -> Iterator[ConsumerSession[DeployOrder]]:
-        """Give a session of the consumer, to be moved by run_once."""
+        """Yield a consumer session, to be stepped with run_once."""
         subscription = command_subscription(self.settings)
         metrics = metrics or ConsumerMetrics(new_registry("consumer"), Health())
         with (
@@ -250,7 +250,7 @@ class System:
         observer: Observer | None = None,
         timings: Timings | None = None,
     ) -> Iterator["OwnedLane"]:
-        """Give a relay session of one lane, and `also` of others, to be stepped by hand.
+        """Yield a relay session of one lane, and `also` of others, to be stepped by hand.
 
         owner=False: take the epoch without the advisory lock, as a successor does whose predecessor
         is a zombie.
@@ -278,7 +278,7 @@ class System:
     # ---- the real processes ---------------------------------------------------------------------
 
     def start(self, *command: str, crash_at: str = "", **environ: str) -> Running:
-        """Start a process of ours; crash_at: a crash point, see outbox.crash_points."""
+        """Start a process; crash_at: a crash point, see outbox.crash_points."""
         log = self.directory / f"{len(self._running)}-{command[0]}.log"
         extra = {"OUTBOX_CRASH_POINT": crash_at, "OUTBOX_TIMINGS": json.dumps(QUICK)} | environ
         running = Running(["orchestrator", *command], self.environ | extra, log)
@@ -286,14 +286,14 @@ class System:
         return running
 
     def end(self) -> None:
-        """Leave no process behind."""
+        """End all processes."""
         for running in self._running:
             if running.process.poll() is None:
                 running.kill()
 
 
 class OwnedLane:
-    """A relay that is moved by hand, its first lane, and its parts."""
+    """A relay that is stepped by hand, its first lane, and its components."""
 
     def __init__(self, relay: SteppedRelay, number: int) -> None:
         self.relay = relay
@@ -309,7 +309,7 @@ class OwnedLane:
 
     @property
     def lane(self) -> Lane:
-        """Return what the session knows of its first lane."""
+        """Return the session's first lane."""
         return self.relay.lane(self.number)
 
     def marker(self) -> int | None:
@@ -318,12 +318,12 @@ class OwnedLane:
         return None if marker is None else marker.batch_number
 
     def claim(self) -> list[OutboxRow]:
-        """Do the half of a cycle that is Postgres's."""
+        """Do the Postgres half of a cycle."""
         return self.relay.claim(self.number)
 
 
 def take(session: ConsumerSession[Any], records: int) -> None:
-    """Move the session until it has consumed exactly so many records."""
+    """Step the session until it has consumed exactly this number of records."""
     taken = 0
 
     def enough() -> bool:
@@ -336,7 +336,7 @@ def take(session: ConsumerSession[Any], records: int) -> None:
 
 
 def crash_points(package: ModuleType, process: str) -> set[str]:
-    """Return the names of a process's crash points, as they stand in the code of a package."""
+    """Return the names of a process's crash points in the code of a package."""
     return {
         name
         for file in Path(str(package.__file__)).parent.rglob("*.py")
@@ -354,14 +354,14 @@ def end_sessions(system: System, name: str) -> None:
 
 
 def limit_messages(system: System, size: int) -> None:
-    """Let the output topic reject batches of more than `size` bytes, and wait until it does."""
+    """Let the output topic reject batches of more than `size` bytes; wait until it does."""
     limit = ConfigEntry("max.message.bytes", str(size), incremental_operation=AlterConfigOpType.SET)
     name, kind = system.settings.output_topic, ResourceType.TOPIC
     changed, topic = ConfigResource(kind, name, incremental_configs=[limit]), ConfigResource(kind, name)
     admin = AdminClient(dict(system.settings.kafka))
     admin.incremental_alter_configs([changed])[changed].result(10)
 
-    def is_applied() -> bool:  # the broker follows half a second later when it is busy
+    def is_applied() -> bool:  # a busy broker applies it half a second later
         described = admin.describe_configs([topic])[topic].result(10)
         return bool(described["max.message.bytes"].value == str(size))
 
@@ -369,25 +369,25 @@ def limit_messages(system: System, size: int) -> None:
 
 
 def delete_before(system: System, topic: str, partition: int, offset: int) -> None:
-    """Let the log of a partition begin at `offset`."""
+    """Set the log start offset of a partition."""
     admin = AdminClient(dict(system.settings.kafka))
     place = TopicPartition(topic, partition, offset)
     admin.delete_records([place])[place].result(10)
 
 
-def make_input_anew(system: System) -> None:
-    """Delete the input topic and make it again."""
+def recreate_input(system: System) -> None:
+    """Recreate the input topic."""
     admin, topic = AdminClient(dict(system.settings.kafka)), system.settings.input_topic
     admin.delete_topics([topic])[topic].result()
 
-    def made() -> bool:
+    def is_created() -> bool:
         return admin.create_topics([NewTopic(topic, PARTITIONS, 1)])[topic].exception() is None
 
-    eventually(made)
+    eventually(is_created)
     eventually(lambda: have_leaders(admin, [topic]))
 
 
-# ---- making one -----------------------------------------------------------------------------------
+# ---- settings and topics --------------------------------------------------------------------------
 
 
 def environ_of(servers: Servers, name: str) -> dict[str, str]:
@@ -417,7 +417,7 @@ def topics_of(system: System) -> list[str]:
 
 
 def create_topics(system: System) -> None:
-    """Create the topics and wait until they are there."""
+    """Create the topics and wait until they have leaders."""
     admin = AdminClient(dict(system.settings.kafka))
     *data, progress = topics_of(system)
     new = [NewTopic(topic, PARTITIONS, 1) for topic in data] + [NewTopic(progress, LANES, 1)]
@@ -427,9 +427,9 @@ def create_topics(system: System) -> None:
 
 
 def have_leaders(admin: AdminClient, topics: Sequence[str]) -> bool:
-    """Say whether the brokers lead all partitions of these topics.
+    """Return whether all partitions of these topics have a leader.
 
-    The metadata first: a client that asks for offsets without it now and then waits for 1 to 3 s.
+    The metadata first: without it, a client that requests offsets sometimes waits for 1 to 3 s.
     """
     known = admin.list_topics(timeout=10).topics
     if not all(topic in known and len(known[topic].partitions) == PARTITIONS for topic in topics):
@@ -442,8 +442,8 @@ def have_leaders(admin: AdminClient, topics: Sequence[str]) -> bool:
 
 
 def delete_topics(system: System) -> None:
-    """Delete the topics that are still there."""
+    """Delete the topics that still exist."""
     admin = AdminClient(dict(system.settings.kafka))
     for future in admin.delete_topics(topics_of(system)).values():
-        with suppress(KafkaException, TimeoutError):  # what is left goes with the server
+        with suppress(KafkaException, TimeoutError):  # what is left ends with the server
             future.result(10)

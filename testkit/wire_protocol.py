@@ -25,17 +25,17 @@ class Frame:
 
 
 class Conversation(Protocol):
-    """What is known of one connection: enough to cut either side's bytes into frames."""
+    """The state of one connection that is needed to split its bytes into frames."""
 
     def requests(self, data: bytes) -> Iterator[Frame]:
-        """Yield what is whole now that the client has sent `data`, too."""
+        """Yield the frames that are complete after `data` from the client."""
 
     def answers(self, data: bytes) -> Iterator[Frame]:
-        """Yield what is whole now that the server has sent `data`, too."""
+        """Yield the frames that are complete after `data` from the server."""
 
 
 def take(buffer: bytearray, size: int) -> bytes:
-    """Take so many bytes from the front; none while they are not all there."""
+    """Take this number of bytes from the front, or none if there are fewer."""
     if not 0 < size <= len(buffer):
         return b""
     taken = bytes(buffer[:size])
@@ -68,7 +68,7 @@ APIS = {
 
 
 class KafkaConversation:
-    """Frames of a size and that many bytes; an answer is told by its request's correlation id."""
+    """Frames with a length prefix; an answer has its request's correlation id."""
 
     def __init__(self) -> None:
         self._sent, self._received = bytearray(), bytearray()
@@ -152,12 +152,12 @@ class PostgresConversation:
         while self._started and (message := take(self._sent, size_at(self._sent, 1))):
             self._request += message
             self._understand(message[:1], message[5:])
-            if message[:1] not in b"PBDEC":  # the rest of this request is still to come
+            if message[:1] not in b"PBDEC":  # the request is not complete yet
                 yield Frame(self._request, "; ".join(self._executed), is_answer=False)
                 self._request, self._executed = b"", []
 
     def _understand(self, kind: bytes, body: bytes) -> None:
-        """Note what a message of the client's executes: Query itself, Execute by way of its names."""
+        """Record the statement that a client's message executes: of Query, or of Execute by names."""
         first, _, rest = body.partition(b"\0")
         match kind:
             case b"Q":
@@ -181,5 +181,5 @@ class PostgresConversation:
 
 
 def size_at(buffer: bytearray, start: int) -> int:
-    """Return the size of the first message, whose length follows `start` bytes; 0 if not there."""
+    """Return the size of the first message, whose length follows `start` bytes; 0 if not known."""
     return start + int(struct.unpack_from(">i", buffer, start)[0]) if len(buffer) >= start + 4 else 0

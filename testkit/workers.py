@@ -1,4 +1,4 @@
-"""pytest-xdist: the controller runs the servers, and its workers ask it for them.
+"""pytest-xdist: the controller runs the servers, and its workers get their addresses from it.
 
 Without xdist there is neither: the one process runs the servers itself.
 """
@@ -12,11 +12,11 @@ from threading import Thread
 from orchestrator.embedded import Servers
 from testkit.servers import START_ERRORS
 
-Address = tuple[str, bytes]  # of the controller's socket, and the key that opens it
+Address = tuple[str, bytes]  # of the controller's socket, with its authentication key
 
 
 class SharedServers:
-    """Runs servers once the first worker asks for them, and gives every worker their addresses."""
+    """Runs servers once the first worker needs them, and sends every worker their addresses."""
 
     def __init__(self, run: Callable[[], AbstractContextManager[Servers]]) -> None:
         key = secrets.token_bytes()
@@ -57,5 +57,5 @@ def servers_of_controller(address: Address) -> Iterator[Servers]:
     with Client(path, authkey=key) as controller:
         answer: Servers | str = controller.recv()
     if isinstance(answer, str):
-        raise RuntimeError(answer)  # noqa: TRY004  # not a wrong type: a fault's text
+        raise RuntimeError(answer)  # noqa: TRY004  # not a wrong type: the text of an error
     yield answer

@@ -27,7 +27,7 @@ from orchestrator.embedded.server import HOST, EmbeddedServer, free_port
 from testkit.disagreement import repair, set_marker
 from testkit.eventually import eventually
 from testkit.servers import server_directory
-from testkit.system import Running, System, make_input_anew
+from testkit.system import Running, System, recreate_input
 from tests.unit.test_monitoring import ALERTS, QUERIES, RULES
 
 pytestmark = pytest.mark.xdist_group("measures: Prometheus in a hurry")
@@ -269,7 +269,7 @@ def test_refused_lanes_and_partitions_fire_until_they_are_repaired(
     relay.stop()
     set_marker(system, 1000, lane=2)
     start(system, prometheus, "relay")
-    make_input_anew(system)
+    recreate_input(system)
     prometheus.wait_firing("LaneRefused", "PartitionRefused")
     for target in ("partition", "lane"):
         code, said = repair(system, target, "all", "--yes")

@@ -38,7 +38,7 @@ from testkit.empty_installation import bare_system
 from testkit.eventually import eventually
 from testkit.proxied import WiredKafka, postgres_proxied
 from testkit.proxy import Rule, proxy, swallow
-from testkit.system import PARTITIONS, System, delete_before, make_input_anew, take, topics_of
+from testkit.system import PARTITIONS, System, delete_before, recreate_input, take, topics_of
 from testkit.wire_protocol import PostgresConversation
 from tests.acceptance.test_roles import Logins
 from tests.faults.kafka_servers import own_kafka
@@ -514,7 +514,7 @@ def test_a_marker_that_is_ahead_of_postgres_is_found_with_its_repair(system: Sys
 
 def test_a_recreated_input_topic_is_found_with_its_repair(system: System) -> None:
     consume(system, 20)
-    make_input_anew(system)
+    recreate_input(system)
     for partition in range(PARTITIONS):
         words = f"partition {partition}: topic_recreated: orchestrator repair partition {partition}"
         check_fault(system, "input positions", "failed", words)

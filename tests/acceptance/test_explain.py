@@ -16,7 +16,7 @@ from orchestrator.operations.explain import search, worker_records
 from orchestrator.operations.explain.explanation import Explanation, explain
 from outbox.outbox_rows import park
 from testkit.eventually import eventually
-from testkit.system import System, delete_before, limit_messages, make_input_anew, take
+from testkit.system import System, delete_before, limit_messages, recreate_input, take
 from tests.acceptance.test_status import SECRET, said, told
 
 
@@ -201,7 +201,7 @@ def test_a_command_that_was_not_found_is_gone_only_if_all_places_were_tried(
     found, text = explained(one_lane, scenario)
     assert f"command in {topic}, partition 0, offset 6, deleted since by retention" in text
     assert found.workers[0].unsearched_offsets == 0
-    make_input_anew(one_lane)
+    recreate_input(one_lane)
     assert "in no partition any more, or its topic was recreated" in explained(one_lane, scenario)[1]
 
 
@@ -278,7 +278,7 @@ def test_a_lag_too_long_to_be_searched_is_reported(
 def test_records_of_a_recreated_input_topic_are_not_consumed(system: System) -> None:
     system.submit(20)
     consume(system, 20)
-    make_input_anew(system)
+    recreate_input(system)
     scenario = uuid4()
     system.submit(2, scenario)
     found, text = explained(system, scenario)

@@ -14,7 +14,7 @@ from orchestrator.operations import status
 from testkit.disagreement import set_marker
 from testkit.empty_installation import run_command
 from testkit.eventually import eventually
-from testkit.system import INHERITED, PARTITIONS, System, make_input_anew
+from testkit.system import INHERITED, PARTITIONS, System, recreate_input
 
 SECRET = "hush-hush"
 
@@ -131,7 +131,7 @@ def test_status_names_each_refusal_with_its_repair(system: System) -> None:
     consumer.stop()
     ((batch_number,),) = system.query("SELECT batch_number FROM outbox_lane WHERE lane = 0")
     set_marker(system, batch_number + 5)
-    make_input_anew(system)
+    recreate_input(system)
     refusals = told(system, "status")["refusals"]
     assert refusals == {
         "lane 0: marker_ahead": "orchestrator repair lane 0",

@@ -27,7 +27,7 @@ from outbox.markers import MarkerReader
 from outbox.timings import PRODUCTION
 from testkit.eventually import eventually
 from testkit.private_servers import wait_ready
-from testkit.system import LANES, PARTITIONS, Running, System, make_input_anew
+from testkit.system import LANES, PARTITIONS, Running, System, recreate_input
 from tests.faults.kafka_servers import (
     command,
     liveness_over,
@@ -145,7 +145,7 @@ def test_a_topic_recreated_under_load_is_read_only_after_a_repair(own: System) -
         return True
 
     eventually(lambda: send() and own.statuses().get("deployed", 0) > 50)
-    make_input_anew(own)
+    recreate_input(own)
     eventually(lambda: send() and "was recreated" in consumer.get("/readyz"), 30)
     producer.flush(10)
     eventually(lambda: set(own.statuses()) == {"deployed"})

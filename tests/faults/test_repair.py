@@ -20,7 +20,7 @@ from testkit.containers import TEST_KAFKA_VERSION
 from testkit.disagreement import SECRET, forget_markers, is_refused, logged_repairs, repair, set_marker
 from testkit.eventually import eventually
 from testkit.servers import server_directory
-from testkit.system import LANES, Running, System, delete_before, make_input_anew
+from testkit.system import LANES, Running, System, delete_before, recreate_input
 from tests.faults.postgres_servers import installed, own_postgres
 
 RESUME_S = 45  # a paused partition, a lane that backs off, a dead consumer's session
@@ -210,7 +210,7 @@ def test_a_recreated_topic_is_read_from_its_log_start_offset(system: System) -> 
     consumer, relay = system.start("consumer"), system.start("relay")
     system.produce(*[command() for _ in range(3)], partition=0)
     system.check_exactly_once(3)
-    make_input_anew(system)
+    recreate_input(system)
     system.produce(*[command() for _ in range(5)], partition=0)
     hint = "partition 0: the topic was recreated: orchestrator repair partition 0"
     eventually(lambda: hint in consumer.get("/readyz"), RESUME_S)

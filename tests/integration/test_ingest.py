@@ -40,7 +40,7 @@ from testkit.system import (
     System,
     delete_before,
     end_sessions,
-    make_input_anew,
+    recreate_input,
     take,
 )
 
@@ -287,7 +287,7 @@ def test_a_topic_recreated_before_the_start_waits_for_the_operator(system: Syste
     system.produce(*[command() for _ in range(3)], partition=0)
     with system.consumer() as session:
         take(session, 3)
-    make_input_anew(system)
+    recreate_input(system)
     system.produce(*[command() for _ in range(5)], partition=0)
     with system.consumer(SOON_RECHECKED) as session:
         eventually(lambda: session.run_once() == 0 and session.refused().keys() == {0, 1})
@@ -306,7 +306,7 @@ def test_a_topic_recreated_under_a_running_consumer_waits_for_the_operator(
     consumer = system.start("consumer")
     system.produce(*[command() for _ in range(3)], partition=0)
     eventually(lambda: accepted(system) == 3)
-    make_input_anew(system)
+    recreate_input(system)
     system.produce(*[command() for _ in range(records)], partition=0)
     eventually(lambda: "the topic was recreated" in consumer.get("/readyz"), 30)
     assert accepted(system) == 3
