@@ -9,7 +9,7 @@ SUPPLY := $(VENV)/supply
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
-install: $(VENV)/installed ## make the virtual environment in .venv
+install: $(VENV)/installed ## create the virtual environment in .venv
 
 $(VENV)/installed: requirements-dev.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -22,7 +22,7 @@ $(VENV)/installed: requirements-dev.txt pyproject.toml
 run: install ## PostgreSQL, Kafka, consumer and relay; Ctrl-C ends all (or: DATABASE_URL=... KAFKA_BOOTSTRAP_SERVERS=... make run)
 	@exec $(BIN)/orchestrator run --embedded
 
-demo: install ## 20,000 commands, both processes killed on the way, audited
+demo: install ## 20,000 commands while both processes are killed; then an audit
 	@exec $(BIN)/orchestrator demo
 
 image: ## build the container image vap-orchestrator
@@ -47,7 +47,7 @@ WORKERS ?= 4
 test-fast: install ## what needs no server, in 20 seconds: unit tests and the layering of imports
 	$(BIN)/python -m pytest -n 2 tests/unit
 
-guards: install ## take the protocol's guards out one by one and see the tests fail
+guards: install ## remove the protocol's guards one by one and check that tests fail
 	$(BIN)/python -m tests.guards
 
 model: install ## check the formal model of the relay's protocol, and each guard's removal (BOUND=small: 2 minutes)
@@ -56,10 +56,10 @@ model: install ## check the formal model of the relay's protocol, and each guard
 faults: install ## every row of the fault matrix, slow ones too, then the guards; prints the matrix
 	@$(BIN)/python -m pytest --faults -n $(WORKERS); faults=$$?; $(BIN)/python -m tests.guards && exit $$faults
 
-chaos: install ## 100,000 commands under 200 SIGKILLs and all else at random (SEED=7 repeats one, SCENARIOS= KILLS= shorten it)
+chaos: install ## 100,000 commands under 200 SIGKILLs and other faults at random (SEED=7 repeats one, SCENARIOS= KILLS= shorten it)
 	@$(BIN)/python -m tests.chaos $(SEED:%=--seed %) $(SCENARIOS:%=--scenarios %) $(KILLS:%=--kills %)
 
-bench: install ## measure everything against the machine's limits and judge it (15 minutes; report in bench/results)
+bench: install ## measure everything beside the machine's limits, and compare with the targets (15 minutes; report in bench/results)
 	@$(BIN)/python -m bench $(ROUNDS:%=--rounds %) $(ONLY:%=--only %)
 
 bench-quick: install ## the same with fewer rows, in 3 minutes (report in build/bench)
@@ -68,7 +68,7 @@ bench-quick: install ## the same with fewer rows, in 3 minutes (report in build/
 bench-check: install ## only the ratios that a change could spoil, in 3 minutes (report in build/bench)
 	@$(BIN)/python -m bench --check --output build/bench
 
-bench-peers: install ## the same with the naive service, the usual polling outbox and Debezium beside it (report in bench/results/peers)
+bench-peers: install ## the same beside a naive service, a common polling outbox and Debezium (report in bench/results/peers)
 	@$(BIN)/python -m bench --peers $(ROUNDS:%=--rounds %) $(ONLY:%=--only %) --output bench/results/peers
 
 check: install ## format, lint and types; the Dockerfile too
@@ -86,7 +86,7 @@ $(SUPPLY)/installed: requirements-supply.txt
 	$(SUPPLY)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-supply.txt
 	@touch $@
 
-lock: $(SUPPLY)/installed ## renew requirements*.txt from pyproject.toml (UPGRADE= keeps the versions that still fit)
+lock: $(SUPPLY)/installed ## update requirements*.txt from pyproject.toml (UPGRADE= keeps the versions that still fit)
 	$(COMPILE) --extra embedded --extra test --extra bench --extra otel --extra dev --output-file requirements-dev.txt pyproject.toml
 	$(COMPILE_AS_DEV) --output-file requirements.txt pyproject.toml
 	$(COMPILE_AS_DEV) --extra embedded --output-file requirements-embedded.txt pyproject.toml
@@ -97,19 +97,19 @@ COMPILE = $(SUPPLY)/bin/pip-compile --quiet $(UPGRADE) --generate-hashes --allow
 COMPILE_AS_DEV = $(COMPILE) --constraint requirements-dev.txt
 UPGRADE ?= --upgrade
 
-sbom: $(SUPPLY)/installed ## write what the image is made of to build/sbom.cdx.json (CycloneDX)
+sbom: $(SUPPLY)/installed ## write the components of the image to build/sbom.cdx.json (CycloneDX)
 	@mkdir -p build
 	@# -W: the tool warns that a requirements file does not say who needs whom.
 	$(SUPPLY)/bin/python -W ignore -m cyclonedx_py requirements --pyproject pyproject.toml --output-reproducible --validate \
 		--output-file build/sbom.cdx.json requirements.txt
 
-audit-deps: $(SUPPLY)/installed ## look all locked packages up among the known vulnerabilities
+audit-deps: $(SUPPLY)/installed ## check all locked packages for known vulnerabilities
 	@# --strict: a package that the service does not know is a failure, not a pass.
 	@$(SUPPLY)/bin/pip-audit --strict --require-hashes --disable-pip --progress-spinner off $(AUDITED:%=--requirement %) || { \
 		echo "audit-deps: a vulnerability, or the service could not be asked; the last lines above say which" >&2; exit 1; }
 AUDITED := $(wildcard requirements*.txt)
 
-ci: check test ## check and test, which every push has to pass
+ci: check test ## check and test: what every push must pass
 
 clean: ## remove the environment, the embedded servers' data and caches
 	rm -rf $(VENV) .data build .pytest_cache .mypy_cache .ruff_cache .hypothesis

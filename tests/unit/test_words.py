@@ -41,7 +41,7 @@ WORDS = {
     r"rests until|resting|is at rest|lane rests": "back off",
     r"oncall": "operations",
     r"patience|patient(ly)?": "time-out, retry, back off",
-    r"persist(s|ed|ing)?": "retry, store",
+    r"persist(s|ed|ing)?(?!-)": "retry, store",
     r"high.water mark": "high watermark",
     # who
     r"a person|persons|people|humans?": "operator",
@@ -67,7 +67,8 @@ PATTERN = {
     for words, better in WORDS.items()
 }
 
-DOCUMENTS = ["*.md", "docs/**/*", "deploy/**/*", "outbox/README.md", "schema/**/*", "tests/README.md"]
+DOCUMENTS = ["*.md", "*/README.md", "docs/**/*", "deploy/**/*", "schema/**/*"]
+BUILD = ["Makefile", "Dockerfile", "pyproject.toml", ".ci/run", ".github/**/*.yml"]
 CODE = ["orchestrator/**/*.py", "outbox/**/*.py", "testkit/**/*.py", "bench/**/*.py"]
 SCHEMA = ["schema/*.sql", "outbox/schema/*.sql"]
 TESTS = ["tests/**/*.py"]
@@ -137,7 +138,7 @@ def findings(path: Path, root: Path = ROOT) -> Iterator[str]:
                 yield f"{path.relative_to(root)}:{line}: {found[0]!r}: say {better}"
 
 
-@pytest.mark.parametrize("path", files(*CODE, *DOCUMENTS, *SCHEMA, *TESTS), ids=name_of)
+@pytest.mark.parametrize("path", files(*CODE, *DOCUMENTS, *BUILD, *SCHEMA, *TESTS), ids=name_of)
 def test_a_file_uses_the_words_of_the_glossary(path: Path) -> None:
     assert not list(findings(path))
 
