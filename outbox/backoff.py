@@ -27,7 +27,7 @@ class Backoff:
     def __init__(self, stop: Event, min_healthy_s: float = 0.0) -> None:
         self._stop = stop
         self._min_healthy_s = min_healthy_s
-        self._failures = 0
+        self._longest_s = 0.0  # of the next pause
         self._healthy = False
         self._began = time.monotonic()
 
@@ -38,10 +38,8 @@ class Backoff:
     def wait(self) -> None:
         """Pause before the next attempt: not at all after one that worked, else longer each time."""
         worked = self._healthy and time.monotonic() - self._began >= self._min_healthy_s
-        self._failures = 0 if worked else self._failures + 1
-        if self._failures:
-            # Full jitter: processes that failed together must not come back together.
-            longest_s = min(FIRST_BACKOFF_S * 2.0 ** (self._failures - 1), MAX_BACKOFF_S)
-            self._stop.wait(random.uniform(0, longest_s))  # noqa: S311  # no secret
+        self._longest_s = 0.0 if worked else min(2 * self._longest_s or FIRST_BACKOFF_S, MAX_BACKOFF_S)
+        # Full jitter: processes that failed together must not come back together.
+        self._stop.wait(random.uniform(0, self._longest_s))  # noqa: S311  # no secret
         self._healthy = False
         self._began = time.monotonic()

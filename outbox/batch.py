@@ -71,7 +71,6 @@ class Batches:
                 for number, row in before.items()
             }
             self._write(before, after)
-            crash_point("relay.claimed")
         crash_point("relay.begun")
         for number, row in after.items():
             lane, claimed = self._owned.lanes[number], number in batch
@@ -90,6 +89,7 @@ class Batches:
         Nothing of a released lane may still arrive in Kafka: its row names its own transactional id, so
         its next owner need not fence ours.
         """
+        started = time.perf_counter()
         with transaction(self._conn):
             before = self._lock(numbers)
             self._acknowledge(before)
@@ -99,8 +99,10 @@ class Batches:
                 for number, row in before.items()
             }
             self._write(before, after)
+        crash_point("relay.begun")
         for number, row in after.items():
             self._owned.update(self._owned.lanes[number].acknowledged(row.batch_number))
+        self._options.observer.transaction("postgres", time.perf_counter() - started)
 
     def _lock(self, numbers: Collection[int]) -> dict[int, LaneRow]:
         """Lock lane rows, before any outbox row of theirs is read."""
@@ -146,6 +148,7 @@ class Batches:
         """Write the lane rows that changed."""
         changed = {number: row for number, row in after.items() if row != before[number]}
         lane_rows.begin_batches(self._conn, self._owned.epochs(changed), changed)
+        crash_point("relay.claimed")
 
     # ---- Kafka --------------------------------------------------------------------------------------
 

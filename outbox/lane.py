@@ -3,7 +3,7 @@
 import enum
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -129,9 +129,9 @@ class Lane:
             fenced=frozenset(),
         )
 
-    def with_fenced(self, transactional_lane: int) -> "Lane":
-        """Return it after a fence of another lane's transactional id."""
-        return replace(self, fenced=self.fenced | {transactional_lane})
+    def with_fenced(self, transactional_lanes: Iterable[int]) -> "Lane":
+        """Return it after a fence of these lanes' transactional ids."""
+        return replace(self, fenced=self.fenced.union(transactional_lanes))
 
     def one_by_one(self, to_id: int) -> "Lane":
         """Return it with batches of one row, up to an id."""

@@ -61,9 +61,15 @@ def take_lane(conn: Connection, lane: int) -> int:
     return scalar(conn, int, TAKE_LANE, {"lane": lane})
 
 
+# server_run names the run of the server and the file of the table that hold the row. Where they are
+# others, the row may come from a backup: what brings an old row back starts the server, or another
+# server, or puts the row into another file. (Not if the row is written over by hand, or a virtual
+# machine goes back with its memory.)
 READ_LANES = """
     SELECT outbox_lane.lane, batch_number, inflight, coalesce(transactional_lane, outbox_lane.lane),
-           server_run IS DISTINCT FROM outbox_server_run()
+           server_run IS DISTINCT FROM
+           concat(extract(epoch FROM pg_postmaster_start_time()), ' ',
+                  pg_relation_filepath('outbox_lane'))
       FROM outbox_lane
       JOIN unnest(%(lanes)b::smallint[], %(epochs)b::bigint[]) AS mine (lane, epoch)
         ON outbox_lane.lane = mine.lane AND outbox_lane.epoch = mine.epoch
@@ -78,7 +84,9 @@ def read_lanes(conn: Connection, epochs: Mapping[int, int]) -> dict[int, LaneRow
 
 LOCK_LANES = """
     SELECT outbox_lane.lane, batch_number, inflight, coalesce(transactional_lane, outbox_lane.lane),
-           server_run IS DISTINCT FROM outbox_server_run()
+           server_run IS DISTINCT FROM
+           concat(extract(epoch FROM pg_postmaster_start_time()), ' ',
+                  pg_relation_filepath('outbox_lane'))
       FROM outbox_lane
       JOIN unnest(%(lanes)b::smallint[], %(epochs)b::bigint[]) AS mine (lane, epoch)
         ON outbox_lane.lane = mine.lane AND outbox_lane.epoch = mine.epoch
@@ -97,7 +105,9 @@ def lock_lanes(conn: Connection, epochs: Mapping[int, int]) -> dict[int, LaneRow
 
 LOCK_LANES_SKIP_LOCKED = """
     SELECT outbox_lane.lane, batch_number, inflight, coalesce(transactional_lane, outbox_lane.lane),
-           server_run IS DISTINCT FROM outbox_server_run()
+           server_run IS DISTINCT FROM
+           concat(extract(epoch FROM pg_postmaster_start_time()), ' ',
+                  pg_relation_filepath('outbox_lane'))
       FROM outbox_lane
       JOIN unnest(%(lanes)b::smallint[], %(epochs)b::bigint[]) AS mine (lane, epoch)
         ON outbox_lane.lane = mine.lane AND outbox_lane.epoch = mine.epoch
@@ -127,7 +137,9 @@ BEGIN_BATCHES = """
        SET batch_number = mine.batch_number,
            inflight = mine.inflight::bigint[],
            transactional_lane = mine.transactional_lane,
-           server_run = outbox_server_run()
+           server_run =
+           concat(extract(epoch FROM pg_postmaster_start_time()), ' ',
+                  pg_relation_filepath('outbox_lane'))
       FROM unnest(%(lanes)b::smallint[], %(epochs)b::bigint[], %(batch_numbers)b::bigint[],
                   %(inflight)b::text[], %(transactional_lanes)b::smallint[])
            AS mine (lane, epoch, batch_number, inflight, transactional_lane)

@@ -175,6 +175,7 @@ class Publisher:
         if self.needs_renewal:
             raise InDoubt("a request may have been repeated: a new producer is needed")
         self._publishing = True
+        self._failures.clear()  # of the batch before: a report of its must not be taken for ours
         try:
             self.producer.begin_transaction()
             self.send_records(rows)

@@ -113,7 +113,11 @@ class Recovery:
             for transactional_lane in row.possible_transactional_lanes(lanes)
             if transactional_lane not in self._owned.lanes[number].fenced
         }
-        for fenced in self._publisher.fence(sorted(earlier - {ours})):
+        fenced: set[int] = set()
+        try:
+            for transactional_lane in self._publisher.fence(sorted(earlier - {ours})):
+                fenced.add(transactional_lane)
+        finally:  # one that fails does not undo the others
             for number in rows:
                 self._owned.update(self._owned.lanes[number].with_fenced(fenced))
         self._publisher.start(ours)
@@ -186,7 +190,12 @@ class Recovery:
             log.info("lane recovered", extra=place | fields)
         if decision.parked and rejection:
             row, aggregate_id = decision.parked
-            about = {"row": row, "aggregate_id": aggregate_id, "reason": str(rejection)}
+            about = {
+                "batch_number": batch_number,
+                "row": row,
+                "aggregate_id": aggregate_id,
+                "reason": str(rejection),
+            }
             log.error("row parked", extra=place | about)
             self._observer.parked()
 

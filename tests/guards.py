@@ -79,7 +79,7 @@ GUARDS = [
         "outbox/lane.py",
         "        same = not rows or marker.rows in {None, rows}\n",
         "        same = True\n",
-        f"{SESSION_TEST} -k narrowed_is_seen",
+        f"{SESSION_TEST} -k shrunk_is_seen",
     ),
     Guard(
         "lanes that back off left out",

@@ -13,10 +13,3 @@ ALTER TABLE outbox_identity RENAME CONSTRAINT outbox_identity_only_one_check TO 
 
 -- A parked row that an operator discarded stays, marked. Databases of earlier checkouts have the column.
 ALTER TABLE outbox_parked ADD COLUMN IF NOT EXISTS discarded_at TIMESTAMPTZ;
-
--- Names the run of the server and the file of `outbox_lane`. Where a lane row names another one, it may come
--- from a backup: what brings an old row back starts the server, or another server, or puts the row into
--- another file. (Not if the row is written over by hand, or a virtual machine goes back with its memory.)
-CREATE FUNCTION outbox_server_run() RETURNS TEXT
-    LANGUAGE SQL STABLE
-    RETURN concat(extract(epoch FROM pg_postmaster_start_time()), ' ', pg_relation_filepath('outbox_lane'));

@@ -25,7 +25,7 @@ GROUP_S = 45  # a group misses a dead or frozen member for 6 s
 # Points on the way of a batch, points that every start passes, and one of a refused record.
 RELAY_AT_WORK = ("locked", "acknowledged", "claimed", "begun", "produced", "marked", "published")
 RELAY_AT_START = ("taken", "owner_checked", "fenced", "marker_read", "decided")
-RELAY_REFUSED = ("narrowed",)
+RELAY_REJECTED = ("shrunk",)
 CONSUMER_EACH_BATCH = ("polled", "advanced", "inserted", "enqueued", "committed")
 CONSUMER_AT_WORK = (*CONSUMER_EACH_BATCH, "mirrored")
 CONSUMER_AT_START = ("assigned",)
@@ -51,13 +51,13 @@ class Case(NamedTuple):
 
 def cases() -> Iterator[Case]:
     """Yield every point with every recovery that makes sense for it."""
-    for point in (*RELAY_AT_WORK, *RELAY_AT_START, *RELAY_REFUSED):
+    for point in (*RELAY_AT_WORK, *RELAY_AT_START, *RELAY_REJECTED):
         row = 3 if point == "published" else 2
         yield Case("relay", point, Recovery.RESTARTED, (row,))
         yield Case("relay", point, Recovery.KILLED_AGAIN, (row, 4))
         if point in RELAY_AT_WORK:
             yield Case("relay", point, Recovery.TAKEN_OVER, (row,))
-        if point not in RELAY_REFUSED:
+        if point not in RELAY_REJECTED:
             yield Case("relay", point, Recovery.FROZEN, (20,))
     for point in (*CONSUMER_AT_WORK, *CONSUMER_AT_START):
         yield Case("consumer", point, Recovery.RESTARTED, (1,))
@@ -101,8 +101,8 @@ def test_the_relay_dies_and_every_row_is_sent_once(
     hit = 1
     if case.point in RELAY_AT_WORK:
         hit = random.randint(2, 4)
-    elif case.point in RELAY_REFUSED:
-        hit = random.randint(1, 2)  # narrowed to one row; that row parked
+    elif case.point in RELAY_REJECTED:
+        hit = random.randint(1, 2)  # shrunk to one row; that row parked
     settings = {"BATCH_SIZE": str(batch)}
     keys = [UUID(int=random.getrandbits(128)) for _ in range(3)]
     rows = 0
@@ -113,7 +113,7 @@ def test_the_relay_dies_and_every_row_is_sent_once(
             one_lane.accept(1, random.choice(keys))
         rows += count
 
-    if case.point in RELAY_REFUSED:
+    if case.point in RELAY_REJECTED:
         refuse_one_row(one_lane)
     if case.recovery is Recovery.TAKEN_OVER:
         first = one_lane.start("relay", crash_at=f"relay.{case.point}:{hit}", **settings)
@@ -131,7 +131,7 @@ def test_the_relay_dies_and_every_row_is_sent_once(
             frozen.thaw()
         fill(3)
     one_lane.check_exactly_once(rows)
-    parked = int(case.point in RELAY_REFUSED)
+    parked = int(case.point in RELAY_REJECTED)
     assert one_lane.query("SELECT count(*) FROM outbox_parked") == [(parked,)]
 
 

@@ -2,16 +2,16 @@
 
 import tracemalloc
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from threading import Thread
 from uuid import uuid4
 
 import pytest
-from confluent_kafka import OFFSET_INVALID
+from confluent_kafka import OFFSET_INVALID, KafkaException
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 
-from outbox import Message, enqueue, transaction
+from outbox import InDoubt, Message, OutboxRow, RecordRejected, enqueue, transaction
 from outbox.lane import Outcome, compare
 from outbox.markers import Marker, marker_group, parse_marker
 from outbox.outbox_rows import MAX_BATCH_BYTES, ClaimRequest, claim
@@ -210,6 +210,26 @@ def test_a_producer_that_lost_a_connection_is_renewed_before_the_next_batch(one_
         assert lane.publisher.producer is not before
 
 
+def test_a_report_of_the_batch_before_rejects_no_record_of_the_next(one_lane: System) -> None:
+    """A producer that was fenced in between fails as the transaction begins: that is a doubt."""
+    limit_messages(one_lane, 2000)
+    row = OutboxRow(0, 1, one_lane.settings.output_topic, b"k", b"x" * 5000, None, 0.0, 5001)
+    with one_lane.lane() as lane:
+        lane.recover()
+        with pytest.raises(RecordRejected):
+            lane.publisher.publish({0: Marker(1, 1)}, [row])
+        lane.publisher.start(0)
+        with one_lane.lane(owner=False) as other:
+            other.publisher.start(0)
+        producer = lane.publisher.producer
+        producer.begin_transaction()
+        producer.produce(row.topic, b"x")
+        with suppress(KafkaException, SystemError):
+            producer.flush(10)  # it learns here that it was fenced
+        with pytest.raises(InDoubt):
+            lane.publisher.publish({0: Marker(1, 1)}, [row])
+
+
 def test_a_missing_topic_parks_nothing_and_the_lane_waits(one_lane: System) -> None:
     missing = f"missing-{uuid4()}"
     with closing(one_lane.connect()) as conn, transaction(conn):
@@ -262,7 +282,7 @@ def test_a_repaired_lane_goes_on_by_itself(one_lane: System) -> None:
         (Marker(5, 3), 5, 3, Outcome.PUBLISHED),
         (Marker(5, 3), 5, 0, Outcome.PUBLISHED),  # and acknowledged
         (Marker(5), 5, 3, Outcome.PUBLISHED),  # of a release that did not note the rows
-        (Marker(5, 1), 5, 3, Outcome.MARKER_AHEAD),  # narrowed, and Postgres lost that
+        (Marker(5, 1), 5, 3, Outcome.MARKER_AHEAD),  # shrunk, and Postgres lost that
         (Marker(5, 0), 5, 1, Outcome.MARKER_AHEAD),  # parked, and Postgres lost that
         (Marker(4, 3), 5, 1, Outcome.NOT_PUBLISHED),
         (Marker(3, 1), 5, 1, Outcome.MARKER_BEHIND),

@@ -151,6 +151,21 @@ def test_after_a_restore_every_id_is_fenced_with_any_transactional_lane_in_the_r
 
 
 @pytest.mark.fault(10)
+def test_a_lane_table_that_was_exchanged_for_an_older_one_counts_as_restored(system: System) -> None:
+    with system.lane(*ALL) as lanes:
+        lanes.recover()
+        epochs = lanes.session.owned.epochs(ALL)
+        assert not any(row.maybe_restored for row in read_lanes(lanes.conn, epochs).values())
+        system.query("CREATE TABLE backed_up (LIKE outbox_lane INCLUDING ALL)")
+        system.query("INSERT INTO backed_up TABLE outbox_lane")
+        system.query("ALTER TABLE outbox_lane RENAME TO outbox_lane_old")
+        system.query("ALTER TABLE backed_up RENAME TO outbox_lane")
+        rows = read_lanes(lanes.conn, epochs)
+        assert len(rows) == LANES
+        assert all(row.maybe_restored for row in rows.values())
+
+
+@pytest.mark.fault(10)
 @pytest.mark.parametrize("empty", ["TRUNCATE outbox_lane", "DELETE FROM outbox_lane"])
 def test_rows_that_are_put_back_while_the_relay_works_are_not_sent_again(
     system: System, empty: str
@@ -174,7 +189,7 @@ def test_rows_that_are_put_back_while_the_relay_works_are_not_sent_again(
 
 @pytest.mark.fault(10)
 @pytest.mark.parametrize("rows", [1, 3])
-def test_a_restore_to_before_a_batch_was_narrowed_is_seen(system: System, rows: int) -> None:
+def test_a_restore_to_before_a_batch_was_shrunk_is_seen(system: System, rows: int) -> None:
     """The number is the same: rows that were left out of the batch, or parked, would be lost."""
     with system.lane(2) as lane:
         lane.recover()
@@ -264,7 +279,7 @@ def test_a_lane_that_cannot_be_sent_does_not_hold_up_the_others(system: System) 
     assert [record.value() for record in system.read(missing)] == [b"value"]
 
 
-def test_a_doubt_after_a_batch_was_narrowed_parks_nothing(
+def test_a_doubt_after_a_batch_was_shrunk_parks_nothing(
     system: System, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The row that is left of the batch was not refused, it was only not sent."""

@@ -66,3 +66,31 @@ def test_an_error_that_no_session_cures_is_raised() -> None:
 
     with pytest.raises(KeyError):
         run(session, lambda _error: None, Backoff(Event()), Event())
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Note how long each pause would be at the longest, and pause not at all."""
+    longest: list[float] = []
+
+    def note(_shortest: float, longest_s: float) -> float:
+        longest.append(longest_s)
+        return 0.0
+
+    monkeypatch.setattr("outbox.backoff.random.uniform", note)
+    return longest
+
+
+def test_pauses_grow_up_to_a_limit_however_long_a_server_is_away(pauses: list[float]) -> None:
+    backoff = Backoff(Event())
+    for _ in range(3000):
+        backoff.wait()
+    assert pauses[:3] == [0.1, 0.2, 0.4]
+    assert set(pauses[6:]) == {5.0}
+
+
+def test_the_pauses_begin_again_after_a_session_that_worked(pauses: list[float]) -> None:
+    backoff = Backoff(Event())
+    for step in (backoff.wait, backoff.wait, backoff.healthy, backoff.wait, backoff.wait):
+        step()
+    assert pauses == [0.1, 0.2, 0.0, 0.1]
