@@ -1,5 +1,6 @@
 """The metrics of real processes after real work."""
 
+import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -133,7 +134,8 @@ def test_work_is_counted_by_the_process_that_did_it(worked: tuple[Running, Runni
 
 
 def test_gauges_of_whole_tables_are_not_doubled_by_two_relays(system: System) -> None:
-    relays = [system.start("relay"), system.start("relay")]
+    often = json.dumps({"gauge_period_s": 0.2, "gauge_max_pause_s": 1.0})
+    relays = [system.start("relay", OUTBOX_TIMINGS=often) for _ in range(2)]
     for relay in relays:  # both own lanes and report
         eventually(partial(has_lanes, relay, 2))
     with closing(system.connect()) as conn, conn.transaction():
@@ -219,7 +221,7 @@ def test_the_share_of_used_ids_is_that_of_the_current_sequence_or_unknown(system
         system.query(f"ALTER DATABASE {database} SET default_transaction_read_only = on")
         end_sessions(system, "orchestrator gauges")
         eventually(lambda: is_unknown(read(IDS)))
-        assert read(PENDING) is None
+        eventually(lambda: read(PENDING) is None)  # the session may have ended between the two
 
 
 def test_gauges_recover_from_a_postgres_that_stops_answering(system: System) -> None:
