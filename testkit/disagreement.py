@@ -7,7 +7,7 @@ from confluent_kafka.admin import AdminClient
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from outbox.admin import Marker, marker_group
-from testkit.empty_installation import run_command
+from testkit.empty_installation import run_in_process
 from testkit.system import Running, System
 
 SECRET = "user:pw@"
@@ -15,7 +15,7 @@ SECRET = "user:pw@"
 
 def repair(system: System, *words: str) -> tuple[int, str]:
     """Run the command without a terminal; return its exit code and its output, without a secret."""
-    ran = run_command(system.environ, "repair", *words)
+    ran = run_in_process(system.environ, "repair", *words)
     said = ran.stdout + ran.stderr
     assert SECRET not in said
     assert "Traceback" not in said, said

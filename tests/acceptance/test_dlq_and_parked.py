@@ -47,7 +47,7 @@ KEY = b"some key"
 
 def run(system: System, *words: str, **environ: str) -> tuple[int, str]:
     """Run a command without a terminal; return its exit code and its output."""
-    ran = run_command(system.environ | environ, *words)
+    ran = run_in_process(system.environ | environ, *words)
     assert "Traceback" not in ran.stderr
     return ran.returncode, ran.stdout + ran.stderr
 
@@ -59,7 +59,7 @@ def refused(system: System, *words: str) -> bool:
 
 def listed(system: System, kind: str, *words: str) -> dict[str, int]:
     """Return what `list --json` counts, by reason."""
-    ran = run_command(system.environ, kind, "list", "--json", *words)
+    ran = run_in_process(system.environ, kind, "list", "--json", *words)
     assert ran.returncode == 0, ran.stderr
     counts: dict[str, int] = msgspec.json.decode(ran.stdout)["by_reason"]
     return counts
@@ -73,7 +73,7 @@ def logged_changes(system: System) -> list[tuple[str, str, dict[str, int]]]:
 
 def shown(system: System, kind: str, *words: str) -> dict[str, Any]:
     """Return the one that `show` prints."""
-    ran = run_command(system.environ, kind, "show", *words)
+    ran = run_in_process(system.environ, kind, "show", *words)
     assert ran.returncode == 0, ran.stderr
     one: dict[str, Any] = msgspec.json.decode(ran.stdout)
     return one
