@@ -11,7 +11,7 @@ from orchestrator.operations.doctor.check import Finding
 def run_checks(options: argparse.Namespace) -> int:
     """Run all checks; print each finding as it comes."""
     findings = []
-    for finding in runner.run_checks(load_settings_quietly()):
+    for finding in runner.run_all_checks(load_settings_quietly()):
         findings.append(finding)
         if not options.json:
             print_lines([render_finding(finding)])

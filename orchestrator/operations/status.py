@@ -157,8 +157,8 @@ def read_status(settings: Settings, conn: Connection) -> Status:
         read_versions(conn),
         relays,
         consumers,
-        read_lanes(conn, refusals or {}),
-        ask_kafka("partitions", lambda: read_partitions(settings, conn, admin)),
+        report_lanes(conn, refusals or {}),
+        ask_kafka("partitions", lambda: report_partitions(settings, conn, admin)),
         read_rates(conn),
         ask_kafka("dead letters", lambda: count_dead_letters(settings, conn)),
         {parked.reason: parked.rows for parked in count_parked(conn)},
@@ -195,7 +195,7 @@ def read_lane_refusals(settings: Settings, conn: Connection) -> dict[int, str]:
     }
 
 
-def read_lanes(conn: Connection, refusals: Mapping[int, str]) -> list[LaneReport]:
+def report_lanes(conn: Connection, refusals: Mapping[int, str]) -> list[LaneReport]:
     """Return every lane with what waits in it."""
     counted = in_time(lambda: count_backlog(conn, MAX_COUNTED)) or ()
     backlogs = {backlog.lane: backlog for backlog in counted}
@@ -233,7 +233,9 @@ def condition_of(refusal: str | None, owner: str | None, oldest_s: float | None)
 # ---- the input ----------------------------------------------------------------------------------
 
 
-def read_partitions(settings: Settings, conn: Connection, admin: topics.Admin) -> list[PartitionReport]:
+def report_partitions(
+    settings: Settings, conn: Connection, admin: topics.Admin
+) -> list[PartitionReport]:
     """Compare every partition's position in Postgres with its log."""
     topic = settings.input_topic
     positions = offsets.read_positions(conn, settings.consumer_group, topic)

@@ -15,7 +15,7 @@ from psycopg.rows import args_row, scalar_row
 from outbox.message import Headers, StoredHeaders, decode_headers
 from outbox.postgres import Connection, query
 
-PAGE_SIZE = 1000  # rows read at once
+PARKED_PAGE = 1000  # rows read at once
 
 
 class RowId(NamedTuple):
@@ -64,7 +64,7 @@ def read_parked(conn: Connection) -> Iterator[ParkedRow]:
     """Yield all parked rows, discarded ones too, by lane and id, without their values."""
     after = RowId(-1, 0)
     while page := query(
-        conn, args_row(_parked_row), LIST_PARKED, after._asdict() | {"page_size": PAGE_SIZE}
+        conn, args_row(_parked_row), LIST_PARKED, after._asdict() | {"page_size": PARKED_PAGE}
     ):
         yield from page
         after = page[-1].row_id

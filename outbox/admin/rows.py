@@ -15,7 +15,7 @@ from psycopg.rows import args_row
 from outbox.message import Headers, StoredHeaders, decode_headers
 from outbox.postgres import Connection, query, scalar
 
-PAGE_SIZE = 5000  # rows read at once
+WAITING_PAGE = 5000  # rows read at once
 
 
 class RowStatus(NamedTuple):
@@ -133,7 +133,7 @@ READ_WAITING = """
 
 def read_waiting(conn: Connection, lanes: Sequence[int], topic: str) -> Iterator[list[WaitingRow]]:
     """Yield the rows of lanes for a topic, by lane and id, in pages: memory is bounded."""
-    values: dict[str, object] = {"lanes": list(lanes), "topic": topic, "page_size": PAGE_SIZE}
+    values: dict[str, object] = {"lanes": list(lanes), "topic": topic, "page_size": WAITING_PAGE}
     lane, row_id = -1, 0
     while page := query(
         conn, args_row(_waiting_row), READ_WAITING, values | {"lane": lane, "id": row_id}

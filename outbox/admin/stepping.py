@@ -9,6 +9,7 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from threading import Event
 
+from outbox.admin.lanes import MARKER_READ_S
 from outbox.lane import Lane
 from outbox.lane_rows import read_identity
 from outbox.markers import KafkaConfig, Marker, MarkerReader
@@ -18,8 +19,6 @@ from outbox.options import RelayOptions
 from outbox.postgres import Connection
 from outbox.publisher import Publisher
 from outbox.session import RelaySession
-
-MARKER_READ_S = 5.0
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from orchestrator.operations.doctor import runner as doctor
 from orchestrator.operations.doctor import tables as doctor_tables
 from orchestrator.operations.doctor.check import Finding
 from orchestrator.operations.doctor.kafka import replication_remarks
-from orchestrator.operations.doctor.runner import CHECKS, exit_code, run_checks
+from orchestrator.operations.doctor.runner import CHECKS, exit_code, run_all_checks
 from outbox import connect, postgres
 from testkit.disagreement import set_marker
 from testkit.empty_installation import bare_system
@@ -54,7 +54,7 @@ AWAY_S = 30.0  # with both servers away
 
 def look(system: System, **environ: str) -> dict[str, Finding]:
     """Return all findings by check: a line each, and no secret in it."""
-    found = list(run_checks(read_settings(system.environ | environ)))
+    found = list(run_all_checks(read_settings(system.environ | environ)))
     assert [finding.check for finding in found] == list(CHECKS)
     for finding in found:
         assert len(render_finding(finding).splitlines()) == 1
@@ -623,7 +623,7 @@ def test_a_kafka_that_is_lost_on_the_way_is_unreachable(
     monkeypatch.setattr(doctor_consistency, "TRANSACTIONAL_ID_S", 1.0)
     with ExitStack() as running:
         kafka = running.enter_context(wired.proxied())
-        checks = run_checks(read_settings(wired_lane.environ | {"KAFKA_BOOTSTRAP_SERVERS": kafka}))
+        checks = run_all_checks(read_settings(wired_lane.environ | {"KAFKA_BOOTSTRAP_SERVERS": kafka}))
         assert next(one for one in checks if one.check == before).state in {"ok", "warning"}
         running.close()
         lost, *others = checks
@@ -640,7 +640,7 @@ def test_a_broker_that_cannot_be_reached_where_it_says_is_named(
     monkeypatch.setattr(doctor_kafka, "REQUEST_S", 1.0)
     host, port = wired.behind_proxy  # where it answers, and says that it is at the proxy
     kafka = {"KAFKA_BOOTSTRAP_SERVERS": f"{host}:{port}"}
-    checks = run_checks(read_settings(wired_lane.environ | kafka))
+    checks = run_all_checks(read_settings(wired_lane.environ | kafka))
     with wired.proxied():
         assert next(one for one in checks if one.check == "kafka reachable").state == "ok"
     found = next(checks)

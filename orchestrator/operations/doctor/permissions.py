@@ -189,7 +189,7 @@ def kafka_acls(installation: Installation) -> Result:
     """
     permissions = list(find_kafka_permissions(installation))
     state, text = judge_permissions(
-        "this user", permissions, lambda missing: "grant " + listed(missing)
+        "this user", permissions, lambda missing: "grant " + permissions_text(missing)
     )
     is_relay = any(p.process == "relay" and p.identifies_process and p.granted for p in permissions)
     topic = installation.settings.input_topic
@@ -200,7 +200,7 @@ def kafka_acls(installation: Installation) -> Result:
     return state, text
 
 
-def listed(permissions: Sequence[Permission]) -> str:
+def permissions_text(permissions: Sequence[Permission]) -> str:
     """Return permissions as text."""
     return ", ".join(f"{one.privilege} on {one.resource}" for one in permissions)
 

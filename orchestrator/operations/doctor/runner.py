@@ -24,7 +24,7 @@ from outbox import DatabaseNotReady, error_text
 BUDGET_S = 2 * postgres.ANSWER_TIMEOUT_S
 
 
-def run_checks(settings: Settings) -> Iterator[Finding]:
+def run_all_checks(settings: Settings) -> Iterator[Finding]:
     """Yield a finding for each check, always for all of them and in the same order."""
     installation, deadline = Installation(settings), time.monotonic() + BUDGET_S
     with ExitStack() as stack:
