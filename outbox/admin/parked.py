@@ -79,7 +79,9 @@ def _parked_row(
     headers: StoredHeaders | None,
     *others: Any,
 ) -> ParkedRow:
-    return ParkedRow(lane, number, topic, key, size_bytes, decode_headers(headers or ()), *others)
+    return ParkedRow(
+        lane, number, topic, key, size_bytes, decode_headers(headers) if headers else (), *others
+    )
 
 
 READ_PARKED_VALUE = "SELECT value FROM outbox_parked WHERE lane = %(lane)s AND id = %(id)s"

@@ -149,7 +149,9 @@ def _waiting_row(
     created_at: datetime,
     headers: StoredHeaders | None,
 ) -> WaitingRow:
-    return WaitingRow(lane, row_id, aggregate_id, created_at, decode_headers(headers or ()))
+    return WaitingRow(
+        lane, row_id, aggregate_id, created_at, decode_headers(headers) if headers else ()
+    )
 
 
 CREATE_UNPUBLISHED = """

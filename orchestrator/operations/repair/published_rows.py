@@ -31,7 +31,7 @@ from orchestrator.kafka.reader import (
 )
 from orchestrator.operations.audit import order_ids
 from orchestrator.operations.dead_letters.headers import RETRY_OF, Header, hash_parts, origin_of
-from outbox import Connection, query, scalar, scalars
+from outbox import Connection, arrays, query, scalar, scalars
 from outbox.admin import WaitingRow, count_lane_rows, read_waiting
 
 IDS_AT_ONCE = 5000  # of published rows
@@ -101,10 +101,10 @@ def check_origin(conn: Connection, settings: Settings, lanes: Sequence[int]) -> 
 
 LIST_ROWS = """
     INSERT INTO listed_rows (lane, id, topic, match_key, not_before)
-    SELECT lane, id, %(topic)s, match_key, not_before
-      FROM unnest(%(lanes)s::smallint[], %(ids)s::bigint[], %(match_keys)s::uuid[],
-                  %(not_before)s::timestamptz[])
-           AS page (lane, id, match_key, not_before)
+    SELECT lane, id, %(topic)s, match_key, to_timestamp(not_before_us / 1e6)
+      FROM unnest(%(lanes)b::smallint[], %(ids)b::bigint[], %(match_keys)b::uuid[],
+                  %(not_before_us)b::bigint[])
+           AS page (lane, id, match_key, not_before_us)
 """
 
 
@@ -128,10 +128,12 @@ def list_rows(
             LIST_ROWS,
             {
                 "topic": topic,
-                "lanes": [row.lane for row, _ in rows],
-                "ids": [row.id for row, _ in rows],
-                "match_keys": [key.key for _, key in rows],
-                "not_before": [min(key.created_at, row.created_at) for row, key in rows],
+                "lanes": arrays.smallints(row.lane for row, _ in rows),
+                "ids": arrays.bigints(row.id for row, _ in rows),
+                "match_keys": arrays.uuids(key.key for _, key in rows),
+                "not_before_us": arrays.bigints(
+                    int(min(key.created_at, row.created_at).timestamp() * 1e6) for row, key in rows
+                ),
             },
         )
 
