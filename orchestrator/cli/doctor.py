@@ -8,7 +8,7 @@ from orchestrator.operations.doctor import runner
 from orchestrator.operations.doctor.check import Finding
 
 
-def run_checks(options: argparse.Namespace) -> int:
+def print_checks(options: argparse.Namespace) -> int:
     """Run all checks; print each finding as it comes."""
     findings = []
     for finding in runner.run_all_checks(load_settings_quietly()):

@@ -31,7 +31,7 @@ def add_views(add: Add) -> None:
     status.add_argument("--watch", action="store_true", help=f"repeat every {WATCH_S} s")
     doctor = add(
         "doctor",
-        "doctor:run_checks",
+        "doctor:print_checks",
         "Check settings, Postgres, Kafka and the data in them; print what to do about each fault.",
         "orchestrator doctor",
     )

@@ -129,7 +129,7 @@ def find_unread(
 
 def preview(run: RepairRun, lanes: Sequence[int]) -> None:
     """Report what a repair would find now."""
-    with published_rows.listed(run.conn, run.settings, lanes):
+    with published_rows.listed_rows(run.conn, run.settings, lanes):
         published_rows.look_up(run.conn, run.settings, run.progress)
         for lane in lanes:
             run.report(f"lane {lane}: {describe_counts(published_rows.count_outcomes(run.conn, lane))}")
@@ -145,7 +145,7 @@ def describe_counts(rows: RowCounts) -> str:
 
 def repair_locked(run: RepairRun, locked: Sequence[LockedLane]) -> None:
     """Look the rows up, then repair each lane in a transaction of its own."""
-    with published_rows.listed(run.conn, run.settings, [lane.lane for lane in locked]):
+    with published_rows.listed_rows(run.conn, run.settings, [lane.lane for lane in locked]):
         published_rows.look_up(run.conn, run.settings, run.progress)
         found = {lane.lane: published_rows.count_outcomes(run.conn, lane.lane) for lane in locked}
         apply_choice(run, found)

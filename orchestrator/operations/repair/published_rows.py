@@ -71,7 +71,7 @@ DISCARD_LIST = "DISCARD TEMP"
 
 
 @contextmanager
-def listed(conn: Connection, settings: Settings, lanes: Sequence[int]) -> Iterator[None]:
+def listed_rows(conn: Connection, settings: Settings, lanes: Sequence[int]) -> Iterator[None]:
     """List the lanes' rows as they are now, for the functions below. Raises ForeignRows."""
     check_origin(conn, settings, lanes)
     conn.execute(CREATE_LIST)
