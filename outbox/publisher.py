@@ -22,35 +22,10 @@ from outbox.errors import RECORD_ERRORS, InDoubt, RecordRejected
 from outbox.kafka_calls import CALL_SLICE_S, call_in_slices, kafka_error_in
 from outbox.markers import KafkaConfig, Marker, MarkerReader
 from outbox.message import OutboxRow, decode_headers
-from outbox.retry_detector import RetryDetector
+from outbox.producers import Producers
 from outbox.timings import PRODUCTION, Timings
 
 T = TypeVar("T")
-
-FENCES_AT_ONCE = 32
-BEGIN_S = 0.001  # long enough for a call to begin
-
-DEFAULT_CONFIG: KafkaConfig = {
-    "transaction.timeout.ms": 10_000,  # how long a frozen relay's transaction can hold up readers
-    "retry.backoff.ms": 2,  # the default costs 100 ms whenever the coordinator still finishes
-    "retry.backoff.max.ms": 50,  # the transaction before
-    "linger.ms": 5,  # fills requests while a batch is produced; flush() does not wait for it
-    "message.max.bytes": 67_108_864,  # the topic's limit decides, not the client's
-    "queue.buffering.max.messages": 0,  # no limit: a whole batch, whatever its size
-}
-
-# Users cannot change these.
-REQUIRED_CONFIG: KafkaConfig = {
-    "enable.idempotence": True,
-    "acks": "all",
-    "delivery.report.only.error": True,  # no callback a message
-    # A request that may have been repeated shows only in the log, and only with this debug context
-    # (rd_kafka_broker_set_error): a loss like the ones before within 30 s, or a connection that the
-    # client closes after a time-out, is logged at no other level. Four more lines a transaction.
-    "debug": "broker",
-    "log_level": 7,
-    "log.connection.close": True,
-}
 
 
 class Publisher:
@@ -77,17 +52,11 @@ class Publisher:
         self._producer: Producer | None = None
         self._caller: ThreadPoolExecutor  # of the producer's calls that may never return
         self._publishing = False
-        self._config = {
-            **DEFAULT_CONFIG,
-            **kafka,
-            **REQUIRED_CONFIG,
-            "on_delivery": self._note_delivery,
-        }
-        self._prefix = f"outbox-{identity}-"
-        self._log = logging.Logger("librdkafka", logging.DEBUG)  # noqa: LOG001  # this producer's alone
-        self._log.addHandler(RetryDetector(self.note_possible_retry))
+        self._producers = Producers(
+            kafka, identity, tick, self._timeout_s, self._note_delivery, self.note_possible_retry
+        )
 
-    # ---- producers and fences -----------------------------------------------------------------------
+    # ---- the producer -------------------------------------------------------------------------------
 
     def start(self, transactional_lane: int) -> None:
         """Make a new producer under a lane's transactional id, and fence every older one under it.
@@ -97,7 +66,7 @@ class Publisher:
         """
         self.discard()
         self.transactional_lane = transactional_lane
-        self._producer = producer = self._new_producer(transactional_lane)
+        self._producer = producer = self._producers.new(transactional_lane)
         self._caller = ThreadPoolExecutor(1, thread_name_prefix="marker")
         self._call(producer.init_transactions)
         self.poll_events()  # the log so far: no transaction was open then
@@ -105,36 +74,8 @@ class Publisher:
         crash_point("relay.fenced")
 
     def fence(self, transactional_lanes: Sequence[int]) -> Iterator[int]:
-        """Fence other transactional ids, and keep no producer; yield each lane whose id is fenced.
-
-        Many at a time: the client takes 0.2 s for each and does next to nothing in it. Raises InDoubt.
-        """
-        for first in range(0, len(transactional_lanes), FENCES_AT_ONCE):
-            yield from self._fence_at_once(transactional_lanes[first : first + FENCES_AT_ONCE])
-
-    def _fence_at_once(self, transactional_lanes: Sequence[int]) -> Iterator[int]:
-        producers = [self._new_producer(lane) for lane in transactional_lanes]
-        for producer in producers:
-            with suppress(KafkaException, SystemError):  # which come again below
-                producer.init_transactions(BEGIN_S)  # goes on in the background
-        doubt: InDoubt | None = None
-        for lane, producer in zip(transactional_lanes, producers, strict=True):
-            self._tick()
-            try:
-                self._call(producer.init_transactions, 0.0 if doubt else None)
-            except InDoubt as error:
-                doubt = doubt or error  # the others that are fenced must still be known as such
-            else:
-                yield lane
-        if doubt:
-            raise doubt
-
-    def _new_producer(self, transactional_lane: int) -> Producer:
-        config = self._config | {"transactional.id": f"{self._prefix}{transactional_lane}"}
-        try:
-            return Producer(config, logger=self._log)
-        except KafkaException as error:  # a setting that only the whole configuration shows wrong
-            raise InDoubt(error.args[0].str()) from error
+        """Fence other transactional ids; yield each lane whose id is fenced. Raises InDoubt."""
+        return self._producers.fence(transactional_lanes)
 
     def discard(self) -> None:
         """Give the producer up without waiting for Kafka; it is not trusted any more."""
@@ -266,6 +207,5 @@ class Publisher:
                 raise RecordRejected(report.str(), lane) from error
         raise InDoubt(reports[0].str() if reports else str(error)) from error
 
-    def _call(self, call: Callable[[float], T], timeout_s: float | None = None) -> T:
-        limit_s = self._timeout_s if timeout_s is None else timeout_s
-        return call_in_slices(call, self._tick, limit_s)
+    def _call(self, call: Callable[[float], T]) -> T:
+        return call_in_slices(call, self._tick, self._timeout_s)

@@ -10,7 +10,7 @@ ascending order, to transactions that hold a lock on the table from before until
 was seen, and every transaction that held the lock at that time has ended, no lower id can appear.
 
 The watermark is never the truth. A row with an id from elsewhere, or one that was locked when it was
-claimed, is found by scans of the whole lane: every FULL_SCAN_S as a rule, every MAX_PAUSE_S at the
+claimed, is found by scans of the whole lane: every FULL_SCAN_S as a rule, every MAX_SCAN_PAUSE_S at the
 latest. It is published after what came in between, also of its key.
 """
 
@@ -23,7 +23,7 @@ from outbox.postgres import Connection
 
 WRITER_POLL_S = 0.2  # how often to ask which transactions write
 FULL_SCAN_S = 5.0  # how often to scan the whole lane
-MAX_TIME_SHARE, MAX_PAUSE_S = 0.01, 30.0  # of the time, at most, goes into either; but not less often
+MAX_TIME_SHARE, MAX_SCAN_PAUSE_S = 0.01, 30.0  # at most so much of the time; not less often than that
 
 
 class ClaimWatermark:
@@ -86,4 +86,4 @@ class WriterPoll:
 def next_time(began: float, pause_s: float) -> float:
     """Return when to do again what began then and ends now."""
     now = time.monotonic()
-    return now + min(max(pause_s, (now - began) / MAX_TIME_SHARE), MAX_PAUSE_S)
+    return now + min(max(pause_s, (now - began) / MAX_TIME_SHARE), MAX_SCAN_PAUSE_S)

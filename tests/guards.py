@@ -114,10 +114,10 @@ GUARDS = [
         "a new producer after any doubt",
         "outbox/publisher.py",
         "        self.discard()\n        self.transactional_lane = transactional_lane\n"
-        "        self._producer = producer = self._new_producer(transactional_lane)\n",
+        "        self._producer = producer = self._producers.new(transactional_lane)\n",
         "        self.transactional_lane = transactional_lane\n"
         "        self._producer = producer = self._producer or"
-        " self._new_producer(transactional_lane)\n",
+        " self._producers.new(transactional_lane)\n",
         f"{GUARDS_TEST}::test_a_producer_in_doubt_is_never_used_again",
     ),
     Guard(

@@ -51,7 +51,8 @@ from outbox.markers import KafkaConfig, Marker, MarkerReader, marker_group
 from outbox.options import RelayOptions
 from outbox.outbox_rows import acknowledge
 from outbox.pooler import TransactionPoolingDetected, check_session
-from outbox.publisher import DEFAULT_CONFIG, Publisher
+from outbox.producers import DEFAULT_CONFIG
+from outbox.publisher import Publisher
 
 __all__ = [
     "BUSY_TABLES",

@@ -12,7 +12,7 @@ from outbox.markers import KafkaConfig
 from outbox.membership import MEMBERSHIP_LOCK, lock_class
 from outbox.pooler import TransactionPoolingDetected, check_session, server_process
 from outbox.postgres import Connection, scalar
-from outbox.publisher import DEFAULT_CONFIG
+from outbox.producers import DEFAULT_CONFIG
 
 TRIAL_LOCK = MEMBERSHIP_LOCK + 1  # no lane has this number, and relays are not counted by it
 TRY_LOCK = "SELECT pg_try_advisory_lock_shared(%(class)s, %(lock)s)"

@@ -1,0 +1,102 @@
+"""Transactional producers under the lanes' transactional ids: how they are made, and how they fence.
+
+Invariant: a new producer fences every older one under its id. When `init_transactions` has returned, no
+transaction of an older producer is open or can be committed any more.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from uuid import UUID
+
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
+
+from outbox.errors import InDoubt
+from outbox.kafka_calls import call_in_slices
+from outbox.markers import KafkaConfig
+from outbox.retry_detector import RetryDetector
+
+FENCES_AT_ONCE = 32
+BEGIN_S = 0.001  # long enough for a call to begin
+
+DEFAULT_CONFIG: KafkaConfig = {
+    "transaction.timeout.ms": 10_000,  # how long a frozen relay's transaction can hold up readers
+    "retry.backoff.ms": 2,  # the default costs 100 ms whenever the coordinator still finishes
+    "retry.backoff.max.ms": 50,  # the transaction before
+    "linger.ms": 5,  # fills requests while a batch is produced; flush() does not wait for it
+    "message.max.bytes": 67_108_864,  # the topic's limit decides, not the client's
+    "queue.buffering.max.messages": 0,  # no limit: a whole batch, whatever its size
+}
+
+# Users cannot change these.
+REQUIRED_CONFIG: KafkaConfig = {
+    "enable.idempotence": True,
+    "acks": "all",
+    "delivery.report.only.error": True,  # no callback a message
+    # A request that may have been repeated shows only in the log, and only with this debug context
+    # (rd_kafka_broker_set_error): a loss like the ones before within 30 s, or a connection that the
+    # client closes after a time-out, is logged at no other level. Four more lines a transaction.
+    "debug": "broker",
+    "log_level": 7,
+    "log.connection.close": True,
+}
+
+OnDelivery = Callable[[KafkaError | None, Message], None]
+
+
+class Producers:
+    """Makes a relay's producers, all configured alike.
+
+    tick: called between the slices of a blocking call; may raise to abandon it.
+    on_possible_retry(level): a request may have been repeated.
+    """
+
+    def __init__(
+        self,
+        kafka: KafkaConfig,
+        identity: UUID,
+        tick: Callable[[], None],
+        timeout_s: float,
+        on_delivery: OnDelivery,
+        on_possible_retry: Callable[[int], None],
+    ) -> None:
+        self._tick = tick
+        self._timeout_s = timeout_s
+        self._config = {**DEFAULT_CONFIG, **kafka, **REQUIRED_CONFIG, "on_delivery": on_delivery}
+        self._prefix = f"outbox-{identity}-"
+        self._log = logging.Logger("librdkafka", logging.DEBUG)  # noqa: LOG001  # these producers' alone
+        self._log.addHandler(RetryDetector(on_possible_retry))
+
+    def new(self, transactional_lane: int) -> Producer:
+        """Make a producer under a lane's transactional id. Raises InDoubt."""
+        config = self._config | {"transactional.id": f"{self._prefix}{transactional_lane}"}
+        try:
+            return Producer(config, logger=self._log)
+        except KafkaException as error:  # a setting that only the whole configuration shows wrong
+            raise InDoubt(error.args[0].str()) from error
+
+    def fence(self, transactional_lanes: Sequence[int]) -> Iterator[int]:
+        """Fence transactional ids, and keep no producer; yield each lane whose id is fenced.
+
+        Many at a time: the client takes 0.2 s for each and does next to nothing in it. Raises InDoubt.
+        """
+        for first in range(0, len(transactional_lanes), FENCES_AT_ONCE):
+            yield from self._fence_at_once(transactional_lanes[first : first + FENCES_AT_ONCE])
+
+    def _fence_at_once(self, transactional_lanes: Sequence[int]) -> Iterator[int]:
+        producers = [self.new(lane) for lane in transactional_lanes]
+        for producer in producers:
+            with suppress(KafkaException, SystemError):  # which come again below
+                producer.init_transactions(BEGIN_S)  # goes on in the background
+        doubt: InDoubt | None = None
+        for lane, producer in zip(transactional_lanes, producers, strict=True):
+            self._tick()
+            try:
+                timeout_s = 0.0 if doubt else self._timeout_s
+                call_in_slices(producer.init_transactions, self._tick, timeout_s)
+            except InDoubt as error:
+                doubt = doubt or error  # the others that are fenced must still be known as such
+            else:
+                yield lane
+        if doubt:
+            raise doubt
