@@ -11,7 +11,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
@@ -40,6 +40,7 @@ from orchestrator.contract import workers
 from orchestrator.contract.messages import DeployOrder, encode_order
 from orchestrator.embedded import Servers
 from orchestrator.kafka.reader import find_ranges, read_ranges
+from orchestrator.kafka.topics import TopicMissing, read_high_watermarks, read_topic_id
 from orchestrator.observability.health import Health
 from orchestrator.observability.metrics import ConsumerMetrics, new_registry
 from orchestrator.operations.audit import Audit, audit
@@ -53,13 +54,18 @@ from outbox import (
     count_lanes,
     enqueue,
     transaction,
+    with_overrides,
 )
 from outbox.admin import Lane, Publisher, RelayOptions, SteppedRelay, step_relay
 from testkit.eventually import eventually
 
 # Waits that tests shorten, in this process and in those that they start. A test of such a wait itself
 # uses PRODUCTION, or OUTBOX_TIMINGS="" in a process.
-QUICK = {"refused_recheck_s": 0.5}
+QUICK = {
+    "OUTBOX_TIMINGS": json.dumps(
+        {"refused_recheck_s": 0.5, "gauge_period_s": 0.5, "gauge_max_pause_s": 2.0}
+    )
+}
 
 PARTITIONS = 2  # of every topic except the marker topic
 LANES = 4
@@ -235,7 +241,9 @@ class System:
         metrics = metrics or ConsumerMetrics(new_registry("consumer"), Health())
         with (
             closing(self.connect("test consumer")) as conn,
-            open_consumer_session(subscription, conn, metrics, timings or ConsumerTimings()) as session,
+            open_consumer_session(
+                subscription, conn, metrics, timings or with_overrides(ConsumerTimings(), QUICK)
+            ) as session,
         ):
             yield session
 
@@ -259,7 +267,7 @@ class System:
             cast("Callable[[Connection, Sequence[UUID]], None]", workers.set_deployed),
             batch_size,
             observer=observer or Observer(),
-            timings=timings or replace(Timings(), **QUICK),
+            timings=timings or with_overrides(Timings(), QUICK),
         )
         with (
             closing(self.connect(f"test lane {number}")) as conn,
@@ -280,7 +288,7 @@ class System:
     def start(self, *command: str, crash_at: str = "", **environ: str) -> Running:
         """Start a process; crash_at: a crash point, see outbox.crash_points."""
         log = self.directory / f"{len(self._running)}-{command[0]}.log"
-        extra = {"OUTBOX_CRASH_POINT": crash_at, "OUTBOX_TIMINGS": json.dumps(QUICK)} | environ
+        extra = QUICK | {"OUTBOX_CRASH_POINT": crash_at} | environ
         running = Running(["orchestrator", *command], self.environ | extra, log)
         self._running.append(running)
         return running
@@ -376,15 +384,23 @@ def delete_before(system: System, topic: str, partition: int, offset: int) -> No
 
 
 def recreate_input(system: System) -> None:
-    """Recreate the input topic."""
+    """Recreate the input topic, and wait until the brokers have forgotten the one before."""
     admin, topic = AdminClient(dict(system.settings.kafka)), system.settings.input_topic
+    before = read_topic_id(admin, topic)
     admin.delete_topics([topic])[topic].result()
 
     def is_created() -> bool:
         return admin.create_topics([NewTopic(topic, PARTITIONS, 1)])[topic].exception() is None
 
+    def is_empty() -> bool:  # a broker may lead the old topic for a moment more
+        try:
+            ends = read_high_watermarks(admin, topic, range(PARTITIONS))
+            return read_topic_id(admin, topic) != before and set(ends.values()) == {0}
+        except (KafkaException, TopicMissing):
+            return False
+
     eventually(is_created)
-    eventually(lambda: have_leaders(admin, [topic]))
+    eventually(lambda: have_leaders(admin, [topic]) and is_empty())
 
 
 # ---- settings and topics --------------------------------------------------------------------------
