@@ -487,6 +487,7 @@ def test_a_deadlock_repeats_the_transaction(system: System) -> None:
         eventually(lambda: assigned(session))
         system.produce(command(), partition=0, timestamp=1)
         crossed = worker_id(session._topic.id, 0, 0, 1)
+        other.execute("SET deadlock_timeout = '1min'")  # the session finds out, and is the victim
         other.execute("BEGIN")
         other.execute(
             "INSERT INTO workers (worker_id, scenario_uuid, camera_url) VALUES (%s, %s, 'x')",
