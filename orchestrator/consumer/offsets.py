@@ -5,6 +5,7 @@ transaction that writes the rows of the records in between. A consumer that lost
 another value and rolls back; without the comparison, two consumers could both accept the same records.
 """
 
+import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -17,6 +18,13 @@ from outbox import Connection, query
 
 class OffsetConflict(Exception):
     """Another consumer has moved the position of a partition: this one no longer owns it."""
+
+
+class PartitionRefusal(enum.StrEnum):
+    """Why the position of a partition cannot be used: it waits for an operator."""
+
+    TOPIC_RECREATED = "topic_recreated"
+    OFFSET_OUT_OF_RANGE = "offset_out_of_range"
 
 
 class Position(NamedTuple):

@@ -15,14 +15,11 @@ from confluent_kafka import KafkaException, TopicPartition
 from orchestrator.config.timings import ConsumerTimings
 from orchestrator.consumer import offsets
 from orchestrator.consumer.client import GroupMember
-from orchestrator.consumer.offsets import OffsetMove, Position
+from orchestrator.consumer.offsets import OffsetMove, PartitionRefusal, Position
 from orchestrator.kafka.topics import Admin, TopicWatch, read_log_start_offsets
 from outbox import Connection, crash_point
 
 log = logging.getLogger(__name__)
-
-TOPIC_WAS_RECREATED = "the topic was recreated"
-OFFSET_NOT_IN_LOG = "its next offset is not in the log"
 
 
 class AssignedPartitions:
@@ -49,7 +46,7 @@ class AssignedPartitions:
         self._repair_command = repair_command
         self._timings = timings
         self.positions: dict[int, Position] = {}
-        self.refused: dict[int, str] = {}  # partitions that wait for an operator, and why
+        self.refused: dict[int, PartitionRefusal] = {}  # partitions that wait for an operator, and why
         self.generation = 0  # counts assignments: records polled under an older one are dropped
         self._recheck_at = 0.0
         self._unmirrored: dict[int, int] = {}  # positions that Kafka has no copy of yet
@@ -66,7 +63,7 @@ class AssignedPartitions:
         self.refused = {p: why for p, why in self.refused.items() if p in self.positions}
         for partition, position in self.positions.items():
             if position.topic_id != self._topic.id:
-                self.refuse(partition, TOPIC_WAS_RECREATED)
+                self.refuse(partition, PartitionRefusal.TOPIC_RECREATED)
             else:
                 self.refused.pop(partition, None)
         read = {p: position for p, position in self.positions.items() if p not in self.refused}
@@ -136,7 +133,7 @@ class AssignedPartitions:
 
     # ---- refused partitions ----------------------------------------------------------------------
 
-    def refuse(self, partition: int, reason: str) -> None:
+    def refuse(self, partition: int, reason: PartitionRefusal) -> None:
         """Stop reading one partition until an operator has repaired it."""
         self._recheck_at = time.monotonic() + self._timings.refused_recheck_s
         if self.refused.get(partition) != reason:

@@ -19,8 +19,8 @@ from confluent_kafka import Message as Record
 from orchestrator.config.timings import ConsumerTimings
 from orchestrator.consumer import offsets
 from orchestrator.consumer.client import GroupMember
-from orchestrator.consumer.offsets import OffsetConflict, OffsetMove
-from orchestrator.consumer.partitions import OFFSET_NOT_IN_LOG, AssignedPartitions
+from orchestrator.consumer.offsets import OffsetConflict, OffsetMove, PartitionRefusal
+from orchestrator.consumer.partitions import AssignedPartitions
 from orchestrator.consumer.subscription import ConsumerObserver, Insert, Subscription, T
 from orchestrator.contract.records import InvalidRecord, dead_letter, partition_offset
 from orchestrator.kafka.topics import Admin, TopicMissing, TopicRecreated, TopicWatch, read_topic_id
@@ -177,7 +177,7 @@ class ConsumerSession(Generic[T]):
             raise KafkaException(error)
         partition, _ = partition_offset(record)
         if partition in self._partitions.positions:
-            self._partitions.refuse(partition, OFFSET_NOT_IN_LOG)
+            self._partitions.refuse(partition, PartitionRefusal.OFFSET_OUT_OF_RANGE)
 
     def _parse(self, records: Sequence[Record]) -> ParsedBatch[T]:
         """Turn each record into a row and a message, or into a dead letter."""

@@ -146,7 +146,7 @@ def test_a_topic_recreated_under_load_is_read_only_after_a_repair(own: System) -
 
     eventually(lambda: send() and own.statuses().get("deployed", 0) > 50)
     recreate_input(own)
-    eventually(lambda: send() and "was recreated" in consumer.get("/readyz"), 30)
+    eventually(lambda: send() and "topic_recreated" in consumer.get("/readyz"), 30)
     producer.flush(10)
     eventually(lambda: set(own.statuses()) == {"deployed"})
     anew, before = scenarios_in(own), own.statuses()["deployed"]
@@ -170,7 +170,7 @@ def test_records_deleted_before_they_were_read_pause_their_partition(own: System
     admin.delete_records([place := TopicPartition(topic, 0, 12)])[place].result(10)
     consumer.kill()
     second = own.start("consumer")
-    eventually(lambda: "partition 0: its next offset is not in the log" in second.get("/readyz"), 30)
+    eventually(lambda: "partition 0: offset_out_of_range" in second.get("/readyz"), 30)
     own.produce(*[command(uuid4(), number) for number in range(5)], partition=1)  # the others go on
     own.check_exactly_once(4 + 5)
     second.stop()
@@ -193,7 +193,7 @@ def test_a_log_cut_by_its_retention_pauses_the_partition(own: System) -> None:
     set_topic(own, topic, "retention.ms", "-1")
     own.produce(command(uuid4(), 8), partition=0)
     consumer = own.start("consumer")
-    eventually(lambda: "partition 0: its next offset is not in the log" in consumer.get("/readyz"), 30)
+    eventually(lambda: "partition 0: offset_out_of_range" in consumer.get("/readyz"), 30)
     assert own.statuses() == {"deployed": 3}
     consumer.stop()
     own.query("UPDATE consumed_offsets SET next_offset = 8 WHERE partition = 0")

@@ -212,7 +212,7 @@ def test_a_recreated_topic_is_read_from_its_log_start_offset(system: System) -> 
     system.check_exactly_once(3)
     recreate_input(system)
     system.produce(*[command() for _ in range(5)], partition=0)
-    hint = "partition 0: the topic was recreated: orchestrator repair partition 0"
+    hint = "partition 0: topic_recreated: orchestrator repair partition 0"
     eventually(lambda: hint in consumer.get("/readyz"), RESUME_S)
     code, said = repair(system, "partition", "all", "--yes")
     assert code == 0, said
@@ -234,7 +234,7 @@ def lose_what_comes_next(system: System) -> Running:
     system.produce(*[command() for _ in range(5)], partition=0)
     delete_before(system, system.settings.input_topic, 0, 6)
     consumer = system.start("consumer")
-    hint = "partition 0: its next offset is not in the log: orchestrator repair partition 0"
+    hint = "partition 0: offset_out_of_range: orchestrator repair partition 0"
     eventually(lambda: hint in consumer.get("/readyz"), RESUME_S)
     return consumer
 

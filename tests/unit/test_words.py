@@ -16,10 +16,11 @@ import pytest
 
 import outbox
 from orchestrator.cli.parser import new_parser
+from orchestrator.consumer.offsets import PartitionRefusal
 from orchestrator.contract.messages import InvalidReason
 from orchestrator.observability.health import Health
 from orchestrator.observability.metrics import ConsumerMetrics, RelayMetrics, new_registry
-from orchestrator.operations.repair.partition import MANUAL, OUT_OF_RANGE, RECREATED
+from orchestrator.operations.repair.partition import MANUAL
 from orchestrator.operations.status import LaneCondition
 from outbox import LaneState, OutboxError, Outcome, admin
 
@@ -183,8 +184,8 @@ def test_it_lists_what_the_status_says_of_a_lane() -> None:
 
 
 def test_it_lists_the_reasons_of_repairs() -> None:
-    named = set(re.findall(r"`([a-z_]+)`", SECTIONS["Reasons of repairs"].partition("partition ")[2]))
-    assert named == {RECREATED, OUT_OF_RANGE, MANUAL}
+    named = set(re.findall(r"`([a-z_]+)`", SECTIONS["Refusals and repairs"].partition("partition ")[2]))
+    assert named == {*(refusal.value for refusal in PartitionRefusal), MANUAL}
 
 
 def test_it_lists_the_outcomes() -> None:

@@ -11,7 +11,7 @@ from uuid import UUID
 from confluent_kafka.admin import AdminClient
 
 from orchestrator.consumer import offsets
-from orchestrator.consumer.offsets import Position
+from orchestrator.consumer.offsets import PartitionRefusal, Position
 from orchestrator.errors import NotRepaired
 from orchestrator.kafka import topics
 from orchestrator.kafka.reader import OffsetRange
@@ -19,7 +19,7 @@ from orchestrator.operations.repair.log import log_repair
 from orchestrator.operations.repair.run import RepairRun
 from outbox import transaction
 
-RECREATED, OUT_OF_RANGE, MANUAL = "topic_recreated", "offset_out_of_range", "manual"
+MANUAL = "manual"  # reason of a repair of a partition that is not refused
 
 Start = int | Literal["beginning"] | None
 
@@ -31,7 +31,7 @@ class PartitionCheck(NamedTuple):
     position: Position
     topic_id: UUID
     log: OffsetRange
-    refusal: str | None
+    refusal: PartitionRefusal | None
 
 
 class Plan(NamedTuple):
@@ -93,11 +93,12 @@ def check_partitions(
         run.report(f"partition {partition}: was never consumed by {settings.consumer_group}")
 
 
-def find_refusal(position: Position, topic_id: UUID, log: OffsetRange) -> str | None:
+def find_refusal(position: Position, topic_id: UUID, log: OffsetRange) -> PartitionRefusal | None:
     """Return why a consumer refuses the partition, None if it does not."""
     if position.topic_id != topic_id:
-        return RECREATED
-    return None if log.first <= position.next_offset <= log.end else OUT_OF_RANGE
+        return PartitionRefusal.TOPIC_RECREATED
+    in_log = log.first <= position.next_offset <= log.end
+    return None if in_log else PartitionRefusal.OFFSET_OUT_OF_RANGE
 
 
 def make_plan(check: PartitionCheck, start: Start) -> Plan:
@@ -110,7 +111,7 @@ def make_plan(check: PartitionCheck, start: Start) -> Plan:
             f" {log.first} to {log.end}"
         )
     reason = check.refusal or MANUAL
-    if reason == RECREATED:  # nothing of this topic was ever consumed
+    if reason == PartitionRefusal.TOPIC_RECREATED:  # nothing of this topic was ever consumed
         return Plan(check, reason, next_offset, None, next_offset - log.first, 0)
     return Plan(
         check,
