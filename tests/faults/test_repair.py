@@ -279,7 +279,7 @@ def test_a_truncated_log_is_read_again_and_makes_no_second_worker(system: System
     consumer.stop()
     system.query("UPDATE consumed_offsets SET next_offset = 9 WHERE partition = 0")
     consumer = system.start("consumer")
-    eventually(lambda: "not in the log" in consumer.get("/readyz"), RESUME_S)
+    eventually(lambda: "offset_out_of_range" in consumer.get("/readyz"), RESUME_S)
     code, said = repair(system, "partition", "0", "--yes")
     assert (code, "up to 4 records are read again" in said) == (0, True), said
     system.produce(command(), partition=0)
