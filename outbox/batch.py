@@ -174,8 +174,8 @@ class Batches:
     def _renew_producer(self, batch: Batch) -> Batch:
         """Give the batch a producer epoch of its own: no request of an earlier one can reach it.
 
-        The order matters. Ownership is read after the fence. Otherwise a zombie, whose own fence shuts
-        out its successor, would publish what the successor has already published.
+        The order matters. Ownership is read after the fence. Otherwise a zombie that has
+        fenced its successor would publish what the successor has already published.
         """
         self._publisher.start(self._publisher.transactional_lane)
         owned = self._owned.read(batch)

@@ -102,7 +102,7 @@ class Recovery:
                 self._owned.update(lane.without_backoff())
 
     def fence(self, rows: Mapping[int, LaneRow]) -> None:
-        """Shut out whatever may still publish for these lanes; the lowest lane's id is then ours.
+        """Fence all that may still publish these lanes; the lowest lane's id is then ours.
 
         An earlier owner's id is fenced once, not again after a doubt: another relay may use it now.
         """

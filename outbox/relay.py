@@ -80,10 +80,10 @@ class Relay:
         return {lane.number: lane.status for lane in owned}
 
     def run(self, stop: Event) -> None:
-        """Work until `stop` is set, then return after the batch in hand, or within about a second.
+        """Work until `stop` is set, then return after the current batch, or within about a second.
 
         Servers that are away are retried with back-off. Raises only on a bug; the next owner then
-        recovers the batch in hand.
+        recovers the current batch.
         """
         backoff = Backoff(stop, min_healthy_s=MAX_BACKOFF_S)
         while not stop.is_set():

@@ -27,7 +27,7 @@ from outbox.publisher import Publisher
 
 
 class LaneBusy(OutboxError):
-    """The lane's owner does not let go of it."""
+    """The lane's owner does not release it."""
 
 
 class LockedLane(NamedTuple):
@@ -76,7 +76,7 @@ def _wait_for_lock(conn: Connection, identity: UUID, lane: int) -> None:
             conn.execute(WAIT_FOR_LOCK, {"class": lock_class(identity), "lane": lane})
             conn.execute(SET_LOCK_TIMEOUT, {"timeout": usual})
             return
-    raise LaneBusy(f"lane {lane}: its owner does not let go of it, try again")
+    raise LaneBusy(f"lane {lane}: its owner does not release it, try again")
 
 
 class BatchReset(NamedTuple):

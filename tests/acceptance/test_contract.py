@@ -231,7 +231,7 @@ LETTERS = [b"no command", None, b"", b'{"scenario_uuid":1}', examples.url(b"ftp:
 
 
 def work(system: System, **environ: str) -> tuple[list[Record], list[Record]]:
-    """Let the real processes work on good and bad records; return the orders and the dead letters."""
+    """Let the real processes work on valid and invalid commands; return orders and dead letters."""
     sent = run_command(system.environ, "submit", "rtsp://user:pw@camera/1", "--count", "5")
     assert sent.returncode == 0, sent.stderr
     processes = [system.start(process, **environ) for process in ("consumer", "relay")]

@@ -36,7 +36,7 @@ def command(scenario: UUID | str, url: str = f"rtsp://u:{SECRET}@camera/1") -> b
     return msgspec.json.encode({"scenario_uuid": str(scenario), "camera_url": url})
 
 
-def bad_command(scenario: UUID | str) -> bytes:
+def invalid_command(scenario: UUID | str) -> bytes:
     """Return a command that becomes a dead letter."""
     return command(scenario, f"gopher://u:{SECRET}@camera/1")
 
@@ -109,7 +109,7 @@ def test_an_order_that_waits_says_behind_what(one_lane: System) -> None:
     assert "behind 4 rows of its lane; see `orchestrator status`" in explained(one_lane, last)[1]
     assert "next in its lane; see `orchestrator status`" in explained(one_lane, first)[1]
 
-    one_lane.start("relay", crash_at="relay.begun").wait_killed()  # in hand, not in Kafka
+    one_lane.start("relay", crash_at="relay.begun").wait_killed()  # in flight, not in Kafka
     assert "in batch 1, which is not in the topic yet; see" in explained(one_lane, first)[1]
     one_lane.start("relay", crash_at="relay.published").wait_killed()  # in Kafka, not acknowledged
     (order,) = told(one_lane, "explain", str(first))["workers"]
@@ -212,7 +212,7 @@ def test_an_invalid_command_is_shown_beside_an_earlier_worker(one_lane: System) 
     scenario = uuid4()
     one_lane.produce(command(scenario))
     consume(one_lane, 1)
-    one_lane.produce(bad_command(scenario))
+    one_lane.produce(invalid_command(scenario))
     consume(one_lane, 1)
     publish(one_lane)
     one_lane.produce(command(scenario), command(scenario))
@@ -243,7 +243,7 @@ def test_an_invalid_command_is_shown_beside_an_earlier_worker(one_lane: System) 
 
 def test_a_dead_letter_that_is_not_published_is_not_passed_over(one_lane: System) -> None:
     scenario = uuid4()
-    one_lane.produce(bad_command(scenario))
+    one_lane.produce(invalid_command(scenario))
     consume(one_lane, 1)
     found, text = explained(one_lane, scenario)
     assert "is unknown" not in text
@@ -311,7 +311,7 @@ def test_of_many_dead_letters_the_latest_of_all_partitions_are_shown(system: Sys
     now_ms = int(time.time() * 1000)
     for number in range(12):  # partition 1 has the older half, and is perhaps read last
         at = now_ms + number
-        send(system, topic, bad_command(scenario), partition=int(number < 6), timestamp=at)
+        send(system, topic, invalid_command(scenario), partition=int(number < 6), timestamp=at)
     found, text = explained(system, scenario)
     times = [letter.at.timestamp() * 1000 for letter in found.letters]
     assert times == pytest.approx([now_ms + number for number in range(2, 12)], abs=0.5)

@@ -108,7 +108,7 @@ def check(*texts: str) -> None:
         assert not FOUND.findall(text)
 
 
-def test_secrets_of_good_and_bad_commands_are_in_no_log_metric_or_header(bare: System) -> None:
+def test_secrets_of_valid_and_invalid_commands_are_in_no_log_metric_or_header(bare: System) -> None:
     bad = {reason: make() for reason, make in BAD.items()}
     made = run_command(bare.environ, "setup")
     sent = run_command(bare.environ, "submit", f"rtsp://user:{secret()}@camera/7", "--count", "2")

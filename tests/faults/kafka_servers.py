@@ -64,7 +64,7 @@ def liveness_over(seconds: float, processes: Sequence[Running]) -> set[int]:
 
 @dataclass
 class Stream:
-    """Commands of a few scenarios, numbered in the order of each; now and then a bad record."""
+    """Commands of a few scenarios, numbered in the order of each; now and then an invalid command."""
 
     system: System
     sent: int = 0

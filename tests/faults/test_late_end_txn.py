@@ -1,4 +1,4 @@
-"""An EndTxn that arrives when its transaction is over and the next one is under way.
+"""An EndTxn that arrives when its transaction is over and the next one has begun.
 
 librdkafka has no KIP-890: all transactions of a producer have one epoch, so the coordinator takes a
 late EndTxn for the next transaction's. What keeps the relay from harm is a new producer epoch.
@@ -274,7 +274,7 @@ def test_with_strict_fencing_a_zombie_that_fences_its_successor_publishes_nothin
     successor = one_lane.start("relay", **settings)
     one_lane.check_exactly_once(4)
     zombie.thaw()
-    eventually(lambda: zombie.logged("relay waiting"))  # after what it had in hand
+    eventually(lambda: zombie.logged("relay waiting"))  # after its last batch
     one_lane.accept(4)
     one_lane.check_exactly_once(8)
     successor.stop()

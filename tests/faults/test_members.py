@@ -227,7 +227,7 @@ def test_a_clock_set_back_an_hour_may_stop_a_process_but_not_the_work(
     with stream(system) as commands:
         wait_ready(*skewed, *true)
         commands.wait_for_progress()
-        clock.jump(-HOUR_S)  # waits of librdkafka that were under way now last an hour (its issue 2145)
+        clock.jump(-HOUR_S)  # current waits of librdkafka now last an hour (its issue 2145)
         wait_for_all_partitions(system)
         commands.wait_for_progress()
     commands.check()

@@ -98,8 +98,8 @@ def test_a_new_owner_fences_the_transactional_id_of_the_batch(system: System) ->
 
 
 def test_a_marker_refreshed_under_another_id_is_fenced_too(system: System) -> None:
-    """Guard: the transactional lane is committed by the recovery. The marker of an idle lane, still
-    in the air, would fall behind the successor's.
+    """Guard: the transactional lane is committed by the recovery. A late marker of an idle
+    lane would otherwise fall behind the successor's.
     """
     with system.lane(1, 2) as older:
         older.recover()

@@ -1,4 +1,4 @@
-"""The low-water mark: a claim passes over what was acknowledged, and over nothing else."""
+"""The claim watermark: a claim skips acknowledged rows, and nothing else."""
 
 from collections.abc import Iterator
 from contextlib import closing

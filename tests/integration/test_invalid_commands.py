@@ -1,4 +1,4 @@
-"""Bad records through the real topic, consumer and lane: each a dead letter, byte for byte."""
+"""Invalid commands through the real topic, consumer and lane: each a dead letter, byte for byte."""
 
 import random
 import struct
@@ -47,7 +47,7 @@ def is_command(value: bytes | None) -> bool:
 
 
 def generate() -> list[Sent]:
-    """Return the same bad records every time."""
+    """Return the same invalid commands every time."""
     made: list[Sent] = []
 
     @settings(
