@@ -16,10 +16,14 @@ from testkit.proxied import WiredKafka, wired_kafka
 from testkit.servers import START_ERRORS, Backend, choose_backend
 from testkit.system import LANES, System
 from testkit.workers import SharedServers, servers_of_controller
+from tests.faults.secured_kafka import SecuredKafka, secured_kafka
 from tests.matrix import ROWS_OF, Outcomes, reason_of, rows_of
 
 BACKEND = pytest.StashKey[Backend]()
 SHARED = pytest.StashKey[SharedServers]()
+
+# Servers of the session besides the two; each worker whose tests ask for one starts its own.
+GROUPS = {"wired": "the broker behind a proxy", "secured_broker": "secured Kafka"}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -90,8 +94,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = kept
     for item in items:
         item.user_properties.append((ROWS_OF, list(rows_of(item))))
-        if "wired" in item.fixturenames:  # type: ignore[attr-defined]
-            item.add_marker(pytest.mark.xdist_group("own servers: the broker behind a proxy"))
+        for fixture in GROUPS.keys() & item.fixturenames:  # type: ignore[attr-defined]
+            item.add_marker(pytest.mark.xdist_group(f"own servers: {GROUPS[fixture]}"))
 
 
 def is_slow(item: pytest.Item) -> bool:
@@ -182,3 +186,10 @@ def wired_lane(wired_installations: Installations, tmp_path: Path) -> Iterator[S
     """An installation on that broker, with one lane."""
     with wired_installations.system(tmp_path, lanes=1) as made:
         yield made
+
+
+@pytest.fixture(scope="session")
+def secured_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecuredKafka]:
+    """A broker that asks for passwords, checks ACLs and speaks TLS."""
+    with secured_kafka(tmp_path_factory.mktemp("keys")) as kafka:
+        yield kafka

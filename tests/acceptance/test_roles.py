@@ -51,7 +51,7 @@ from testkit.eventually import eventually
 from testkit.system import Running, System, delete_topics, limit_messages
 from tests.acceptance.test_secrets import FOUND, answers, check, secret
 from tests.faults.postgres_servers import installed
-from tests.faults.secured_kafka import SCRAM, Acl, SecuredKafka, secured_kafka
+from tests.faults.secured_kafka import SCRAM, Acl, SecuredKafka
 from tests.faults.test_security import wait_for_complaint
 
 FILE = Path(__file__).parents[2] / "schema" / "roles.sql"
@@ -578,21 +578,15 @@ class Users:
         return ran.stdout
 
 
-@pytest.fixture(scope="module")
-def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecuredKafka]:
-    with secured_kafka(tmp_path_factory.mktemp("keys")) as kafka:
-        yield kafka
-
-
 @pytest.fixture
-def users(broker: SecuredKafka, servers: Servers, tmp_path: Path) -> Iterator[Users]:
-    on = Servers(servers.database_url, broker.kafka.bootstrap_servers)
+def users(secured_broker: SecuredKafka, servers: Servers, tmp_path: Path) -> Iterator[Users]:
+    on = Servers(servers.database_url, secured_broker.kafka.bootstrap_servers)
     with installed(on, tmp_path) as system, roles_made(system) as logins:
         passwords = {role: secret() for role in ROLES}
         for role, granted in acls_of_the_docs(system).items():
-            broker.set_password(logins.login(role), passwords[role])
-            broker.grant(logins.login(role), *granted)
-        yield Users(logins, broker, passwords)
+            secured_broker.set_password(logins.login(role), passwords[role])
+            secured_broker.grant(logins.login(role), *granted)
+        yield Users(logins, secured_broker, passwords)
 
 
 def leave_to_setup(system: System) -> None:
@@ -603,7 +597,6 @@ def leave_to_setup(system: System) -> None:
     eventually(lambda: admin.create_topics([progress])[progress.topic].exception() is None)
 
 
-@pytest.mark.xdist_group("own servers: secured Kafka")
 def test_each_role_does_its_work_with_the_acls_of_the_docs(users: Users) -> None:
     system = users.system
     leave_to_setup(system)
@@ -646,7 +639,6 @@ def written(users: Users, role: str, topic: str) -> KafkaError | None:
     return refusals[0]
 
 
-@pytest.mark.xdist_group("own servers: secured Kafka")
 def test_no_role_writes_to_a_topic_of_another_one(users: Users) -> None:
     settings = users.system.settings
     for role, topic in [
@@ -672,7 +664,6 @@ WRONG = {
 SLOW = pytest.mark.slow
 
 
-@pytest.mark.xdist_group("own servers: secured Kafka")
 @pytest.mark.fault(31)
 @pytest.mark.parametrize(
     "what", ["password", *(pytest.param(what, marks=SLOW) for what in ("user", "authority"))]
@@ -692,7 +683,6 @@ def test_wrong_credentials_are_a_clear_error_without_secrets(users: Users, what:
 COMMANDS = ["status", "audit", "repair lane 0 --yes", "submit rtsp://u:{}@c/1"]
 
 
-@pytest.mark.xdist_group("own servers: secured Kafka")
 @pytest.mark.fault(31)
 @pytest.mark.parametrize("words", [COMMANDS[0], *(pytest.param(c, marks=SLOW) for c in COMMANDS[1:])])
 def test_a_command_says_that_a_password_is_wrong(users: Users, words: str) -> None:

@@ -19,9 +19,7 @@ from testkit.system import Running, System, end_sessions
 from tests.acceptance.test_secrets import answers, check, secret
 from tests.faults.kafka_servers import stream
 from tests.faults.postgres_servers import installed, run
-from tests.faults.secured_kafka import SCRAM, Acl, SecuredKafka, secured_kafka
-
-pytestmark = pytest.mark.xdist_group("own servers: secured Kafka")
+from tests.faults.secured_kafka import SCRAM, Acl, SecuredKafka
 
 USER = "vap"
 
@@ -81,17 +79,11 @@ def acls(system: System) -> dict[str, Acl]:
     }
 
 
-@pytest.fixture(scope="module")
-def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecuredKafka]:
-    with secured_kafka(tmp_path_factory.mktemp("keys")) as kafka:
-        yield kafka
-
-
 @pytest.fixture
-def own(broker: SecuredKafka, servers: Servers, tmp_path: Path) -> Iterator[Secured]:
-    on = Servers(servers.database_url, broker.kafka.bootstrap_servers)
+def own(secured_broker: SecuredKafka, servers: Servers, tmp_path: Path) -> Iterator[Secured]:
+    on = Servers(servers.database_url, secured_broker.kafka.bootstrap_servers)
     with installed(on, tmp_path) as system:
-        yield Secured(system, broker)
+        yield Secured(system, secured_broker)
 
 
 def wait_for_complaint(process: Running, text: str) -> None:
@@ -99,7 +91,7 @@ def wait_for_complaint(process: Running, text: str) -> None:
     eventually(lambda: answer(process, "readyz") == 503, BACK_S)
     eventually(lambda: text.lower() in process.get("/readyz").lower(), BACK_S)
     assert answer(process, "livez") == 200
-    assert text.lower() in process.log.read_text().lower()
+    eventually(lambda: text.lower() in process.log.read_text().lower(), BACK_S)
 
 
 def check_end(processes: dict[str, Running]) -> None:
