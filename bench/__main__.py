@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from bench import components, end_to_end, kafka, scaling, sql
+from bench import components, end_to_end, kafka, pgbench, scaling, sql
 from bench.peers import Peer
 from bench.peers.debezium import debezium
 from bench.peers.naive import naive
@@ -60,7 +60,7 @@ EACH_ROUND: dict[str, Phase] = {
     "whole": lambda testbed, scale: end_to_end.run_end_to_end(testbed, scale.rows),
     "sql_product": lambda testbed, scale: sql.sql_product(testbed, scale.rows // 2),
     "sql_replay": lambda testbed, scale: sql.sql_replay(testbed, scale.rows // 2),
-    "sql_pgbench": lambda testbed, scale: sql.sql_pgbench(testbed, scale.rows // 2),
+    "sql_pgbench": lambda testbed, scale: pgbench.sql_pgbench(testbed, scale.rows // 2),
     "kafka": lambda testbed, scale: kafka.kafka_limit(testbed, scale.rows),
     "relay": lambda testbed, scale: end_to_end.relays_alone(testbed, scale.rows),
     "relay_pair": lambda testbed, scale: end_to_end.relays_alone(testbed, scale.rows, relays=2),

@@ -3,38 +3,29 @@
 Three ways to the same rows, each side in a process of its own. `product`: the functions of consumer
 and relay, with parsed batches as input. `replay`: the same statements with parameters encoded
 beforehand, by plain libpq calls. `pgbench`: equivalent statements that generate their rows in the
-server.
+server, see bench/pgbench.py.
 """
 
-import shutil
-import struct
-import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
 from multiprocessing import get_context
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple
 from uuid import UUID, uuid4
 
-import psycopg
-from psycopg import pq
-from psycopg._queries import PostgresQuery
-from psycopg.abc import Params
-from psycopg.adapt import Transformer
-
 from bench.load import fill_outbox
+from bench.plain_calls import Call, Plain, array_of, column, record
 from bench.publishers import NoPublisher
 from bench.testbed import Testbed
 from orchestrator.consumer import offsets
 from orchestrator.consumer.offsets import OffsetMove
 from orchestrator.contract import workers
 from orchestrator.contract.messages import DeployOrder, encode_order, worker_id
-from orchestrator.embedded.postgres import postgres_binaries
 from orchestrator.runtime.process import configure_gc
-from outbox import Connection, Message, connect, enqueue, transaction
+from outbox import Message, connect, enqueue, transaction
 from testkit.system import OwnedLane, System
 
 BATCH = 1000
@@ -191,7 +182,7 @@ def relay_replay(environ: dict[str, str], rows: int) -> tuple[float, float]:
         return began, time.time()
 
 
-def record_cycle(lane: OwnedLane) -> list["Call"]:
+def record_cycle(lane: OwnedLane) -> list[Call]:
     """Return the statements of a cycle that acknowledges a batch and claims the next one."""
     calls = record(lane.conn, run=True)
     lane.recover()
@@ -202,142 +193,3 @@ def record_cycle(lane: OwnedLane) -> list["Call"]:
     recorded = calls[queries.index(b"BEGIN") + 1 : queries.index(b"COMMIT")]
     lane.relay.acknowledge()  # no batch is left over
     return recorded
-
-
-# ---- libpq's plain calls --------------------------------------------------------------------------
-
-
-class Call(NamedTuple):
-    """A statement with its parameters in the format of the wire protocol. names: of the parameters."""
-
-    query: bytes
-    params: Sequence[pq.abc.Buffer]
-    types: tuple[int, ...]
-    formats: Sequence[pq.Format]
-    names: Sequence[str]
-
-    def with_array(self, name: str, array: bytes) -> "Call":
-        """Return the call with another array as a parameter."""
-        params = list(self.params)
-        params[self.names.index(name)] = array
-        return self._replace(params=params)
-
-
-def record(conn: Connection, *, run: bool) -> list[Call]:
-    """Return a list that gets all statements of a session from now on; run: whether they are run."""
-    calls: list[Call] = []
-
-    class RecordingCursor(psycopg.Cursor[Any]):
-        def execute(self, query: Any, params: Params | None = None, **options: Any) -> Self:
-            encoded = PostgresQuery(Transformer(conn))
-            encoded.convert(query, params)
-            calls.append(
-                Call(
-                    encoded.query,
-                    [value for value in encoded.params or [] if value is not None],
-                    encoded.types,
-                    encoded.formats or [],
-                    encoded._order or [],
-                )
-            )
-            return super().execute(query, params, **options) if run else self
-
-        @property
-        def rowcount(self) -> int:
-            return super().rowcount if run else 1  # as if the statement had found its row
-
-    conn.cursor_factory = RecordingCursor
-    return calls
-
-
-class Plain:
-    """Runs prepared statements without psycopg's own work."""
-
-    def __init__(self, conn: Connection) -> None:
-        self._conn = conn.pgconn
-        self._names: dict[tuple[bytes, tuple[int, ...]], bytes] = {}
-
-    def run(self, sql: bytes) -> None:
-        """Run a statement without parameters."""
-        check(self._conn.exec_(sql))
-
-    def call(self, call: Call) -> pq.abc.PGresult:
-        """Run a statement, which is prepared the first time; the result is binary."""
-        kind = (call.query, call.types)
-        if (name := self._names.get(kind)) is None:
-            name = self._names[kind] = b"bench_%d" % len(self._names)
-            check(self._conn.prepare(name, call.query, call.types))
-        return check(self._conn.exec_prepared(name, call.params, call.formats, pq.Format.BINARY))
-
-
-def check(result: pq.abc.PGresult) -> pq.abc.PGresult:
-    """Return the result. Raises RuntimeError if the statement failed."""
-    if result.status not in (pq.ExecStatus.COMMAND_OK, pq.ExecStatus.TUPLES_OK):
-        raise RuntimeError(result.get_error_message())
-    return result
-
-
-def column(result: pq.abc.PGresult, number: int) -> list[bytes]:
-    """Return one column, in the format of the wire protocol."""
-    values = (result.get_value(row, number) for row in range(result.ntuples))
-    return [value for value in values if value is not None]
-
-
-def array_of(oid: int, values: Sequence[bytes]) -> bytes:
-    """Return an array in the format of the wire protocol."""
-    head = struct.pack(">iiIii", 1, 0, oid, len(values), 1)
-    length = struct.pack(">i", len(values[0])) if values else b""
-    return head + b"".join(length + value for value in values)
-
-
-# ---- pgbench --------------------------------------------------------------------------------------
-
-
-def find_pgbench() -> str | None:
-    """Return the path of pgbench, of the embedded PostgreSQL or of this system; None if missing."""
-    embedded = postgres_binaries() / "pgbench"
-    return str(embedded) if embedded.exists() else shutil.which("pgbench")
-
-
-def sql_pgbench(testbed: Testbed, rows: int) -> dict[str, float]:
-    """Measure equivalent statements run by pgbench, both sides at once."""
-    program = find_pgbench()
-    if program is None:
-        raise FileNotFoundError("pgbench is not installed")
-    with testbed.system(lanes=1) as system:
-        fill_outbox(system, rows)
-        with closing(system.connect()) as conn:
-            offsets.insert_position(conn, GROUP, "in", 0, TOPIC_ID, 0)
-        began = time.time()
-        sides = [
-            start_pgbench(program, system, script, rows // BATCH)
-            for script in ("pgbench_insert.sql", "pgbench_relay.sql")
-        ]
-        for side in sides:
-            output, _ = side.communicate()
-            if side.returncode:
-                raise RuntimeError(output)
-        return {"rate": rows / (time.time() - began)}
-
-
-def start_pgbench(
-    program: str, system: System, script: str, transactions: int
-) -> subprocess.Popen[str]:
-    """Start one side, one client."""
-    file = str(Path(__file__).with_name(script))
-    return subprocess.Popen(
-        [
-            program,
-            "-n",
-            "-M",
-            "prepared",
-            "-t",
-            str(transactions),
-            "-f",
-            file,
-            system.settings.database_url,
-        ],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )

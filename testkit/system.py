@@ -43,7 +43,7 @@ from orchestrator.kafka.reader import find_ranges, read_ranges
 from orchestrator.kafka.topics import TopicMissing, read_high_watermarks, read_topic_id
 from orchestrator.observability.health import Health
 from orchestrator.observability.metrics import ConsumerMetrics, new_registry
-from orchestrator.operations.audit import Audit, audit
+from orchestrator.operations.audit.audit import Audit, audit
 from outbox import (
     Connection,
     Message,

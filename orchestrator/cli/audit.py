@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from orchestrator.cli.exit_codes import CHECK_FAILED, OK
 from orchestrator.cli.session import operator_session
 from orchestrator.cli.terminal import print_json, print_lines
-from orchestrator.operations.audit import FAULTS, Audit, Example, audit, audit_fields
+from orchestrator.operations.audit.audit import FAULTS, Audit, audit, audit_fields
+from orchestrator.operations.audit.comparison import Fault
 
 
 def audit_topic(options: argparse.Namespace) -> int:
@@ -34,7 +35,7 @@ def render_audit(found: Audit) -> Iterator[str]:
     yield "passed" if found.passed else "FAILED"
 
 
-def _render_example(example: Example) -> str:
+def _render_example(example: Fault) -> str:
     worker = "no deploy order" if example.worker_id is None else f"worker {example.worker_id}"
     if example.partition is None:
         return worker

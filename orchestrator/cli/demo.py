@@ -33,7 +33,7 @@ from orchestrator.cli.exit_codes import CHECK_FAILED, OK
 from orchestrator.config.settings import Settings, read_settings
 from orchestrator.contract.messages import Command, DeployOrder
 from orchestrator.kafka.reader import tail_topic
-from orchestrator.operations.audit import audit
+from orchestrator.operations.audit.audit import audit
 from orchestrator.runtime.setup import set_up
 from orchestrator.runtime.supervisor import CHILD_SHUTDOWN_S, Child
 from outbox import Connection, connect, scalar

@@ -13,15 +13,9 @@ from orchestrator.cli.exit_codes import CHECK_FAILED, OK, UNREACHABLE
 from orchestrator.cli.operator_arguments import WATCH_S
 from orchestrator.cli.session import operator_session
 from orchestrator.cli.terminal import print_error, print_json, print_lines, table
-from orchestrator.operations import status
-from orchestrator.operations.status import (
-    BEHIND_S,
-    MAX_COUNTED,
-    DeadLetterCount,
-    LaneCondition,
-    LaneReport,
-    Status,
-)
+from orchestrator.operations.status.input import DeadLetterCount
+from orchestrator.operations.status.lanes import BEHIND_S, MAX_COUNTED, LaneCondition, LaneReport
+from orchestrator.operations.status.status import Status, read_status, status_fields
 from orchestrator.operations.text import duration
 from outbox import DatabaseNotReady, error_text
 
@@ -47,9 +41,9 @@ def show_status(options: argparse.Namespace) -> int:
 def show_once(options: argparse.Namespace) -> int:
     """Read the status and show it; return the exit code."""
     with operator_session("status", kafka=False) as (settings, conn):
-        found = status.read_status(settings, conn)
+        found = read_status(settings, conn)
     if options.json:
-        print_json(status.status_fields(found))
+        print_json(status_fields(found))
     else:
         if options.watch and sys.stdout.isatty():
             print(CLEAR, end="")

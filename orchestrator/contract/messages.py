@@ -14,6 +14,7 @@ import struct
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from hashlib import blake2b
+from typing import NamedTuple
 from uuid import UUID
 
 import msgspec
@@ -179,6 +180,25 @@ def deploy_order(
 
 encode = msgspec.json.Encoder().encode
 encode_order: Callable[[DeployOrder], bytes] = encode
+
+
+class OrderIds(NamedTuple):
+    """The ids in a record of the output topic; None if it is no valid deploy order."""
+
+    worker_id: UUID | None
+    scenario_uuid: UUID | None
+
+
+decode_order = msgspec.json.Decoder(DeployOrder).decode
+
+
+def order_ids(record: Record) -> OrderIds:
+    """Return the ids in a record of the output topic."""
+    try:
+        order = decode_order(record.value() or b"")
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return OrderIds(None, None)
+    return OrderIds(order.worker_id, order.scenario_uuid)
 
 
 def encode_uuid(uuid: UUID) -> bytes:

@@ -15,7 +15,7 @@ from confluent_kafka.admin import AdminClient
 from orchestrator.contract.messages import DeployOrder, encode_order
 from orchestrator.embedded.server import free_port
 from orchestrator.kafka.reader import OffsetRange, Progress, find_ranges
-from orchestrator.operations import audit
+from orchestrator.operations.audit import audit, comparison
 from outbox import Connection
 from outbox.admin import create_unpublished_messages
 from testkit.empty_installation import run_command
@@ -209,7 +209,7 @@ def test_workers_accepted_during_the_comparison_are_no_finding(
         create_unpublished_messages(conn)
         one_lane.accept(5)
 
-    monkeypatch.setattr(audit, "create_unpublished_messages", note_and_accept)
+    monkeypatch.setattr(comparison, "create_unpublished_messages", note_and_accept)
     found = one_lane.audit()
     assert found.passed, found
     assert (found.accepted, found.waiting) == (10, 5)

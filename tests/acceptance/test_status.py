@@ -10,7 +10,8 @@ import msgspec
 import pytest
 
 from orchestrator.cli import status as status_command
-from orchestrator.operations import status
+from orchestrator.operations.status import lanes, statements
+from orchestrator.operations.status.status import read_status
 from testkit.disagreement import set_marker
 from testkit.empty_installation import run_command
 from testkit.eventually import eventually
@@ -83,16 +84,16 @@ def test_status_shows_waiting_rows_and_commands_while_no_process_runs(system: Sy
 def test_status_names_what_it_could_not_count(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
     """Unknown is not none: neither in numbers, nor for a lane of which only a part was counted."""
     system.accept(30)
-    monkeypatch.setattr(status, "MAX_COUNTED", 2)
+    monkeypatch.setattr(lanes, "MAX_COUNTED", 2)
     monkeypatch.setattr(status_command, "MAX_COUNTED", 2)
     with closing(system.connect()) as conn:
-        found = status.read_status(system.settings, conn)
+        found = read_status(system.settings, conn)
         assert {lane.pending for lane in found.lanes} == {2}
         assert "2 or more" in "\n".join(status_command.render_status(found))
         slow = "SELECT pg_sleep(60) WHERE %(at_most)s > 0"
         monkeypatch.setattr("outbox.admin.lanes.COUNT_BACKLOG", slow)
-        monkeypatch.setattr(status, "TIMEOUT_MS", 100)
-        found = status.read_status(system.settings, conn)
+        monkeypatch.setattr(statements, "TIMEOUT_MS", 100)
+        found = read_status(system.settings, conn)
     assert {(lane.pending, lane.oldest_s) for lane in found.lanes} == {(None, None)}
     assert "unknown" in "\n".join(status_command.render_status(found))
 
@@ -101,7 +102,7 @@ def test_status_names_lanes_whose_oldest_row_waits_too_long(system: System) -> N
     system.accept(30)
     system.query("UPDATE outbox SET created_at = created_at - interval '2 minutes'")
     with system.lane(), closing(system.connect()) as conn:
-        found = status.read_status(system.settings, conn)
+        found = read_status(system.settings, conn)
     assert [lane.state for lane in found.lanes] == ["behind"] + ["no_owner"] * (len(found.lanes) - 1)
     assert "/readyz" in "\n".join(status_command.warnings(found._replace(relays=1)))
 

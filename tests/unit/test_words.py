@@ -21,7 +21,7 @@ from orchestrator.contract.messages import InvalidReason
 from orchestrator.observability.health import Health
 from orchestrator.observability.metrics import ConsumerMetrics, RelayMetrics, new_registry
 from orchestrator.operations.repair.partition import MANUAL
-from orchestrator.operations.status import LaneCondition
+from orchestrator.operations.status.lanes import LaneCondition
 from outbox import LaneState, OutboxError, Outcome, admin
 
 ROOT = Path(__file__).parent.parent.parent

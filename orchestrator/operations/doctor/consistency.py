@@ -25,7 +25,7 @@ from orchestrator.operations.doctor.kafka import (
     is_connection_lost,
     request_configs,
 )
-from orchestrator.operations.doctor.permissions import WRITE, topic_operations
+from orchestrator.operations.doctor.kafka_permissions import WRITE, topic_operations
 from orchestrator.operations.repair.partition import find_refusal
 from orchestrator.operations.text import duration
 from outbox import Timings, count_lanes

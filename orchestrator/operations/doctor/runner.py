@@ -15,8 +15,11 @@ from confluent_kafka import KafkaException
 
 from orchestrator.config.settings import Settings
 from orchestrator.observability import logs
-from orchestrator.operations.doctor import consistency, kafka, permissions, postgres, tables
+from orchestrator.operations.doctor import consistency, kafka, postgres, tables
+from orchestrator.operations.doctor.broker_version import kafka_version
 from orchestrator.operations.doctor.check import Check, Finding, Installation, Result, Unreachable
+from orchestrator.operations.doctor.kafka_permissions import kafka_acls
+from orchestrator.operations.doctor.postgres_permissions import postgres_permissions
 from outbox import DatabaseNotReady, error_text
 
 # For all checks together; one that has begun may take longer. Twice the time-out of Postgres, so that
@@ -72,7 +75,7 @@ CHECKS: Mapping[str, Check] = {
     "settings": settings_summary,
     "postgres reachable": postgres.postgres_reachable,
     "postgres version": postgres.postgres_version,
-    "postgres permissions": permissions.postgres_permissions,
+    "postgres permissions": postgres_permissions,
     "postgres schema": postgres.postgres_schema,
     "postgres encoding": postgres.postgres_encoding,
     "lanes": postgres.number_of_lanes,
@@ -83,12 +86,12 @@ CHECKS: Mapping[str, Check] = {
     "workers id sequence": tables.workers_id_sequence,
     "postgres clock": postgres.postgres_clock,
     "kafka reachable": kafka.kafka_reachable,
-    "kafka version": kafka.kafka_version,
+    "kafka version": kafka_version,
     "kafka topics": kafka.kafka_topics,
     "marker topic partitions": consistency.marker_topic_partitions,
     "kafka replication": kafka.kafka_replication,
     "kafka transactions": consistency.kafka_transactions,
-    "kafka acls": permissions.kafka_acls,
+    "kafka acls": kafka_acls,
     "kafka retention of offsets": consistency.offsets_retention,
     "input positions": consistency.input_positions,
     "markers": consistency.lane_markers,

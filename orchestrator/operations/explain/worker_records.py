@@ -14,7 +14,7 @@ from confluent_kafka import Message as Record
 from confluent_kafka.admin import AdminClient
 
 from orchestrator.config.settings import Settings
-from orchestrator.contract.messages import MS_BITS, record_time_ms, worker_id
+from orchestrator.contract.messages import MS_BITS, order_ids, record_time_ms, worker_id
 from orchestrator.kafka import topics
 from orchestrator.kafka.reader import (
     MAX_CLOCK_SKEW,
@@ -23,7 +23,6 @@ from orchestrator.kafka.reader import (
     find_ranges,
     read_ranges,
 )
-from orchestrator.operations.audit import order_ids
 from orchestrator.operations.explain.worker_history import FoundRecord, WorkerHistory, found_record
 
 MAX_TRIED_OFFSETS = 1_000_000  # in each partition; one takes a few microseconds

@@ -17,7 +17,7 @@ from confluent_kafka import Message as Record
 from psycopg.rows import args_row
 
 from orchestrator.config.settings import Settings
-from orchestrator.contract.messages import record_time_ms
+from orchestrator.contract.messages import order_ids, record_time_ms
 from orchestrator.contract.records import LATEST_MS, headers_of, partition_offset
 from orchestrator.errors import NotRepaired
 from orchestrator.kafka import topics
@@ -29,7 +29,6 @@ from orchestrator.kafka.reader import (
     read_ranges,
     time_of,
 )
-from orchestrator.operations.audit import order_ids
 from orchestrator.operations.dead_letters.headers import RETRY_OF, Header, hash_parts, origin_of
 from outbox import Connection, arrays, query, scalar, scalars
 from outbox.admin import WaitingRow, count_lane_rows, read_waiting

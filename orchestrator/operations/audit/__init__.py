@@ -1,0 +1,1 @@
+"""`audit`: the output topic against the workers."""

@@ -1,0 +1,114 @@
+"""The audit: what a read_committed reader of the output topic sees, against workers and outbox.
+
+Exactly once means: every deployed worker has one record, no record is without a worker, and the records
+of a scenario come in the order in which its workers were accepted.
+
+It may run while all processes work. Only workers that were deployed before the topic's high watermarks
+were read must have a record below them, and a worker that has a record below them was accepted before.
+Postgres holds the topic's records in a temporary table and does the comparison, so memory is bounded.
+No transaction stays open while Kafka is read, so vacuum is not held up.
+"""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import NamedTuple, TextIO
+
+from orchestrator.kafka import topics
+from orchestrator.kafka.reader import MAX_CLOCK_SKEW, complete_since, find_ranges
+from orchestrator.operations.audit.comparison import (
+    Fault,
+    copy_topic,
+    count_faults,
+    count_workers,
+    find_faults,
+    read_examples,
+    temporary_tables,
+)
+from outbox import Connection, scalar
+from outbox.admin import check_session
+
+EXAMPLES = 5  # of each fault
+
+FAULTS = {
+    "lost": "workers with neither a record nor an outbox row",
+    "duplicated": "records of a worker that has an earlier one",
+    "unknown": "records of no worker",
+    "reordered": "records behind a later one of their scenario",
+}
+
+
+class Audit(NamedTuple):
+    """Counts: of workers accepted, deployed, parked; of outbox rows waiting; of records; of faults.
+
+    since: workers accepted earlier need no record; None: all were compared.
+    """
+
+    accepted: int
+    deployed: int
+    waiting: int
+    parked: int
+    published: int
+    lost: int
+    duplicated: int
+    unknown: int
+    reordered: int
+    since: datetime | None
+    examples: Mapping[str, Sequence[Fault]]
+
+    @property
+    def passed(self) -> bool:
+        """Return whether there is no fault."""
+        return not (self.lost or self.duplicated or self.unknown or self.reordered)
+
+
+NOW = "SELECT clock_timestamp()"
+
+
+def audit(
+    conn: Connection,
+    kafka: Mapping[str, str],
+    topic: str,
+    since: datetime | None = None,
+    progress: TextIO | None = None,
+) -> Audit:
+    """Read the topic up to its high watermarks and compare it with the workers.
+
+    conn: in no transaction. since: leave out older records and workers. progress: where to write how
+    far the reading is. Raises DatabaseNotReady, TopicMissing, KafkaException or psycopg.Error.
+    """
+    check_session(conn)  # temporary tables belong to one session
+    admin = topics.Admin(kafka)
+    started = scalar(conn, datetime, NOW)  # before the high watermarks
+    earliest = None if since is None else int((since - MAX_CLOCK_SKEW).timestamp() * 1000)
+    ranges = find_ranges(admin, topic, earliest)
+    with temporary_tables(conn):
+        copied = copy_topic(conn, kafka, topic, ranges, progress)
+        # A record that retention deleted is no fault. Of a partition from which it deleted all, only
+        # `since` says from when on records must be there.
+        kept = complete_since(admin, topic, ranges, copied.oldest, None if since else started)
+        since = max((time for time in (since, kept) if time), default=None)
+        find_faults(conn, started, since)
+        workers, counts = count_workers(conn, since), count_faults(conn)
+        examples = read_examples(conn, EXAMPLES)
+    return Audit(
+        *workers,
+        published=copied.records,
+        lost=counts.get("lost", 0),
+        duplicated=counts.get("duplicated", 0),
+        unknown=counts.get("unknown", 0),
+        reordered=counts.get("reordered", 0),
+        since=since,
+        examples={kind: [fault for fault in examples if fault.kind == kind] for kind in FAULTS},
+    )
+
+
+def audit_fields(found: Audit) -> dict[str, object]:
+    """Return the audit for a script."""
+    examples = {
+        kind: [
+            {"worker_id": one.worker_id, "partition": one.partition, "offset": one.offset}
+            for one in faults
+        ]
+        for kind, faults in found.examples.items()
+    }
+    return {"passed": found.passed, **found._asdict(), "examples": examples}

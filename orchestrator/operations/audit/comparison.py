@@ -1,0 +1,207 @@
+"""The comparison behind the audit, in temporary tables: memory is bounded for any number of records."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime
+from typing import NamedTuple, TextIO
+from uuid import UUID
+
+from psycopg.rows import args_row
+
+from orchestrator.contract.messages import order_ids
+from orchestrator.contract.records import partition_offset
+from orchestrator.kafka.reader import OffsetRange, read_ranges, time_of
+from outbox import Connection, query
+from outbox.admin import create_unpublished_messages, snapshot
+
+CREATE_PUBLISHED = """
+    CREATE TEMP TABLE published (
+        partition     INTEGER NOT NULL,
+        record_offset BIGINT NOT NULL,
+        worker_id     UUID,
+        scenario_uuid UUID
+    )
+"""
+CREATE_FAULTS = """
+    CREATE TEMP TABLE faults (
+        kind          TEXT NOT NULL,
+        worker_id     UUID,
+        partition     INTEGER,
+        record_offset BIGINT
+    )
+"""
+DROP_TEMPORARY_TABLES = "DISCARD TEMP"
+
+
+@contextmanager
+def temporary_tables(conn: Connection) -> Iterator[None]:
+    """Have the tables of the comparison, for this session alone, while the block runs."""
+    conn.execute(CREATE_PUBLISHED)
+    conn.execute(CREATE_FAULTS)
+    try:
+        yield
+    finally:
+        conn.execute(DROP_TEMPORARY_TABLES)
+
+
+COPY_PUBLISHED = """
+    COPY published (partition, record_offset, worker_id, scenario_uuid) FROM STDIN (FORMAT binary)
+"""
+ANALYZE_PUBLISHED = "ANALYZE published"
+
+
+class TopicCopy(NamedTuple):
+    """What was copied of the topic. oldest: by partition, the time of its first record."""
+
+    records: int
+    oldest: Mapping[int, datetime]
+
+
+def copy_topic(
+    conn: Connection,
+    kafka: Mapping[str, str],
+    topic: str,
+    ranges: Mapping[int, OffsetRange],
+    progress: TextIO | None,
+) -> TopicCopy:
+    """Copy the offsets and ids of the records into Postgres, chunk by chunk."""
+    records = 0
+    oldest: dict[int, datetime] = {}
+    for chunk in read_ranges(kafka, topic, ranges, progress):
+        with conn.cursor().copy(COPY_PUBLISHED) as copy:
+            copy.set_types(["int4", "int8", "uuid", "uuid"])
+            for record in chunk:
+                partition, offset = partition_offset(record)
+                copy.write_row((partition, offset, *order_ids(record)))
+                oldest.setdefault(partition, time_of(record))
+        records += len(chunk)
+    conn.execute(ANALYZE_PUBLISHED)
+    return TopicCopy(records, oldest)
+
+
+# `updated_at` is the start of the transaction that set a worker deployed, after the Kafka commit: if
+# that was before the high watermarks were read, its record is below them. A later one is left to the
+# next audit.
+FIND_LOST = """
+    INSERT INTO faults (kind, worker_id)
+    SELECT 'lost', worker_id
+      FROM workers
+     WHERE (%(since)s::timestamptz IS NULL OR created_at >= %(since)s::timestamptz AT TIME ZONE 'UTC')
+       AND (status = 'pending' OR updated_at IS NULL
+            OR updated_at < %(started)s::timestamptz AT TIME ZONE 'UTC')
+       AND NOT EXISTS (SELECT FROM published WHERE published.worker_id = workers.worker_id)
+       AND NOT EXISTS (SELECT FROM unpublished_messages WHERE aggregate_id = workers.worker_id)
+"""
+FIND_DUPLICATED = """
+    WITH numbered AS (
+        SELECT worker_id, partition, record_offset,
+               row_number() OVER (PARTITION BY worker_id ORDER BY partition, record_offset) AS copy
+          FROM published
+         WHERE worker_id IS NOT NULL
+    )
+    INSERT INTO faults (kind, worker_id, partition, record_offset)
+    SELECT 'duplicated', worker_id, partition, record_offset
+      FROM numbered
+     WHERE copy > 1
+"""
+FIND_UNKNOWN = """
+    INSERT INTO faults (kind, worker_id, partition, record_offset)
+    SELECT 'unknown', worker_id, partition, record_offset
+      FROM published
+     WHERE NOT EXISTS (SELECT FROM workers WHERE workers.worker_id = published.worker_id)
+"""
+# There is an order within a partition alone; added partitions may have moved a scenario to another one.
+FIND_REORDERED = """
+    WITH followed AS (
+        SELECT worker_id, partition, record_offset, id,
+               max(id) OVER (PARTITION BY partition, published.scenario_uuid
+                                 ORDER BY record_offset
+                                  ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS latest
+          FROM published
+          JOIN workers USING (worker_id)
+    )
+    INSERT INTO faults (kind, worker_id, partition, record_offset)
+    SELECT 'reordered', worker_id, partition, record_offset
+      FROM followed
+     WHERE id < latest
+"""
+
+
+def find_faults(conn: Connection, started: datetime, since: datetime | None) -> None:
+    """Compare both sides; write the faults to their table.
+
+    started: Postgres's time before the topic's high watermarks were read. since: workers accepted
+    earlier need no record.
+    """
+    with snapshot(conn):  # a message must not leave the outbox between the two statements
+        create_unpublished_messages(conn)
+        conn.execute(FIND_LOST, {"since": since, "started": started})
+    for statement in (FIND_DUPLICATED, FIND_UNKNOWN, FIND_REORDERED):
+        conn.execute(statement)
+
+
+class WorkerCounts(NamedTuple):
+    """Workers, and messages about them that are not published."""
+
+    accepted: int
+    deployed: int
+    waiting: int
+    parked: int
+
+
+COUNT_WORKERS = """
+    SELECT count(*) AS accepted,
+           count(*) FILTER (WHERE status <> 'pending') AS deployed,
+           (SELECT count(*) FROM unpublished_messages WHERE NOT parked) AS waiting,
+           (SELECT count(*) FROM unpublished_messages WHERE parked) AS parked
+      FROM workers
+     WHERE %(since)s::timestamptz IS NULL OR created_at >= %(since)s::timestamptz AT TIME ZONE 'UTC'
+"""
+
+
+def count_workers(conn: Connection, since: datetime | None) -> WorkerCounts:
+    """Count the workers accepted since then, and all messages about workers that are not published."""
+    (counts,) = query(conn, args_row(WorkerCounts), COUNT_WORKERS, {"since": since})
+    return counts
+
+
+class FaultCount(NamedTuple):
+    """How many faults of a kind there are."""
+
+    kind: str
+    faults: int
+
+
+COUNT_FAULTS = "SELECT kind, count(*) FROM faults GROUP BY kind"
+
+
+def count_faults(conn: Connection) -> dict[str, int]:
+    """Return the number of faults by kind; none of a kind that there is not."""
+    return {found.kind: found.faults for found in query(conn, args_row(FaultCount), COUNT_FAULTS)}
+
+
+class Fault(NamedTuple):
+    """One fault: the worker, and the record. None: the record is no valid order, or there is none."""
+
+    kind: str
+    worker_id: UUID | None
+    partition: int | None
+    offset: int | None
+
+
+READ_EXAMPLES = """
+    WITH numbered AS (
+        SELECT kind, worker_id, partition, record_offset,
+               row_number() OVER (PARTITION BY kind ORDER BY partition, record_offset) AS number
+          FROM faults
+    )
+    SELECT kind, worker_id, partition, record_offset
+      FROM numbered
+     WHERE number <= %(examples)s
+     ORDER BY kind, number
+"""
+
+
+def read_examples(conn: Connection, examples: int) -> list[Fault]:
+    """Return some faults of each kind, the first ones of the topic."""
+    return query(conn, args_row(Fault), READ_EXAMPLES, {"examples": examples})

@@ -1,0 +1,131 @@
+"""The input as `status` shows it: partitions, the rates of commands, dead letters."""
+
+import time
+from typing import NamedTuple
+from uuid import UUID
+
+from psycopg.rows import args_row
+
+from orchestrator.config.settings import Settings
+from orchestrator.consumer import offsets
+from orchestrator.consumer.offsets import Position
+from orchestrator.contract.repair_commands import repair_of_partition
+from orchestrator.kafka import topics
+from orchestrator.kafka.reader import OffsetRange, find_ranges
+from orchestrator.operations.dead_letters.filter import RecordFilter
+from orchestrator.operations.dead_letters.letters import (
+    count_handled,
+    find_dead_letters,
+    read_dead_letters,
+)
+from orchestrator.operations.repair.partition import find_refusal
+from orchestrator.operations.status.statements import in_time
+from outbox import Connection, query
+
+RATE_S = 60  # the rates are those of this time
+
+
+class PartitionReport(NamedTuple):
+    """A partition of the input.
+
+    position: the next offset to consume, in Postgres; None: never consumed. lag: offsets from there to
+    the high watermark. refusal: why the consumer refuses it, with the command that ends it: repair.
+    """
+
+    partition: int
+    position: int | None
+    high_watermark: int
+    lag: int
+    refusal: str | None
+    repair: str | None
+
+
+class Rates(NamedTuple):
+    """Per second, commands whose records are not older than RATE_S; None: could not be counted.
+
+    After a backlog the records are older: then compare lag and batch numbers of two readings.
+    """
+
+    accepted: float | None
+    deployed: float | None
+
+
+class DeadLetterCount(NamedTuple):
+    """Dead letters that are not handled. is_upper_bound: ends of transactions are counted, too."""
+
+    letters: int
+    is_upper_bound: bool
+
+
+def report_partitions(
+    settings: Settings, conn: Connection, admin: topics.Admin
+) -> list[PartitionReport]:
+    """Compare every partition's position in Postgres with its log."""
+    topic = settings.input_topic
+    positions = offsets.read_positions(conn, settings.consumer_group, topic)
+    # After the positions: an older high watermark would look like a truncated log.
+    topic_id, logs = topics.read_topic_id(admin, topic), find_ranges(admin, topic)
+    return [
+        _report_partition(number, positions.get(number), topic_id, log)
+        for number, log in sorted(logs.items())
+    ]
+
+
+def _report_partition(
+    number: int, position: Position | None, topic_id: UUID, log: OffsetRange
+) -> PartitionReport:
+    if position is None:
+        return PartitionReport(number, None, log.end, log.length, None, None)
+    refusal = find_refusal(position, topic_id, log)
+    return PartitionReport(
+        number,
+        position.next_offset,
+        log.end,
+        log.length if refusal else max(log.end - position.next_offset, 0),
+        refusal,
+        repair_of_partition(number) if refusal else None,
+    )
+
+
+class RecentWorkers(NamedTuple):
+    """Workers whose commands are not older than RATE_S, and how many of them are deployed."""
+
+    accepted: int
+    deployed: int
+
+
+# A worker's id begins with the time of its command's record, in ms: the unique index finds the latest.
+COUNT_RECENT = """
+    SELECT count(*), count(*) FILTER (WHERE status <> 'pending')
+      FROM workers
+     WHERE worker_id >= %(since)s AND worker_id < %(until)s
+"""
+
+
+def read_rates(conn: Connection) -> Rates:
+    """Count the commands of the last RATE_S, and those of them that are deployed."""
+    now_ms = int(time.time() * 1000)
+    limits = {
+        "since": UUID(int=(now_ms - RATE_S * 1000) << 80),
+        "until": UUID(int=now_ms << 80),
+    }
+    counts = in_time(lambda: query(conn, args_row(RecentWorkers), COUNT_RECENT, limits))
+    if counts is None:
+        return Rates(None, None)
+    (recent,) = counts
+    return Rates(recent.accepted / RATE_S, recent.deployed / RATE_S)
+
+
+FEW_LETTERS = 1000  # offsets that are read one by one; of more, an upper bound must do
+
+
+def count_dead_letters(settings: Settings, conn: Connection) -> DeadLetterCount:
+    """Count the dead letters that are not handled."""
+    everything = RecordFilter()
+    topic = find_dead_letters(settings, everything)
+    length = sum(part.length for part in topic.ranges.values())
+    if length > FEW_LETTERS:
+        return DeadLetterCount(length - count_handled(conn, topic), is_upper_bound=True)
+    chunks = read_dead_letters(conn, topic, everything, None)
+    waiting = sum(letter.action is None for chunk in chunks for letter in chunk)
+    return DeadLetterCount(waiting, is_upper_bound=False)

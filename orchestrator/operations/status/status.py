@@ -1,0 +1,119 @@
+"""`status`: the state of the installation at one moment, from Postgres and Kafka alone.
+
+The processes are not asked: they may be down, and their sessions in Postgres show who owns what. Reads
+only; locks nothing. What Kafka does not answer, or what takes longer than TIMEOUT_MS to count, is
+reported as unknown; the rest is shown.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import NamedTuple, TypeVar
+
+import psycopg
+from confluent_kafka import KafkaException, libversion
+
+from orchestrator.config.settings import Settings
+from orchestrator.kafka import topics
+from orchestrator.kafka.topics import TopicMissing
+from orchestrator.observability.metrics import release
+from orchestrator.operations.status.input import (
+    DeadLetterCount,
+    PartitionReport,
+    Rates,
+    count_dead_letters,
+    read_rates,
+    report_partitions,
+)
+from orchestrator.operations.status.lanes import LaneReport, read_lane_refusals, report_lanes
+from orchestrator.operations.status.statements import limit_statements
+from outbox import Connection, error_text, scalar
+from outbox.admin import count_parked, count_relays
+
+T = TypeVar("T")
+
+
+class Status(NamedTuple):
+    """What `status` shows. unknown: what Kafka did not answer, and why; the field itself is None."""
+
+    at: datetime
+    versions: Mapping[str, str]
+    relays: int
+    consumers: int
+    lanes: Sequence[LaneReport]
+    partitions: Sequence[PartitionReport] | None
+    rates: Rates
+    dead_letters: DeadLetterCount | None
+    parked: Mapping[str, int]
+    unknown: Mapping[str, Exception]
+
+    @property
+    def refusals(self) -> dict[str, str]:
+        """Return what waits for an operator, each with its command."""
+        lanes = {f"lane {one.lane}: {one.refusal}": one.repair for one in self.lanes}
+        partitions = {
+            f"partition {one.partition}: {one.refusal}": one.repair for one in self.partitions or ()
+        }
+        return {what: command for what, command in (lanes | partitions).items() if command}
+
+
+COUNT_CONSUMERS = """
+    SELECT count(*)
+      FROM pg_stat_activity
+     WHERE datname = current_database() AND application_name = 'orchestrator consumer'
+"""
+
+
+def read_status(settings: Settings, conn: Connection) -> Status:
+    """Read both sides. Raises psycopg.Error or DatabaseNotReady."""
+    admin = topics.Admin(settings.kafka)
+    limit_statements(conn)
+    unknown: dict[str, Exception] = {}
+
+    def ask_kafka(what: str, read: Callable[[], T]) -> T | None:
+        if "brokers" not in unknown:  # or each question would wait for its time-out
+            try:
+                return read()
+            except (KafkaException, TopicMissing) as error:
+                unknown[what] = error
+        return None
+
+    relays, consumers = count_relays(conn), scalar(conn, int, COUNT_CONSUMERS)
+    ask_kafka("brokers", lambda: topics.check_access(settings.kafka))
+    refusals = ask_kafka("markers", lambda: read_lane_refusals(settings, conn))
+    return Status(
+        datetime.now(UTC),
+        read_versions(conn),
+        relays,
+        consumers,
+        report_lanes(conn, refusals or {}),
+        ask_kafka("partitions", lambda: report_partitions(settings, conn, admin)),
+        read_rates(conn),
+        ask_kafka("dead letters", lambda: count_dead_letters(settings, conn)),
+        {parked.reason: parked.rows for parked in count_parked(conn)},
+        unknown,
+    )
+
+
+def read_versions(conn: Connection) -> dict[str, str]:
+    """Return the versions of all parts; brokers do not tell theirs."""
+    return {
+        "orchestrator": release(),
+        "postgres": ".".join(map(str, divmod(conn.info.server_version, 10_000))),
+        "librdkafka": libversion()[0],
+        "psycopg": psycopg.__version__,
+    }
+
+
+def status_fields(status: Status) -> dict[str, object]:
+    """Return the status for a script: all of it, with the refusals by themselves."""
+    letters = status.dead_letters
+    return {
+        **status._asdict(),
+        "lanes": [lane._asdict() for lane in status.lanes],
+        "partitions": status.partitions and [one._asdict() for one in status.partitions],
+        "rates": status.rates._asdict(),
+        "dead_letters": letters and letters.letters,
+        "dead_letters_is_upper_bound": letters and letters.is_upper_bound,
+        "refusals": status.refusals,
+        "unknown": {what: error_text(error) for what, error in status.unknown.items()},
+    }
