@@ -48,12 +48,12 @@ def compare(marker: Marker | None, batch_number: int, rows: int) -> Outcome:
     return Outcome.MARKER_AHEAD if ahead else Outcome.MARKER_BEHIND
 
 
-def describe_mismatch(outcome: Outcome, marker: Marker | None, batch_number: int) -> str:
+def describe_mismatch(marker: Marker | None, batch_number: int) -> str:
     """Say in one line why a lane is refused."""
     known = "missing" if marker is None else str(marker.batch_number)
     if marker and marker.batch_number == batch_number:
         known += f" with {marker.rows} rows"
-    return f"{outcome.value}: the marker in Kafka is {known}, the batch in Postgres is {batch_number}"
+    return f"the marker in Kafka is {known}, the batch in Postgres is {batch_number}"
 
 
 class LaneState(enum.Enum):

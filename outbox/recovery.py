@@ -177,26 +177,21 @@ class Recovery:
         batch_rows: int | None = len(decision.row.inflight)
         if marker is not None and not decision.needs_publish:
             batch_rows = marker.rows  # noted there when the batch was published
-        fields: dict[str, object] = {"batch_number": batch_number, "outcome": outcome.value}
+        fields: dict[str, object] = {"batch_number": batch_number}
         if outcome.refused:
-            fields["mismatch"] = describe_mismatch(outcome, marker, batch_number)
+            fields["mismatch"] = describe_mismatch(marker, batch_number)
         self._batches.watermarks.pop(lane.number, None)
         self._owned.update(lane.recovered(outcome, batch_number, batch_rows), **fields)
         if lane.status.state is LaneState.ACTIVE and outcome is Outcome.PUBLISHED:
             return  # all was well; only the set of lanes has changed
         self._observer.recovered(outcome)
-        place: dict[str, object] = {"lane": lane.number, "epoch": lane.epoch}
+        fields |= {"lane": lane.number, "epoch": lane.epoch}
         if not outcome.refused:
-            log.info("lane recovered", extra=place | fields)
+            log.info("lane recovered", extra=fields | {"outcome": outcome.value})
         if decision.parked and rejection:
             row, aggregate_id = decision.parked
-            about = {
-                "batch_number": batch_number,
-                "row": row,
-                "aggregate_id": aggregate_id,
-                "reason": str(rejection),
-            }
-            log.error("row parked", extra=place | about)
+            about = {"row": row, "aggregate_id": aggregate_id, "reason": str(rejection)}
+            log.error("row parked", extra=fields | about)
             self._observer.parked()
 
     def _publish_again(

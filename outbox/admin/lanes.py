@@ -117,7 +117,8 @@ class LaneCheck(NamedTuple):
         """Say in one line why the lane waits for an operator; None: it does not."""
         if self.outcome is None or not self.outcome.refused:
             return None
-        return f"lane {self.lane}: {describe_mismatch(self.outcome, self.marker, self.batch_number)}"
+        mismatch = describe_mismatch(self.marker, self.batch_number)
+        return f"lane {self.lane}: {self.outcome.value}: {mismatch}"
 
 
 class LaneBatch(NamedTuple):
