@@ -7,7 +7,8 @@ from typing import TypeVar
 T = TypeVar("T")
 
 GENEROUS_S = 30  # for a step that takes a second or two on a quiet machine
-POLL_S = 0.02  # short compared with a server's work, long compared with the check
+POLL_S, MAX_POLL_S = 0.02, 0.1  # short compared with a server's work, long compared with the check
+POLL_SHARE = 0.05  # of the time waited so far: a session for each check costs as much as the work
 
 
 def eventually(check: Callable[[], T], timeout: float = GENEROUS_S) -> T:
@@ -15,9 +16,10 @@ def eventually(check: Callable[[], T], timeout: float = GENEROUS_S) -> T:
 
     An AssertionError of the check means "not yet"; after `timeout` seconds it is raised.
     """
-    deadline = time.monotonic() + timeout
+    started = time.monotonic()
     while True:
-        late = time.monotonic() > deadline
+        waited_s = time.monotonic() - started
+        late = waited_s > timeout
         try:
             result = check()
         except AssertionError:
@@ -28,4 +30,4 @@ def eventually(check: Callable[[], T], timeout: float = GENEROUS_S) -> T:
                 return result
             name = getattr(check, "__qualname__", "check")  # a partial has none
             assert not late, f"after {timeout} s still {result!r}: {name}"
-        time.sleep(POLL_S)
+        time.sleep(min(max(POLL_SHARE * waited_s, POLL_S), MAX_POLL_S))
