@@ -384,23 +384,34 @@ def delete_before(system: System, topic: str, partition: int, offset: int) -> No
 
 
 def recreate_input(system: System) -> None:
-    """Recreate the input topic, and wait until the brokers have forgotten the one before."""
-    admin, topic = AdminClient(dict(system.settings.kafka)), system.settings.input_topic
-    before = read_topic_id(admin, topic)
-    admin.delete_topics([topic])[topic].result()
+    """Recreate the input topic."""
+    recreate(system, system.settings.input_topic)
 
-    def is_created() -> bool:
-        return admin.create_topics([NewTopic(topic, PARTITIONS, 1)])[topic].exception() is None
 
-    def is_empty() -> bool:  # a broker may lead the old topic for a moment more
+def recreate(system: System, *topics: str, **config: str) -> None:
+    """Recreate topics, and wait until the brokers have forgotten those before."""
+    admin = AdminClient(dict(system.settings.kafka))
+    before = {read_topic_id(admin, topic) for topic in topics}
+    for future in admin.delete_topics(list(topics)).values():
+        future.result()
+    missing = {topic: NewTopic(topic, PARTITIONS, 1, config=config) for topic in topics}
+
+    def are_created() -> bool:
+        for topic, future in admin.create_topics(list(missing.values())).items():
+            if future.exception() is None:
+                del missing[topic]
+        return not missing
+
+    def are_empty() -> bool:  # a broker may lead the old topic for a moment more
         try:
-            ends = read_high_watermarks(admin, topic, range(PARTITIONS))
-            return read_topic_id(admin, topic) != before and set(ends.values()) == {0}
+            ids = {read_topic_id(admin, topic) for topic in topics}
+            ends = [read_high_watermarks(admin, topic, range(PARTITIONS)) for topic in topics]
         except (KafkaException, TopicMissing):
             return False
+        return not ids & before and not any(any(end.values()) for end in ends)
 
-    eventually(is_created)
-    eventually(lambda: have_leaders(admin, [topic]) and is_empty())
+    eventually(are_created)
+    eventually(lambda: have_leaders(admin, topics) and are_empty())
 
 
 # ---- settings and topics --------------------------------------------------------------------------

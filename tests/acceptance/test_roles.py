@@ -48,7 +48,7 @@ from outbox.timings import PRODUCTION
 from testkit.disagreement import is_refused, set_marker
 from testkit.empty_installation import run_command
 from testkit.eventually import eventually
-from testkit.system import Running, System, delete_topics, limit_messages
+from testkit.system import Running, System, delete_topics, limit_messages, topics_of
 from tests.acceptance.test_secrets import FOUND, answers, check, secret
 from tests.faults.postgres_servers import installed
 from tests.faults.secured_kafka import SCRAM, Acl, SecuredKafka
@@ -591,10 +591,16 @@ def users(secured_broker: SecuredKafka, servers: Servers, tmp_path: Path) -> Ite
 
 def leave_to_setup(system: System) -> None:
     """Delete the topics, and recreate the marker topic with too few partitions."""
+    *data, markers = topics_of(system)
     delete_topics(system)
-    progress = NewTopic(system.settings.marker_topic, 1, 1)
-    admin = AdminClient(dict(system.settings.kafka))
-    eventually(lambda: admin.create_topics([progress])[progress.topic].exception() is None)
+    admin, wanted = AdminClient(dict(system.settings.kafka)), NewTopic(markers, 1, 1)
+    eventually(lambda: admin.create_topics([wanted])[markers].exception() is None)
+
+    def is_left() -> bool:
+        found = admin.list_topics(timeout=10).topics
+        return not found.keys() & set(data) and len(found[markers].partitions) == 1
+
+    eventually(is_left)
 
 
 def test_each_role_does_its_work_with_the_acls_of_the_docs(users: Users) -> None:

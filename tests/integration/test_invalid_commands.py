@@ -11,12 +11,10 @@ import msgspec
 import pytest
 from confluent_kafka import Message as Record
 from confluent_kafka import Producer
-from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from testkit.eventually import eventually
-from testkit.system import System, take
+from testkit.system import System, recreate, take
 from tests.unit.test_messages import FIXED_LIST, near_misses, outcome
 
 GENERATED = 1000
@@ -171,25 +169,11 @@ def test_null_and_empty_stay_apart(one_lane: System) -> None:
 HUGE = 8_000_000
 
 
-def allow_huge_records(system: System) -> None:
-    """Recreate input and dead-letter topic, for records of several MB."""
-    admin = AdminClient(dict(system.settings.kafka))
-    pair = [system.settings.input_topic, system.settings.dead_letter_topic]
-    for future in admin.delete_topics(pair).values():
-        future.result(10)
-    config = {"max.message.bytes": str(2 * HUGE)}
-
-    def made() -> bool:
-        new = [NewTopic(topic, 2, 1, config=config) for topic in pair]
-        return all(future.exception() is None for future in admin.create_topics(new).values())
-
-    eventually(made)
-
-
 @pytest.mark.fault(30)
 def test_a_huge_record_is_a_dead_letter_like_any_other(one_lane: System) -> None:
     huge = Sent(b"k" * 1000, random.Random(2).randbytes(HUGE), [("h", b"x" * 100_000)])
-    allow_huge_records(one_lane)
+    topics = one_lane.settings.input_topic, one_lane.settings.dead_letter_topic
+    recreate(one_lane, *topics, **{"max.message.bytes": str(2 * HUGE)})
     send(one_lane, [good(1), huge, good(2)], **{"message.max.bytes": 2 * HUGE})
     carry(one_lane, 3)
     check_dead_letters(one_lane, 1)
