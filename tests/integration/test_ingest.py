@@ -317,6 +317,7 @@ def test_a_topic_recreated_under_a_running_consumer_waits_for_the_operator(
 def test_a_topic_that_is_missing_is_named_and_waited_for(system: System) -> None:
     admin, topic = AdminClient(dict(system.settings.kafka)), system.settings.input_topic
     admin.delete_topics([topic])[topic].result()
+    eventually(lambda: topic not in admin.list_topics(timeout=10).topics)
     consumer = system.start("consumer")
     eventually(lambda: f"topic {topic} is missing" in consumer.get("/readyz"))
     admin.create_topics([NewTopic(topic, 1, 1)])[topic].result()
