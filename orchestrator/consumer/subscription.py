@@ -1,7 +1,7 @@
 """The boundary between consuming, which knows no meaning of a record, and the service, which does."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 from uuid import UUID
 
@@ -19,13 +19,13 @@ class Subscription(Generic[T]):
 
     kafka: librdkafka properties. check(conn): in every new session; raises DatabaseNotReady.
     parse(record, topic_id): the row that a record asks for, and the message about it; raises
-    InvalidRecord. insert(conn, rows): writes them, in the transaction that moves the positions, and
-    returns the aggregate ids of the messages to send; raises UniqueViolation if a row exists. Then
-    records are read again, and `insert_ignoring_existing` returns the ids of the new rows.
-    repair_command(partition): the command that repairs a refused partition.
+    InvalidRecord, before it reads the record's headers. insert(conn, rows): writes them, in the
+    transaction that moves the positions, and returns the aggregate ids of the messages to send; raises
+    UniqueViolation if a row exists. Then records are read again, and `insert_ignoring_existing` returns
+    the ids of the new rows. repair_command(partition): the command that repairs a refused partition.
     """
 
-    kafka: Mapping[str, str]
+    kafka: Mapping[str, str] = field(repr=False)  # it may hold a password
     group: str
     topic: str
     dead_letter_topic: str

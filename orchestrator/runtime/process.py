@@ -64,11 +64,11 @@ def run_until_stopped(
     grace_s: float = SHUTDOWN_GRACE_S,
 ) -> int:
     """Run `work(stop)` until it ends or SIGTERM or SIGINT arrives; return the exit code."""
-    configure_gc()
     stop, received = Event(), list[int]()
     # The handlers take no lock: Event.set() would block for good if it interrupted itself or wait().
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _frame: received.append(number))
+    configure_gc()
     done = ThreadPoolExecutor(1, thread_name_prefix="work").submit(work, stop)
     collect_at = time.monotonic() + GC_INTERVAL_S
     while not (done.done() or received):
