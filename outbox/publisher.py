@@ -133,7 +133,6 @@ class Publisher:
     def send_records(self, rows: Iterable[OutboxRow]) -> None:
         """Produce records and wait for all delivery reports. Raises KafkaException."""
         producer = self.producer
-        self._failures.clear()
         for row in rows:
             if row.headers is None:
                 producer.produce(row.topic, row.value, row.key)
