@@ -598,7 +598,8 @@ def leave_to_setup(system: System) -> None:
 
     def is_left() -> bool:
         found = admin.list_topics(timeout=10).topics
-        return not found.keys() & set(data) and len(found[markers].partitions) == 1
+        created = markers in found and len(found[markers].partitions) == 1
+        return created and not found.keys() & set(data)
 
     eventually(is_left)
 
