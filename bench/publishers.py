@@ -1,13 +1,13 @@
 """Publishers that leave something out, to measure its cost."""
 
 import logging
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from outbox import OutboxRow
-from outbox.admin import DEFAULT_CONFIG, KafkaConfig, Marker, Publisher
+from outbox.admin import DEFAULT_CONFIG, Evidence, KafkaConfig, Marker, Publisher, Search
 
 FLUSH_S = 30.0
 
@@ -18,9 +18,12 @@ class NoPublisher(Publisher):
     def start(self, transactional_lane: int) -> None:
         """Do nothing: no producer is needed."""
 
-    def read_markers(self, lanes: Collection[int]) -> dict[int, Marker | None]:
+    def read_evidence(
+        self, transactional_lane: int, searches: Mapping[int, Search]
+    ) -> dict[int, Evidence]:
         """Return no markers, which is right for new lanes."""
-        return dict.fromkeys(lanes)
+        del transactional_lane
+        return dict.fromkeys(searches, Evidence(None))
 
     def publish(self, markers: Mapping[int, Marker], rows: Iterable[OutboxRow]) -> None:
         """Do nothing with the rows."""

@@ -8,6 +8,7 @@ import time
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from itertools import chain
+from uuid import uuid4
 
 from outbox import lane_rows, outbox_rows
 from outbox.crash_points import crash_point
@@ -17,12 +18,20 @@ from outbox.markers import Marker
 from outbox.message import OutboxRow
 from outbox.options import RelayOptions
 from outbox.outbox_rows import ClaimRequest
+from outbox.output_topics import encode_start
 from outbox.ownership import OwnedLanes
 from outbox.postgres import Connection, retry_transaction, transaction
 from outbox.publisher import Publisher
 from outbox.watermark import ClaimWatermark, WriterPoll
 
 Batch = Mapping[int, Sequence[OutboxRow]]  # by lane
+
+
+def nothing_in_flight(row: LaneRow, transactional_lane: int) -> LaneRow:
+    """Return a lane row after its batch was acknowledged."""
+    return row._replace(
+        inflight=[], search_start=None, transactional_lane=transactional_lane, maybe_restored=False
+    )
 
 
 class Batches:
@@ -57,28 +66,22 @@ class Batches:
     def acknowledge_and_claim(self, numbers: Collection[int]) -> dict[int, list[OutboxRow]]:
         """Acknowledge the batches before and claim the next ones, in one Postgres transaction."""
         started = time.perf_counter()
+        self._publisher.topics.poll()
         with transaction(self._conn):
             before = self._lock(numbers)
             self._acknowledge(before)
             batch = self._claim(before)
             after = {
-                number: LaneRow(
-                    number,
-                    row.batch_number + (number in batch),
-                    [claimed.id for claimed in batch.get(number, ())],
-                    self._publisher.transactional_lane,
-                )
+                number: self._begin(row, batch[number])
+                if number in batch
+                else nothing_in_flight(row, self._publisher.transactional_lane)
                 for number, row in before.items()
             }
             self._write(before, after)
         crash_point("relay.begun")
         for number, row in after.items():
-            lane, claimed = self._owned.lanes[number], number in batch
-            self._owned.update(
-                lane.begun(row.batch_number, len(row.inflight))
-                if claimed
-                else lane.acknowledged(row.batch_number)
-            )
+            lane = self._owned.lanes[number]
+            self._owned.update(lane.at(row.batch_number, row.token, unacknowledged=number in batch))
         self._options.observer.transaction("postgres", time.perf_counter() - started)
         return batch
 
@@ -95,13 +98,14 @@ class Batches:
             self._acknowledge(before)
             ours = self._publisher.transactional_lane
             after = {
-                number: LaneRow(number, row.batch_number, [], number if number in released else ours)
+                number: nothing_in_flight(row, number if number in released else ours)
                 for number, row in before.items()
             }
             self._write(before, after)
         crash_point("relay.begun")
         for number, row in after.items():
-            self._owned.update(self._owned.lanes[number].acknowledged(row.batch_number))
+            lane = self._owned.lanes[number]
+            self._owned.update(lane.at(row.batch_number, row.token, unacknowledged=False))
         self._options.observer.transaction("postgres", time.perf_counter() - started)
 
     def _lock(self, numbers: Collection[int]) -> dict[int, LaneRow]:
@@ -109,20 +113,24 @@ class Batches:
         rows = self._owned.lock_available(numbers)
         crash_point("relay.locked")
         for number, row in rows.items():
-            if row.batch_number != self._owned.lanes[number].batch_number:
+            if row.token != self._owned.lanes[number].token:
                 raise InDoubt("outbox_lane does not hold what we wrote: restored?")
         return rows
 
     def _acknowledge(self, rows: Mapping[int, LaneRow]) -> None:
         """Delete the rows in flight, which are in Kafka."""
+        self.acknowledge_rows({number: row.inflight for number, row in rows.items()})
+        crash_point("relay.acknowledged")
+
+    def acknowledge_rows(self, ids: Mapping[int, Sequence[int]]) -> None:
+        """Delete rows of lanes that are in Kafka, and tell the service. In the caller's transaction."""
         aggregate_ids = [
             aggregate_id
-            for number, row in rows.items()
-            for aggregate_id in outbox_rows.acknowledge(self._conn, number, row.inflight)
+            for number, some in ids.items()
+            for aggregate_id in outbox_rows.acknowledge(self._conn, number, some)
         ]
         if aggregate_ids:
             self._options.on_published(self._conn, aggregate_ids)
-        crash_point("relay.acknowledged")
 
     def _claim(self, numbers: Collection[int]) -> dict[int, list[OutboxRow]]:
         """Claim rows of locked lanes."""
@@ -144,6 +152,18 @@ class Batches:
             self.watermarks[number].note_scan([row.id for row in batch.get(number, ())])
         return batch
 
+    def _begin(self, row: LaneRow, rows: Sequence[OutboxRow]) -> LaneRow:
+        """Return a lane row with its next batch; the batch before is in Kafka, with its marker."""
+        return LaneRow(
+            row.lane,
+            row.batch_number + 1,
+            [one.id for one in rows],
+            self._publisher.transactional_lane,
+            token=uuid4(),
+            marker_token=row.token,
+            search_start=encode_start(self._publisher.topics.ends({one.topic for one in rows})),
+        )
+
     def _write(self, before: Mapping[int, LaneRow], after: Mapping[int, LaneRow]) -> None:
         """Write the lane rows that changed."""
         changed = {number: row for number, row in after.items() if row != before[number]}
@@ -155,13 +175,13 @@ class Batches:
     def publish(self, batch: Batch) -> None:
         """Publish rows and markers of lanes in one Kafka transaction, all or nothing.
 
-        A lane without rows has its marker committed again. Raises RecordRejected or InDoubt.
+        A lane without rows has only its marker committed. Raises RecordRejected or InDoubt.
         """
         started = time.perf_counter()
         if self._options.strict_fencing and not (batch := self._renew_producer(batch)):
             return
         lanes = {number: self._owned.lanes[number] for number in batch}
-        markers = {number: Marker(one.batch_number, one.batch_rows) for number, one in lanes.items()}
+        markers = {n: Marker(one.batch_number, one.token) for n, one in lanes.items() if one.token}
         self._publisher.publish(markers, chain.from_iterable(batch.values()))
         took_s = time.perf_counter() - started
         self._options.observer.transaction("kafka", took_s)

@@ -1,17 +1,29 @@
 """Blocking calls of the Kafka client, made in slices, so that the caller can stop and stay alive."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import AdminClient
 
 from outbox.errors import InDoubt
 
 T = TypeVar("T")
+KafkaConfig = Mapping[str, str | int | float | bool]  # librdkafka properties
+Partition = tuple[str, int]  # of a topic
 
 CALL_SLICE_S = 1.0  # the longest that a call blocks before the owner's `tick` runs (SIGTERM, ping)
 RETRY_PAUSE_S = 0.01  # some retriable errors come back at once
+
+
+def new_admin_client(kafka: KafkaConfig) -> AdminClient:
+    """Return a client for requests.
+
+    Not with sparse connections: a request that waits for the controller would take a whole core while
+    no broker can be reached.
+    """
+    return AdminClient({**kafka, "enable.sparse.connections": False, "log_level": 0})
 
 
 def call_in_slices(call: Callable[[float], T], tick: Callable[[], None], timeout_s: float) -> T:

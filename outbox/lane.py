@@ -1,59 +1,98 @@
 """A lane: what its owner knows of it, and what marker and lane row say of its batch."""
 
 import enum
-import math
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
+from uuid import UUID
 
 from outbox.markers import Marker
 from outbox.message import OutboxRow
 
 
 class Outcome(enum.Enum):
-    """What became of a lane's last batch, decided from the marker in Kafka and the lane row."""
+    """What became of a lane's last batch, decided from its marker, its row and the log."""
 
     NEW_LANE = "new_lane"
     PUBLISHED = "published"
+    PARTLY_PUBLISHED = "partly_published"
     NOT_PUBLISHED = "not_published"
     MARKER_AHEAD = "marker_ahead"
     MARKER_BEHIND = "marker_behind"
     MARKER_MISSING = "marker_missing"
+    MARKER_FOREIGN = "marker_foreign"
+    LOG_UNUSABLE = "log_unusable"
 
     @property
     def refused(self) -> bool:
-        """Say whether the two histories disagree: the lane waits for an operator."""
+        """Say whether it cannot be decided without an operator, for whom the lane waits."""
         return self in REFUSED
 
 
-REFUSED = frozenset({Outcome.MARKER_AHEAD, Outcome.MARKER_BEHIND, Outcome.MARKER_MISSING})
+REFUSED = frozenset(
+    {
+        Outcome.MARKER_AHEAD,
+        Outcome.MARKER_BEHIND,
+        Outcome.MARKER_MISSING,
+        Outcome.MARKER_FOREIGN,
+        Outcome.LOG_UNUSABLE,
+    }
+)
 
 
-def compare(marker: Marker | None, batch_number: int, rows: int) -> Outcome:
-    """Decide from the marker in Kafka and the batch in Postgres. rows: of it, not yet acknowledged.
+class LastBatch(Protocol):
+    """What a lane row says of the last batch that was begun; see LaneRow."""
 
-    Valid only after fencing and while holding the lane's row lock. MARKER_AHEAD: Postgres was restored
-    to an earlier state, possibly before the batch was shrunk. MARKER_BEHIND, MARKER_MISSING: the marker
-    expired, was deleted, or belongs to another outbox.
+    @property
+    def batch_number(self) -> int:
+        """Return its number; 0: none was ever begun."""
+
+    @property
+    def token(self) -> UUID | None:
+        """Return its token."""
+
+    @property
+    def marker_token(self) -> UUID | None:
+        """Return the token of the marker before it."""
+
+    @property
+    def log_refusal(self) -> str | None:
+        """Return why the log cannot tell what became of it."""
+
+
+def compare(marker: Marker | None, batch: LastBatch) -> Outcome:
+    """Decide from a lane's marker and its row whether both have the same history.
+
+    Final only for a marker that was read behind a barrier, under the lane's row lock, and only while no
+    rows are in flight: of those the log decides. MARKER_AHEAD: Postgres was restored to an earlier
+    state. MARKER_BEHIND, MARKER_MISSING: the marker topic lost records. MARKER_FOREIGN: a copy of the
+    database, or a second primary, published a batch of this number.
     """
+    if batch.log_refusal:
+        return Outcome.LOG_UNUSABLE
+    if batch.batch_number == 0 and (marker is None or marker.batch_number == 0):
+        return Outcome.NEW_LANE if marker is None or marker.token != batch.token else Outcome.PUBLISHED
     if marker is None:
-        return Outcome.MARKER_MISSING if batch_number else Outcome.NEW_LANE
-    if marker.batch_number == batch_number:
-        same = not rows or marker.rows in {None, rows}
-        return Outcome.PUBLISHED if same else Outcome.MARKER_AHEAD
-    if marker.batch_number == batch_number - 1:
+        return Outcome.MARKER_MISSING
+    if marker.token == batch.token:
+        return Outcome.PUBLISHED
+    if marker.token == batch.marker_token:
         return Outcome.NOT_PUBLISHED
-    ahead = marker.batch_number > batch_number
+    if marker.batch_number == batch.batch_number:
+        return Outcome.MARKER_FOREIGN
+    ahead = marker.batch_number > batch.batch_number
     return Outcome.MARKER_AHEAD if ahead else Outcome.MARKER_BEHIND
 
 
-def describe_mismatch(marker: Marker | None, batch_number: int) -> str:
+def describe_mismatch(marker: Marker | None, batch: LastBatch) -> str:
     """Say in one line why a lane is refused."""
+    if batch.log_refusal:
+        return f"what became of batch {batch.batch_number} cannot be found out: {batch.log_refusal}"
+    if marker and marker.batch_number == batch.batch_number:
+        return f"the batch {batch.batch_number} in Kafka is another one than that in Postgres"
     known = "missing" if marker is None else str(marker.batch_number)
-    if marker and marker.batch_number == batch_number:
-        known += f" with {marker.rows} rows"
-    return f"the marker in Kafka is {known}, the batch in Postgres is {batch_number}"
+    return f"the marker in Kafka is {known}, the batch in Postgres is {batch.batch_number}"
 
 
 class LaneState(enum.Enum):
@@ -80,24 +119,23 @@ RECOVERING = LaneStatus(LaneState.RECOVERING)
 class Lane:
     """What an owner knows of a lane. A value: each method returns the lane after a step.
 
-    epoch: from `take_lane`. batch_number, batch_rows: the batch known to be in Kafka, while the lane is
+    epoch: from `take_lane`. batch_number, token: of the batch known to be in Kafka, while the lane is
     active. unacknowledged: its rows may still be in the outbox. solo_failures: how often in a row it
     failed though it was sent alone. backoff_until: left out of the work until then, monotonic; 0: it is
     not. fenced: lanes under whose transactional ids no earlier owner of this one can publish any more.
-    single_row_to_id: up to this id its rows are published one by one. marker_sent_at: monotonic.
+    single_row_to_id: up to this id its rows are published one by one.
     """
 
     number: int
     epoch: int
     status: LaneStatus = RECOVERING
     batch_number: int = 0
-    batch_rows: int | None = None
+    token: UUID | None = None
     unacknowledged: bool = True
     solo_failures: int = 0
     backoff_until: float = 0.0
     fenced: frozenset[int] = frozenset()
     single_row_to_id: int = 0
-    marker_sent_at: float = -math.inf
 
     @property
     def refused(self) -> bool:
@@ -113,21 +151,14 @@ class Lane:
         """Return it in another state."""
         return replace(self, status=LaneStatus(state, reason))
 
-    def recovered(self, outcome: Outcome, batch_number: int, batch_rows: int | None) -> "Lane":
+    def recovered(self, outcome: Outcome) -> "Lane":
         """Return it after a recovery; from now on its transactional id is ours."""
         status = self.status
         if outcome.refused:
             status = LaneStatus(LaneState.REFUSED, outcome.value)
         elif self.refused:
             status = RECOVERING
-        return replace(
-            self,
-            status=status,
-            batch_number=batch_number,
-            batch_rows=batch_rows,
-            unacknowledged=True,
-            fenced=frozenset(),
-        )
+        return replace(self, status=status, fenced=frozenset())
 
     def with_fenced(self, transactional_lanes: Iterable[int]) -> "Lane":
         """Return it after a fence of these lanes' transactional ids."""
@@ -141,32 +172,25 @@ class Lane:
         """Return it as part of the work again."""
         return replace(self, backoff_until=0.0)
 
-    def begun(self, batch_number: int, rows: int) -> "Lane":
-        """Return it with a batch of so many rows begun."""
-        return replace(self, batch_number=batch_number, batch_rows=rows, unacknowledged=True)
-
-    def acknowledged(self, batch_number: int) -> "Lane":
-        """Return it with nothing in flight."""
-        return replace(self, batch_number=batch_number, unacknowledged=False)
+    def at(self, batch_number: int, token: UUID | None, *, unacknowledged: bool) -> "Lane":
+        """Return it with this batch begun, or with nothing in flight after it."""
+        return replace(self, batch_number=batch_number, token=token, unacknowledged=unacknowledged)
 
     def published(self, rows: Sequence[OutboxRow]) -> "Lane":
-        """Return it after a commit in Kafka of these rows and its marker; no rows: the marker again."""
+        """Return it after a commit in Kafka of these rows and its marker."""
         last = rows[-1].id if rows else 0
         return replace(
             self,
-            marker_sent_at=time.monotonic(),
             solo_failures=0,
             single_row_to_id=0 if last >= self.single_row_to_id else self.single_row_to_id,
         )
 
     def failed_alone(self, reason: str, backoff_s: float, allowed: int) -> "Lane":
         """Return it after a failure though it was sent alone; after so many it backs off."""
-        failures = self.solo_failures + 1
-        if failures < allowed:
-            return replace(self, solo_failures=failures)
-        return replace(
-            self,
-            solo_failures=failures,
-            backoff_until=time.monotonic() + backoff_s,
-            status=LaneStatus(LaneState.BACKING_OFF, reason),
-        )
+        failed = replace(self, solo_failures=self.solo_failures + 1)
+        return failed if failed.solo_failures < allowed else failed.backing_off(reason, backoff_s)
+
+    def backing_off(self, reason: str, backoff_s: float) -> "Lane":
+        """Return it left out of the work for a while."""
+        status = LaneStatus(LaneState.BACKING_OFF, reason)
+        return replace(self, status=status, backoff_until=time.monotonic() + backoff_s)

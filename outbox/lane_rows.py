@@ -1,10 +1,10 @@
 """The statements on `outbox_lane`: one row a lane, who owns it and which batch is in flight.
 
 Invariant: a lane row is locked, under its owner's epoch, before any outbox row of the lane is read,
-and `inflight` and `transactional_lane` are committed before Kafka sees the batch. Without the first, a
-relay that was replaced could acknowledge or publish its successor's rows. Without the others, recovery
-could not know which rows a batch number stands for, nor under whose transactional id they may still
-arrive.
+and all that names the batch is committed before Kafka sees it. Without the first, a relay that was
+replaced could acknowledge or publish its successor's rows. Without the second, recovery could not know
+which rows the batch has, where in their topics to look for them, nor under whose transactional id they
+may still arrive.
 
 Every function takes the connection first; those that write never commit.
 """
@@ -37,16 +37,28 @@ def read_identity(conn: Connection) -> UUID:
 class LaneRow(NamedTuple):
     """A lane's row.
 
-    batch_number: of the last batch begun. inflight: ids of its rows that are not yet acknowledged.
-    transactional_lane: the lane under whose transactional id the batch, and all else that concerns this
-    lane, goes to Kafka. maybe_restored: the row may come from a backup, so that id may be an old one.
+    batch_number, token: of the last batch begun; token None: none yet. inflight: ids of its rows that
+    are not yet acknowledged. transactional_lane: the lane under whose transactional id the batch, and
+    all else that concerns this lane, goes to Kafka. marker_token: of the marker that was in Kafka when
+    the batch was begun. search_start: where its topics ended then, as JSON (output_topics); None if
+    nothing is in flight. log_refusal: why the log cannot tell what became of the batch. maybe_restored:
+    the row may come from a backup, so that id may be an old one.
     """
 
     lane: int
     batch_number: int
     inflight: list[int]
     transactional_lane: int
+    token: UUID | None = None
+    marker_token: UUID | None = None
+    search_start: str | None = None
+    log_refusal: str | None = None
     maybe_restored: bool = False
+
+    @property
+    def batch(self) -> tuple[int, UUID | None, list[int]]:
+        """Return what says whether the lane has moved on."""
+        return self.batch_number, self.token, self.inflight
 
     def possible_transactional_lanes(self, lanes: int) -> Iterable[int]:
         """Return the lanes, of so many, under whose ids something of this one may still arrive."""
@@ -67,6 +79,7 @@ def take_lane(conn: Connection, lane: int) -> int:
 # machine goes back with its memory.)
 READ_LANES = """
     SELECT outbox_lane.lane, batch_number, inflight, coalesce(transactional_lane, outbox_lane.lane),
+           token, marker_token, search_start::text, log_refusal,
            server_run IS DISTINCT FROM
            concat(extract(epoch FROM pg_postmaster_start_time()), ' ',
                   pg_relation_filepath('outbox_lane'))
@@ -84,6 +97,7 @@ def read_lanes(conn: Connection, epochs: Mapping[int, int]) -> dict[int, LaneRow
 
 LOCK_LANES = """
     SELECT outbox_lane.lane, batch_number, inflight, coalesce(transactional_lane, outbox_lane.lane),
+           token, marker_token, search_start::text, log_refusal,
            server_run IS DISTINCT FROM
            concat(extract(epoch FROM pg_postmaster_start_time()), ' ',
                   pg_relation_filepath('outbox_lane'))
@@ -105,6 +119,7 @@ def lock_lanes(conn: Connection, epochs: Mapping[int, int]) -> dict[int, LaneRow
 
 LOCK_LANES_SKIP_LOCKED = """
     SELECT outbox_lane.lane, batch_number, inflight, coalesce(transactional_lane, outbox_lane.lane),
+           token, marker_token, search_start::text, log_refusal,
            server_run IS DISTINCT FROM
            concat(extract(epoch FROM pg_postmaster_start_time()), ' ',
                   pg_relation_filepath('outbox_lane'))
@@ -137,12 +152,18 @@ BEGIN_BATCHES = """
        SET batch_number = mine.batch_number,
            inflight = mine.inflight::bigint[],
            transactional_lane = mine.transactional_lane,
+           token = mine.token,
+           marker_token = mine.marker_token,
+           search_start = mine.search_start::json,
+           log_refusal = mine.log_refusal,
            server_run =
            concat(extract(epoch FROM pg_postmaster_start_time()), ' ',
                   pg_relation_filepath('outbox_lane'))
       FROM unnest(%(lanes)b::smallint[], %(epochs)b::bigint[], %(batch_numbers)b::bigint[],
-                  %(inflight)b::text[], %(transactional_lanes)b::smallint[])
-           AS mine (lane, epoch, batch_number, inflight, transactional_lane)
+                  %(inflight)b::text[], %(transactional_lanes)b::smallint[], %(tokens)b::uuid[],
+                  %(marker_tokens)b::uuid[], %(search_starts)b::text[], %(log_refusals)b::text[])
+           AS mine (lane, epoch, batch_number, inflight, transactional_lane, token, marker_token,
+                    search_start, log_refusal)
      WHERE outbox_lane.lane = mine.lane AND outbox_lane.epoch = mine.epoch
 """
 
@@ -158,6 +179,10 @@ def begin_batches(conn: Connection, epochs: Mapping[int, int], rows: Mapping[int
         "batch_numbers": arrays.bigints(row.batch_number for row in rows.values()),
         "inflight": arrays.texts("{" + ",".join(map(str, row.inflight)) + "}" for row in rows.values()),
         "transactional_lanes": arrays.smallints(row.transactional_lane for row in rows.values()),
+        "tokens": arrays.uuids(row.token for row in rows.values()),
+        "marker_tokens": arrays.uuids(row.marker_token for row in rows.values()),
+        "search_starts": arrays.texts(row.search_start for row in rows.values()),
+        "log_refusals": arrays.texts(row.log_refusal for row in rows.values()),
     }
     if conn.execute(BEGIN_BATCHES, values, prepare=True).rowcount != len(rows):
         raise OwnershipLost(sorted(rows))

@@ -10,6 +10,8 @@ from zlib import crc32
 Headers = Sequence[tuple[str, bytes | None]]
 StoredHeaders = Sequence[tuple[str, str | None]]  # as the JSON of outbox.headers: values in base64
 
+MESSAGE_ID_HEADER = "message-id"  # of every record; a row's own header of this name comes before it
+
 
 class Message(NamedTuple):
     """One record to be: published once the transaction that enqueued it has committed.
@@ -29,8 +31,9 @@ class Message(NamedTuple):
 class OutboxRow(NamedTuple):
     """A claimed row.
 
-    age_s: seconds since the inserting transaction began, by Postgres's clock. size_bytes: of
-    key, value and headers, as they are stored.
+    message_id: names the message for good; its record carries it as a header. age_s: seconds since the
+    inserting transaction began, by Postgres's clock. size_bytes: of key, value and headers, as they are
+    stored.
     """
 
     lane: int
@@ -39,6 +42,7 @@ class OutboxRow(NamedTuple):
     key: bytes | None
     value: bytes | None
     headers: list[tuple[str, str | None]] | None
+    message_id: str
     age_s: float
     size_bytes: int
 

@@ -51,12 +51,13 @@ CLAIM = """
            CASE WHEN size_bytes <= %(small)s THEN key END AS key,
            CASE WHEN size_bytes <= %(small)s THEN value END AS value,
            CASE WHEN size_bytes <= %(small)s THEN headers END AS headers,
+           message_id::text,
            extract(epoch FROM clock_timestamp() - created_at)::float8 AS age_s,
            size_bytes
       FROM unnest(%(lanes)b::smallint[], %(limits)b::bigint[], %(after_ids)b::bigint[])
            AS request (lane, up_to, after_id),
            LATERAL (
-               SELECT outbox.lane, id, topic, key, value, headers, created_at,
+               SELECT outbox.lane, id, topic, key, value, headers, message_id, created_at,
                       coalesce(octet_length(key), 0) + coalesce(octet_length(value), 0)
                       + coalesce(octet_length(headers::text), 0) AS size_bytes
                  FROM outbox
@@ -110,7 +111,7 @@ def _load_large_rows(conn: Connection, lane: int, rows: list[OutboxRow], small: 
 
 
 LOAD_ROWS = """
-    SELECT lane, id, topic, key, value, headers,
+    SELECT lane, id, topic, key, value, headers, message_id::text,
            extract(epoch FROM clock_timestamp() - created_at)::float8 AS age_s,
            coalesce(octet_length(key), 0) + coalesce(octet_length(value), 0)
            + coalesce(octet_length(headers::text), 0) AS size_bytes
@@ -149,11 +150,11 @@ PARK = """
     WITH rejected AS (
         DELETE FROM outbox
          WHERE lane = %(lane)s AND id = %(id)s
-     RETURNING lane, id, topic, key, value, headers, aggregate_id, created_at
+     RETURNING lane, id, topic, key, value, headers, message_id, aggregate_id, created_at
     ), parked AS (
-        INSERT INTO outbox_parked (lane, id, topic, key, value, headers, aggregate_id, created_at,
-                                   reason)
-        SELECT lane, id, topic, key, value, headers, aggregate_id, created_at, %(reason)s
+        INSERT INTO outbox_parked (lane, id, topic, key, value, headers, message_id, aggregate_id,
+                                   created_at, reason)
+        SELECT lane, id, topic, key, value, headers, message_id, aggregate_id, created_at, %(reason)s
           FROM rejected
     )
     SELECT aggregate_id FROM rejected

@@ -12,8 +12,7 @@ from uuid import UUID
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from outbox.errors import InDoubt
-from outbox.kafka_calls import call_in_slices
-from outbox.markers import KafkaConfig
+from outbox.kafka_calls import KafkaConfig, call_in_slices
 from outbox.retry_detector import RetryDetector
 
 FENCES_AT_ONCE = 32
@@ -67,9 +66,12 @@ class Producers:
         self._log = logging.Logger("librdkafka", logging.DEBUG)  # noqa: LOG001  # these producers' alone
         self._log.addHandler(RetryDetector(on_possible_retry))
 
-    def new(self, transactional_lane: int) -> Producer:
-        """Make a producer under a lane's transactional id. Raises InDoubt."""
-        config = self._config | {"transactional.id": f"{self._prefix}{transactional_lane}"}
+    def new(self, transactional_lane: int, *, reports: bool = False) -> Producer:
+        """Make a producer under a lane's transactional id; reports: of success, too. Raises InDoubt."""
+        config = self._config | {
+            "transactional.id": f"{self._prefix}{transactional_lane}",
+            "delivery.report.only.error": not reports,
+        }
         try:
             return Producer(config, logger=self._log)
         except KafkaException as error:  # a setting that only the whole configuration shows wrong

@@ -1,31 +1,33 @@
 """The Kafka half of the protocol: one transaction for the batches of all lanes, with their markers.
 
-Invariant: a lane's marker is committed in the same transaction as the records of its batch, last. So
-the marker, read after a fence, tells whether the batch is in Kafka. And a producer that had any trouble
-is never used again: librdkafka may have repeated a request, and it lacks KIP-890, so the first copy of
-an EndTxn could arrive late and end the next transaction of the same producer epoch. Rows of it would be
-committed without their marker, and published again.
+Invariant: a lane's marker is committed in the same transaction as the records of its batch. And a
+producer that had any trouble is never used again: librdkafka may have repeated a request, and it lacks
+KIP-890, so the first copy of an EndTxn could arrive late and end the next transaction of the same
+producer epoch. What came after it would be lost with a broker that does not verify transactions.
 """
 
 import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import suppress
 from typing import NoReturn, TypeVar
 from uuid import UUID
 
-from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
+from outbox.barrier import discard
 from outbox.crash_points import crash_point
 from outbox.errors import RECORD_ERRORS, InDoubt, RecordRejected
-from outbox.kafka_calls import CALL_SLICE_S, call_in_slices, kafka_error_in
-from outbox.markers import KafkaConfig, Marker, MarkerReader
-from outbox.message import OutboxRow, decode_headers
+from outbox.evidence import Evidence, EvidenceReader, Search
+from outbox.kafka_calls import CALL_SLICE_S, KafkaConfig, call_in_slices, kafka_error_in
+from outbox.log_reader import read_last_markers
+from outbox.markers import Marker, encode_marker, marker_key
+from outbox.message import MESSAGE_ID_HEADER, OutboxRow, decode_headers
+from outbox.output_topics import OutputTopics
 from outbox.producers import Producers
 from outbox.timings import PRODUCTION, Timings
 
 T = TypeVar("T")
+RecordHeaders = list[tuple[str, str | bytes | None]]
 
 
 class Publisher:
@@ -33,27 +35,33 @@ class Publisher:
 
     tick: called between the slices of a blocking call; may raise to abandon it. transactional_lane: the
     lane whose transactional id the producer has. needs_renewal: a request may have been repeated.
+    topics: those that rows go to.
     """
 
     def __init__(
         self,
         kafka: KafkaConfig,
         identity: UUID,
-        markers: MarkerReader,
+        marker_topic: str,
         tick: Callable[[], None],
         timings: Timings = PRODUCTION,
     ) -> None:
         self.transactional_lane = 0
         self.needs_renewal = False
-        self._markers = markers
+        self._kafka = kafka
+        self._identity = identity
+        self._marker_topic = marker_topic
         self._tick = tick
         self._timeout_s = timings.kafka_call_s
         self._failures: list[KafkaError] = []
         self._producer: Producer | None = None
-        self._caller: ThreadPoolExecutor  # of the producer's calls that may never return
         self._publishing = False
         self._producers = Producers(
             kafka, identity, tick, self._timeout_s, self._note_delivery, self.note_possible_retry
+        )
+        self.topics = OutputTopics(kafka, tick, self._timeout_s)
+        self._evidence = EvidenceReader(
+            kafka, identity, marker_topic, self._producers, self.topics, tick, self._timeout_s
         )
 
     # ---- the producer -------------------------------------------------------------------------------
@@ -67,7 +75,6 @@ class Publisher:
         self.discard()
         self.transactional_lane = transactional_lane
         self._producer = producer = self._producers.new(transactional_lane)
-        self._caller = ThreadPoolExecutor(1, thread_name_prefix="marker")
         self._call(producer.init_transactions)
         self.poll_events()  # the log so far: no transaction was open then
         self.needs_renewal = self._publishing = False
@@ -81,9 +88,7 @@ class Publisher:
         """Give the producer up without waiting for Kafka; it is not trusted any more."""
         producer, self._producer = self._producer, None
         if producer is not None:
-            self._caller.shutdown(wait=False)
-            with suppress(KafkaException):
-                producer.purge()  # or its destructor waits for messages that are no longer wanted
+            discard(producer)
 
     @property
     def producer(self) -> Producer:
@@ -92,16 +97,24 @@ class Publisher:
             raise InDoubt("the producer was given up")
         return self._producer
 
-    # ---- markers ------------------------------------------------------------------------------------
+    # ---- evidence -----------------------------------------------------------------------------------
 
-    def read_markers(self, lanes: Collection[int]) -> dict[int, Marker | None]:
-        """Return each lane's last batch in Kafka. Final only after `start`. Raises InDoubt."""
-        return self._call(lambda timeout_s: self._markers.read(lanes, timeout_s))
+    def read_evidence(
+        self, transactional_lane: int, searches: Mapping[int, Search]
+    ) -> dict[int, Evidence]:
+        """Return what Kafka says of each lane's last batch; fence the id that `start` takes next.
+
+        Final if the other ids that may publish the lanes are fenced. Raises InDoubt.
+        """
+        self.discard()
+        return self._evidence.read(transactional_lane, searches)
 
     def peek_markers(self, lanes: Collection[int]) -> dict[int, Marker | None]:
         """Return the markers as they seem to stand now; none if Kafka does not answer at once."""
         try:
-            return self._markers.read(lanes, CALL_SLICE_S)
+            return read_last_markers(
+                self._kafka, self._identity, self._marker_topic, lanes, CALL_SLICE_S
+            )
         except KafkaException:
             return {}
 
@@ -119,25 +132,25 @@ class Publisher:
         self._failures.clear()  # of the batch before: a report of its must not be taken for ours
         try:
             self.producer.begin_transaction()
-            self.send_records(rows)
+            self.send_records(rows, markers)
         except (KafkaException, BufferError, SystemError) as error:
             self._raise_failure(error, next(iter(markers)) if len(markers) == 1 else None)
         crash_point("relay.produced")
-        self.send_markers(markers)
-        crash_point("relay.marked")
         self.commit()
         self.poll_events()  # the log so far: what was repeated, was logged before it was answered
         self._publishing = False
         crash_point("relay.published")
 
-    def send_records(self, rows: Iterable[OutboxRow]) -> None:
-        """Produce records and wait for all delivery reports. Raises KafkaException."""
+    def send_records(self, rows: Iterable[OutboxRow], markers: Mapping[int, Marker]) -> None:
+        """Produce records and markers, and wait for all delivery reports. Raises KafkaException."""
         producer = self.producer
         for row in rows:
-            if row.headers is None:
-                producer.produce(row.topic, row.value, row.key)
-            else:
-                producer.produce(row.topic, row.value, row.key, headers=[*decode_headers(row.headers)])
+            headers: RecordHeaders = [] if row.headers is None else [*decode_headers(row.headers)]
+            headers.append((MESSAGE_ID_HEADER, row.message_id))
+            producer.produce(row.topic, row.value, row.key, headers=headers)
+        key = marker_key(self._identity)
+        for lane, marker in markers.items():
+            producer.produce(self._marker_topic, encode_marker(marker), key, lane)
         deadline = time.monotonic() + self._timeout_s
         while producer.flush(CALL_SLICE_S):
             if time.monotonic() > deadline:
@@ -145,30 +158,6 @@ class Publisher:
             self._tick()
         if self._failures:
             raise KafkaException(self._failures[0])
-
-    def send_markers(self, markers: Mapping[int, Marker]) -> None:
-        """Add the markers to the transaction. Raises InDoubt.
-
-        In a thread of its own: librdkafka may ignore this call's time-out when the coordinator is
-        away (librdkafka issue 5456). Then producer and thread are left behind, and a fence follows.
-        """
-        offsets = [
-            TopicPartition(self._markers.topic, lane, batch_number, "" if rows is None else str(rows))
-            for lane, (batch_number, rows) in markers.items()
-        ]
-        call = self._caller.submit(
-            self.producer.send_offsets_to_transaction,
-            offsets,
-            self._markers.group_metadata,
-            self._timeout_s,
-        )
-        deadline = time.monotonic() + self._timeout_s
-        while not wait([call], timeout=CALL_SLICE_S).done:
-            if time.monotonic() > deadline:
-                raise InDoubt("the markers were not acknowledged in time")
-            self._tick()
-        if error := call.exception():
-            raise InDoubt(str(error)) from error
 
     def commit(self) -> None:
         """Commit the transaction. Raises InDoubt."""

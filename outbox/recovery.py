@@ -1,25 +1,26 @@
-"""Recovery: find out what became of each lane's batch, and publish it if it is not in Kafka.
+"""Recovery: find out what became of each lane's batch, and publish what is not in Kafka.
 
-Invariant: markers are compared with lane rows only after a fence, and under the rows' locks. What is
-published again was in `inflight` before: never other rows under the same number.
+Invariant: the evidence is read after a fence and behind a barrier, and compared with lane rows under
+their locks. What is published again was in `inflight` before, under a number and a token of its own.
 """
 
 import logging
 import time
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from outbox import lane_rows, outbox_rows
 from outbox.batch import Batches
 from outbox.crash_points import crash_point
 from outbox.enqueue import count_lanes
 from outbox.errors import InDoubt, RecordRejected
+from outbox.evidence import Evidence, Search
 from outbox.lane import Lane, LaneState, Outcome, compare, describe_mismatch
 from outbox.lane_rows import LaneRow
-from outbox.markers import Marker
 from outbox.message import OutboxRow
 from outbox.options import RelayOptions
+from outbox.output_topics import decode_start, encode_start
 from outbox.ownership import OwnedLanes
 from outbox.postgres import Connection, retry_transaction, transaction
 from outbox.publisher import Publisher
@@ -32,19 +33,17 @@ SOLO_FAILURES_ALLOWED = 2  # a lane that fails alone so often backs off
 class Decision(NamedTuple):
     """What was decided of a lane.
 
-    row: the lane row from now on. rows: to be published under its batch number. parked: the id and
-    aggregate id of an outbox row that was parked.
+    outcome: None if it is held up, for that reason, and nothing was decided. row: the lane row from now
+    on. rows: to be published as its batch. needs_publish: the batch's marker is not in Kafka. parked:
+    the id and aggregate id of an outbox row that was parked.
     """
 
-    outcome: Outcome
+    outcome: Outcome | None
     row: LaneRow
     rows: Sequence[OutboxRow] = ()
+    needs_publish: bool = False
+    held_up: str | None = None
     parked: tuple[int, UUID | None] | None = None
-
-    @property
-    def needs_publish(self) -> bool:
-        """Say whether the batch, or a new lane's first marker, is not yet in Kafka."""
-        return self.outcome in (Outcome.NOT_PUBLISHED, Outcome.NEW_LANE)
 
 
 class Recovery:
@@ -64,6 +63,7 @@ class Recovery:
         self._batches = batches
         self._observer = options.observer
         self._backoff_s = options.timings.lane_backoff_s
+        self._held_up_s = options.timings.held_up_s
         self._rejection: RecordRejected | None = None
 
     def note_rejection(self, error: RecordRejected) -> None:
@@ -74,8 +74,9 @@ class Recovery:
         """Decide the outcome of each lane's batch; publish what is not in Kafka.
 
         The order matters. Ownership before the fence: otherwise two relays fence each other endlessly.
-        The fence before the markers: otherwise an older transaction could commit after they were read.
-        The row locks before the comparison: otherwise a successor could go on in between.
+        The fence before the evidence: otherwise an older transaction could commit after it was read.
+        A new producer after the barrier: otherwise a late copy of its abort could end a transaction of
+        ours. The row locks before the comparison: otherwise a successor could go on in between.
         """
         rows = self._owned.read(self._owned.lanes)
         if not rows:
@@ -83,15 +84,17 @@ class Recovery:
             return
         self._end_backoffs()
         crash_point("relay.owner_checked")
-        self.fence(rows)
-        markers = self._publisher.read_markers(rows)
-        crash_point("relay.marker_read")
+        ours = min(rows)
+        self.fence(rows, ours)
+        evidence = self._publisher.read_evidence(ours, self._searches(rows))
+        crash_point("relay.evidence_read")
+        self._publisher.start(ours)
         rejection = self._rejection
-        decisions = self.decide(markers, rejection)
+        decisions = self.decide(rows, evidence, rejection)
         self._rejection = None  # it has had its effect, whatever comes next
         crash_point("relay.decided")
         for number, decision in decisions.items():
-            self._apply(self._owned.lanes[number], decision, markers[number], rejection)
+            self._apply(self._owned.lanes[number], decision, evidence[number], rejection)
         self._publish_again(decisions, rejection)
 
     def _end_backoffs(self) -> None:
@@ -101,12 +104,12 @@ class Recovery:
             if lane.backoff_until and (none_working or lane.backoff_until <= now):
                 self._owned.update(lane.without_backoff())
 
-    def fence(self, rows: Mapping[int, LaneRow]) -> None:
-        """Fence all that may still publish these lanes; the lowest lane's id is then ours.
+    def fence(self, rows: Mapping[int, LaneRow], ours: int) -> None:
+        """Fence all other ids under which something of these lanes may still be published.
 
         An earlier owner's id is fenced once, not again after a doubt: another relay may use it now.
         """
-        ours, lanes = min(rows), count_lanes(self._conn)
+        lanes = count_lanes(self._conn)
         earlier = {
             transactional_lane
             for number, row in rows.items()
@@ -120,17 +123,34 @@ class Recovery:
         finally:  # one that fails does not undo the others
             for number in rows:
                 self._owned.update(self._owned.lanes[number].with_fenced(fenced))
-        self._publisher.start(ours)
+
+    def _searches(self, rows: Mapping[int, LaneRow]) -> dict[int, Search]:
+        """Return what to look for in the log: the rows in flight."""
+        return {
+            number: Search(
+                outbox_rows.load_rows(self._conn, number, row.inflight) if row.inflight else (),
+                decode_start(row.search_start),
+            )
+            for number, row in rows.items()
+        }
 
     @retry_transaction
     def decide(
-        self, markers: Mapping[int, Marker | None], rejection: RecordRejected | None
+        self,
+        searched: Mapping[int, LaneRow],
+        evidence: Mapping[int, Evidence],
+        rejection: RecordRejected | None,
     ) -> dict[int, Decision]:
-        """Compare markers and lane rows; write under which id each lane goes out. One transaction."""
+        """Compare evidence and lane rows; acknowledge, and begin what is sent again. One transaction.
+
+        searched: the lane rows as they were when the evidence was read. Raises InDoubt if one changed.
+        """
         with transaction(self._conn):
-            before = self._owned.lock(markers)
+            before = self._owned.lock(searched)
+            if any(row.batch != searched[number].batch for number, row in before.items()):
+                raise InDoubt("outbox_lane changed while the evidence was read")
             decisions = {
-                number: self._decide(row, markers[number], rejection) for number, row in before.items()
+                number: self._decide(row, evidence[number], rejection) for number, row in before.items()
             }
             changed = {n: one.row for n, one in decisions.items() if one.row != before[n]}
             lane_rows.begin_batches(self._conn, self._owned.epochs(changed), changed)
@@ -138,50 +158,84 @@ class Recovery:
                 crash_point("relay.shrunk")
         return decisions
 
-    def _decide(
-        self, row: LaneRow, marker: Marker | None, rejection: RecordRejected | None
+    def _decide(self, row: LaneRow, evidence: Evidence, rejection: RecordRejected | None) -> Decision:
+        """Let the marker say whether both histories are one, and the log which rows are in Kafka."""
+        outcome = compare(evidence.marker, row._replace(log_refusal=None))
+        after = row._replace(
+            transactional_lane=self._publisher.transactional_lane,
+            token=row.token or uuid4(),
+            log_refusal=None,
+            maybe_restored=False,
+        )
+        if outcome.refused:
+            return Decision(outcome, after)
+        if row.inflight:
+            return self._decide_by_log(after, evidence, rejection)
+        return Decision(outcome, after, needs_publish=outcome is not Outcome.PUBLISHED)
+
+    def _decide_by_log(
+        self, row: LaneRow, evidence: Evidence, rejection: RecordRejected | None
     ) -> Decision:
-        outcome = compare(marker, row.batch_number, len(row.inflight))
-        row = row._replace(transactional_lane=self._publisher.transactional_lane, maybe_restored=False)
-        if outcome is not Outcome.NOT_PUBLISHED:
-            return Decision(outcome, row)
-        if rejection and rejection.lane == row.lane and row.inflight:
-            return self._shrink(row, rejection)
-        return Decision(outcome, row, outbox_rows.load_rows(self._conn, row.lane, row.inflight))
+        """Acknowledge the rows that are in Kafka; begin a batch of the others."""
+        if evidence.unusable:
+            return Decision(Outcome.LOG_UNUSABLE, row._replace(log_refusal=evidence.unusable))
+        if evidence.held_up:
+            return Decision(None, row, held_up=evidence.held_up)
+        self._batches.acknowledge_rows({row.lane: sorted(evidence.published)})
+        rows = [
+            one
+            for one in outbox_rows.load_rows(self._conn, row.lane, row.inflight)
+            if one.id not in evidence.published
+        ]
+        outcome = Outcome.PARTLY_PUBLISHED if evidence.published else Outcome.NOT_PUBLISHED
+        marker_token = evidence.marker and evidence.marker.token
+        if not rows:
+            outcome = Outcome.PUBLISHED
+            after = row._replace(inflight=[], search_start=None, marker_token=marker_token)
+            return Decision(outcome, after, needs_publish=row.token != marker_token)
+        parked = None
+        if rejection and rejection.lane == row.lane:
+            rows, parked = self._shrink(row.lane, rows, rejection)
+        after = row._replace(
+            batch_number=row.batch_number + 1,
+            inflight=[one.id for one in rows],
+            token=uuid4(),
+            marker_token=marker_token,
+            search_start=encode_start(evidence.ends) if rows else None,
+        )
+        return Decision(outcome, after, rows, needs_publish=True, parked=parked)
 
-    def _shrink(self, row: LaneRow, rejection: RecordRejected) -> Decision:
-        """Shrink a batch that Kafka rejected, durably and under the same number.
+    def _shrink(
+        self, lane: int, rows: Sequence[OutboxRow], rejection: RecordRejected
+    ) -> tuple[list[OutboxRow], tuple[int, UUID | None] | None]:
+        """Return what is sent of a batch that Kafka rejected, and what was parked instead.
 
-        A batch of several rows shrinks to its first, and those after it go out one by one. A row that
-        was rejected alone is parked.
+        Of several rows the first, and those after it go out one by one. A row that was rejected alone
+        is parked.
         """
-        first, *others = row.inflight
+        first, *others = rows
         if others:
-            lane = self._owned.lanes[row.lane]
-            self._owned.update(lane.one_by_one(max(others)))
-            rows = outbox_rows.load_rows(self._conn, row.lane, [first])
-            return Decision(Outcome.NOT_PUBLISHED, row._replace(inflight=[first]), rows)
-        aggregate_id = outbox_rows.park(self._conn, row.lane, first, str(rejection))
-        empty = row._replace(inflight=[])
-        return Decision(Outcome.NOT_PUBLISHED, empty, parked=(first, aggregate_id))
+            self._owned.update(self._owned.lanes[lane].one_by_one(others[-1].id))
+            return [first], None
+        aggregate_id = outbox_rows.park(self._conn, lane, first.id, str(rejection))
+        return [], (first.id, aggregate_id)
 
     def _apply(
-        self,
-        lane: Lane,
-        decision: Decision,
-        marker: Marker | None,
-        rejection: RecordRejected | None,
+        self, lane: Lane, decision: Decision, evidence: Evidence, rejection: RecordRejected | None
     ) -> None:
         """Keep what was decided of a lane, and report it."""
-        outcome, batch_number = decision.outcome, decision.row.batch_number
-        batch_rows: int | None = len(decision.row.inflight)
-        if marker is not None and not decision.needs_publish:
-            batch_rows = marker.rows  # noted there when the batch was published
-        fields: dict[str, object] = {"batch_number": batch_number}
-        if outcome.refused:
-            fields["mismatch"] = describe_mismatch(marker, batch_number)
+        outcome, row = decision.outcome, decision.row
         self._batches.watermarks.pop(lane.number, None)
-        self._owned.update(lane.recovered(outcome, batch_number, batch_rows), **fields)
+        lane = lane.at(row.batch_number, row.token, unacknowledged=bool(row.inflight))
+        if outcome is None:
+            held_up = lane.backing_off(decision.held_up or "", self._held_up_s)
+            self._owned.update(held_up, retry_s=self._held_up_s)
+            return
+        fields: dict[str, object] = {"batch_number": row.batch_number}
+        if outcome.refused:
+            fields["mismatch"] = describe_mismatch(evidence.marker, row)
+        recovered = lane.recovered(outcome)
+        self._owned.update(recovered, **fields)
         if lane.status.state is LaneState.ACTIVE and outcome is Outcome.PUBLISHED:
             return  # all was well; only the set of lanes has changed
         self._observer.recovered(outcome)
@@ -189,8 +243,8 @@ class Recovery:
         if not outcome.refused:
             log.info("lane recovered", extra=fields | {"outcome": outcome.value})
         if decision.parked and rejection:
-            row, aggregate_id = decision.parked
-            about = {"row": row, "aggregate_id": aggregate_id, "reason": str(rejection)}
+            row_id, aggregate_id = decision.parked
+            about = {"row": row_id, "aggregate_id": aggregate_id, "reason": str(rejection)}
             log.error("row parked", extra=fields | about)
             self._observer.parked()
 

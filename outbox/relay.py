@@ -16,8 +16,8 @@ from confluent_kafka import KafkaException
 from outbox import lane_rows, membership
 from outbox.backoff import MAX_BACKOFF_S, Backoff
 from outbox.errors import DatabaseNotReady, OwnershipLost, Stopped, error_text
+from outbox.kafka_calls import KafkaConfig
 from outbox.lane import LaneState, LaneStatus
-from outbox.markers import KafkaConfig, MarkerReader
 from outbox.observer import Observer
 from outbox.options import OnPublished, RelayOptions
 from outbox.postgres import Connection, connect
@@ -37,7 +37,7 @@ class Relay:
     conninfo: libpq connection string, of the database with the outbox tables. kafka: librdkafka
     properties, at least bootstrap.servers. on_published(conn, aggregate_ids): called inside the
     transaction that deletes published rows; writes on conn, never commits. batch_size: rows of each
-    lane in a transaction. marker_topic: at least one partition a lane, never holds a record.
+    lane in a transaction. marker_topic: compacted, with at least one partition a lane.
     check_database(conn): called in every new session; raises DatabaseNotReady if the database is not
     fit (yet). strict_fencing: a new producer epoch for every batch, and not only after trouble with
     Kafka. repair_command(lane): what to tell operators of a refused lane, in the log.
@@ -113,9 +113,9 @@ class Relay:
                 conn.execute("SELECT 1")  # keeps the session, and with it the locks
                 self._options.observer.tick()
 
-            markers = MarkerReader(self._kafka, identity, self._marker_topic)
-            stack.enter_context(closing(markers))
-            publisher = Publisher(self._kafka, identity, markers, tick, self._options.timings)
+            publisher = Publisher(
+                self._kafka, identity, self._marker_topic, tick, self._options.timings
+            )
             stack.callback(publisher.discard)
             self._session = RelaySession(conn, identity, publisher, self._options, stop)
             self._set_error(None)

@@ -2,9 +2,8 @@
 
 Invariant: `run_once` runs only when the batch in each lane row is known to be in Kafka. Then
 acknowledging what is in flight is safe, and the next batch numbers are free. Whatever leaves that state
-(an error, a time-out, another set of lanes) leads through `Recovery`, which decides from two pieces of
-evidence, the markers in Kafka and the lane rows in Postgres, and from nothing that this process
-remembers.
+(an error, a time-out, another set of lanes) leads through `Recovery`, which decides from the lane rows
+in Postgres and from the markers and the log in Kafka, and from nothing that this process remembers.
 """
 
 import logging
@@ -110,17 +109,16 @@ class RelaySession:
         batch = self.batches.acknowledge_and_claim(numbers) if numbers else {}
         if not batch:
             return 0
-        self.batches.publish({**dict.fromkeys(self.stale_markers(), ()), **batch})
+        self.batches.publish(batch)
         self._last_rows_at, self._batch_s = started, time.monotonic() - started
         full = any(len(rows) == self._options.batch_size for rows in batch.values())
         self._pause_s = 0.0 if full else self._pause.after(self._batch_s)
         return sum(map(len, batch.values()))
 
     def idle(self) -> None:
-        """Wait a little; keep the markers from expiring; notice that Kafka went away."""
+        """Wait a little; notice that Kafka went away."""
         self._publisher.poll_events()
-        if stale := self.stale_markers():
-            self.batches.publish(dict.fromkeys(stale, ()))
+        self._publisher.topics.poll()
         self._options.observer.idle()
         quiet_s = time.monotonic() - self._last_rows_at
         if quiet_s > BUSY_MEMORY_S:
@@ -128,11 +126,6 @@ class RelaySession:
         pause_s = max(quiet_s, self._batch_s) / IDLE_FRACTION
         self._stop.wait(min(max(pause_s, MIN_IDLE_S), MAX_IDLE_S))
         self._publisher.poll_events()  # what was reported meanwhile does not concern the next batch
-
-    def stale_markers(self) -> list[int]:
-        """Return the lanes whose marker must be committed again."""
-        since = time.monotonic() - self._options.timings.marker_refresh_s
-        return [lane.number for lane in self.owned.working() if lane.marker_sent_at < since]
 
     def finish(self) -> None:
         """Acknowledge what is known to be in Kafka, before the lanes change or the work ends."""
@@ -170,6 +163,4 @@ class RelaySession:
         if rows and time.monotonic() >= self._recheck_at:
             self._recheck_at = time.monotonic() + self._options.timings.refused_recheck_s
             for number, marker in self._publisher.peek_markers(rows).items():
-                row = rows[number]
-                outcome = compare(marker, row.batch_number, len(row.inflight))
-                self.owned.needs_rebalance |= not outcome.refused
+                self.owned.needs_rebalance |= not compare(marker, rows[number]).refused

@@ -19,8 +19,8 @@ class Timings:
 
     membership_poll_s: how soon a lane without an owner is seen. refused_recheck_s: how soon it is seen
     that a refused lane was repaired. lane_backoff_s: pause of a lane that fails alone, so that the
-    others go on. marker_refresh_s: a marker is committed again; Kafka forgets the offsets of a group
-    without members after 7 days. kafka_call_s: a call to Kafka that takes longer is in doubt; the
+    others go on. held_up_s: pause of a lane whose records another producer's open transaction hides.
+    kafka_call_s: a call to Kafka that takes longer is in doubt; the
     broker's transaction time-out and a half. session_silence_s: Postgres ends a session, and so frees
     the locks of a relay whose host froze, after so long a silence.
     """
@@ -28,7 +28,7 @@ class Timings:
     membership_poll_s: float = 0.5
     refused_recheck_s: float = 5.0
     lane_backoff_s: float = 60.0
-    marker_refresh_s: float = 6 * 3600.0
+    held_up_s: float = 10.0
     kafka_call_s: float = 15.0
     session_silence_s: float = 10.0
 

@@ -90,9 +90,11 @@ GRANT UPDATE (next_offset, leader_epoch) ON consumed_offsets TO orchestrator_con
 -- least harm.
 GRANT SELECT (worker_id, status), UPDATE (status, updated_at) ON workers TO orchestrator_relay;
 GRANT SELECT, DELETE, UPDATE (created_at) ON outbox TO orchestrator_relay;
-GRANT SELECT, UPDATE (epoch, batch_number, inflight, transactional_lane, server_run) ON outbox_lane
+GRANT SELECT, UPDATE (epoch, batch_number, inflight, transactional_lane, token, marker_token, search_start,
+                      log_refusal, server_run) ON outbox_lane
    TO orchestrator_relay;
-GRANT INSERT (lane, id, topic, key, value, headers, aggregate_id, created_at, reason) ON outbox_parked
+GRANT INSERT (lane, id, topic, key, value, headers, aggregate_id, message_id, created_at, reason)
+   ON outbox_parked
    TO orchestrator_relay;
 GRANT SELECT (identity) ON outbox_identity TO orchestrator_relay;
 

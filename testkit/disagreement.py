@@ -1,12 +1,13 @@
 """Make the histories of Postgres and Kafka disagree, and run `orchestrator repair`."""
 
 from typing import Any
+from uuid import uuid4
 
 import psycopg
-from confluent_kafka.admin import AdminClient
+from confluent_kafka import Producer
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from outbox.admin import Marker, marker_group
+from outbox.admin import Marker, marker_key
 from testkit.empty_installation import run_in_process
 from testkit.system import Running, System
 
@@ -36,15 +37,17 @@ def set_marker(system: System, marker: int, lane: int = 0) -> None:
     """Commit another marker for a lane, as another outbox of the same name would."""
     with system.lane(lane, owner=False) as foreign:
         foreign.publisher.start(lane)
-        foreign.publisher.publish({lane: Marker(marker)}, ())
+        foreign.publisher.publish({lane: Marker(marker, uuid4())}, ())
 
 
 def forget_markers(system: System) -> None:
-    """Delete the marker group, as its expiry would."""
+    """Delete the markers of all lanes, by tombstones; a retention policy would do the same."""
     ((identity,),) = system.query("SELECT identity FROM outbox_identity")
-    admin = AdminClient(dict(system.settings.kafka))
-    for future in admin.delete_consumer_groups([marker_group(identity)]).values():
-        future.result(10)
+    ((lanes,),) = system.query("SELECT count(*) FROM outbox_lane")
+    producer = Producer(dict(system.settings.kafka))
+    for lane in range(lanes):
+        producer.produce(system.settings.marker_topic, None, marker_key(identity), lane)
+    assert producer.flush(10) == 0
 
 
 def back_up(system: System) -> None:

@@ -308,7 +308,6 @@ class OwnedLane:
         self.number = number
         self.session = relay.session
         self.publisher = relay.publisher
-        self.markers = relay.markers
         self.conn = relay.conn
         self.stop = relay.stop
         self.recover = relay.recover
@@ -447,7 +446,8 @@ def create_topics(system: System) -> None:
     """Create the topics and wait until they have leaders."""
     admin = AdminClient(dict(system.settings.kafka))
     *data, progress = topics_of(system)
-    new = [NewTopic(topic, PARTITIONS, 1) for topic in data] + [NewTopic(progress, LANES, 1)]
+    new = [NewTopic(topic, PARTITIONS, 1) for topic in data]
+    new.append(NewTopic(progress, LANES, 1, config={"cleanup.policy": "compact"}))
     for future in admin.create_topics(new).values():
         future.result()
     eventually(lambda: have_leaders(admin, data))

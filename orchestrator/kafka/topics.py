@@ -11,9 +11,13 @@ from uuid import UUID
 from confluent_kafka import KafkaError, KafkaException, TopicCollection, TopicPartition
 from confluent_kafka.admin import (  # type: ignore[attr-defined]  # public, not in its __all__
     AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
     NewPartitions,
     NewTopic,
     OffsetSpec,
+    ResourceType,
     TopicDescription,
 )
 from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixed
@@ -190,11 +194,11 @@ def create_missing(
 ) -> list[str]:
     """Create the topics that are missing; return their names.
 
-    The marker topic gets a partition per lane, even if it exists with fewer; the others get the
-    brokers' default partitions. Replication is the brokers' default everywhere.
+    The marker topic is compacted and gets a partition per lane, even if it exists with fewer; the
+    others get the brokers' default partitions. Replication is the brokers' default everywhere.
     """
     new = [NewTopic(topic, num_partitions=-1, replication_factor=-1) for topic in others]
-    new.append(NewTopic(marker_topic, num_partitions=lanes, replication_factor=-1))
+    new.append(NewTopic(marker_topic, lanes, replication_factor=-1, config=dict(COMPACTED)))
     created = []
     for topic, future in admin.create_topics(new, request_timeout=2 * REQUEST_S).items():
         try:
@@ -205,6 +209,7 @@ def create_missing(
                 raise
     if marker_topic not in created:
         _add_partitions(admin, marker_topic, lanes)
+        _compact(admin, marker_topic)
     return created
 
 
@@ -216,10 +221,26 @@ def create_missing(
     reraise=True,
 )
 def _add_partitions(admin: AdminClient, marker_topic: str, lanes: int) -> None:
-    """Give the marker topic a partition per lane; it holds no records, so no key moves."""
+    """Give the marker topic a partition per lane; no marker moves, a lane's partition is its number."""
     if len(describe_topic(admin, marker_topic).partitions) < lanes:
         more = [NewPartitions(marker_topic, lanes)]
         admin.create_partitions(more, request_timeout=2 * REQUEST_S)[marker_topic].result()
+
+
+COMPACTED = {"cleanup.policy": "compact"}
+
+
+def _compact(admin: AdminClient, marker_topic: str) -> None:
+    """Let the marker topic be compacted: retention would delete the markers of idle lanes."""
+    topic = ConfigResource(ResourceType.TOPIC, marker_topic)
+    (found,) = admin.describe_configs([topic], request_timeout=REQUEST_S).values()
+    if found.result()["cleanup.policy"].value == COMPACTED["cleanup.policy"]:
+        return
+    for name, value in COMPACTED.items():
+        entry = ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET)
+        topic.add_incremental_config(entry)
+    (altered,) = admin.incremental_alter_configs([topic], request_timeout=REQUEST_S).values()
+    altered.result()
 
 
 def find_missing(admin: AdminClient, wanted: Sequence[str]) -> list[str]:

@@ -5,7 +5,6 @@ take the connection first; those that change rows never commit.
 """
 
 from outbox.admin.lanes import (
-    COORDINATOR_MOVES,
     LaneBacklog,
     LaneCheck,
     LaneSummary,
@@ -45,9 +44,12 @@ from outbox.admin.rows import (
 from outbox.admin.stepping import SteppedRelay, step_relay
 from outbox.admin.take_over import BatchReset, LaneBusy, LockedLane, reset_batch_number, take_over
 from outbox.admin.trials import TransactionalIdTrial, try_session_lock, try_transactional_id
+from outbox.evidence import Evidence, Search
+from outbox.kafka_calls import KafkaConfig
 from outbox.lane import Lane
 from outbox.lane_rows import read_identity
-from outbox.markers import KafkaConfig, Marker, MarkerReader, marker_group
+from outbox.log_reader import read_last_markers
+from outbox.markers import Marker, marker_key
 from outbox.options import RelayOptions
 from outbox.outbox_rows import acknowledge
 from outbox.pooler import TransactionPoolingDetected, check_session
@@ -56,11 +58,11 @@ from outbox.publisher import Publisher
 
 __all__ = [
     "BUSY_TABLES",
-    "COORDINATOR_MOVES",
     "DEFAULT_CONFIG",
     "RELAY_PERMISSIONS",
     "WRITER_PERMISSIONS",
     "BatchReset",
+    "Evidence",
     "KafkaConfig",
     "Lane",
     "LaneBacklog",
@@ -69,7 +71,6 @@ __all__ = [
     "LaneSummary",
     "LockedLane",
     "Marker",
-    "MarkerReader",
     "ParkedCount",
     "ParkedRow",
     "Publisher",
@@ -77,6 +78,7 @@ __all__ = [
     "RowCount",
     "RowId",
     "RowStatus",
+    "Search",
     "SteppedRelay",
     "TablePermission",
     "TransactionPoolingDetected",
@@ -94,8 +96,9 @@ __all__ = [
     "discard_parked",
     "find_row",
     "list_lanes",
-    "marker_group",
+    "marker_key",
     "read_identity",
+    "read_last_markers",
     "read_parked",
     "read_parked_value",
     "read_waiting",

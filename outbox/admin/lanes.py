@@ -3,18 +3,16 @@
 Reads only, and locks nothing: good to look at, not to decide by. `take_over` decides.
 """
 
-import time
-from collections.abc import Sequence
-from contextlib import closing
 from typing import NamedTuple
+from uuid import UUID
 
-from confluent_kafka import KafkaError, KafkaException
 from psycopg.rows import args_row
 
-from outbox.kafka_calls import RETRY_PAUSE_S
+from outbox.kafka_calls import KafkaConfig
 from outbox.lane import Outcome, compare, describe_mismatch
 from outbox.lane_rows import read_identity
-from outbox.markers import KafkaConfig, Marker, MarkerReader
+from outbox.log_reader import read_last_markers
+from outbox.markers import Marker
 from outbox.membership import RELAY_SESSION, lock_class
 from outbox.postgres import Connection, query, scalar
 
@@ -104,11 +102,12 @@ def count_backlog(conn: Connection, at_most: int) -> list[LaneBacklog]:
 class LaneCheck(NamedTuple):
     """A lane's batch in Postgres beside its marker in Kafka.
 
-    outcome: what a recovery would find; None if the lane moved on meanwhile, as an active one does.
+    outcome: what a recovery would find, but for the rows in flight; None if the lane moved on
+    meanwhile, as an active one does.
     """
 
     lane: int
-    batch_number: int
+    batch: "LaneBatch"
     marker: Marker | None
     outcome: Outcome | None
 
@@ -117,7 +116,7 @@ class LaneCheck(NamedTuple):
         """Say in one line why the lane waits for an operator; None: it does not."""
         if self.outcome is None or not self.outcome.refused:
             return None
-        mismatch = describe_mismatch(self.marker, self.batch_number)
+        mismatch = describe_mismatch(self.marker, self.batch)
         return f"lane {self.lane}: {self.outcome.value}: {mismatch}"
 
 
@@ -127,14 +126,17 @@ class LaneBatch(NamedTuple):
     lane: int
     epoch: int
     batch_number: int
-    inflight: int
+    token: UUID | None
+    marker_token: UUID | None
+    log_refusal: str | None
 
 
 READ_BATCHES = """
-    SELECT lane, epoch, batch_number, cardinality(inflight) AS inflight
+    SELECT lane, epoch, batch_number, token, marker_token, log_refusal
       FROM outbox_lane
      ORDER BY lane
 """
+MARKER_READ_S = 15.0  # the brokers may be electing leaders
 
 
 def check_lanes(conn: Connection, kafka: KafkaConfig, marker_topic: str) -> list[LaneCheck]:
@@ -142,36 +144,15 @@ def check_lanes(conn: Connection, kafka: KafkaConfig, marker_topic: str) -> list
 
     Raises KafkaException, or DatabaseNotReady before the first migration.
     """
-    with closing(MarkerReader(kafka, read_identity(conn), marker_topic)) as reader:
-        before = query(conn, args_row(LaneBatch), READ_BATCHES)
-        markers = read_markers_with_retry(reader, [batch.lane for batch in before])
-        after = set(query(conn, args_row(LaneBatch), READ_BATCHES))
+    identity = read_identity(conn)
+    before = query(conn, args_row(LaneBatch), READ_BATCHES)
+    lanes = [batch.lane for batch in before]
+    lanes = [batch.lane for batch in before]
+    markers = read_last_markers(kafka, identity, marker_topic, lanes, MARKER_READ_S)
+    after = set(query(conn, args_row(LaneBatch), READ_BATCHES))
     checks = []
     for batch in before:
-        marker, unchanged = markers[batch.lane], batch in after
-        outcome = compare(marker, batch.batch_number, batch.inflight) if unchanged else None
-        checks.append(LaneCheck(batch.lane, batch.batch_number, marker, outcome))
+        marker = markers[batch.lane]
+        outcome = compare(marker, batch) if batch in after else None
+        checks.append(LaneCheck(batch.lane, batch, marker, outcome))
     return checks
-
-
-# A coordinator that has just been elected, or that moves to another broker, answers so for a moment.
-COORDINATOR_MOVES = frozenset(
-    {
-        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
-        KafkaError.COORDINATOR_NOT_AVAILABLE,
-        KafkaError.NOT_COORDINATOR,
-    }
-)
-MARKER_READ_S = 15.0  # the brokers wait for a transaction whose outcome is still being decided
-
-
-def read_markers_with_retry(reader: MarkerReader, lanes: Sequence[int]) -> dict[int, Marker | None]:
-    """Return the lanes' markers; wait for their coordinator. Raises KafkaException."""
-    deadline = time.monotonic() + MARKER_READ_S
-    while True:
-        try:
-            return reader.read(lanes, MARKER_READ_S)
-        except KafkaException as error:
-            if error.args[0].code() not in COORDINATOR_MOVES or time.monotonic() > deadline:
-                raise
-        time.sleep(RETRY_PAUSE_S)

@@ -105,10 +105,10 @@ RETRY = """
     ), taken AS (
         DELETE FROM outbox_parked
          WHERE (lane, id) IN (SELECT lane, id FROM locked)
-     RETURNING lane, id, topic, key, value, headers, aggregate_id
+     RETURNING lane, id, topic, key, value, headers, message_id, aggregate_id
     ), enqueued AS (
-        INSERT INTO outbox (lane, topic, key, value, headers, aggregate_id)
-        SELECT lane, topic, key, value, headers, aggregate_id
+        INSERT INTO outbox (lane, topic, key, value, headers, message_id, aggregate_id)
+        SELECT lane, topic, key, value, headers, message_id, aggregate_id
           FROM taken
          ORDER BY id
     )

@@ -5,14 +5,14 @@ pauses.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from threading import Event
 
-from outbox.admin.lanes import MARKER_READ_S
+from outbox.kafka_calls import KafkaConfig
 from outbox.lane import Lane
 from outbox.lane_rows import read_identity
-from outbox.markers import KafkaConfig, Marker, MarkerReader
+from outbox.markers import Marker
 from outbox.membership import join, set_idle_timeout
 from outbox.message import OutboxRow
 from outbox.options import RelayOptions
@@ -27,7 +27,6 @@ class SteppedRelay:
 
     session: RelaySession
     publisher: Publisher
-    markers: MarkerReader
     conn: Connection
     stop: Event
 
@@ -60,7 +59,7 @@ class SteppedRelay:
 
     def read_marker(self, lane: int) -> Marker | None:
         """Return a lane's marker in Kafka."""
-        return self.markers.read([lane], MARKER_READ_S)[lane]
+        return self.publisher.peek_markers([lane])[lane]
 
 
 @contextmanager
@@ -83,8 +82,7 @@ def step_relay(
     set_idle_timeout(conn, options.timings.session_silence_s)
     identity, stop = read_identity(conn), Event()
     with ExitStack() as stack:
-        markers = stack.enter_context(closing(MarkerReader(kafka, identity, marker_topic)))
-        made = publisher(kafka, identity, markers, lambda: None, options.timings)
+        made = publisher(kafka, identity, marker_topic, lambda: None, options.timings)
         stack.callback(made.discard)
         session = RelaySession(conn, identity, made, options, stop)
         if is_owner:
@@ -92,4 +90,4 @@ def step_relay(
         take = session.owned.take if is_owner else session.owned.take_epoch
         for lane in lanes:
             take(lane)
-        yield SteppedRelay(session, made, markers, conn, stop)
+        yield SteppedRelay(session, made, conn, stop)

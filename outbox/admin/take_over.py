@@ -9,7 +9,7 @@ Which rows are in the topics already, only their writer can know: it finds them 
 `reset_batch_number`, and acknowledges them in the transaction of `reset_batch_number`.
 """
 
-from contextlib import closing, suppress
+from contextlib import suppress
 from typing import NamedTuple
 from uuid import UUID
 
@@ -18,9 +18,11 @@ import psycopg
 from outbox import lane_rows
 from outbox.enqueue import count_lanes
 from outbox.errors import OutboxError, OwnershipLost
+from outbox.evidence import Search
+from outbox.kafka_calls import KafkaConfig
 from outbox.lane import Outcome, compare
 from outbox.lane_rows import LaneRow
-from outbox.markers import KafkaConfig, Marker, MarkerReader
+from outbox.markers import Marker
 from outbox.membership import lock_class
 from outbox.postgres import Connection, scalar
 from outbox.publisher import Publisher
@@ -48,14 +50,10 @@ def take_over(conn: Connection, kafka: KafkaConfig, marker_topic: str, lane: int
     epoch = lane_rows.take_lane(conn, lane)
     row = lane_rows.read_lanes(conn, {lane: epoch})[lane]
     earlier = set(row.possible_transactional_lanes(count_lanes(conn)))
-    with closing(MarkerReader(kafka, identity, marker_topic)) as markers:
-        publisher = Publisher(kafka, identity, markers, lambda: None)
-        try:
-            list(publisher.fence(sorted(earlier - {lane})))
-            publisher.start(lane)
-            return LockedLane(lane, epoch, publisher.read_markers([lane])[lane])
-        finally:
-            publisher.discard()
+    publisher = Publisher(kafka, identity, marker_topic, lambda: None)
+    list(publisher.fence(sorted(earlier - {lane})))
+    evidence = publisher.read_evidence(lane, {lane: Search((), {})})
+    return LockedLane(lane, epoch, evidence[lane].marker)
 
 
 # An attempt is longer than the time after which an owner sees that it was replaced; all attempts
@@ -97,9 +95,11 @@ def reset_batch_number(conn: Connection, locked: LockedLane) -> BatchReset:
     before = lane_rows.lock_lanes(conn, epochs).get(lane)
     if before is None:
         raise OwnershipLost([lane])
-    outcome = compare(locked.marker, before.batch_number, len(before.inflight))
+    marker, outcome = locked.marker, compare(locked.marker, before)
     if not outcome.refused:
         return BatchReset(outcome, before, before)
-    after = LaneRow(lane, locked.marker.batch_number if locked.marker else 0, [], lane)
+    after = LaneRow(lane, 0, [], lane)
+    if marker is not None:
+        after = LaneRow(lane, marker.batch_number, [], lane, marker.token, marker.token)
     lane_rows.begin_batches(conn, epochs, {lane: after})
     return BatchReset(outcome, before, after)

@@ -6,9 +6,8 @@ from typing import NamedTuple
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
-from outbox.kafka_calls import CALL_SLICE_S, RETRY_PAUSE_S, kafka_error_in
+from outbox.kafka_calls import CALL_SLICE_S, RETRY_PAUSE_S, KafkaConfig, kafka_error_in
 from outbox.lane_rows import read_identity
-from outbox.markers import KafkaConfig
 from outbox.membership import MEMBERSHIP_LOCK, lock_class
 from outbox.pooler import TransactionPoolingDetected, check_session, server_process
 from outbox.postgres import Connection, scalar

@@ -4,7 +4,6 @@ import time
 from contextlib import closing
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
-from confluent_kafka.admin import ResourceType  # type: ignore[attr-defined]  # public
 
 from orchestrator.consumer import offsets
 from orchestrator.contract.repair_commands import repair_of_lane, repair_of_partition
@@ -19,16 +18,14 @@ from orchestrator.operations.doctor.check import (
     name_partitions,
 )
 from orchestrator.operations.doctor.kafka import (
-    NOT_ALLOWED,
-    config_values,
     connection_lost,
     is_connection_lost,
-    request_configs,
+    read_configs,
 )
 from orchestrator.operations.doctor.kafka_permissions import WRITE, topic_operations
 from orchestrator.operations.repair.partition import find_refusal
 from orchestrator.operations.text import duration
-from outbox import Timings, count_lanes
+from outbox import count_lanes
 from outbox.admin import DEFAULT_CONFIG, check_lanes, try_transactional_id
 
 ID_NOT_ALLOWED = KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED
@@ -126,33 +123,22 @@ def read_committed_offsets(installation: Installation, group: str, topic: str) -
     return {one.partition: one.offset for one in committed if one.error is None}
 
 
-MIN_RETENTION_S = 2 * Timings().marker_refresh_s
-GOOD_RETENTION_S = 7 * 86_400.0  # the brokers' default
-RETENTION_SETTING = "offsets.retention.minutes"
-
-
-def offsets_retention(installation: Installation) -> Result:
-    """Check how long brokers keep the markers: while a relay runs, it refreshes those of idle lanes."""
-    client = installation.admin
-    requests = [
-        request_configs(client, ResourceType.BROKER, [str(node.id)]) for node in installation.brokers
-    ]
-    try:
-        values = [
-            config_values(future).get(RETENTION_SETTING) for one in requests for future in one.values()
-        ]
-    except KafkaException as error:
-        if error.args[0].code() not in NOT_ALLOWED:
-            raise
-        return "skipped", "the brokers show it only with the permission DescribeConfigs on the cluster"
-    known = [int(minutes) * 60.0 for minutes in values if minutes is not None]
-    if not known:
-        return "skipped", f"the brokers do not show {RETENTION_SETTING}"
-    text = f"{duration(min(known))} ({RETENTION_SETTING})"
-    if min(known) >= GOOD_RETENTION_S:
-        return "ok", text
-    danger = f"{text}: if no relay runs for so long, lanes end as marker_missing: set it to 7 days"
-    return "failed" if min(known) < MIN_RETENTION_S else "warning", danger
+def marker_topic_policy(installation: Installation) -> Result:
+    """Check that the marker topic is compacted: retention would delete the markers of idle lanes."""
+    topic = installation.topic(installation.settings.marker_topic).name
+    configs, unseen = read_configs(installation.admin, [topic])
+    if unseen:
+        return (
+            "skipped",
+            f"the brokers show it only with the permission DescribeConfigs on topic {topic}",
+        )
+    policy = configs[topic].get("cleanup.policy", "")
+    if policy == "compact":
+        return "ok", f"{topic} is compacted"
+    return (
+        "failed",
+        f"cleanup.policy of {topic} is {policy}: run `orchestrator setup`, which sets compact",
+    )
 
 
 def lane_markers(installation: Installation) -> Result:

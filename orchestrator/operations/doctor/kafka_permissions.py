@@ -2,10 +2,8 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
 from enum import Enum
 
-import psycopg
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import (  # type: ignore[attr-defined]  # public, not in its __all__
     AclOperation,
@@ -13,12 +11,17 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # public, not
 )
 
 from orchestrator.kafka.topics import REQUEST_S
-from orchestrator.operations.doctor.check import Installation, Result, Unreachable
+from orchestrator.operations.doctor.check import Installation, Result
 from orchestrator.operations.doctor.permissions import Permission, judge_permissions
-from outbox import DatabaseNotReady
-from outbox.admin import COORDINATOR_MOVES, marker_group, read_identity
 
 READ, WRITE = AclOperation.READ, AclOperation.WRITE
+COORDINATOR_MOVES = frozenset(
+    {
+        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+        KafkaError.COORDINATOR_NOT_AVAILABLE,
+        KafkaError.NOT_COORDINATOR,
+    }
+)
 Operations = Sequence[Enum] | None  # that our user may do; None if that cannot be known
 
 
@@ -47,31 +50,27 @@ def permissions_text(permissions: Sequence[Permission]) -> str:
 
 def find_kafka_permissions(installation: Installation) -> Iterator[Permission]:
     """Yield what the processes need in Kafka, and whether our user has it."""
-    s, marker_groups = installation.settings, find_marker_group(installation)
+    s = installation.settings
     operations = {
         f"topic {name}": topic_operations(installation, name)
         for name in (s.input_topic, s.output_topic, s.dead_letter_topic, s.marker_topic)
     }
-    groups = [s.consumer_group, *marker_groups]
-    operations |= {f"group {name}": some for name, some in group_operations(installation, groups)}
+    operations |= {
+        f"group {name}": some for name, some in group_operations(installation, [s.consumer_group])
+    }
     for process, resource, needed, identifies_process in (
         ("consumer", f"topic {s.input_topic}", READ, False),
         ("consumer", f"group {s.consumer_group}", READ, True),
         ("relay", f"topic {s.output_topic}", WRITE, True),
         ("relay", f"topic {s.dead_letter_topic}", WRITE, True),
+        ("relay", f"topic {s.output_topic}", READ, False),
+        ("relay", f"topic {s.dead_letter_topic}", READ, False),
         ("relay", f"topic {s.marker_topic}", READ, False),
-        *(("relay", f"group {name}", READ, True) for name in marker_groups),
+        ("relay", f"topic {s.marker_topic}", WRITE, True),
     ):
         allowed = operations[resource]
         granted = None if allowed is None else needed in allowed
         yield Permission(process, resource, needed.name.title(), identifies_process, granted)
-
-
-def find_marker_group(installation: Installation) -> list[str]:
-    """Return the marker group, unless its name is not known: the consumer's role may not read it."""
-    with suppress(Unreachable, DatabaseNotReady, psycopg.errors.InsufficientPrivilege):
-        return [marker_group(read_identity(installation.conn))]
-    return []
 
 
 def topic_operations(installation: Installation, name: str) -> Operations:
@@ -99,7 +98,7 @@ def group_operations(
             code = error.args[0].code()
             if code == KafkaError.GROUP_AUTHORIZATION_FAILED:
                 yield group, []
-            elif code in COORDINATOR_MOVES:
+            elif code in COORDINATOR_MOVES:  # to another broker, or was just elected
                 yield group, None
             else:
                 raise

@@ -89,10 +89,10 @@ CHECKS: Mapping[str, Check] = {
     "kafka version": kafka_version,
     "kafka topics": kafka.kafka_topics,
     "marker topic partitions": consistency.marker_topic_partitions,
+    "marker topic policy": consistency.marker_topic_policy,
     "kafka replication": kafka.kafka_replication,
     "kafka transactions": consistency.kafka_transactions,
     "kafka acls": kafka_acls,
-    "kafka retention of offsets": consistency.offsets_retention,
     "input positions": consistency.input_positions,
     "markers": consistency.lane_markers,
 }

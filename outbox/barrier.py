@@ -1,0 +1,97 @@
+"""A barrier: records that show where partitions end, after everything that was sent before.
+
+Invariant: a barrier is acknowledged by all in-sync replicas of each partition, so a read that has
+reached it has seen all that was committed before. A broker that was replaced as the leader and does not
+know it yet cannot have it, and its answers are not accepted. The transaction is aborted: no
+`read_committed` reader ever sees a barrier.
+"""
+
+import time
+from collections.abc import Callable, Collection
+from contextlib import suppress
+
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
+
+from outbox.errors import InDoubt
+from outbox.kafka_calls import CALL_SLICE_S, Partition, call_in_slices, kafka_error_in
+from outbox.producers import Producers
+
+BARRIER_KEY = b"barrier"
+
+
+class BarrierWriter:
+    """Writes barriers under a transactional id, which fences every older producer of that id.
+
+    Its producer must not publish: a late copy of the end of an aborted transaction would abort what is
+    sent under the same producer epoch.
+    """
+
+    def __init__(
+        self,
+        producers: Producers,
+        transactional_lane: int,
+        tick: Callable[[], None],
+        timeout_s: float,
+    ) -> None:
+        self._producers = producers
+        self._transactional_lane = transactional_lane
+        self._tick = tick
+        self._timeout_s = timeout_s
+        self._producer: Producer | None = None
+
+    def write(self, partitions: Collection[Partition]) -> dict[Partition, int]:
+        """Return the end offset of each partition, right after its barrier. Raises InDoubt.
+
+        After an error the next call begins with a new producer.
+        """
+        producer, self._producer = self._producer, None
+        if producer is None:
+            producer = self._producers.new(self._transactional_lane, reports=True)
+            call_in_slices(producer.init_transactions, self._tick, self._timeout_s)
+        try:
+            offsets = self._send(producer, partitions)
+            call_in_slices(producer.abort_transaction, self._tick, self._timeout_s)
+        except (KafkaException, BufferError, SystemError) as error:
+            discard(producer)
+            raise InDoubt(f"barrier: {kafka_error_in(error) or error}") from error
+        except BaseException:
+            discard(producer)
+            raise
+        self._producer = producer
+        return offsets
+
+    def _send(self, producer: Producer, partitions: Collection[Partition]) -> dict[Partition, int]:
+        offsets: dict[Partition, int] = {}
+        failures: list[KafkaError] = []
+
+        def note(error: KafkaError | None, record: Message) -> None:
+            if error is not None:
+                failures.append(error)
+            elif (offset := record.offset()) is not None and offset >= 0:
+                offsets[str(record.topic()), int(record.partition() or 0)] = offset + 1
+
+        producer.begin_transaction()
+        for topic, partition in partitions:
+            producer.produce(topic, None, BARRIER_KEY, partition=partition, on_delivery=note)
+        deadline = time.monotonic() + self._timeout_s
+        while producer.flush(CALL_SLICE_S):
+            if time.monotonic() > deadline:
+                raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "delivery reports"))
+            self._tick()
+        if failures:
+            raise KafkaException(failures[0])
+        if left := set(partitions) - offsets.keys():  # repeated, and the broker has forgotten where
+            raise InDoubt(f"barrier: the brokers do not say where it is in {sorted(left)}")
+        return offsets
+
+    def close(self) -> None:
+        """Give the producer up."""
+        if self._producer is not None:
+            discard(self._producer)
+            self._producer = None
+
+
+def discard(producer: Producer) -> None:
+    """Give a producer up without waiting for Kafka."""
+    with suppress(KafkaException):
+        producer.purge()  # or its destructor waits for messages that are no longer wanted

@@ -1,0 +1,217 @@
+"""The topics that rows go to: which topic it is, where it ends now, whether a search can rely on it.
+
+Invariant: the ends that a claim writes into its lane row were read before the batch is first sent. So
+no record of the batch can lie before them. The brokers are asked ahead, without waiting for an answer:
+a claim waits only for a topic that is new, or after a long silence.
+"""
+
+import json
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from concurrent.futures import Future
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from confluent_kafka import KafkaError, KafkaException, TopicCollection, TopicPartition
+from confluent_kafka.admin import (  # type: ignore[attr-defined]  # public, not in its __all__
+    ConfigResource,
+    OffsetSpec,
+    ResourceType,
+    TopicDescription,
+)
+
+from outbox.errors import InDoubt
+from outbox.kafka_calls import RETRY_PAUSE_S, KafkaConfig, Partition, new_admin_client
+
+REFRESH_S = 1.0  # the brokers are asked so often while rows come
+MAX_AGE_S = 5.0  # older ends would make a search long: a claim waits for new ones
+REQUEST_S = 5.0
+
+# Nothing can be written to such a topic, so nothing of a batch can be in it.
+NO_TOPIC_ERRORS = frozenset(
+    {
+        KafkaError.UNKNOWN_TOPIC_OR_PART,
+        KafkaError.UNKNOWN_TOPIC_ID,
+        KafkaError.TOPIC_EXCEPTION,
+        KafkaError.TOPIC_AUTHORIZATION_FAILED,
+    }
+)
+
+
+class TopicEnd(NamedTuple):
+    """A topic, and the end offset of each of its partitions; of later ones it is 0.
+
+    topic_id: None if there was no such topic.
+    """
+
+    topic_id: str | None
+    offsets: list[int]
+
+    def start(self, partition: int) -> int:
+        """Return where a search of a partition begins."""
+        return self.offsets[partition] if partition < len(self.offsets) else 0
+
+
+SearchStart = Mapping[str, TopicEnd]  # by topic
+
+
+def encode_start(start: SearchStart) -> str:
+    """Return a search's start as the JSON of outbox_lane.search_start."""
+    return json.dumps(start, separators=(",", ":"))
+
+
+def decode_start(stored: str | None) -> SearchStart:
+    """Return the start of a search that was stored; empty if nothing was in flight."""
+    return {topic: TopicEnd(*end) for topic, end in json.loads(stored or "{}").items()}
+
+
+class OutputTopics:
+    """What the brokers say of the topics that this relay has met."""
+
+    def __init__(self, kafka: KafkaConfig, tick: Callable[[], None], timeout_s: float) -> None:
+        self._admin = new_admin_client(kafka)
+        self._tick = tick
+        self._timeout_s = timeout_s
+        self._names: set[str] = set()
+        self._ends: dict[str, TopicEnd] = {}
+        self._error: str | None = None
+        self._answered_at = -float("inf")  # monotonic
+        self._question: Iterator[None] | None = None
+
+    # ---- where they end now -------------------------------------------------------------------------
+
+    def poll(self) -> None:
+        """Ask for the ends now and then, and take in the answers, without waiting."""
+        if self._question is None and self._names and self._age_s() > REFRESH_S:
+            self._question = self._ask()
+        if self._question is not None and next(self._question, self) is self:
+            self._question = None
+
+    def ends(self, topics: Collection[str]) -> SearchStart:
+        """Return where topics end, as they did at most MAX_AGE_S ago. Raises InDoubt."""
+        deadline = time.monotonic() + self._timeout_s
+        ticked_at = time.monotonic()
+        self._names.update(topics)
+        while self._age_s() > MAX_AGE_S or not self._ends.keys() >= set(topics):
+            if not self._ends.keys() >= set(topics):
+                self._question = self._question or self._ask()
+            self.poll()
+            now = time.monotonic()
+            if now > deadline:
+                raise InDoubt(f"where {', '.join(sorted(topics))} ends is not known: {self._error}")
+            if now > ticked_at + 1.0:
+                ticked_at = now
+                self._tick()
+            time.sleep(RETRY_PAUSE_S / 10)
+        return {topic: self._ends[topic] for topic in topics}
+
+    def _age_s(self) -> float:
+        return time.monotonic() - self._answered_at
+
+    def _ask(self) -> Iterator[None]:
+        """Ask for ids, then for ends; yields until there is an answer."""
+        begun_at = time.monotonic()
+        described = self._admin.describe_topics(
+            TopicCollection(sorted(self._names)), request_timeout=REQUEST_S
+        )
+        yield from until_done(described.values())
+        topics: dict[str, TopicDescription | None] = {}
+        for name, future in described.items():
+            try:
+                topics[name] = result_or_none(future)
+            except KafkaException as error:
+                self._error = str(error.args[0].str())
+                return
+        wanted = [
+            TopicPartition(name, part.id)
+            for name, topic in topics.items()
+            for part in (topic.partitions if topic else ())
+        ]
+        listed = self._list_offsets(wanted, OffsetSpec.latest()) if wanted else {}  # type: ignore[no-untyped-call]
+        yield from until_done(listed.values())
+        ends = {name: TopicEnd(topic_id(topic), []) for name, topic in topics.items()}
+        for one in sorted(listed, key=lambda one: (one.topic, one.partition)):
+            ends[one.topic].offsets.append(self._end_of(ends[one.topic], one, listed[one]))
+        self._ends |= ends
+        self._answered_at, self._error = begun_at, None
+
+    def _end_of(self, end: TopicEnd, one: TopicPartition, listed: Future[Any]) -> int:
+        """Return a partition's end; if it has no leader now, the end before: a longer search."""
+        if listed.exception() is None:
+            return int(listed.result().offset)
+        self._error = str(listed.exception())
+        before = self._ends.get(one.topic)
+        return before.start(one.partition) if before and before.topic_id == end.topic_id else 0
+
+    # ---- what a search must know --------------------------------------------------------------------
+
+    def describe(self, topic: str) -> TopicEnd | None:
+        """Return a topic's id, and offset 0 for each partition; None: missing. Raises InDoubt."""
+        request = self._admin.describe_topics(TopicCollection([topic]), request_timeout=REQUEST_S)
+        try:
+            found = result_or_none(self._wait(request)[topic])
+        except KafkaException as error:
+            raise InDoubt(f"{topic}: {error.args[0].str()}") from error
+        return None if found is None else TopicEnd(topic_id(found), [0] * len(found.partitions))
+
+    def log_starts(self, partitions: Iterable[Partition]) -> dict[Partition, int]:
+        """Return the first offset that each partition still has. Raises InDoubt."""
+        wanted = [TopicPartition(*one) for one in partitions]
+        request = self._wait(self._list_offsets(wanted, OffsetSpec.earliest()))  # type: ignore[no-untyped-call]
+        try:
+            return {
+                (one.topic, one.partition): future.result().offset for one, future in request.items()
+            }
+        except KafkaException as error:
+            raise InDoubt(f"log start offsets: {error.args[0].str()}") from error
+
+    def is_compacted(self, topic: str) -> bool:
+        """Say whether a topic may lose records before its log start. Raises InDoubt."""
+        wanted = ConfigResource(ResourceType.TOPIC, topic)
+        (request,) = self._wait(
+            self._admin.describe_configs([wanted], request_timeout=REQUEST_S)
+        ).values()
+        try:
+            return "compact" in str(request.result()["cleanup.policy"].value)
+        except KafkaException as error:
+            raise InDoubt(f"cleanup.policy of {topic}: {error.args[0].str()}") from error
+
+    def _list_offsets(
+        self, wanted: Collection[TopicPartition], spec: OffsetSpec
+    ) -> dict[Any, Future[Any]]:
+        return self._admin.list_offsets(dict.fromkeys(wanted, spec), request_timeout=REQUEST_S)
+
+    def _wait(self, request: dict[Any, Future[Any]]) -> dict[Any, Future[Any]]:
+        """Wait for all answers; each request has a time-out of its own."""
+        for _ in until_done(request.values()):
+            self._tick()
+            time.sleep(RETRY_PAUSE_S)
+        return request
+
+
+def until_done(futures: Collection[Future[Any]]) -> Iterator[None]:
+    """Yield until all futures are done."""
+    while not all(future.done() for future in futures):
+        yield
+
+
+def result_or_none(future: Future[TopicDescription]) -> TopicDescription | None:
+    """Return a topic's description, None if there is none that we could write to."""
+    try:
+        return future.result()
+    except KafkaException as error:
+        if error.args[0].code() in NO_TOPIC_ERRORS:
+            return None
+        raise
+
+
+def topic_id(description: TopicDescription | None) -> str | None:
+    """Return Kafka's id of a topic as text: one that is recreated has another."""
+    if description is None:
+        return None
+    longs: Any = description.topic_id  # its type stub lacks the getters
+    parts = longs.get_most_significant_bits(), longs.get_least_significant_bits()
+    return str(UUID(int=((parts[0] & MASK_64) << 64) | (parts[1] & MASK_64)))
+
+
+MASK_64 = 0xFFFF_FFFF_FFFF_FFFF
