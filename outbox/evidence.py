@@ -15,6 +15,7 @@ from uuid import UUID
 from confluent_kafka import Message
 
 from outbox.barrier import BarrierWriter
+from outbox.crash_points import crash_point
 from outbox.errors import InDoubt
 from outbox.kafka_calls import KafkaConfig, Partition
 from outbox.log_reader import HeldUp, Range, name, read_committed, read_markers
@@ -76,6 +77,7 @@ class EvidenceReader:
         writer = BarrierWriter(self._producers, transactional_lane, self._tick, self._timeout_s)
         with closing(writer):
             ends = writer.write([(self._marker_topic, lane) for lane in searches])
+            crash_point("relay.barrier_written")
             markers = read_markers(
                 self._kafka,
                 self._identity,

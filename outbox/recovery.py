@@ -155,7 +155,7 @@ class Recovery:
             changed = {n: one.row for n, one in decisions.items() if one.row != before[n]}
             lane_rows.begin_batches(self._conn, self._owned.epochs(changed), changed)
             if any(row.inflight != before[number].inflight for number, row in changed.items()):
-                crash_point("relay.shrunk")
+                crash_point("relay.begun_again")
         return decisions
 
     def _decide(self, row: LaneRow, evidence: Evidence, rejection: RecordRejected | None) -> Decision:

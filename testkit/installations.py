@@ -15,7 +15,7 @@ from orchestrator.embedded import Servers
 from orchestrator.runtime.migrations import migrate
 from outbox import connect
 from testkit.eventually import eventually
-from testkit.system import LANES, PARTITIONS, System, environ_of, have_leaders
+from testkit.system import LANES, PARTITIONS, System, environ_of, have_leaders, marker_topic
 
 DATA_TOPICS = ("INPUT_TOPIC", "OUTPUT_TOPIC", "DEAD_LETTER_TOPIC")
 MOST_AT_ONCE = 16  # a test that runs meanwhile shares the servers with their creation
@@ -108,7 +108,7 @@ class Installations:
         environs = [environ_of(self._servers, name) for name in names]
         data = [environ[setting] for environ in environs for setting in DATA_TOPICS]
         new = [NewTopic(topic, PARTITIONS, 1) for topic in data]
-        new += [NewTopic(environ["MARKER_TOPIC"], LANES, 1) for environ in environs]
+        new += [marker_topic(environ["MARKER_TOPIC"]) for environ in environs]
         created = self._kafka.create_topics(new)
         with psycopg.connect(self._servers.database_url, autocommit=True) as admin:
             # Copying files is faster than logging each page; before PostgreSQL 15 it is the only way.

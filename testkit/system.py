@@ -447,10 +447,15 @@ def create_topics(system: System) -> None:
     admin = AdminClient(dict(system.settings.kafka))
     *data, progress = topics_of(system)
     new = [NewTopic(topic, PARTITIONS, 1) for topic in data]
-    new.append(NewTopic(progress, LANES, 1, config={"cleanup.policy": "compact"}))
+    new.append(marker_topic(progress))
     for future in admin.create_topics(new).values():
         future.result()
     eventually(lambda: have_leaders(admin, data))
+
+
+def marker_topic(name: str) -> NewTopic:
+    """Return a marker topic to be created."""
+    return NewTopic(name, LANES, 1, config={"cleanup.policy": "compact"})
 
 
 def have_leaders(admin: AdminClient, topics: Sequence[str]) -> bool:

@@ -23,9 +23,16 @@ SEEDS = range(1, 6)
 GROUP_S = 45  # a group misses a dead or frozen member for 6 s
 
 # Points on the way of a batch, points that every start passes, and one of a refused record.
-RELAY_AT_WORK = ("locked", "acknowledged", "claimed", "begun", "produced", "marked", "published")
-RELAY_AT_START = ("taken", "owner_checked", "fenced", "marker_read", "decided")
-RELAY_REJECTED = ("shrunk",)
+RELAY_AT_WORK = ("locked", "acknowledged", "claimed", "begun", "produced", "published")
+RELAY_AT_START = (
+    "taken",
+    "owner_checked",
+    "barrier_written",
+    "evidence_read",
+    "fenced",
+    "decided",
+)
+RELAY_REJECTED = ("begun_again",)
 CONSUMER_EACH_BATCH = ("polled", "advanced", "inserted", "enqueued", "committed")
 CONSUMER_AT_WORK = (*CONSUMER_EACH_BATCH, "mirrored")
 CONSUMER_AT_START = ("assigned",)
