@@ -16,6 +16,7 @@ from confluent_kafka import KafkaException
 from outbox import lane_rows, membership
 from outbox.backoff import MAX_BACKOFF_S, Backoff
 from outbox.errors import DatabaseNotReady, OwnershipLost, Stopped, error_text
+from outbox.kafka_config import check_kafka_config
 from outbox.lane import LaneState, LaneStatus
 from outbox.markers import KafkaConfig, MarkerReader
 from outbox.observer import Observer
@@ -41,6 +42,8 @@ class Relay:
     check_database(conn): called in every new session; raises DatabaseNotReady if the database is not
     fit (yet). strict_fencing: a new producer epoch for every batch, and not only after trouble with
     Kafka. repair_command(lane): what to tell operators of a refused lane, in the log.
+
+    Raises ValueError if `kafka` holds a property on which the guarantee rests.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class Relay:
         timings: Timings | None = None,
         repair_command: Callable[[int], str] = "repair lane {}".format,
     ) -> None:
+        check_kafka_config(kafka)
         self._conninfo = conninfo
         self._kafka = kafka
         self._marker_topic = marker_topic
