@@ -88,7 +88,12 @@ def test_what_the_relay_sets_itself_is_refused() -> None:
 
 
 def test_a_relay_names_every_property_that_it_refuses() -> None:
-    kafka: KafkaConfig = {"bootstrap.servers": "kafka:9092", "acks": 1, "topic.partitioner": "random", "retries": 0}
+    kafka: KafkaConfig = {
+        "bootstrap.servers": "kafka:9092",
+        "acks": 1,
+        "topic.partitioner": "random",
+        "retries": 0,
+    }
     with pytest.raises(ValueError, match="acks") as error:
         Relay("dbname=x", kafka, on_published=lambda _conn, _ids: None)
     assert str(error.value).split("; ") == [
@@ -100,5 +105,9 @@ def test_a_relay_names_every_property_that_it_refuses() -> None:
 
 @pytest.mark.parametrize("partitioner", KEY_PARTITIONERS)
 def test_a_relay_accepts_each_partitioner_that_looks_at_the_key(partitioner: str) -> None:
-    kafka: KafkaConfig = {"bootstrap.servers": "kafka:9092", "partitioner": partitioner, "max.in.flight": 1}
+    kafka: KafkaConfig = {
+        "bootstrap.servers": "kafka:9092",
+        "partitioner": partitioner,
+        "max.in.flight": 1,
+    }
     Relay("dbname=x", kafka, on_published=lambda _conn, _ids: None)
