@@ -22,6 +22,13 @@ def audit_topic(options: argparse.Namespace) -> int:
     return OK if found.passed else CHECK_FAILED
 
 
+def why_moved(found: Audit) -> str:
+    """Return why scenarios can be in several partitions."""
+    if found.scattered:
+        return "another partitioner (KAFKA_CONFIG_PARTITIONER) or another producer was at work"
+    return "partitions were added to the topic"
+
+
 def render_audit(found: Audit) -> Iterator[str]:
     """Yield the lines for an operator; the last one is the result."""
     if found.since:
@@ -32,6 +39,9 @@ def render_audit(found: Audit) -> Iterator[str]:
         yield f"{kind:<10} {getattr(found, kind):>9,}  {meaning}"
         for example in found.examples.get(kind, ()):
             yield f"{'':<22}{_render_example(example)}"
+    if found.moved:
+        yield f"scenarios in several partitions, with no order between them: {found.moved:,}"
+        yield f"{'':<22}{why_moved(found)}"
     yield "passed" if found.passed else "FAILED"
 
 

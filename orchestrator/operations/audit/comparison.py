@@ -110,7 +110,7 @@ FIND_UNKNOWN = """
       FROM published
      WHERE NOT EXISTS (SELECT FROM workers WHERE workers.worker_id = published.worker_id)
 """
-# There is an order within a partition alone; added partitions may have moved a scenario to another one.
+# There is an order within a partition alone: scattered.py finds the scenarios in several of them.
 FIND_REORDERED = """
     WITH followed AS (
         SELECT worker_id, partition, record_offset, id,
