@@ -11,6 +11,7 @@ from itertools import chain
 
 from outbox import lane_rows, outbox_rows
 from outbox.crash_points import crash_point
+from outbox.deferred import Deferred
 from outbox.errors import InDoubt
 from outbox.lane_rows import LaneRow
 from outbox.markers import Marker
@@ -37,6 +38,7 @@ class Batches:
         self._publisher = publisher
         self._options = options
         self._writer_poll = WriterPoll()
+        self.deferred = Deferred(conn, options)
 
     # ---- Postgres -----------------------------------------------------------------------------------
 
@@ -114,14 +116,14 @@ class Batches:
         return rows
 
     def _acknowledge(self, rows: Mapping[int, LaneRow]) -> None:
-        """Delete the rows in flight, which are in Kafka."""
+        """Delete the rows in flight, which are in Kafka, and tell the service."""
         aggregate_ids = [
             aggregate_id
             for number, row in rows.items()
             for aggregate_id in outbox_rows.acknowledge(self._conn, number, row.inflight)
         ]
         if aggregate_ids:
-            self._options.on_published(self._conn, aggregate_ids)
+            self.deferred.tell(aggregate_ids)
         crash_point("relay.acknowledged")
 
     def _claim(self, numbers: Collection[int]) -> dict[int, list[OutboxRow]]:

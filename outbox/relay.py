@@ -37,11 +37,13 @@ class Relay:
 
     conninfo: libpq connection string, of the database with the outbox tables. kafka: librdkafka
     properties, at least bootstrap.servers. on_published(conn, aggregate_ids): called inside the
-    transaction that deletes published rows; writes on conn, never commits. batch_size: rows of each
-    lane in a transaction. marker_topic: at least one partition a lane, never holds a record.
-    check_database(conn): called in every new session; raises DatabaseNotReady if the database is not
-    fit (yet). strict_fencing: a new producer epoch for every batch, and not only after trouble with
-    Kafka. repair_command(lane): what to tell operators of a refused lane, in the log.
+    transaction that deletes published rows; writes on conn, never commits. It must wait for no lock: it
+    returns the ids that it could not do without; these, and all of a call that Postgres refuses, are
+    deferred (outbox.deferred). batch_size: rows of each lane in a transaction. marker_topic: at least
+    one partition a lane, never holds a record. check_database(conn): called in every new session;
+    raises DatabaseNotReady if the database is not fit (yet). strict_fencing: a new producer epoch for
+    every batch, and not only after trouble with Kafka. repair_command(lane): what to tell operators of
+    a refused lane, in the log.
 
     Raises ValueError if `kafka` holds a property on which the guarantee rests.
     """

@@ -21,8 +21,10 @@ class Timings:
     that a refused lane was repaired. lane_backoff_s: pause of a lane that fails alone, so that the
     others go on. marker_refresh_s: a marker is committed again; Kafka forgets the offsets of a group
     without members after 7 days. kafka_call_s: a call to Kafka that takes longer is in doubt; the
-    broker's transaction time-out and a half. session_silence_s: Postgres ends a session, and so frees
-    the locks of a relay whose host froze, after so long a silence.
+    broker's transaction time-out and a half. deferred_retry_s: how soon what `on_published` could not
+    do is tried again; each further pause is twice as long, up to 32 times this. session_silence_s:
+    Postgres ends a session, and so frees the locks of a relay whose host froze, after so long a
+    silence.
     """
 
     membership_poll_s: float = 0.5
@@ -30,6 +32,7 @@ class Timings:
     lane_backoff_s: float = 60.0
     marker_refresh_s: float = 6 * 3600.0
     kafka_call_s: float = 15.0
+    deferred_retry_s: float = 1.0
     session_silence_s: float = 10.0
 
 

@@ -34,6 +34,8 @@ def render_audit(found: Audit) -> Iterator[str]:
     if found.since:
         yield f"workers accepted since {found.since:%Y-%m-%d %H:%M:%S} UTC; older ones need no record"
     yield f"workers: {found.accepted:,} accepted, {found.deployed:,} deployed, {found.parked:,} parked"
+    if found.deferred:
+        yield f"{found.deferred:,} workers: published, and deployed later; see `orchestrator status`"
     yield f"records: {found.published:,} published, {found.waiting:,} waiting in the outbox"
     for kind, meaning in FAULTS.items():
         yield f"{kind:<10} {getattr(found, kind):>9,}  {meaning}"

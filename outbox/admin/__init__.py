@@ -36,6 +36,7 @@ from outbox.admin.rows import (
     WaitingRow,
     count_lane_rows,
     count_rows,
+    create_deferred_aggregates,
     create_unpublished_messages,
     find_row,
     read_waiting,
@@ -45,6 +46,7 @@ from outbox.admin.rows import (
 from outbox.admin.stepping import SteppedRelay, step_relay
 from outbox.admin.take_over import BatchReset, LaneBusy, LockedLane, reset_batch_number, take_over
 from outbox.admin.trials import TransactionalIdTrial, try_session_lock, try_transactional_id
+from outbox.deferred_rows import defer
 from outbox.lane import Lane
 from outbox.lane_rows import read_identity
 from outbox.markers import KafkaConfig, Marker, MarkerReader, marker_group
@@ -90,7 +92,9 @@ __all__ = [
     "count_parked",
     "count_relays",
     "count_rows",
+    "create_deferred_aggregates",
     "create_unpublished_messages",
+    "defer",
     "discard_parked",
     "find_row",
     "list_lanes",

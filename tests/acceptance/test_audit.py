@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Sequence
+from contextlib import closing
 from io import StringIO
 from subprocess import TimeoutExpired
 from typing import Any
@@ -249,24 +250,34 @@ def test_a_batch_on_its_way_is_no_fault(one_lane: System, step: str) -> None:
         assert shown(one_lane) == (0, {}, {})
 
 
-def test_workers_deployed_after_the_watermarks_are_no_finding(
-    one_lane: System, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("locked", [0, 2])
+def test_workers_deployed_or_deferred_after_the_watermarks_are_no_finding(
+    one_lane: System, monkeypatch: pytest.MonkeyPatch, locked: int
 ) -> None:
     one_lane.accept(5)
-    with one_lane.lane() as lane:
+    with one_lane.lane() as lane, closing(one_lane.connect()) as other:
         lane.recover()
         lane.drain()
+        other.execute("BEGIN")
 
         def find_and_go_on(*values: Any) -> dict[int, OffsetRange]:
             spans = find_ranges(*values)
-            one_lane.accept(5)
+            workers = one_lane.accept(5)[:locked]
+            other.execute("SELECT FROM workers WHERE worker_id = ANY(%s) FOR UPDATE", [workers])
             lane.drain()
             return spans
 
         monkeypatch.setattr(audit, "find_ranges", find_and_go_on)
         found = one_lane.audit()
     assert found.passed, found
-    assert (found.deployed, found.published) == (10, 5)
+    assert (found.deployed, found.deferred, found.published) == (10 - locked, locked, 5)
+
+
+def test_a_deferred_worker_without_a_record_is_lost(one_lane: System) -> None:
+    (vanished,) = one_lane.accept(1)
+    one_lane.query("DELETE FROM outbox")
+    one_lane.query("INSERT INTO outbox_deferred (aggregate_id, reason) VALUES (%s, '')", vanished)
+    assert shown(one_lane) == (1, {"lost": 1}, {"lost": [vanished]})
 
 
 def test_workers_accepted_during_the_comparison_are_no_finding(

@@ -45,11 +45,13 @@ class Audit(NamedTuple):
 
     moved: scenarios with records in several partitions, between which there is no order. That is no
     fault if added partitions explain it.
+    deferred: workers whose record is published and that could not yet be set to deployed.
     since: workers accepted earlier need no record; None: all were compared.
     """
 
     accepted: int
     deployed: int
+    deferred: int
     waiting: int
     parked: int
     published: int
