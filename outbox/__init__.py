@@ -31,6 +31,7 @@ from outbox.errors import (
     Stopped,
     error_text,
 )
+from outbox.kafka_config import property_refusal
 from outbox.lane import LaneState, LaneStatus, Outcome
 from outbox.message import Headers, Message, OutboxRow
 from outbox.observer import Observer
@@ -80,6 +81,7 @@ __all__ = [
     "enqueue",
     "error_text",
     "hang_up_after",
+    "property_refusal",
     "query",
     "read_backlog",
     "retry_transaction",

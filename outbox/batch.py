@@ -12,6 +12,7 @@ from uuid import uuid4
 
 from outbox import lane_rows, outbox_rows
 from outbox.crash_points import crash_point
+from outbox.deferred import Deferred
 from outbox.errors import InDoubt
 from outbox.lane_rows import LaneRow
 from outbox.markers import Marker
@@ -46,6 +47,7 @@ class Batches:
         self._publisher = publisher
         self._options = options
         self._writer_poll = WriterPoll()
+        self.deferred = Deferred(conn, options)
 
     # ---- Postgres -----------------------------------------------------------------------------------
 
@@ -130,7 +132,7 @@ class Batches:
             for aggregate_id in outbox_rows.acknowledge(self._conn, number, some)
         ]
         if aggregate_ids:
-            self._options.on_published(self._conn, aggregate_ids)
+            self.deferred.tell(aggregate_ids)
 
     def _claim(self, numbers: Collection[int]) -> dict[int, list[OutboxRow]]:
         """Claim rows of locked lanes."""

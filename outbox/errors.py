@@ -3,6 +3,7 @@
 | error              | ends                                                                       |
 |--------------------|----------------------------------------------------------------------------|
 | InDoubt            | the producer: recover, then decide from the marker                         |
+| OnPublishedFailed  | a Postgres transaction: it is repeated without the call (outbox.deferred)   |
 | RecordRejected     | the producer: recover, shrink the batch, park the row that fails alone     |
 | OwnershipLost      | the session: another relay owns one of its lanes now                       |
 | psycopg.Error      | the session: a new one reads the evidence again                            |
@@ -44,6 +45,10 @@ class OwnershipLost(OutboxError):
         super().__init__(f"no longer the owner of all of the lanes {', '.join(map(str, lanes))}")
 
 
+class OnPublishedFailed(OutboxError):
+    """Postgres refused what `on_published` writes; the session goes on."""
+
+
 class RolledBack(OutboxError):
     """COMMIT was answered with ROLLBACK: an error inside the transaction had been swallowed."""
 
@@ -58,6 +63,7 @@ class Stopped(OutboxError):
 
 # The whole transaction is repeated: serialization failure, deadlock, lock not available.
 RETRYABLE_ERRORS = (
+    OnPublishedFailed,
     psycopg.errors.SerializationFailure,
     psycopg.errors.DeadlockDetected,
     psycopg.errors.LockNotAvailable,

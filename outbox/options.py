@@ -1,6 +1,6 @@
 """What the user of a relay may choose, as its parts get it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
@@ -8,7 +8,7 @@ from outbox.observer import Observer
 from outbox.postgres import Connection
 from outbox.timings import PRODUCTION, Timings
 
-OnPublished = Callable[[Connection, Sequence[UUID]], None]
+OnPublished = Callable[[Connection, Sequence[UUID]], Collection[UUID] | None]
 
 
 @dataclass(frozen=True)

@@ -27,10 +27,11 @@ DEFAULT_CONFIG: KafkaConfig = {
     "queue.buffering.max.messages": 0,  # no limit: a whole batch, whatever its size
 }
 
-# Users cannot change these.
+# Users cannot change these: kafka_config.py refuses all but `debug`, which is for the other clients.
 REQUIRED_CONFIG: KafkaConfig = {
     "enable.idempotence": True,
     "acks": "all",
+    "allow.auto.create.topics": False,
     "delivery.report.only.error": True,  # no callback a message
     # A request that may have been repeated shows only in the log, and only with this debug context
     # (rd_kafka_broker_set_error): a loss like the ones before within 30 s, or a connection that the

@@ -17,6 +17,7 @@ from outbox import lane_rows, membership
 from outbox.backoff import MAX_BACKOFF_S, Backoff
 from outbox.errors import DatabaseNotReady, OwnershipLost, Stopped, error_text
 from outbox.kafka_calls import KafkaConfig
+from outbox.kafka_config import check_kafka_config
 from outbox.lane import LaneState, LaneStatus
 from outbox.observer import Observer
 from outbox.options import OnPublished, RelayOptions
@@ -36,11 +37,15 @@ class Relay:
 
     conninfo: libpq connection string, of the database with the outbox tables. kafka: librdkafka
     properties, at least bootstrap.servers. on_published(conn, aggregate_ids): called inside the
-    transaction that deletes published rows; writes on conn, never commits. batch_size: rows of each
-    lane in a transaction. marker_topic: compacted, with at least one partition a lane.
-    check_database(conn): called in every new session; raises DatabaseNotReady if the database is not
-    fit (yet). strict_fencing: a new producer epoch for every batch, and not only after trouble with
-    Kafka. repair_command(lane): what to tell operators of a refused lane, in the log.
+    transaction that deletes published rows; writes on conn, never commits. It must wait for no lock: it
+    returns the ids that it could not do without; these, and all of a call that Postgres refuses, are
+    deferred (outbox.deferred). batch_size: rows of each lane in a transaction. marker_topic: compacted,
+    with at least one partition a lane. check_database(conn): called in every new session; raises
+    DatabaseNotReady if the database is not fit (yet). strict_fencing: a new producer epoch for every
+    batch, and not only after trouble with Kafka. repair_command(lane): what to tell operators of a
+    refused lane, in the log.
+
+    Raises ValueError if `kafka` holds a property on which the guarantee rests.
     """
 
     def __init__(
@@ -56,6 +61,7 @@ class Relay:
         timings: Timings | None = None,
         repair_command: Callable[[int], str] = "repair lane {}".format,
     ) -> None:
+        check_kafka_config(kafka)
         self._conninfo = conninfo
         self._kafka = kafka
         self._marker_topic = marker_topic

@@ -94,6 +94,7 @@ class RelaySession:
                 self._stop.wait(self._pause_s)
             else:
                 self.idle()
+            self.batches.deferred.retry()
             self._options.observer.tick()
             for lane in self.owned.working():
                 if lane.status.state is not LaneState.ACTIVE:

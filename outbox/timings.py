@@ -20,9 +20,10 @@ class Timings:
     membership_poll_s: how soon a lane without an owner is seen. refused_recheck_s: how soon it is seen
     that a refused lane was repaired. lane_backoff_s: pause of a lane that fails alone, so that the
     others go on. held_up_s: pause of a lane whose records another producer's open transaction hides.
-    kafka_call_s: a call to Kafka that takes longer is in doubt; the
-    broker's transaction time-out and a half. session_silence_s: Postgres ends a session, and so frees
-    the locks of a relay whose host froze, after so long a silence.
+    kafka_call_s: a call to Kafka that takes longer is in doubt; the broker's transaction time-out and a
+    half. deferred_retry_s: how soon what `on_published` could not do is tried again; each further pause
+    is twice as long, up to 32 times this. session_silence_s: Postgres ends a session, and so frees the
+    locks of a relay whose host froze, after so long a silence.
     """
 
     membership_poll_s: float = 0.5
@@ -30,6 +31,7 @@ class Timings:
     lane_backoff_s: float = 60.0
     held_up_s: float = 10.0
     kafka_call_s: float = 15.0
+    deferred_retry_s: float = 1.0
     session_silence_s: float = 10.0
 
 

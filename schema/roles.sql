@@ -59,7 +59,7 @@ BEGIN
     -- The sequences of the other tables: identity columns, so an INSERT needs no permission on them.
     FOR sequence IN
         SELECT pg_get_serial_sequence(name, 'id')
-          FROM unnest(ARRAY['outbox', 'repairs']) AS name
+          FROM unnest(ARRAY['outbox', 'outbox_deferred', 'repairs']) AS name
     LOOP
         EXECUTE format('REVOKE ALL ON SEQUENCE %s FROM %s', sequence, all_but_owner);
     END LOOP;
@@ -68,8 +68,8 @@ $$;
 
 -- Revokes what an earlier release granted and this one does not. Other sessions do not see it before
 -- COMMIT.
-REVOKE ALL ON workers, outbox, outbox_lane, outbox_parked, outbox_identity, consumed_offsets, repairs,
-              dead_letters_handled, schema_migrations
+REVOKE ALL ON workers, outbox, outbox_lane, outbox_parked, outbox_deferred, outbox_identity, consumed_offsets,
+              repairs, dead_letters_handled, schema_migrations
   FROM orchestrator_consumer, orchestrator_relay, orchestrator_operator;
 
 -- All roles: compare the schema with the code, which every process and command does first.
@@ -96,6 +96,8 @@ GRANT SELECT, UPDATE (epoch, batch_number, inflight, transactional_lane, token, 
 GRANT INSERT (lane, id, topic, key, value, headers, aggregate_id, message_id, created_at, reason)
    ON outbox_parked
    TO orchestrator_relay;
+GRANT INSERT (aggregate_id, reason), SELECT, DELETE, UPDATE (reason, attempts, last_attempt_at)
+   ON outbox_deferred TO orchestrator_relay;
 GRANT SELECT (identity) ON outbox_identity TO orchestrator_relay;
 
 -- The operator reads, and changes nothing. It sees camera URLs only in parked rows, which it must be able to
@@ -103,7 +105,7 @@ GRANT SELECT (identity) ON outbox_identity TO orchestrator_relay;
 GRANT SELECT (id, worker_id, scenario_uuid, status, process_pid, created_at, updated_at) ON workers
    TO orchestrator_operator;
 GRANT SELECT (lane, id, topic, aggregate_id, created_at) ON outbox TO orchestrator_operator;
-GRANT SELECT ON outbox_lane, outbox_parked, outbox_identity, consumed_offsets, repairs,
+GRANT SELECT ON outbox_lane, outbox_parked, outbox_deferred, outbox_identity, consumed_offsets, repairs,
                 dead_letters_handled
    TO orchestrator_operator;
 
@@ -112,6 +114,7 @@ GRANT SELECT ON outbox_lane, outbox_parked, outbox_identity, consumed_offsets, r
 ALTER TABLE outbox OWNER TO orchestrator_owner;
 ALTER TABLE outbox_lane OWNER TO orchestrator_owner;
 ALTER TABLE outbox_parked OWNER TO orchestrator_owner;
+ALTER TABLE outbox_deferred OWNER TO orchestrator_owner;
 ALTER TABLE outbox_identity OWNER TO orchestrator_owner;
 ALTER TABLE consumed_offsets OWNER TO orchestrator_owner;
 ALTER TABLE repairs OWNER TO orchestrator_owner;

@@ -9,12 +9,12 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any, cast
+from typing import Any
 from uuid import UUID, uuid4
 
 import msgspec
@@ -63,7 +63,12 @@ from testkit.eventually import eventually
 # uses PRODUCTION, or OUTBOX_TIMINGS="" in a process.
 QUICK = {
     "OUTBOX_TIMINGS": json.dumps(
-        {"refused_recheck_s": 0.5, "gauge_period_s": 0.5, "gauge_max_pause_s": 2.0}
+        {
+            "refused_recheck_s": 0.5,
+            "deferred_retry_s": 0.2,
+            "gauge_period_s": 0.5,
+            "gauge_max_pause_s": 2.0,
+        }
     )
 }
 
@@ -264,7 +269,7 @@ class System:
         is a zombie.
         """
         options = RelayOptions(
-            cast("Callable[[Connection, Sequence[UUID]], None]", workers.set_deployed),
+            workers.set_deployed,
             batch_size,
             observer=observer or Observer(),
             timings=timings or with_overrides(Timings(), QUICK),

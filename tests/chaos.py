@@ -342,7 +342,7 @@ def judge(chaos: Chaos) -> tuple[dict[str, object], bool]:
         "read": chaos.watcher.read,
         "lost": chaos.sent - audit.published + audit.duplicated,
         "duplicated": audit.duplicated + audit.unknown,
-        "reordered": audit.reordered + swapped,
+        "reordered": audit.reordered + audit.scattered + swapped,
         "dead letters": letters,
         "dead letters expected": chaos.sent // BAD_EVERY,
         "violations": [violation.what for violation in chaos.watcher.violations],

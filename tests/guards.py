@@ -18,6 +18,7 @@ ROOT = Path(__file__).parent.parent
 COPIED = ("orchestrator", "outbox", "schema", "testkit", "tests", "pyproject.toml")
 GUARDS_TEST = "tests/integration/test_guards.py"
 SESSION_TEST = "tests/integration/test_session.py"
+DEFERRED_TEST = "tests/integration/test_deferred.py"
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,34 @@ GUARDS = [
         " AND status = 'pending'",
         "",
         f"{GUARDS_TEST}::test_acknowledging_never_turns_a_running_worker_back",
+    ),
+    Guard(
+        "workers locked by others are skipped",
+        "orchestrator/contract/workers.py",
+        " SKIP LOCKED",
+        "",
+        f"{DEFERRED_TEST} -k deployed_after_a_rollback",
+    ),
+    Guard(
+        "locked workers put on the list",
+        "outbox/deferred.py",
+        "            deferred_rows.defer(self._conn, left)\n",
+        "            del left\n",
+        f"{DEFERRED_TEST} -k deployed_after_a_rollback",
+    ),
+    Guard(
+        "a refused update does not roll the batch back again",
+        "outbox/deferred.py",
+        "        if self._failure:\n",
+        "        if not aggregate_ids:\n",
+        f"{DEFERRED_TEST} -k all_updates_are_refused",
+    ),
+    Guard(
+        "a refused worker keeps no other on the list",
+        "outbox/deferred.py",
+        "max(len(ids) // 2, 1)",
+        "len(ids)",
+        f"{DEFERRED_TEST} -k keeps_no_other",
     ),
     Guard(
         "command tag of COMMIT",

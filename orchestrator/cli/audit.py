@@ -22,16 +22,28 @@ def audit_topic(options: argparse.Namespace) -> int:
     return OK if found.passed else CHECK_FAILED
 
 
+def why_moved(found: Audit) -> str:
+    """Return why scenarios can be in several partitions."""
+    if found.scattered:
+        return "another partitioner (KAFKA_CONFIG_PARTITIONER) or another producer was at work"
+    return "partitions were added to the topic"
+
+
 def render_audit(found: Audit) -> Iterator[str]:
     """Yield the lines for an operator; the last one is the result."""
     if found.since:
         yield f"workers accepted since {found.since:%Y-%m-%d %H:%M:%S} UTC; older ones need no record"
     yield f"workers: {found.accepted:,} accepted, {found.deployed:,} deployed, {found.parked:,} parked"
+    if found.deferred:
+        yield f"{found.deferred:,} workers: published, and deployed later; see `orchestrator status`"
     yield f"records: {found.published:,} published, {found.waiting:,} waiting in the outbox"
     for kind, meaning in FAULTS.items():
         yield f"{kind:<10} {getattr(found, kind):>9,}  {meaning}"
         for example in found.examples.get(kind, ()):
             yield f"{'':<22}{_render_example(example)}"
+    if found.moved:
+        yield f"scenarios in several partitions, with no order between them: {found.moved:,}"
+        yield f"{'':<22}{why_moved(found)}"
     yield "passed" if found.passed else "FAILED"
 
 

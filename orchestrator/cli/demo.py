@@ -116,7 +116,7 @@ def demonstrate(settings: Settings, commands: int, kills: int) -> Figures:
             published=found.published,
             lost=sender.sent - found.published + found.duplicated,
             duplicated=found.duplicated + max(found.accepted - sender.sent, 0),
-            reordered=found.reordered + count_swapped(conn),
+            reordered=found.reordered + found.scattered + count_swapped(conn),
             kills=kills,
             rate_under_kills=round(rate_under_kills),
             rate=round(len(fast) / (fast[-1].read_at - fast[0].read_at)),

@@ -21,35 +21,15 @@ from orchestrator.config.environment import (
     printable,
     read_address,
 )
+from outbox import property_refusal
 
 KAFKA_PREFIX = "KAFKA_CONFIG_"
 
-# The guarantee rests on these; the processes set them themselves.
-FORBIDDEN_FOR_GUARANTEE = frozenset(
-    {
-        "transactional.id",
-        "enable.idempotence",
-        "acks",
-        "isolation.level",
-        "enable.auto.commit",
-        "enable.auto.offset.store",
-        "auto.offset.reset",
-        "request.required.acks",  # another name of acks
-    }
-)
-# The processes need these as they set them.
-RESERVED = frozenset(
-    {
-        "delivery.report.only.error",
-        "delivery.timeout.ms",
-        "enable.partition.eof",
-        "group.protocol",
-        "log.connection.close",
-        "message.timeout.ms",
-        "partition.assignment.strategy",
-    }
-)
-OTHER_SETTING = {"bootstrap.servers": "KAFKA_BOOTSTRAP_SERVERS", "group.id": "CONSUMER_GROUP"}
+OTHER_SETTING = {
+    "bootstrap.servers": "KAFKA_BOOTSTRAP_SERVERS",
+    "metadata.broker.list": "KAFKA_BOOTSTRAP_SERVERS",  # another name of it
+    "group.id": "CONSUMER_GROUP",
+}
 
 DEFAULT_LANES = 4
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
@@ -149,13 +129,10 @@ def read_kafka(env: Environment) -> Mapping[str, str]:
             continue
         name = setting_of(variable)
         prop = property_of(name)
-        if prop in FORBIDDEN_FOR_GUARANTEE:
-            env.faults.append(f"{variable} must not be set: exactly-once delivery rests on {prop}")
-        elif prop in RESERVED:
-            env.faults.append(f"{variable} must not be set: the processes set {prop} themselves")
-        elif prop in OTHER_SETTING:
+        value = env.text(name) or ""
+        if prop in OTHER_SETTING:
             env.faults.append(f"{variable} must not be set: use {OTHER_SETTING[prop]}")
-        elif fault := property_fault(prop, value := env.text(name) or ""):
+        elif fault := property_refusal(prop, value) or property_fault(prop, value):
             env.faults.append(f"{variable} {fault}")
         else:
             kafka[prop] = value

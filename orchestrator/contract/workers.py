@@ -1,6 +1,6 @@
 """The platform's table `workers`, and what we write into it."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from decimal import Decimal
 from typing import NamedTuple
 from uuid import UUID
@@ -45,16 +45,35 @@ def _order_columns(orders: Sequence[DeployOrder]) -> tuple[arrays.Array, arrays.
     )
 
 
+# FOR NO KEY UPDATE is the lock that the update takes: a reference to the row (KEY SHARE) does not
+# conflict with it. What is locked is looked up only where fewer rows than ids were updated.
 SET_DEPLOYED = """
-    UPDATE workers
-       SET status = 'deployed', updated_at = NOW()
-     WHERE worker_id = ANY(%(ids)b::uuid[]) AND status = 'pending'
+    WITH deployed AS (
+        UPDATE workers
+           SET status = 'deployed', updated_at = NOW()
+         WHERE worker_id = ANY(ARRAY(
+                   SELECT worker_id
+                     FROM workers
+                    WHERE worker_id = ANY(%(ids)b::uuid[]) AND status = 'pending'
+                      FOR NO KEY UPDATE SKIP LOCKED))
+           AND status = 'pending'
+     RETURNING worker_id
+    )
+    SELECT worker_id
+      FROM workers
+     WHERE (SELECT count(*) FROM deployed) < cardinality(%(ids)b::uuid[])
+       AND worker_id = ANY(%(ids)b::uuid[]) AND status = 'pending'
+       AND NOT EXISTS (SELECT FROM deployed WHERE deployed.worker_id = workers.worker_id)
 """
 
 
-def set_deployed(conn: Connection, worker_ids: Sequence[UUID]) -> None:
-    """Mark pending workers deployed; one that the Runner already moved on stays as it is."""
-    conn.execute(SET_DEPLOYED, {"ids": arrays.uuids(worker_ids)}, prepare=True)
+def set_deployed(conn: Connection, worker_ids: Sequence[UUID]) -> Collection[UUID]:
+    """Mark pending workers deployed; return those that are locked by another session, without waiting.
+
+    One that the Runner already moved on stays as it is.
+    """
+    values = {"ids": arrays.uuids(worker_ids)}
+    return scalars(conn, UUID, SET_DEPLOYED, values, prepare=True, binary=True)
 
 
 # The column may be SERIAL, an identity, or have another sequence or none as its default.

@@ -35,6 +35,7 @@ from outbox.admin.rows import (
     WaitingRow,
     count_lane_rows,
     count_rows,
+    create_deferred_aggregates,
     create_unpublished_messages,
     find_row,
     read_waiting,
@@ -44,6 +45,7 @@ from outbox.admin.rows import (
 from outbox.admin.stepping import SteppedRelay, step_relay
 from outbox.admin.take_over import BatchReset, LaneBusy, LockedLane, reset_batch_number, take_over
 from outbox.admin.trials import TransactionalIdTrial, try_session_lock, try_transactional_id
+from outbox.deferred_rows import defer
 from outbox.evidence import Evidence, Search
 from outbox.kafka_calls import KafkaConfig
 from outbox.lane import Lane
@@ -92,7 +94,9 @@ __all__ = [
     "count_parked",
     "count_relays",
     "count_rows",
+    "create_deferred_aggregates",
     "create_unpublished_messages",
+    "defer",
     "discard_parked",
     "find_row",
     "list_lanes",

@@ -165,6 +165,11 @@ CREATE_UNPUBLISHED = """
      WHERE aggregate_id IS NOT NULL
 """
 ANALYZE_UNPUBLISHED = "ANALYZE unpublished_messages"
+CREATE_DEFERRED = """
+    CREATE TEMP TABLE deferred_aggregates AS
+    SELECT aggregate_id, deferred_at
+      FROM outbox_deferred
+"""
 
 
 def create_unpublished_messages(conn: Connection) -> None:
@@ -176,6 +181,15 @@ def create_unpublished_messages(conn: Connection) -> None:
     """
     conn.execute(CREATE_UNPUBLISHED)
     conn.execute(ANALYZE_UNPUBLISHED)
+
+
+def create_deferred_aggregates(conn: Connection) -> None:
+    """Note which aggregates are deferred, in a table of this session alone.
+
+    The temporary table deferred_aggregates (aggregate_id UUID, deferred_at TIMESTAMPTZ): their
+    messages were in Kafka at that time.
+    """
+    conn.execute(CREATE_DEFERRED)
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 import json
 import re
+from collections.abc import Sequence
+from contextlib import closing
 from io import StringIO
 from subprocess import TimeoutExpired
 from typing import Any
@@ -10,10 +12,11 @@ from uuid import UUID, uuid4
 import pytest
 from confluent_kafka import Message as Record
 from confluent_kafka import Producer, TopicPartition
-from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin import AdminClient, NewPartitions  # type: ignore[attr-defined]
 
 from orchestrator.contract.messages import DeployOrder, encode_order
 from orchestrator.embedded.server import free_port
+from orchestrator.kafka.partitioners import DEFAULT_PARTITIONER, hash_key
 from orchestrator.kafka.reader import OffsetRange, Progress, find_ranges
 from orchestrator.operations.audit import audit, comparison
 from outbox import Connection
@@ -156,17 +159,84 @@ def test_records_of_a_key_that_changed_places_are_reordered(system: System) -> N
     assert shown(system) == (1, {"reordered": 1}, {"reordered": [first]})
 
 
-def test_one_key_in_two_partitions_has_no_order_between_them(system: System) -> None:
-    scenario = uuid4()
-    one, two, other = system.accept(3, scenario)
+def scenario_in(places: Sequence[int]) -> UUID:
+    """Return a scenario that belongs to places[n - 1] of n partitions, for each n."""
+    while True:
+        scenario = uuid4()
+        key_hash = hash_key(DEFAULT_PARTITIONER, str(scenario).encode())
+        if all(key_hash % count == place for count, place in enumerate(places, 1)):
+            return scenario
+
+
+def send_orders(system: System, scenario: UUID, partitions: Sequence[int]) -> list[UUID]:
+    """Send the orders of a scenario's new workers to these partitions, one after the other."""
+    workers = system.accept(len(partitions), scenario)
     system.query("DELETE FROM outbox")
     producer = Producer(dict(system.settings.kafka))
-    for partition, worker, of in ((1, other, uuid4()), (0, two, scenario), (1, one, scenario)):
-        order = DeployOrder(worker, of, "rtsp://x")
-        producer.produce(system.settings.output_topic, encode_order(order), partition=partition)
+    for worker, partition in zip(workers, partitions, strict=True):
+        order = encode_order(DeployOrder(worker, scenario, "rtsp://x"))
+        producer.produce(system.settings.output_topic, order, partition=partition)
         producer.flush(10)
     system.query("UPDATE workers SET status = 'deployed'")
+    return workers
+
+
+@pytest.mark.parametrize(
+    ("places", "partitions", "scattered"),
+    [
+        ([0, 0], [0, 1, 0], [1]),  # no number of partitions puts it there
+        ([0, 1], [1, 0], [1]),  # partitions are never taken away
+        ([0, 1], [0, 1, 0, 1], [2]),
+        ([0, 1], [0, 1, 1], []),  # as if a second partition had been added
+    ],
+)
+def test_a_scenario_in_two_partitions_is_scattered_unless_added_partitions_explain_it(
+    system: System, places: Sequence[int], partitions: Sequence[int], scattered: list[int]
+) -> None:
+    workers = send_orders(system, scenario_in(places), partitions)
+    found = {"scattered": len(scattered)} if scattered else {}
+    shown_workers = {"scattered": [workers[number] for number in scattered]} if scattered else {}
+    assert shown(system) == (int(bool(scattered)), found, shown_workers)
+    assert "several partitions, with no order between them: 1" in run_audit(system)[1]
+
+
+def test_a_random_partitioner_scatters_a_scenario(system: System) -> None:
+    scenario = uuid4()
+    workers = system.accept(20, scenario)
+    system.query("DELETE FROM outbox")
+    producer = Producer({**system.settings.kafka, "partitioner": "random"})
+    for worker in workers:
+        order = encode_order(DeployOrder(worker, scenario, "rtsp://x"))
+        producer.produce(system.settings.output_topic, order, str(scenario).encode())
+        producer.flush(10)
+    system.query("UPDATE workers SET status = 'deployed'")
+    code, counts, _ = shown(system)
+    assert (code, list(counts)) == (1, ["scattered"])
+    assert "KAFKA_CONFIG_PARTITIONER" in run_audit(system)[1]
+
+
+@pytest.mark.parametrize("partitioner", ["", "murmur2_random", "fnv1a"])
+def test_partitions_that_were_added_are_no_fault_and_are_named(
+    system: System, partitioner: str
+) -> None:
+    if partitioner:
+        system.environ |= {"KAFKA_CONFIG_PARTITIONER": partitioner}
+    scenarios = [uuid4() for _ in range(10)]
+    admin = AdminClient(dict(system.settings.kafka))
+    for count in (None, 3, 7):
+        if count:
+            (added,) = admin.create_partitions(
+                [NewPartitions(system.settings.output_topic, count)]
+            ).values()
+            added.result(20)
+        for scenario in scenarios:
+            system.accept(2, scenario)
+        deploy(system, 0)
+    used = {record.partition() for record in system.read(system.settings.output_topic)}
+    assert len(used) > 3
     assert shown(system) == (0, {}, {})
+    code, said = run_audit(system)
+    assert (code, "partitions were added to the topic" in said) == (0, True)
 
 
 @pytest.mark.parametrize("step", ["published", "acknowledged"])
@@ -180,24 +250,34 @@ def test_a_batch_on_its_way_is_no_fault(one_lane: System, step: str) -> None:
         assert shown(one_lane) == (0, {}, {})
 
 
-def test_workers_deployed_after_the_watermarks_are_no_finding(
-    one_lane: System, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("locked", [0, 2])
+def test_workers_deployed_or_deferred_after_the_watermarks_are_no_finding(
+    one_lane: System, monkeypatch: pytest.MonkeyPatch, locked: int
 ) -> None:
     one_lane.accept(5)
-    with one_lane.lane() as lane:
+    with one_lane.lane() as lane, closing(one_lane.connect()) as other:
         lane.recover()
         lane.drain()
+        other.execute("BEGIN")
 
         def find_and_go_on(*values: Any) -> dict[int, OffsetRange]:
             spans = find_ranges(*values)
-            one_lane.accept(5)
+            workers = one_lane.accept(5)[:locked]
+            other.execute("SELECT FROM workers WHERE worker_id = ANY(%s) FOR UPDATE", [workers])
             lane.drain()
             return spans
 
         monkeypatch.setattr(audit, "find_ranges", find_and_go_on)
         found = one_lane.audit()
     assert found.passed, found
-    assert (found.deployed, found.published) == (10, 5)
+    assert (found.deployed, found.deferred, found.published) == (10 - locked, locked, 5)
+
+
+def test_a_deferred_worker_without_a_record_is_lost(one_lane: System) -> None:
+    (vanished,) = one_lane.accept(1)
+    one_lane.query("DELETE FROM outbox")
+    one_lane.query("INSERT INTO outbox_deferred (aggregate_id, reason) VALUES (%s, '')", vanished)
+    assert shown(one_lane) == (1, {"lost": 1}, {"lost": [vanished]})
 
 
 def test_workers_accepted_during_the_comparison_are_no_finding(

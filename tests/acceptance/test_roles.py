@@ -36,6 +36,7 @@ from outbox import (
     Message,
     connect,
     count_lanes,
+    deferred_rows,
     enqueue,
     lane_rows,
     outbox_rows,
@@ -241,6 +242,13 @@ def relay(conn: Connection) -> None:
     outbox_rows.load_rows(conn, 0, [1])
     outbox_rows.acknowledge(conn, 0, [1])
     workers.set_deployed(conn, [uuid4()])
+    deferred_rows.defer(conn, [uuid4()])
+    due = deferred_rows.find_due(conn, 0.0, 1)
+    deferred_rows.lock(conn, due)
+    deferred_rows.postpone(conn, due)
+    deferred_rows.delete(conn, due)
+    deferred_rows.read_deferred_reasons(conn)
+    deferred_rows.read_deferred_backlog(conn)
     outbox_rows.park(conn, 0, 1, "why")
     outbox_rows.read_backlog(conn, [0])
     lanes.unlock_lane(conn, identity, 0)

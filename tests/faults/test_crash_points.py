@@ -22,7 +22,8 @@ from testkit.system import Running, System, crash_points, end_sessions, limit_me
 SEEDS = range(1, 6)
 GROUP_S = 45  # a group misses a dead or frozen member for 6 s
 
-# Points on the way of a batch, points that every start passes, and one of a refused record.
+# Points on the way of a batch, points that every start passes, one of a rejected record, one of a
+# deferred worker.
 RELAY_AT_WORK = ("locked", "acknowledged", "claimed", "begun", "produced", "published")
 RELAY_AT_START = (
     "taken",
@@ -33,6 +34,7 @@ RELAY_AT_START = (
     "decided",
 )
 RELAY_REJECTED = ("begun_again",)
+RELAY_DEFERRED = ("retried",)
 CONSUMER_EACH_BATCH = ("polled", "advanced", "inserted", "enqueued", "committed")
 CONSUMER_AT_WORK = (*CONSUMER_EACH_BATCH, "mirrored")
 CONSUMER_AT_START = ("assigned",)
@@ -58,7 +60,7 @@ class Case(NamedTuple):
 
 def cases() -> Iterator[Case]:
     """Yield every point with every recovery that makes sense for it."""
-    for point in (*RELAY_AT_WORK, *RELAY_AT_START, *RELAY_REJECTED):
+    for point in (*RELAY_AT_WORK, *RELAY_AT_START, *RELAY_REJECTED, *RELAY_DEFERRED):
         row = 3 if point == "published" else 2
         yield Case("relay", point, Recovery.RESTARTED, (row,))
         yield Case("relay", point, Recovery.KILLED_AGAIN, (row, 4))
@@ -122,6 +124,8 @@ def test_the_relay_dies_and_every_row_is_sent_once(
 
     if case.point in RELAY_REJECTED:
         refuse_one_row(one_lane)
+    elif case.point in RELAY_DEFERRED:
+        one_lane.query("INSERT INTO outbox_deferred (aggregate_id, reason) VALUES (%s, '')", keys[0])
     if case.recovery is Recovery.TAKEN_OVER:
         first = one_lane.start("relay", crash_at=f"relay.{case.point}:{hit}", **settings)
         eventually(lambda: first.logged("lane recovered"))
@@ -140,6 +144,7 @@ def test_the_relay_dies_and_every_row_is_sent_once(
     one_lane.check_exactly_once(rows)
     parked = int(case.point in RELAY_REJECTED)
     assert one_lane.query("SELECT count(*) FROM outbox_parked") == [(parked,)]
+    eventually(lambda: one_lane.query("SELECT count(*) FROM outbox_deferred") == [(0,)])
 
 
 def refuse_one_row(system: System) -> None:

@@ -313,7 +313,7 @@ def test_a_deadlock_repeats_the_relays_transaction(own: System) -> None:
         own.accept(10)
         other.execute("SET deadlock_timeout = '1min'")  # the other one finds out, and is the victim
         other.execute("BEGIN")
-        other.execute("SELECT FROM workers WHERE worker_id = %s FOR UPDATE", [first])
+        other.execute("SELECT FROM outbox WHERE aggregate_id = %s FOR UPDATE", [first])
         with cycling(own, lane):
             other.execute("SELECT FROM outbox_lane FOR UPDATE")
             other.execute("ROLLBACK")
@@ -329,7 +329,7 @@ def test_a_serialization_failure_repeats_the_relays_transaction(own: System) -> 
         assert lane.run_once() == 10
         lane.conn.execute("SET default_transaction_isolation = 'repeatable read'")
         other.execute("BEGIN")
-        other.execute("UPDATE workers SET process_pid = 7")
+        other.execute("UPDATE outbox SET created_at = created_at")
         with cycling(own, lane):
             other.execute("COMMIT")
         lane.drain()

@@ -68,7 +68,7 @@ def test_a_batch_of_the_relay(wired_lane: System, wired: WiredKafka) -> None:
             "BEGIN": BATCHES,
             "SELECT outbox_lane.lane,": BATCHES,  # the lane row and its lock
             "DELETE FROM": BATCHES,
-            "UPDATE workers": BATCHES,
+            "WITH deployed": BATCHES,
             "SELECT claimed.lane,": BATCHES,  # the claim
             "UPDATE outbox_lane": BATCHES,
             "COMMIT": BATCHES,

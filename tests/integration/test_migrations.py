@@ -32,6 +32,8 @@ FILES = [
     "008_server_run.sql",
     "009_words.sql",
     "010_words.sql",
+    "011_deferred.sql",
+    "012_log_decides.sql",
 ]
 NEXT = len(FILES) + 1
 
@@ -101,6 +103,7 @@ def test_an_empty_database_gets_every_table(bare: System) -> None:
         "consumed_offsets",
         "dead_letters_handled",
         "outbox",
+        "outbox_deferred",
         "outbox_identity",
         "outbox_lane",
         "outbox_parked",

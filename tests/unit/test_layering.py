@@ -173,7 +173,9 @@ def test_the_fronts_list_nothing_that_is_not_imported() -> None:
     assert {name for _, name in listed - used} == NOT_IMPORTED
 
 
-TABLES = re.compile(r"\b(outbox|outbox_lane|outbox_parked|outbox_identity)\b(?!\.lanes)")  # a setting
+TABLES = re.compile(
+    r"\b(outbox|outbox_lane|outbox_parked|outbox_deferred|outbox_identity)\b(?!\.lanes)"
+)  # a setting
 SQL = re.compile(r"\b(SELECT|INSERT|UPDATE|DELETE|COPY|TRUNCATE|VACUUM|ANALYZE|LOCK|REVOKE|GRANT)\b")
 
 # Who may name the tables, and why. (testkit and tests may, too: they plant faults.)

@@ -9,7 +9,8 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from orchestrator.config.environment import SettingsError, read_metrics_address
-from orchestrator.config.settings import FORBIDDEN_FOR_GUARANTEE, read_kafka_settings, read_settings
+from orchestrator.config.settings import read_kafka_settings, read_settings
+from outbox.kafka_config import KEY_PARTITIONERS, LIMITED, REFUSED
 
 REQUIRED = {"DATABASE_URL": "postgresql://host/db", "KAFKA_BOOTSTRAP_SERVERS": "kafka:9092"}
 
@@ -220,32 +221,60 @@ def test_properties_that_do_not_go_together_are_one_fault() -> None:
     assert faults_of(REQUIRED | environ) == ["KAFKA_CONFIG_*: Unsupported SASL mechanism: ***"]
 
 
-def test_the_properties_that_the_guarantee_rests_on_are_these() -> None:
-    assert {
-        "transactional.id",
-        "enable.idempotence",
-        "acks",
-        "isolation.level",
-        "enable.auto.commit",
-        "enable.auto.offset.store",
-        "auto.offset.reset",
-    } <= FORBIDDEN_FOR_GUARANTEE
+# No variable leads to these: each `_` becomes a dot.
+NO_VARIABLE = {"enabled_events", "log_level", "on_delivery"}
 
 
-@pytest.mark.parametrize("prop", sorted(FORBIDDEN_FOR_GUARANTEE))
+@pytest.mark.parametrize("prop", sorted(REFUSED.keys() - NO_VARIABLE - {"group.id"}))
 @pytest.mark.parametrize("spelling", [str.upper, str.lower])
+@pytest.mark.parametrize("prefix", ["", "topic_"])
 def test_a_property_that_the_guarantee_depends_on_cannot_be_set(
-    prop: str, spelling: Callable[[str], str]
+    prop: str, spelling: Callable[[str], str], prefix: str
 ) -> None:
-    name = "KAFKA_CONFIG_" + spelling(prop.replace(".", "_"))
+    name = "KAFKA_CONFIG_" + spelling(prefix + prop.replace(".", "_"))
     (fault,) = faults_of(REQUIRED | {name: "all"})
-    assert fault == f"{name} must not be set: exactly-once delivery rests on {prop}"
+    assert fault == f"{name} must not be set: {REFUSED[prop]}"
+
+
+@pytest.mark.parametrize("prop", sorted(NO_VARIABLE))
+def test_a_refused_property_with_an_underscore_is_no_property_as_a_variable(prop: str) -> None:
+    (fault,) = faults_of(REQUIRED | {f"KAFKA_CONFIG_{prop.upper()}": "1"})
+    assert "is no property of librdkafka" in fault
+
+
+@pytest.mark.parametrize(
+    ("prop", "value"),
+    [
+        *(("partitioner", value) for value in ("random", "RANDOM", "murmur2,random", "")),
+        *((prop, "6") for prop in LIMITED if prop.startswith("max.in.flight")),
+        *((prop, "0") for prop in LIMITED if prop.endswith("retries")),
+    ],
+)
+@pytest.mark.parametrize("prefix", ["", "TOPIC_"])
+def test_a_value_with_which_order_is_lost_is_refused(prop: str, value: str, prefix: str) -> None:
+    name = f"KAFKA_CONFIG_{prefix}{prop.upper().replace('.', '_')}"
+    (fault,) = faults_of(REQUIRED | {name: value})
+    assert fault == f"{name} must be {LIMITED[prop][1]}"
+
+
+@pytest.mark.parametrize(
+    ("prop", "value"),
+    [
+        *(("partitioner", value) for value in KEY_PARTITIONERS),
+        *((prop, value) for prop in LIMITED if prop.startswith("max.in.flight") for value in "15"),
+        *((prop, "1") for prop in LIMITED if prop.endswith("retries")),
+    ],
+)
+def test_a_value_that_keeps_the_order_is_accepted(prop: str, value: str) -> None:
+    name = f"KAFKA_CONFIG_{prop.upper().replace('.', '_')}"
+    assert read_settings(REQUIRED | {name: value}).kafka[prop] == value
 
 
 @pytest.mark.parametrize(
     ("name", "instead"),
     [
         ("KAFKA_CONFIG_BOOTSTRAP_SERVERS", "KAFKA_BOOTSTRAP_SERVERS"),
+        ("KAFKA_CONFIG_METADATA_BROKER_LIST", "KAFKA_BOOTSTRAP_SERVERS"),
         ("KAFKA_CONFIG_GROUP_ID", "CONSUMER_GROUP"),
     ],
 )
@@ -268,7 +297,7 @@ def test_a_property_may_be_called_file_and_come_from_a_file(word: str, tmp_path:
 def test_a_forbidden_property_cannot_be_set_from_a_file_either(tmp_path: Path) -> None:
     (tmp_path / "acks").write_text("0")
     (fault,) = faults_of(REQUIRED | {"KAFKA_CONFIG_ACKS_FILE": str(tmp_path / "acks")})
-    assert "rests on acks" in fault
+    assert fault.startswith("KAFKA_CONFIG_ACKS_FILE must not be set: ")
 
 
 def test_an_unknown_property_and_a_wrong_value_are_different_errors() -> None:

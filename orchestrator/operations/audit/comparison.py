@@ -12,7 +12,7 @@ from orchestrator.contract.messages import order_ids
 from orchestrator.contract.records import partition_offset
 from orchestrator.kafka.reader import OffsetRange, read_ranges, time_of
 from outbox import Connection, query
-from outbox.admin import create_unpublished_messages, snapshot
+from outbox.admin import create_deferred_aggregates, create_unpublished_messages, snapshot
 
 CREATE_PUBLISHED = """
     CREATE TEMP TABLE published (
@@ -79,9 +79,9 @@ def copy_topic(
     return TopicCopy(records, oldest)
 
 
-# `updated_at` is the start of the transaction that set a worker deployed, after the Kafka commit: if
-# that was before the high watermarks were read, its record is below them. A later one is left to the
-# next audit.
+# `updated_at` is the start of the transaction that set a worker deployed, `deferred_at` of the one that
+# deferred it, after the Kafka commit: if that was before the high watermarks were read, its record is
+# below them. A later one is left to the next audit.
 FIND_LOST = """
     INSERT INTO faults (kind, worker_id)
     SELECT 'lost', worker_id
@@ -91,6 +91,9 @@ FIND_LOST = """
             OR updated_at < %(started)s::timestamptz AT TIME ZONE 'UTC')
        AND NOT EXISTS (SELECT FROM published WHERE published.worker_id = workers.worker_id)
        AND NOT EXISTS (SELECT FROM unpublished_messages WHERE aggregate_id = workers.worker_id)
+       AND NOT EXISTS (SELECT FROM deferred_aggregates
+                        WHERE aggregate_id = workers.worker_id
+                          AND deferred_at >= %(started)s::timestamptz)
 """
 FIND_DUPLICATED = """
     WITH numbered AS (
@@ -110,7 +113,7 @@ FIND_UNKNOWN = """
       FROM published
      WHERE NOT EXISTS (SELECT FROM workers WHERE workers.worker_id = published.worker_id)
 """
-# There is an order within a partition alone; added partitions may have moved a scenario to another one.
+# There is an order within a partition alone: scattered.py finds the scenarios in several of them.
 FIND_REORDERED = """
     WITH followed AS (
         SELECT worker_id, partition, record_offset, id,
@@ -135,16 +138,18 @@ def find_faults(conn: Connection, started: datetime, since: datetime | None) -> 
     """
     with snapshot(conn):  # a message must not leave the outbox between the two statements
         create_unpublished_messages(conn)
+        create_deferred_aggregates(conn)
         conn.execute(FIND_LOST, {"since": since, "started": started})
     for statement in (FIND_DUPLICATED, FIND_UNKNOWN, FIND_REORDERED):
         conn.execute(statement)
 
 
 class WorkerCounts(NamedTuple):
-    """Workers, and messages about them that are not published."""
+    """Workers, and messages about them that are not published. deferred: published, still pending."""
 
     accepted: int
     deployed: int
+    deferred: int
     waiting: int
     parked: int
 
@@ -152,6 +157,7 @@ class WorkerCounts(NamedTuple):
 COUNT_WORKERS = """
     SELECT count(*) AS accepted,
            count(*) FILTER (WHERE status <> 'pending') AS deployed,
+           (SELECT count(*) FROM deferred_aggregates) AS deferred,
            (SELECT count(*) FROM unpublished_messages WHERE NOT parked) AS waiting,
            (SELECT count(*) FROM unpublished_messages WHERE parked) AS parked
       FROM workers

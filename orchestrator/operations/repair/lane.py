@@ -35,6 +35,7 @@ from outbox.admin import (
     acknowledge,
     check_lanes,
     check_session,
+    defer,
     reset_batch_number,
     take_over,
 )
@@ -174,7 +175,7 @@ def commit_repair(run: RepairRun, locked: LockedLane, rows: RowCounts) -> None:
         outcome, before, after = reset_batch_number(conn, locked)
         if outcome.refused:
             for ids in published_rows.read_published(conn, lane):
-                set_deployed(conn, acknowledge(conn, lane, ids))
+                defer(conn, set_deployed(conn, acknowledge(conn, lane, ids)))
             log_repair(
                 conn,
                 run.command,

@@ -1,0 +1,242 @@
+"""Workers whose row cannot be written at once: no lane waits for them, none is forgotten."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from uuid import UUID
+
+import psycopg
+import pytest
+
+from testkit.eventually import eventually
+from testkit.system import OwnedLane, System
+
+RUNNING = "UPDATE workers SET status = 'running', process_pid = 7 WHERE worker_id = ANY(%s)"
+
+
+@contextmanager
+def held(
+    system: System, workers: list[UUID], statement: str = RUNNING
+) -> Iterator[psycopg.Connection[Any]]:
+    """Let a Runner's transaction write to workers; commit it at the end of the block."""
+    with psycopg.connect(system.settings.database_url) as conn:
+        conn.execute(statement.encode(), [workers] if workers else None)
+        yield conn
+
+
+def deferred(system: System) -> dict[UUID, str]:
+    """Return the aggregates on the list, with the reason."""
+    return dict(system.query("SELECT aggregate_id, reason FROM outbox_deferred"))
+
+
+def status_of(system: System, worker: UUID) -> str:
+    """Return the status of a worker."""
+    ((status,),) = system.query("SELECT status FROM workers WHERE worker_id = %s", worker)
+    return str(status)
+
+
+def retry_until_empty(system: System, lane: OwnedLane) -> None:
+    """Let a stepped relay try again until the list is empty."""
+
+    def is_empty() -> bool:
+        lane.session.batches.deferred.retry()
+        return not deferred(system)
+
+    eventually(is_empty)
+
+
+REFUSE = """
+    CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
+    $$ BEGIN RAISE EXCEPTION 'no update of %%', NEW.camera_url; END $$
+"""
+
+
+def refuse(system: System, worker: UUID) -> None:
+    """Let a trigger refuse every update of one worker."""
+    system.query(REFUSE)
+    system.query(
+        "CREATE TRIGGER refuse BEFORE UPDATE ON workers FOR EACH ROW"
+        f" WHEN (NEW.worker_id = '{worker}') EXECUTE FUNCTION refuse()"
+    )
+
+
+# ---- locked ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.fault(42)
+def test_a_locked_worker_holds_up_no_other_row_and_keeps_the_status_of_the_runner(
+    system: System,
+) -> None:
+    relay = system.start("relay", crash_at="relay.published:1:freeze")
+    first = system.accept(1)
+    relay.wait_frozen()
+    with held(system, first):
+        relay.thaw()
+        system.accept(200)
+        eventually(lambda: system.query("SELECT count(*) FROM outbox") == [(0,)])
+        eventually(lambda: system.statuses() == {"pending": 1, "deployed": 200})
+        assert deferred(system) == {first[0]: "locked by another session"}
+        assert '"ready": true' in relay.get("/readyz")
+    eventually(lambda: deferred(system) == {})
+    assert system.statuses() == {"running": 1, "deployed": 200}
+    assert system.audit().passed
+
+
+@pytest.mark.fault(42)
+def test_a_locked_worker_is_deployed_after_a_rollback(one_lane: System) -> None:
+    workers = one_lane.accept(10)
+    with one_lane.lane() as lane:
+        lane.recover()
+        lane.run_once()
+        with held(one_lane, workers[:3]) as runner:
+            assert lane.run_once() == 0
+            assert deferred(one_lane).keys() == set(workers[:3])
+            lane.session.batches.deferred.retry()
+            assert deferred(one_lane).keys() == set(workers[:3])
+            runner.rollback()
+        retry_until_empty(one_lane, lane)
+    one_lane.check_exactly_once(10)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "SELECT FROM workers WHERE worker_id = ANY(%s)",
+        "SELECT FROM workers WHERE worker_id = ANY(%s) FOR KEY SHARE",  # as a foreign key does
+    ],
+)
+def test_a_reader_or_a_reference_defers_nothing(one_lane: System, statement: str) -> None:
+    workers = one_lane.accept(10)
+    with one_lane.lane() as lane:
+        lane.recover()
+        lane.run_once()
+        with held(one_lane, workers, statement):
+            lane.run_once()
+            assert deferred(one_lane) == {}
+            assert one_lane.statuses() == {"deployed": 10}
+
+
+def test_workers_that_are_gone_or_were_moved_on_are_done(one_lane: System) -> None:
+    gone, moved, *_ = one_lane.accept(10)
+    with one_lane.lane() as lane:
+        lane.recover()
+        lane.run_once()
+        one_lane.query("DELETE FROM workers WHERE worker_id = %s", gone)
+        one_lane.query(RUNNING, [moved])
+        lane.run_once()
+    assert deferred(one_lane) == {}
+    assert one_lane.statuses() == {"running": 1, "deployed": 8}
+
+
+@pytest.mark.fault(42)
+def test_another_relay_deploys_what_a_killed_one_has_deferred(one_lane: System) -> None:
+    first = one_lane.start("relay", crash_at="relay.published:1:freeze")
+    workers = one_lane.accept(5)
+    first.wait_frozen()
+    with held(one_lane, workers) as runner:
+        first.thaw()
+        eventually(lambda: deferred(one_lane).keys() == set(workers))
+        first.kill()
+        runner.rollback()
+    assert one_lane.statuses() == {"pending": 5}
+    second = one_lane.start("relay", crash_at="relay.retried")  # before its COMMIT
+    second.wait_killed()
+    assert len(deferred(one_lane)) == 5
+    assert one_lane.statuses() == {"pending": 5}
+    one_lane.start("relay")
+    one_lane.check_exactly_once(5)
+    assert deferred(one_lane) == {}
+
+
+# ---- refused --------------------------------------------------------------------------------------
+
+
+@pytest.mark.fault(42)
+def test_a_worker_whose_update_is_refused_is_named_and_keeps_no_other_on_the_list(
+    system: System,
+) -> None:
+    workers = system.accept(50)
+    refuse(system, workers[17])
+    relay = system.start("relay")
+    eventually(lambda: system.statuses() == {"pending": 1, "deployed": 49})
+    assert status_of(system, workers[17]) == "pending"
+    assert deferred(system) == {workers[17]: "no update of rtsp"}  # the URL has a password
+    eventually(lambda: relay.logged('"aggregates deferred"'))
+    assert relay.logged(f'"aggregate_ids": ["{workers[17]}"]')
+    system.accept(50)
+    eventually(lambda: system.statuses() == {"pending": 1, "deployed": 99})
+    system.query("DROP TRIGGER refuse ON workers")
+    system.check_exactly_once(100)
+    eventually(lambda: relay.logged('"aggregates done"'))
+    assert deferred(system) == {}
+
+
+@pytest.mark.fault(42)
+@pytest.mark.parametrize(
+    ("refused", "reason", "allowed"),
+    [
+        ("ALTER TABLE workers RENAME TO w", 'relation "workers"', "ALTER TABLE w RENAME TO workers"),
+        (
+            "ALTER TABLE workers REPLICA IDENTITY NOTHING",
+            "replica identity",
+            "ALTER TABLE workers REPLICA IDENTITY DEFAULT",
+        ),
+    ],
+    ids=["table missing", "no replica identity"],
+)
+def test_lanes_go_on_while_all_updates_are_refused(
+    one_lane: System, refused: str, reason: str, allowed: str
+) -> None:
+    one_lane.accept(10)
+    with one_lane.lane(batch_size=5) as lane:
+        lane.recover()
+        lane.run_once()
+        one_lane.query("CREATE PUBLICATION all_workers FOR TABLE workers")
+        one_lane.query(refused)
+        lane.drain()
+        assert one_lane.query("SELECT count(*) FROM outbox") == [(0,)]
+        assert len(deferred(one_lane)) == 10
+        assert all(reason in found for found in deferred(one_lane).values())
+        lane.session.batches.deferred.retry()
+        assert len(deferred(one_lane)) == 10
+        one_lane.query(allowed)
+        retry_until_empty(one_lane, lane)
+        one_lane.accept(5)
+        lane.drain()
+        assert deferred(one_lane) == {}  # it is called in the lanes' transaction again
+    one_lane.check_exactly_once(15)
+
+
+@pytest.mark.fault(42)
+def test_a_table_that_is_locked_as_a_whole_is_waited_for_once(one_lane: System) -> None:
+    one_lane.accept(30)
+    with one_lane.lane(batch_size=10) as lane:
+        lane.recover()
+        lane.run_once()
+        lane.conn.execute("SET lock_timeout = '20ms'")
+        with held(one_lane, [], "LOCK TABLE workers IN SHARE MODE"):
+            lane.drain()
+            assert len(deferred(one_lane)) == 30
+            lane.session.batches.deferred.retry()
+        retry_until_empty(one_lane, lane)
+    one_lane.check_exactly_once(30)
+
+
+def test_a_session_that_ends_in_the_callback_defers_nothing(one_lane: System) -> None:
+    one_lane.accept(3)
+    one_lane.query(
+        "CREATE FUNCTION hang_up() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN PERFORM pg_terminate_backend(pg_backend_pid()); RETURN NEW; END $$"
+    )
+    one_lane.query(
+        "CREATE TRIGGER hang_up BEFORE UPDATE ON workers FOR EACH ROW EXECUTE FUNCTION hang_up()"
+    )
+    with one_lane.lane() as lane:
+        lane.recover()
+        lane.run_once()
+        with pytest.raises(psycopg.OperationalError):
+            lane.run_once()
+    assert deferred(one_lane) == {}
+    one_lane.query("DROP TRIGGER hang_up ON workers")
+    one_lane.start("relay")
+    one_lane.check_exactly_once(3)
