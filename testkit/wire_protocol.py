@@ -62,6 +62,7 @@ APIS = {
     24: "AddPartitionsToTxn",
     25: "AddOffsetsToTxn",
     26: "EndTxn",
+    27: "WriteTxnMarkers",
     28: "TxnOffsetCommit",
     75: "DescribeTopicPartitions",
 }
