@@ -18,11 +18,8 @@ class NoPublisher(Publisher):
     def start(self, transactional_lane: int) -> None:
         """Do nothing: no producer is needed."""
 
-    def read_evidence(
-        self, transactional_lane: int, searches: Mapping[int, Search]
-    ) -> dict[int, Evidence]:
+    def read_evidence(self, searches: Mapping[int, Search]) -> dict[int, Evidence]:
         """Return no markers, which is right for new lanes."""
-        del transactional_lane
         return dict.fromkeys(searches, Evidence(None))
 
     def publish(self, markers: Mapping[int, Marker], rows: Iterable[OutboxRow]) -> None:

@@ -20,10 +20,10 @@ BARRIER_KEY = b"barrier"
 
 
 class BarrierWriter:
-    """Writes barriers under a transactional id, which fences every older producer of that id.
+    """Writes barriers, under a transactional id that publishes nothing.
 
-    Its producer must not publish: a late copy of the end of an aborted transaction would abort what is
-    sent under the same producer epoch.
+    Under that of the publishing producer, a late copy of the end of an aborted barrier would abort what
+    is published next.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class BarrierWriter:
         """
         producer, self._producer = self._producer, None
         if producer is None:
-            producer = self._producers.new(self._transactional_lane, reports=True)
+            producer = self._producers.new_for_barriers(self._transactional_lane)
             call_in_slices(producer.init_transactions, self._tick, self._timeout_s)
         try:
             offsets = self._send(producer, partitions)

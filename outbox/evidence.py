@@ -1,6 +1,7 @@
 """The evidence in Kafka of what became of each lane's last batch: its marker, and the log.
 
-Invariant: all of it is read behind a barrier that was written after the fence, so it is final. The
+Invariant: all of it is read behind a barrier that was written after the fence, so it is final: whoever
+publishes after the barrier must have fenced our producer, which then publishes nothing. The
 marker tells whether both histories are the same. Which of the rows in flight are in Kafka, the log
 decides: brokers may end a transaction in one partition early (a repeated, late WriteTxnMarkers), and
 then the marker is there without its records, or records without their marker.
@@ -47,7 +48,7 @@ class Evidence(NamedTuple):
 
 
 class EvidenceReader:
-    """Reads the evidence. The caller has fenced what may still publish the lanes, but for one id."""
+    """Reads the evidence. The caller has fenced all that may still publish the lanes."""
 
     def __init__(
         self,
@@ -69,7 +70,7 @@ class EvidenceReader:
         self._checked = False  # the marker topic
 
     def read(self, transactional_lane: int, searches: Mapping[int, Search]) -> dict[int, Evidence]:
-        """Return the evidence of each lane; fence a transactional id first. Raises InDoubt.
+        """Return the evidence of each lane. Raises InDoubt.
 
         searches: by lane; without rows only its marker is read.
         """

@@ -41,6 +41,9 @@ REQUIRED_CONFIG: KafkaConfig = {
     "log.connection.close": True,
 }
 
+# A barrier is aborted within milliseconds: if its writer dies, readers wait for it no longer than this.
+BARRIER_CONFIG: KafkaConfig = {"delivery.report.only.error": False, "transaction.timeout.ms": 5000}
+
 OnDelivery = Callable[[KafkaError | None, Message], None]
 
 
@@ -67,12 +70,16 @@ class Producers:
         self._log = logging.Logger("librdkafka", logging.DEBUG)  # noqa: LOG001  # these producers' alone
         self._log.addHandler(RetryDetector(on_possible_retry))
 
-    def new(self, transactional_lane: int, *, reports: bool = False) -> Producer:
-        """Make a producer under a lane's transactional id; reports: of success, too. Raises InDoubt."""
-        config = self._config | {
-            "transactional.id": f"{self._prefix}{transactional_lane}",
-            "delivery.report.only.error": not reports,
-        }
+    def new(self, transactional_lane: int) -> Producer:
+        """Make a producer under a lane's transactional id. Raises InDoubt."""
+        return self._new(f"{transactional_lane}", {})
+
+    def new_for_barriers(self, transactional_lane: int) -> Producer:
+        """Make a producer that reports where its records are, under an id of its own. Raises InDoubt."""
+        return self._new(f"barrier-{transactional_lane}", BARRIER_CONFIG)
+
+    def _new(self, name: str, changed: KafkaConfig) -> Producer:
+        config = {**self._config, **changed, "transactional.id": f"{self._prefix}{name}"}
         try:
             return Producer(config, logger=self._log)
         except KafkaException as error:  # a setting that only the whole configuration shows wrong

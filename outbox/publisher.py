@@ -99,15 +99,9 @@ class Publisher:
 
     # ---- evidence -----------------------------------------------------------------------------------
 
-    def read_evidence(
-        self, transactional_lane: int, searches: Mapping[int, Search]
-    ) -> dict[int, Evidence]:
-        """Return what Kafka says of each lane's last batch; fence the id that `start` takes next.
-
-        Final if the other ids that may publish the lanes are fenced. Raises InDoubt.
-        """
-        self.discard()
-        return self._evidence.read(transactional_lane, searches)
+    def read_evidence(self, searches: Mapping[int, Search]) -> dict[int, Evidence]:
+        """Return what Kafka says of each lane's last batch; final after a fence. Raises InDoubt."""
+        return self._evidence.read(self.transactional_lane, searches)
 
     def peek_markers(self, lanes: Collection[int]) -> dict[int, Marker | None]:
         """Return the markers as they seem to stand now; none if Kafka does not answer at once."""

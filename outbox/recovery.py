@@ -75,8 +75,7 @@ class Recovery:
 
         The order matters. Ownership before the fence: otherwise two relays fence each other endlessly.
         The fence before the evidence: otherwise an older transaction could commit after it was read.
-        A new producer after the barrier: otherwise a late copy of its abort could end a transaction of
-        ours. The row locks before the comparison: otherwise a successor could go on in between.
+        The row locks before the comparison: otherwise a successor could go on in between.
         """
         rows = self._owned.read(self._owned.lanes)
         if not rows:
@@ -84,11 +83,9 @@ class Recovery:
             return
         self._end_backoffs()
         crash_point("relay.owner_checked")
-        ours = min(rows)
-        self.fence(rows, ours)
-        evidence = self._publisher.read_evidence(ours, self._searches(rows))
+        self.fence(rows)
+        evidence = self._publisher.read_evidence(self._searches(rows))
         crash_point("relay.evidence_read")
-        self._publisher.start(ours)
         rejection = self._rejection
         decisions = self.decide(rows, evidence, rejection)
         self._rejection = None  # it has had its effect, whatever comes next
@@ -104,12 +101,12 @@ class Recovery:
             if lane.backoff_until and (none_working or lane.backoff_until <= now):
                 self._owned.update(lane.without_backoff())
 
-    def fence(self, rows: Mapping[int, LaneRow], ours: int) -> None:
-        """Fence all other ids under which something of these lanes may still be published.
+    def fence(self, rows: Mapping[int, LaneRow]) -> None:
+        """Fence all that may still publish these lanes; the lowest lane's id is then ours.
 
         An earlier owner's id is fenced once, not again after a doubt: another relay may use it now.
         """
-        lanes = count_lanes(self._conn)
+        ours, lanes = min(rows), count_lanes(self._conn)
         earlier = {
             transactional_lane
             for number, row in rows.items()
@@ -123,6 +120,7 @@ class Recovery:
         finally:  # one that fails does not undo the others
             for number in rows:
                 self._owned.update(self._owned.lanes[number].with_fenced(fenced))
+        self._publisher.start(ours)
 
     def _searches(self, rows: Mapping[int, LaneRow]) -> dict[int, Search]:
         """Return what to look for in the log: the rows in flight."""

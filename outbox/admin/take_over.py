@@ -51,9 +51,13 @@ def take_over(conn: Connection, kafka: KafkaConfig, marker_topic: str, lane: int
     row = lane_rows.read_lanes(conn, {lane: epoch})[lane]
     earlier = set(row.possible_transactional_lanes(count_lanes(conn)))
     publisher = Publisher(kafka, identity, marker_topic, lambda: None)
-    list(publisher.fence(sorted(earlier - {lane})))
-    evidence = publisher.read_evidence(lane, {lane: Search((), {})})
-    return LockedLane(lane, epoch, evidence[lane].marker)
+    try:
+        list(publisher.fence(sorted(earlier - {lane})))
+        publisher.start(lane)
+        evidence = publisher.read_evidence({lane: Search((), {})})
+        return LockedLane(lane, epoch, evidence[lane].marker)
+    finally:
+        publisher.discard()
 
 
 # An attempt is longer than the time after which an owner sees that it was replaced; all attempts
