@@ -262,6 +262,7 @@ class System:
         publisher: type[Publisher] = Publisher,
         observer: Observer | None = None,
         timings: Timings | None = None,
+        strict_fencing: bool = False,
     ) -> Iterator["OwnedLane"]:
         """Yield a relay session of one lane, and `also` of others, to be stepped by hand.
 
@@ -271,6 +272,7 @@ class System:
         options = RelayOptions(
             workers.set_deployed,
             batch_size,
+            strict_fencing,
             observer=observer or Observer(),
             timings=timings or with_overrides(Timings(), QUICK),
         )
