@@ -337,6 +337,19 @@ class OwnedLane:
         return self.relay.claim(self.number)
 
 
+@contextmanager
+def deferred_workers(one_lane: System, commands: int) -> Iterator[list[UUID]]:
+    """Publish workers whose rows another session keeps locked while the block runs."""
+    workers = one_lane.accept(commands)
+    with closing(one_lane.connect("test Runner")) as other, other.transaction():
+        with one_lane.lane() as lane:
+            lane.recover()
+            assert lane.run_once() == commands
+            other.execute("SELECT FROM workers WHERE worker_id = ANY(%s) FOR UPDATE", [workers])
+            assert lane.run_once() == 0
+        yield workers
+
+
 def take(session: ConsumerSession[Any], records: int) -> None:
     """Step the session until it has consumed exactly this number of records."""
     taken = 0

@@ -46,7 +46,7 @@ from outbox.admin.rows import (
 from outbox.admin.stepping import SteppedRelay, step_relay
 from outbox.admin.take_over import BatchReset, LaneBusy, LockedLane, reset_batch_number, take_over
 from outbox.admin.trials import TransactionalIdTrial, try_session_lock, try_transactional_id
-from outbox.deferred_rows import defer
+from outbox.deferred_rows import DeferredReason, defer, find_deferred, read_deferred_reasons
 from outbox.lane import Lane
 from outbox.lane_rows import read_identity
 from outbox.markers import KafkaConfig, Marker, MarkerReader, marker_group
@@ -63,6 +63,7 @@ __all__ = [
     "RELAY_PERMISSIONS",
     "WRITER_PERMISSIONS",
     "BatchReset",
+    "DeferredReason",
     "KafkaConfig",
     "Lane",
     "LaneBacklog",
@@ -96,9 +97,11 @@ __all__ = [
     "create_unpublished_messages",
     "defer",
     "discard_parked",
+    "find_deferred",
     "find_row",
     "list_lanes",
     "marker_group",
+    "read_deferred_reasons",
     "read_identity",
     "read_parked",
     "read_parked_value",
