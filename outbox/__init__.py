@@ -20,6 +20,7 @@ The tables, the topic that it needs and how to take it into a service: README.md
 from outbox import arrays
 from outbox.backoff import Backoff
 from outbox.crash_points import crash_point
+from outbox.deferred_rows import DeferredBacklog, read_deferred_backlog
 from outbox.enqueue import count_lanes, enqueue
 from outbox.errors import (
     DatabaseNotReady,
@@ -58,6 +59,7 @@ __all__ = [
     "Backoff",
     "Connection",
     "DatabaseNotReady",
+    "DeferredBacklog",
     "Headers",
     "InDoubt",
     "LaneState",
@@ -84,6 +86,7 @@ __all__ = [
     "property_refusal",
     "query",
     "read_backlog",
+    "read_deferred_backlog",
     "retry_transaction",
     "scalar",
     "scalars",

@@ -116,6 +116,14 @@ class DeferredReason(NamedTuple):
     aggregate_ids: Sequence[UUID]
 
 
+FIND = "SELECT reason FROM outbox_deferred WHERE aggregate_id = %(aggregate_id)s LIMIT 1"
+
+
+def find_deferred(conn: Connection, aggregate_id: UUID) -> str | None:
+    """Return why an aggregate is deferred; None if it is not. Reads the whole list."""
+    return next(iter(scalars(conn, str, FIND, {"aggregate_id": aggregate_id})), None)
+
+
 # Of a list of any length the oldest rows say why.
 READ_REASONS = """
     SELECT reason, count(*),

@@ -262,6 +262,7 @@ class System:
         publisher: type[Publisher] = Publisher,
         observer: Observer | None = None,
         timings: Timings | None = None,
+        strict_fencing: bool = False,
     ) -> Iterator["OwnedLane"]:
         """Yield a relay session of one lane, and `also` of others, to be stepped by hand.
 
@@ -271,6 +272,7 @@ class System:
         options = RelayOptions(
             workers.set_deployed,
             batch_size,
+            strict_fencing,
             observer=observer or Observer(),
             timings=timings or with_overrides(Timings(), QUICK),
         )
@@ -332,6 +334,19 @@ class OwnedLane:
     def claim(self) -> list[OutboxRow]:
         """Do the Postgres half of a cycle."""
         return self.relay.claim(self.number)
+
+
+@contextmanager
+def deferred_workers(one_lane: System, commands: int) -> Iterator[list[UUID]]:
+    """Publish workers whose rows another session keeps locked while the block runs."""
+    workers = one_lane.accept(commands)
+    with closing(one_lane.connect("test Runner")) as other, other.transaction():
+        with one_lane.lane() as lane:
+            lane.recover()
+            assert lane.run_once() == commands
+            other.execute("SELECT FROM workers WHERE worker_id = ANY(%s) FOR UPDATE", [workers])
+            assert lane.run_once() == 0
+        yield workers
 
 
 def take(session: ConsumerSession[Any], records: int) -> None:

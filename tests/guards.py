@@ -23,13 +23,23 @@ DEFERRED_TEST = "tests/integration/test_deferred.py"
 
 @dataclass(frozen=True)
 class Guard:
-    """A guard, how to take it out (everywhere in its file), and the test that must then fail."""
+    """A guard, how to take it out (everywhere in its file), and the test that must then fail.
+
+    in_model: what the model calls it, where that is another name.
+    """
 
     name: str
     file: str
     old: str
     new: str
     test: str
+    in_model: str = ""
+
+
+# Guards of the model without which no test can fail, and why.
+ONLY_IN_MODEL = {
+    "marker last": "alone it changes nothing; only after a stale EndTxn does its place matter",
+}
 
 
 GUARDS = [
@@ -46,6 +56,7 @@ GUARDS = [
         "number: row for number, row in after.items() if row != before[number]}",
         "number: row for number, row in after.items() if row != before[number] and not row.inflight}",
         f"{GUARDS_TEST}::test_a_batch_is_committed_in_postgres_before_kafka_has_it",
+        in_model="inflight committed first",
     ),
     Guard(
         "fence before reading the marker",
@@ -53,6 +64,7 @@ GUARDS = [
         "        self.fence(rows)\n        markers = self._publisher.read_markers(rows)\n",
         "        markers = self._publisher.read_markers(rows)\n        self.fence(rows)\n",
         f"{GUARDS_TEST}::test_a_transaction_that_commits_just_before_the_fence_counts",
+        in_model="fence before the marker is read",
     ),
     Guard(
         "earlier ids fenced",
@@ -102,6 +114,7 @@ GUARDS = [
         "            if transactional_lane not in self._owned.lanes[number].fenced\n",
         "",
         f"{SESSION_TEST} -k fenced_once",
+        in_model="earlier ids fenced once",
     ),
     Guard(
         "marker in the records' transaction",
@@ -120,6 +133,7 @@ GUARDS = [
         "        self._producer = producer = self._producer or"
         " self._producers.new(transactional_lane)\n",
         f"{GUARDS_TEST}::test_a_producer_in_doubt_is_never_used_again",
+        in_model="new producer after any doubt",
     ),
     Guard(
         "refusal on disagreement",
@@ -127,6 +141,7 @@ GUARDS = [
         "        return self in REFUSED",
         "        return False",
         f"{GUARDS_TEST}::test_a_lane_whose_histories_disagree_sends_nothing",
+        in_model="refusal",
     ),
     Guard(
         "status guard in acknowledge",
@@ -176,6 +191,7 @@ GUARDS = [
         "        self.needs_renewal |= self._publishing or level >= logging.INFO",
         "        del level",
         "tests/faults/test_late_end_txn.py -k meets_a_new_producer_epoch",
+        in_model="new producer after a silent disconnect",
     ),
     Guard(
         "ownership after the fence of strict fencing",
@@ -183,6 +199,7 @@ GUARDS = [
         "        owned = self._owned.read(batch)\n",
         "        owned = batch\n",
         "tests/faults/test_late_end_txn.py -k zombie_that_fences",
+        in_model="ownership checked after the renewal",
     ),
     Guard(
         "writers ended below the watermark",
@@ -204,6 +221,73 @@ GUARDS = [
         "       AND position.next_offset = move.expected\n",
         "",
         "tests/integration/test_ingest.py -k guard",
+    ),
+    Guard(
+        "lane locked before the select",
+        "outbox/lane_rows.py",
+        "       FOR UPDATE OF outbox_lane SKIP LOCKED\n",
+        "",
+        f"{GUARDS_TEST}::test_a_lane_is_locked_before_its_rows_are_claimed",
+    ),
+    Guard(
+        "ownership checked before the fence",
+        "outbox/lane_rows.py",
+        ' AND outbox_lane.epoch = mine.epoch\n     ORDER BY outbox_lane.lane\n"""',
+        '\n     ORDER BY outbox_lane.lane\n"""',
+        f"{GUARDS_TEST}::test_a_replaced_owner_fences_nothing",
+    ),
+    Guard(
+        "ownership checked under the lock",
+        "outbox/lane_rows.py",
+        " AND outbox_lane.epoch = mine.epoch\n     ORDER BY outbox_lane.lane\n"
+        "       FOR UPDATE OF outbox_lane\n",
+        "\n     ORDER BY outbox_lane.lane\n       FOR UPDATE OF outbox_lane\n",
+        f"{GUARDS_TEST}::test_a_lane_whose_successor_goes_on_before_the_decision_is_lost_and_not_refused",
+    ),
+    Guard(
+        "acknowledge by id",
+        "outbox/outbox_rows.py",
+        "     WHERE lane = %(lane)s AND id = ANY(%(ids)b::bigint[])\n RETURNING",
+        "     WHERE lane = %(lane)s AND id <= (SELECT max(id) FROM unnest(%(ids)b::bigint[]) AS id)\n"
+        " RETURNING",
+        "tests/integration/test_lane.py -k committed_between_publishing",
+    ),
+    Guard(
+        "lock of a lost lane released",
+        "outbox/ownership.py",
+        "            membership.unlock_lane(self._conn, self._identity, number)  # for its new owner\n",
+        "",
+        f"{GUARDS_TEST}::test_the_lock_of_a_lost_lane_is_released",
+    ),
+    Guard(
+        "advisory lock",
+        "outbox/membership.py",
+        "pg_try_advisory_lock(%(class)s, %(lane)s::int)",
+        "true OR %(class)s = %(lane)s::int",
+        "tests/integration/test_relays.py -k share_the_lanes_fairly",
+    ),
+    Guard(
+        "new producer when the set changes",
+        "outbox/recovery.py",
+        "        self._publisher.start(ours)\n",
+        "        states = {lane.status.state for lane in self._owned.lanes.values()}\n"
+        "        if ours != self._publisher.transactional_lane or LaneState.IN_DOUBT in states:\n"
+        "            self._publisher.start(ours)\n",
+        f"{SESSION_TEST} -k renewed_when_the_lanes_change",
+    ),
+    Guard(
+        "transactional lane reset on release",
+        "outbox/batch.py",
+        "number if number in released else ours",
+        "ours",
+        f"{SESSION_TEST} -k released_lane",
+    ),
+    Guard(
+        "a record polled before a rebalance is dropped",
+        "orchestrator/consumer/session.py",
+        "        if self._partitions.generation == generation:\n            records.insert(0, first)\n",
+        "        records.insert(0, first)\n",
+        "tests/integration/test_ingest.py -k just_before_a_rebalance",
     ),
 ]
 

@@ -78,7 +78,7 @@ def timeline(history: WorkerHistory) -> Iterator[tuple[datetime | None, str]]:
         yield order.at, f"published to {_where(order)}"
     elif row:
         yield None, _render_row(row)
-    elif worker.status == "pending":
+    elif worker.status == "pending" and not history.deferred:
         yield None, "MISSING: neither outbox row nor record; run `orchestrator audit`"
     else:
         yield None, f"no record in the topic: {WHY_NO_RECORD}"
@@ -87,6 +87,8 @@ def timeline(history: WorkerHistory) -> Iterator[tuple[datetime | None, str]]:
     process = "" if worker.process_pid is None else f", process {worker.process_pid}"
     if worker.status != "pending":
         yield worker.updated_at, f"{worker.status}{process}"
+    elif history.deferred:
+        yield None, f"pending, DEFERRED: {history.deferred}; a relay sets it to deployed later"
     elif order and row:
         yield None, f"not acknowledged yet: batch {row.batch_number}; {SEE_STATUS}"
     elif order:

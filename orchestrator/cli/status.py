@@ -18,6 +18,7 @@ from orchestrator.operations.status.lanes import BEHIND_S, MAX_COUNTED, LaneCond
 from orchestrator.operations.status.status import Status, read_status, status_fields
 from orchestrator.operations.text import duration
 from outbox import DatabaseNotReady, error_text
+from outbox.admin import DeferredReason
 
 PAUSE_FACTOR = 4  # times as long as the reading took: --watch costs at most a fifth of the time
 CLEAR = "\x1b[H\x1b[2J"
@@ -87,6 +88,8 @@ def render_status(status: Status) -> Iterator[str]:
     yield f"dead letters: {_letters(status.dead_letters)}"
     parked = ", ".join(f"{rows} {reason}" for reason, rows in status.parked.items())
     yield f"parked rows:  {parked or 'none'}" + ("   orchestrator parked list" if parked else "")
+    for one in status.deferred:
+        yield f"DEFERRED {describe_deferred(one)}"
     for what, command in status.refusals.items():
         yield f"REFUSED  {what}: {command}"
     for what, error in status.unknown.items():
@@ -101,6 +104,11 @@ def warnings(status: Status) -> Iterator[str]:
         yield "no relay is connected: nothing is published until one runs"
     if not status.consumers:
         yield "no consumer is connected: nothing is accepted until one runs"
+    if status.deferred:
+        yield (
+            "deferred workers are published; a relay sets them to deployed as soon as their rows are no"
+            " longer locked and the update is not refused"
+        )
     if status.relays and any(lane.owner is None for lane in status.lanes):
         yield "lanes without an owner: a relay takes them within seconds"
     if any(lane.state is LaneCondition.BEHIND for lane in status.lanes):
@@ -108,6 +116,12 @@ def warnings(status: Status) -> Iterator[str]:
             f"lanes behind: their oldest rows wait longer than {BEHIND_S:.0f} s; if the batch number"
             " does not grow from one status to the next, the relay's /readyz says why"
         )
+
+
+def describe_deferred(one: DeferredReason) -> str:
+    """Return which workers are published and not yet deployed, for how long, and why."""
+    ids = ", ".join(map(str, one.aggregate_ids)) + ", ..." * (one.rows > len(one.aggregate_ids))
+    return f"{one.rows:,} workers, the oldest for {duration(one.oldest_s)}: {one.reason}: {ids}"
 
 
 def _rate(rate: float | None) -> str:

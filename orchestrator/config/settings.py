@@ -31,7 +31,7 @@ OTHER_SETTING = {
     "group.id": "CONSUMER_GROUP",
 }
 
-DEFAULT_LANES = 4
+DEFAULT_LANES, MAX_LANES = 4, 64
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 TOPIC_NAME = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,249}")
 PORT_LIST = re.compile(r"[0-9,]*")
@@ -80,7 +80,7 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         dead_letter_topic=env.read("DEAD_LETTER_TOPIC", parse_topic, "init_scenario.dlq"),
         marker_topic=env.read("MARKER_TOPIC", parse_topic, "outbox-markers", "PROGRESS_TOPIC"),
         batch_size=env.read("BATCH_SIZE", between(1, 100_000), "1000"),
-        lanes=env.read("LANES", if_set(between(1, 1024)), ""),
+        lanes=env.read("LANES", if_set(parse_lanes), ""),
         max_message_bytes=env.read("MAX_MESSAGE_BYTES", between(64, 64 * 1024 * 1024), "65536"),
         camera_url_schemes=env.read("CAMERA_URL_SCHEMES", parse_schemes, "rtsp,rtsps,http,https"),
         metrics_host=metrics_host,
@@ -204,6 +204,17 @@ def parse_database_url(text: str) -> str:
     ):
         raise ValueError("is ambiguous: in user and password write @ as %40 and / as %2F")
     return make_conninfo(**{name: str(value) for name, value in parts.items() if value is not None})
+
+
+def parse_lanes(text: str) -> int:
+    """Accept a number of lanes with which a relay works at its full speed (docs/performance.md)."""
+    try:
+        return between(1, MAX_LANES)(text)
+    except ValueError as fault:
+        raise ValueError(
+            f"{fault}: a relay publishes its lanes in one transaction, in which each has a share of"
+            " 16 MiB, and fences each when it takes it"
+        ) from None
 
 
 def parse_topic(text: str) -> str:

@@ -152,8 +152,9 @@ class ConsumerSession(Generic[T]):
     def _poll(self) -> list[Record]:
         """Wait for a first record, then take those that have arrived with it.
 
-        A rebalance may happen in either call. After one in the second, the first record is dropped:
-        reading continues from the position in Postgres, and the record comes again.
+        A rebalance may happen in either call. librdkafka takes back what a call has found before it,
+        but not what an earlier call has returned: after one in the second call, the first record is
+        dropped. Reading continues from the position in Postgres, and the record comes again.
         """
         first = self._client.poll(self._timings.poll_s)
         if first is None:

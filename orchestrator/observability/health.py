@@ -1,7 +1,7 @@
 """Is the process alive, is it ready: what /livez and /readyz answer from.
 
 Alive: every loop has ticked lately; a loop that waits for a server ticks, too. Ready: every named check
-passes; a check returns what is wrong, or None.
+passes; a check returns what is wrong, or None. Notes are shown beside the checks and change nothing.
 """
 
 import time
@@ -16,6 +16,7 @@ class Health:
     """Ticks by loop and checks by name. Threads write, the HTTP server reads."""
 
     checks: dict[str, Callable[[], str | None]] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
     clock: Callable[[], float] = time.monotonic
     stalled_s: float = ProcessTimings.stalled_s
     _stopping: bool = False

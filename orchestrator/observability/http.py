@@ -52,7 +52,9 @@ def serve_http(host: str, port: int, registry: CollectorRegistry, health: Health
                 case "/readyz":
                     checks = health.run_checks()
                     failed = any(checks.values())
-                    self._answer_json(503 if failed else 200, {"ready": not failed, "checks": checks})
+                    answer = {"ready": not failed, "checks": checks}
+                    notes = {"notes": health.notes} if health.notes else {}
+                    self._answer_json(503 if failed else 200, answer | notes)
                 case _:
                     self._answer_json(404, {"paths": ["/metrics", "/livez", "/readyz"]})
 

@@ -4,6 +4,7 @@ Every series of a counter or histogram exists from the start: otherwise rate() a
 miss its first event. docs/glossary.md lists all names.
 """
 
+import math
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -15,7 +16,7 @@ from prometheus_client.registry import Collector
 from orchestrator.contract.messages import InvalidReason
 from orchestrator.observability.health import Health
 from orchestrator.observability.tracing import new_tracing
-from outbox import Message, Observer, OutboxRow, Outcome, SyncCommitMonitor
+from outbox import DeferredBacklog, Message, Observer, OutboxRow, Outcome, SyncCommitMonitor
 
 TRANSACTION_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 DELIVERY_BUCKETS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 300, 1800)
@@ -177,6 +178,16 @@ class RelayMetrics(Observer):
             "Share of workers.id that is used: SERIAL ends at 2^31.",
             registry=registry,
         )
+        self.deferred = Gauge(
+            "outbox_deferred_rows",
+            "Workers of the installation that are published and not yet deployed: locked or refused.",
+            registry=registry,
+        )
+        self.oldest_deferred = Gauge(
+            "outbox_oldest_deferred_age_seconds",
+            "For how long the oldest of them has been deferred; 0 if there is none.",
+            registry=registry,
+        )
         self._success = Gauge(
             "outbox_last_success_timestamp_seconds",
             "Unix time of the last batch published, or of the last check that found no rows.",
@@ -193,6 +204,14 @@ class RelayMetrics(Observer):
             "Age of the oldest row in the outbox, by lane of this relay; 0 if there is none.",
             ["lane"],
             registry=registry,
+        )
+
+    def set_deferred(self, backlog: DeferredBacklog | None) -> None:
+        """Report deferred workers, also in /readyz: delivery goes on. None: they are not known."""
+        self.deferred.set(math.nan if backlog is None else backlog.rows)
+        self.oldest_deferred.set(math.nan if backlog is None else backlog.oldest_s)
+        self._health.notes = (
+            {"deferred": _describe_deferred(backlog)} if backlog and backlog.rows else {}
         )
 
     def tick(self) -> None:
@@ -228,3 +247,10 @@ class RelayMetrics(Observer):
         """Report the lanes that this relay owns."""
         self._lanes.set(len(lanes))
         self.owned = lanes
+
+
+def _describe_deferred(backlog: DeferredBacklog) -> str:
+    return (
+        f"{backlog.rows:,} workers are published and not yet deployed, the oldest for"
+        f" {backlog.oldest_s:.0f} s: see `orchestrator status`"
+    )

@@ -45,7 +45,7 @@ from outbox.admin.rows import (
 from outbox.admin.stepping import SteppedRelay, step_relay
 from outbox.admin.take_over import BatchReset, LaneBusy, LockedLane, reset_batch_number, take_over
 from outbox.admin.trials import TransactionalIdTrial, try_session_lock, try_transactional_id
-from outbox.deferred_rows import defer
+from outbox.deferred_rows import DeferredReason, defer, find_deferred, read_deferred_reasons
 from outbox.evidence import Evidence, Search
 from outbox.kafka_calls import KafkaConfig
 from outbox.lane import Lane
@@ -64,6 +64,7 @@ __all__ = [
     "RELAY_PERMISSIONS",
     "WRITER_PERMISSIONS",
     "BatchReset",
+    "DeferredReason",
     "Evidence",
     "KafkaConfig",
     "Lane",
@@ -98,9 +99,11 @@ __all__ = [
     "create_unpublished_messages",
     "defer",
     "discard_parked",
+    "find_deferred",
     "find_row",
     "list_lanes",
     "marker_key",
+    "read_deferred_reasons",
     "read_identity",
     "read_last_markers",
     "read_parked",

@@ -38,7 +38,15 @@ from testkit.empty_installation import bare_system
 from testkit.eventually import eventually
 from testkit.proxied import WiredKafka, postgres_proxied
 from testkit.proxy import Rule, proxy, swallow
-from testkit.system import PARTITIONS, System, delete_before, recreate_input, take, topics_of
+from testkit.system import (
+    PARTITIONS,
+    System,
+    deferred_workers,
+    delete_before,
+    recreate_input,
+    take,
+    topics_of,
+)
 from testkit.wire_protocol import PostgresConversation
 from tests.acceptance.test_roles import Logins
 from tests.faults.kafka_servers import own_kafka
@@ -160,6 +168,15 @@ def test_a_fault_of_the_database_is_reported_with_its_remedy(
 ) -> None:
     system.query(planted)
     check_fault(system, check, state, words)
+
+
+def test_workers_that_stay_deferred_are_named(one_lane: System) -> None:
+    assert look(one_lane)["deferred workers"].text == "none"
+    with deferred_workers(one_lane, 2) as workers:
+        assert look(one_lane)["deferred workers"] == Finding("deferred workers", "ok", "2 just now")
+        one_lane.query("UPDATE outbox_deferred SET deferred_at = now() - interval '5 min'")
+        words = ("2 workers for 5", "locked by another session: ", "; end the transaction")
+        check_fault(one_lane, "deferred workers", "warning", *words, *map(str, workers))
 
 
 def test_lanes_are_checked_only_if_their_number_is_set(system: System) -> None:

@@ -16,7 +16,7 @@ from orchestrator.operations.explain import search, worker_records
 from orchestrator.operations.explain.explanation import Explanation, explain
 from outbox.outbox_rows import park
 from testkit.eventually import eventually
-from testkit.system import System, delete_before, limit_messages, recreate_input, take
+from testkit.system import System, deferred_workers, delete_before, limit_messages, recreate_input, take
 from tests.acceptance.test_status import SECRET, said, told
 
 
@@ -127,6 +127,13 @@ def test_an_order_that_kafka_rejected_is_explained(one_lane: System) -> None:
     (worker,) = one_lane.accept(1)
     eventually(lambda: one_lane.query("SELECT count(*) FROM outbox_parked") == [(1,)])
     assert "PARKED (lane 0" in said(one_lane, "explain", str(worker))
+
+
+def test_a_deferred_worker_is_explained(one_lane: System) -> None:
+    with deferred_workers(one_lane, 1) as (worker,):
+        text = said(one_lane, "explain", str(worker))
+    assert "published to" in text
+    assert "pending, DEFERRED: locked by another session; a relay sets it to deployed later" in text
 
 
 def test_an_order_that_is_nowhere_is_called_missing(system: System) -> None:

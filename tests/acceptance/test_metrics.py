@@ -22,7 +22,7 @@ from orchestrator.observability.metrics import RelayMetrics, new_registry
 from testkit.eventually import eventually
 from testkit.proxied import postgres_proxied
 from testkit.proxy import Rule, swallow
-from testkit.system import Running, System, end_sessions
+from testkit.system import Running, System, deferred_workers, end_sessions
 from tests.acceptance.test_roles import roles_made
 
 COMMANDS, BAD = 200, 3
@@ -42,10 +42,12 @@ RELAYS = {
     "orchestrator_unconfirmed_commits",
     "orchestrator_worker_ids_used_ratio",
     "outbox_batch_rows",
+    "outbox_deferred_rows",
     "outbox_delivery_latency_seconds",
     "outbox_lanes_owned",
     "outbox_lanes_refused",
     "outbox_last_success_timestamp_seconds",
+    "outbox_oldest_deferred_age_seconds",
     "outbox_oldest_pending_age_seconds",
     "outbox_parked",
     "outbox_pending_rows",
@@ -149,6 +151,20 @@ def test_gauges_of_whole_tables_are_not_doubled_by_two_relays(system: System) ->
             ages = samples(relay, "outbox_oldest_pending_age_seconds")
             assert 0 < max(ages.values()) < 60
     system.check_exactly_once(COMMANDS)
+
+
+def test_deferred_workers_are_in_the_metrics_and_noted_in_readyz(one_lane: System) -> None:
+    with deferred_workers(one_lane, 3):
+        relay = one_lane.start("relay")
+        eventually(lambda: samples(relay, "outbox_deferred_rows") == {"": 3})
+        assert 0 < total(relay, "outbox_oldest_deferred_age_seconds") < 60
+        eventually(lambda: '{"ready": true,' in relay.get("/readyz"))
+        note = json.loads(relay.get("/readyz"))["notes"]["deferred"]
+        assert note.startswith("3 workers are published and not yet deployed, the oldest for ")
+    eventually(lambda: samples(relay, "outbox_deferred_rows") == {"": 0})
+    assert samples(relay, "outbox_oldest_deferred_age_seconds") == {"": 0}
+    assert "notes" not in relay.get("/readyz")
+    one_lane.check_exactly_once(3)
 
 
 def has_lanes(relay: Running, lanes: int) -> bool:

@@ -15,7 +15,7 @@ from orchestrator.operations.status.status import read_status
 from testkit.disagreement import set_marker
 from testkit.empty_installation import run_command
 from testkit.eventually import eventually
-from testkit.system import INHERITED, PARTITIONS, System, recreate_input
+from testkit.system import INHERITED, PARTITIONS, System, deferred_workers, recreate_input
 
 SECRET = "hush-hush"
 
@@ -105,6 +105,17 @@ def test_status_names_lanes_whose_oldest_row_waits_too_long(system: System) -> N
         found = read_status(system.settings, conn)
     assert [lane.state for lane in found.lanes] == ["behind"] + ["no_owner"] * (len(found.lanes) - 1)
     assert "/readyz" in "\n".join(status_command.warnings(found._replace(relays=1)))
+
+
+def test_status_shows_deferred_workers_and_why(one_lane: System) -> None:
+    assert told(one_lane, "status")["deferred"] == []
+    with deferred_workers(one_lane, 12) as workers:
+        (shown,) = told(one_lane, "status")["deferred"]
+        text = said(one_lane, "status")
+    assert (shown["reason"], shown["rows"]) == ("locked by another session", 12)
+    assert set(shown["aggregate_ids"]) < {str(worker) for worker in workers}
+    assert "DEFERRED 12 workers, the oldest for" in text
+    assert f"locked by another session: {shown['aggregate_ids'][0]}, " in text
 
 
 def test_status_shows_what_postgres_knows_while_kafka_is_away(system: System) -> None:

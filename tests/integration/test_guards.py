@@ -3,15 +3,23 @@
 tests/guards.py takes them out, one at a time, in a copy of the code, and watches the tests fail.
 """
 
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from threading import Thread
+from types import ModuleType
+from typing import Any
+from uuid import uuid4
 
 import psycopg
 import pytest
 
-from outbox import InDoubt, LaneState, RolledBack, transaction
+from outbox import InDoubt, LaneState, OwnershipLost, RolledBack, lane_rows, transaction
 from outbox.lane import LaneStatus
+from outbox.lane_rows import read_identity
 from outbox.markers import Marker
+from outbox.membership import try_lock_lane
+from testkit.eventually import eventually
 from testkit.system import System
 
 
@@ -149,3 +157,93 @@ def test_a_commit_answered_with_rollback_is_an_error(one_lane: System) -> None:
         suppress(psycopg.errors.DivisionByZero),  # what must not be done inside a transaction
     ):
         conn.execute("SELECT 1 / 0")
+
+
+# ---- guards of a lane's ownership ------------------------------------------------------------------
+
+
+WAITING = """
+    SELECT count(*) FROM pg_stat_activity
+     WHERE datname = current_database() AND wait_event IN ('transactionid', 'tuple')
+"""
+
+
+def once_before(
+    monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str, act: Callable[[], object]
+) -> None:
+    """Let `act` happen before the next call of a function of the library."""
+    function = getattr(module, name)
+
+    def act_and_call(*values: Any) -> Any:
+        monkeypatch.setattr(module, name, function)
+        act()
+        return function(*values)
+
+    monkeypatch.setattr(module, name, act_and_call)
+
+
+def take_over(system: System) -> int:
+    """Take the lane as a successor, recover, and publish what is left; return the rows of that."""
+    with system.lane(owner=False) as successor:
+        successor.recover()
+        return successor.drain()
+
+
+def test_a_lane_is_locked_before_its_rows_are_claimed(
+    one_lane: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a successor would pass over the rows that the older one has claimed, and send later ones."""
+    scenario = uuid4()
+    with one_lane.lane() as older, ThreadPoolExecutor(1) as thread:
+        older.recover()
+        one_lane.accept(2, scenario)
+        successors = list[Future[int]]()
+
+        def start_successor() -> None:
+            one_lane.accept(2, scenario)
+            successors.append(thread.submit(take_over, one_lane))
+            eventually(lambda: successors[0].done() or one_lane.query(WAITING) == [(1,)])
+
+        once_before(monkeypatch, lane_rows, "begin_batches", start_successor)
+        with suppress(OwnershipLost):
+            older.run_once()
+        successors[0].result(30)
+    take_over(one_lane)
+    one_lane.check_exactly_once(4)
+
+
+def test_a_replaced_owner_fences_nothing(one_lane: System) -> None:
+    """Ownership is read before the fence: else a zombie could fence its successor again and again."""
+    with one_lane.lane() as older:
+        older.recover()
+        with one_lane.lane(owner=False) as successor:
+            successor.recover()
+            older.recover()
+            one_lane.accept(1)
+            assert successor.drain() == 1
+    one_lane.check_exactly_once(1)
+
+
+def test_a_lane_whose_successor_goes_on_before_the_decision_is_lost_and_not_refused(
+    one_lane: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ownership is compared again under the lock: the marker is older than what the successor did."""
+    one_lane.accept(1)
+    with one_lane.lane() as older:
+        once_before(monkeypatch, lane_rows, "lock_lanes", lambda: take_over(one_lane))
+        older.recover()
+        assert not older.session.owned.lanes
+    one_lane.check_exactly_once(1)
+
+
+def test_the_lock_of_a_lost_lane_is_released(system: System) -> None:
+    """Else no relay could take the lane again while the session lives."""
+    with system.lane(0, 1) as relay:
+        relay.recover()
+        with system.lane(0, owner=False):
+            system.accept(20)
+            relay.run_once()
+            assert list(relay.session.owned.lanes) == [1]
+            with closing(system.connect()) as conn:
+                assert try_lock_lane(conn, read_identity(conn), 0)
+                assert not try_lock_lane(conn, read_identity(conn), 1)

@@ -26,6 +26,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 )
 
 from orchestrator.config.timings import ConsumerTimings
+from orchestrator.consumer.client import GroupMember
 from orchestrator.consumer.offsets import OffsetConflict
 from orchestrator.consumer.session import ConsumerSession
 from orchestrator.contract.messages import worker_id
@@ -45,6 +46,8 @@ from testkit.system import (
 )
 
 KEY = b"one partition"
+OFTEN_REFRESHED = {"KAFKA_CONFIG_TOPIC_METADATA_REFRESH_INTERVAL_MS": "500"}
+REBALANCED_S = 6.0  # longer than a rebalance of one member
 SOON_RECHECKED = ConsumerTimings(refused_recheck_s=0.1)
 
 
@@ -331,7 +334,7 @@ def test_partitions_added_under_a_running_consumer_are_read_from_their_beginning
     system: System,
 ) -> None:
     admin, topic = AdminClient(dict(system.settings.kafka)), system.settings.input_topic
-    consumer = system.start("consumer", KAFKA_CONFIG_TOPIC_METADATA_REFRESH_INTERVAL_MS="500")
+    consumer = system.start("consumer", **OFTEN_REFRESHED)
     system.submit(3)
     eventually(lambda: accepted(system) == 3)
     admin.create_partitions([NewPartitions(topic, PARTITIONS + 2)])[topic].result()
@@ -340,6 +343,30 @@ def test_partitions_added_under_a_running_consumer_are_read_from_their_beginning
         system.produce(command(), command(), partition=partition)
     eventually(lambda: accepted(system) == 3 + 2 * (PARTITIONS + 2))
     consumer.stop()
+
+
+def test_a_record_polled_just_before_a_rebalance_is_consumed_once(
+    system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is read again from its position in Postgres, so the one that came before does not count."""
+    system = System(system.environ | OFTEN_REFRESHED, system.directory)
+    admin, topic = AdminClient(dict(system.settings.kafka)), system.settings.input_topic
+    consume = GroupMember.consume
+
+    def consume_across_a_rebalance(
+        client: GroupMember, records: int, _timeout_s: float
+    ) -> list[Record]:
+        monkeypatch.setattr(GroupMember, "consume", consume)
+        admin.create_partitions([NewPartitions(topic, PARTITIONS + 1)])[topic].result()
+        return consume(client, records, REBALANCED_S)
+
+    with system.consumer() as session:
+        eventually(lambda: session.run_once() == 0 and session.positions())
+        monkeypatch.setattr(GroupMember, "consume", consume_across_a_rebalance)
+        system.produce(*[command() for _ in range(3)], key=KEY)
+        eventually(session.run_once)
+        assert len(session.positions()) == PARTITIONS + 1
+        eventually(lambda: session.run_once() == 0 and accepted(system) == 3)
 
 
 # ---- records --------------------------------------------------------------------------------------

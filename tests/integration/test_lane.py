@@ -153,6 +153,21 @@ def test_rows_committed_late_with_a_lower_id_are_not_lost(one_lane: System) -> N
     assert one_lane.query("SELECT count(*) FROM outbox") == [(0,)]
 
 
+def test_a_row_committed_between_publishing_and_acknowledging_is_not_acknowledged(
+    one_lane: System,
+) -> None:
+    topic = one_lane.settings.output_topic
+    with one_lane.lane() as lane, closing(one_lane.connect()) as slow:
+        lane.recover()
+        with transaction(slow):
+            enqueue(slow, [Message(topic, b"early", b"1")], 1)
+            with closing(one_lane.connect()) as quick, transaction(quick):
+                enqueue(quick, [Message(topic, b"late", b"2")], 1)
+            assert lane.run_once() == 1  # published, not yet acknowledged
+        assert lane.drain() == 1
+    assert {record.value() for record in one_lane.read(topic)} == {b"1", b"2"}
+
+
 def test_headers_keys_and_tombstones_arrive_as_they_were(one_lane: System) -> None:
     topic = one_lane.settings.output_topic
     messages = [

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from itertools import chain, count
 from typing import Any
@@ -20,6 +20,7 @@ from outbox import (
     enqueue,
     transaction,
 )
+from outbox.batch import Batch
 from outbox.lane import LaneStatus
 from outbox.lane_rows import lock_lanes, read_lanes, take_lane
 from outbox.markers import Marker
@@ -350,6 +351,30 @@ def test_the_locks_wait_for_a_take_over_that_is_being_committed(system: System) 
                 locked = thread.submit(lock_in_transaction, owner, epochs)
                 eventually(lambda: system.query(WAITING) == [(1,)])
             assert locked.result(5) == [0, 1, 3]
+
+
+def test_a_producer_is_renewed_when_the_lanes_change(
+    system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a zombie under the same id, which had fenced our producer, could still commit its batch."""
+    with system.lane(0, strict_fencing=True) as relay:
+        relay.recover()
+        with system.lane(0, 1, owner=False) as zombie:
+            zombie.recover()
+            put(system, (1,))
+            batch = zombie.session.batches.acknowledge_and_claim([1])
+            for number in (0, 1):
+                relay.session.owned.take_epoch(number)
+            publish = relay.session.batches.publish
+
+            def publish_after_the_zombie(again: Batch) -> None:
+                with suppress(InDoubt):
+                    zombie.session.batches.publish(batch)
+                publish(again)
+
+            monkeypatch.setattr(relay.session.batches, "publish", publish_after_the_zombie)
+            relay.recover()
+    assert sent(system) == [1]
 
 
 WAITING = """

@@ -53,6 +53,7 @@ def test_two_settings_are_required_and_all_others_have_these_defaults() -> None:
         ("INPUT_TOPIC", "in.put_1-a", "in.put_1-a"),
         ("BATCH_SIZE", " 7 ", 7),
         ("LANES", "7", 7),
+        ("LANES", "64", 64),
         ("MAX_MESSAGE_BYTES", "64", 64),
         ("CAMERA_URL_SCHEMES", " RTSP , srt,", ("rtsp", "srt")),
         ("METRICS_HOST", "127.0.0.1", "127.0.0.1"),
@@ -92,7 +93,7 @@ WRONG = {
     "OUTPUT_TOPIC": "..",
     "DEAD_LETTER_TOPIC": "t" * 250,
     "BATCH_SIZE": "0",
-    "LANES": "1025",
+    "LANES": "65",
     "MAX_MESSAGE_BYTES": "63",
     "CAMERA_URL_SCHEMES": "rtsp://",
     "METRICS_PORT": "tcp://10.0.0.1:9464",
@@ -112,6 +113,14 @@ def test_a_number_is_plain_digits(number: str) -> None:
     assert faults_of(REQUIRED | {"BATCH_SIZE": number}) == [
         "BATCH_SIZE must be a whole number from 1 to 100000"
     ]
+
+
+@pytest.mark.parametrize("lanes", ["0", "65", "1024", "four"])
+def test_more_lanes_than_a_relay_can_work_at_full_speed_are_refused_with_the_reason(lanes: str) -> None:
+    (fault,) = faults_of(REQUIRED | {"LANES": lanes})
+    assert fault.startswith(
+        "LANES must be a whole number from 1 to 64: a relay publishes its lanes in one"
+    )
 
 
 def test_the_marker_topic_is_read_under_its_old_name_too_with_a_warning(

@@ -83,6 +83,7 @@ CHECKS: Mapping[str, Check] = {
     "postgres sessions": postgres.postgres_sessions,
     "postgres long transactions": tables.long_transactions,
     "postgres autovacuum": tables.autovacuum,
+    "deferred workers": tables.deferred_workers,
     "workers id sequence": tables.workers_id_sequence,
     "postgres clock": postgres.postgres_clock,
     "kafka reachable": kafka.kafka_reachable,

@@ -112,6 +112,7 @@ def _history_fields(history: WorkerHistory) -> dict[str, object]:
         "command": history.command and history.command._asdict(),
         "unsearched_offsets": history.unsearched_offsets,
         "row": history.row and history.row._asdict(),
+        "deferred": history.deferred,
         "order": history.order and history.order._asdict(),
         "duplicates": [record._asdict() for record in history.duplicates],
     }

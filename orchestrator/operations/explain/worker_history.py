@@ -12,7 +12,7 @@ from orchestrator.contract.messages import record_time_ms
 from orchestrator.contract.records import partition_offset
 from orchestrator.kafka.reader import datetime_from_ms, time_of
 from outbox import Connection, query
-from outbox.admin import RowStatus, find_row
+from outbox.admin import RowStatus, find_deferred, find_row
 
 MAX_SHOWN = 10  # of each kind, the latest
 
@@ -47,13 +47,14 @@ class WorkerHistory(NamedTuple):
 
     command_time: of the command's record; None if the worker's id is not one of ours. command: where
     the record is. unsearched_offsets: offsets at which it may be and that were not tried. row: in the
-    outbox, or parked. order: the deploy order. duplicates: further orders that were read, perhaps not
-    all.
+    outbox, or parked. deferred: why it is not deployed although it is published. order: the deploy
+    order. duplicates: further orders that were read, perhaps not all.
     """
 
     worker: WorkerRow
     command_time: datetime | None
     row: RowStatus | None
+    deferred: str | None = None
     command: FoundRecord | None = None
     unsearched_offsets: int = 0
     order: FoundRecord | None = None
@@ -94,4 +95,5 @@ def read_history(conn: Connection, worker: WorkerRow) -> WorkerHistory:
     """Return what Postgres knows of a worker; its id begins with the time of the command."""
     is_ours = worker.worker_id.version == 8
     command_time = datetime_from_ms(record_time_ms(worker.worker_id)) if is_ours else None
-    return WorkerHistory(worker, command_time, find_row(conn, worker.worker_id))
+    row = find_row(conn, worker.worker_id)
+    return WorkerHistory(worker, command_time, row, find_deferred(conn, worker.worker_id))

@@ -27,13 +27,17 @@ from orchestrator.operations.status.input import (
 from orchestrator.operations.status.lanes import LaneReport, read_lane_refusals, report_lanes
 from orchestrator.operations.status.statements import limit_statements
 from outbox import Connection, error_text, scalar
-from outbox.admin import count_parked, count_relays
+from outbox.admin import DeferredReason, count_parked, count_relays, read_deferred_reasons
 
 T = TypeVar("T")
 
 
 class Status(NamedTuple):
-    """What `status` shows. unknown: what Kafka did not answer, and why; the field itself is None."""
+    """What `status` shows.
+
+    deferred: workers that are published and not yet deployed, by reason, the oldest of them. unknown:
+    what Kafka did not answer, and why; the field itself is None.
+    """
 
     at: datetime
     versions: Mapping[str, str]
@@ -44,6 +48,7 @@ class Status(NamedTuple):
     rates: Rates
     dead_letters: DeadLetterCount | None
     parked: Mapping[str, int]
+    deferred: Sequence[DeferredReason]
     unknown: Mapping[str, Exception]
 
     @property
@@ -90,6 +95,7 @@ def read_status(settings: Settings, conn: Connection) -> Status:
         read_rates(conn),
         ask_kafka("dead letters", lambda: count_dead_letters(settings, conn)),
         {parked.reason: parked.rows for parked in count_parked(conn)},
+        read_deferred_reasons(conn),
         unknown,
     )
 
@@ -112,6 +118,7 @@ def status_fields(status: Status) -> dict[str, object]:
         "lanes": [lane._asdict() for lane in status.lanes],
         "partitions": status.partitions and [one._asdict() for one in status.partitions],
         "rates": status.rates._asdict(),
+        "deferred": [one._asdict() for one in status.deferred],
         "dead_letters": letters and letters.letters,
         "dead_letters_is_upper_bound": letters and letters.is_upper_bound,
         "refusals": status.refusals,
