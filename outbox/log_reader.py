@@ -154,7 +154,8 @@ def last_stable_offsets(
 ) -> dict[int, int]:
     """Return the end of each lane's partition for a read_committed reader. Raises KafkaException."""
     asked = {TopicPartition(topic, lane): OffsetSpec.latest() for lane in lanes}  # type: ignore[no-untyped-call]
-    answers = new_admin_client(kafka).list_offsets(
+    admin = new_admin_client(kafka)  # kept to the end: without it there are no answers
+    answers = admin.list_offsets(
         asked, isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=timeout_s
     )
     return {one.partition: answer.result().offset for one, answer in answers.items()}
