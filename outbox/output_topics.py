@@ -12,7 +12,13 @@ from concurrent.futures import Future
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from confluent_kafka import KafkaError, KafkaException, TopicCollection, TopicPartition
+from confluent_kafka import (
+    IsolationLevel,
+    KafkaError,
+    KafkaException,
+    TopicCollection,
+    TopicPartition,
+)
 from confluent_kafka.admin import (  # type: ignore[attr-defined]  # public, not in its __all__
     ConfigResource,
     OffsetSpec,
@@ -179,7 +185,15 @@ class OutputTopics:
     def _list_offsets(
         self, wanted: Collection[TopicPartition], spec: OffsetSpec
     ) -> dict[Any, Future[Any]]:
-        return self._admin.list_offsets(dict.fromkeys(wanted, spec), request_timeout=REQUEST_S)
+        """Ask for offsets; the end is that of a `read_committed` reader.
+
+        A search that began beyond it would never come to an end while another transaction is open.
+        """
+        return self._admin.list_offsets(
+            dict.fromkeys(wanted, spec),
+            isolation_level=IsolationLevel.READ_COMMITTED,
+            request_timeout=REQUEST_S,
+        )
 
     def _wait(self, request: dict[Any, Future[Any]]) -> dict[Any, Future[Any]]:
         """Wait for all answers; each request has a time-out of its own."""

@@ -1,5 +1,7 @@
 """Make the histories of Postgres and Kafka disagree, and run `orchestrator repair`."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 from uuid import uuid4
 
@@ -55,6 +57,19 @@ def back_up(system: System) -> None:
     name, admin = _database(system)
     with psycopg.connect(admin, autocommit=True) as conn:
         conn.execute(f"CREATE DATABASE {name}_backup TEMPLATE {name}".encode())
+
+
+@contextmanager
+def copied(system: System) -> Iterator[System]:
+    """Yield a second history: a copy of the database, on the same topics. No process may run yet."""
+    back_up(system)
+    name, admin = _database(system)
+    url = make_conninfo(system.settings.database_url, dbname=f"{name}_backup")
+    try:
+        yield System(system.environ | {"DATABASE_URL": url}, system.directory)
+    finally:
+        with psycopg.connect(admin, autocommit=True) as conn:
+            conn.execute(f"DROP DATABASE {name}_backup WITH (FORCE)".encode())
 
 
 def restore(system: System) -> None:

@@ -14,7 +14,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 from uuid import UUID, uuid4
 
 import msgspec
@@ -56,7 +56,7 @@ from outbox import (
     transaction,
     with_overrides,
 )
-from outbox.admin import Lane, Publisher, RelayOptions, SteppedRelay, step_relay
+from outbox.admin import Lane, Marker, Publisher, RelayOptions, SteppedRelay, step_relay
 from testkit.eventually import eventually
 
 # Waits that tests shorten, in this process and in those that they start. A test of such a wait itself
@@ -326,9 +326,26 @@ class OwnedLane:
         """Return the session's first lane."""
         return self.relay.lane(self.number)
 
+    def next_marker(self, number: int) -> Marker:
+        """Return the marker of a lane's batch as its owner knows it, in Kafka or not."""
+        lane = self.relay.lane(number)
+        assert lane.token
+        return Marker(lane.batch_number, lane.token)
+
+    def markers(self, *numbers: int) -> dict[int, Marker | None]:
+        """Return the markers of lanes in Kafka; a busy broker may not answer at once."""
+        found: dict[int, Marker | None] = {}
+
+        def are_read() -> bool:
+            found.update(self.publisher.peek_markers(numbers))
+            return bool(found)
+
+        eventually(are_read)
+        return found
+
     def marker(self) -> int | None:
-        """Return the lane's marker in Kafka."""
-        marker = self.relay.read_marker(self.number)
+        """Return the number of the lane's marker in Kafka."""
+        marker = self.markers(self.number)[self.number]
         return None if marker is None else marker.batch_number
 
     def claim(self) -> list[OutboxRow]:
@@ -347,6 +364,14 @@ def deferred_workers(one_lane: System, commands: int) -> Iterator[list[UUID]]:
             other.execute("SELECT FROM workers WHERE worker_id = ANY(%s) FOR UPDATE", [workers])
             assert lane.run_once() == 0
         yield workers
+
+
+def own_headers(record: Record) -> list[tuple[str, bytes | None]]:
+    """Return a record's headers as its message had them: without the library's, the message id."""
+    *headers, (name, message_id) = cast("list[tuple[str, bytes | None]]", record.headers())
+    assert name == "message-id"
+    assert UUID((message_id or b"").decode())
+    return headers
 
 
 def take(session: ConsumerSession[Any], records: int) -> None:

@@ -11,6 +11,6 @@ ALTER TABLE outbox_lane ADD COLUMN search_start JSON;     -- {topic: [topic id, 
 ALTER TABLE outbox_lane ADD COLUMN log_refusal TEXT;      -- why the log cannot tell what became of the batch; null: it can
 
 -- The marker is a record of the marker topic now, no longer a group's offset. A lane with nothing in flight
--- begins anew, with its first marker. One with rows in flight is refused as marker_missing: what became of
+-- begins again with its first marker. One with rows in flight is refused as marker_missing: what became of
 -- them, `orchestrator repair lane` finds in the topics.
 UPDATE outbox_lane SET batch_number = 0 WHERE inflight = '{}';

@@ -15,13 +15,13 @@ from uuid import uuid4
 import msgspec
 import pytest
 
-from orchestrator.embedded import EmbeddedKafka, EmbeddedPostgres, Servers
+from orchestrator.embedded import EmbeddedKafka, EmbeddedPostgres
 from testkit.containers import TEST_KAFKA_VERSION
 from testkit.disagreement import SECRET, forget_markers, is_refused, logged_repairs, repair, set_marker
 from testkit.eventually import eventually
 from testkit.servers import server_directory
 from testkit.system import LANES, Running, System, delete_before, recreate_input
-from tests.faults.postgres_servers import installed, own_postgres
+from tests.faults.postgres_servers import own_postgres
 
 RESUME_S = 45  # a paused partition, a lane that backs off, a dead consumer's session
 UNDECIDED_S = 45  # how long the brokers may hold back a marker of a transaction whose relay died
@@ -159,29 +159,6 @@ def forgetful_kafka() -> Iterator[EmbeddedKafka]:
             yield kafka
         finally:
             kafka.kill()
-
-
-@pytest.mark.xdist_group("own servers: Kafka")
-@pytest.mark.fault(28)
-@pytest.mark.slow
-def test_lanes_whose_markers_expired_while_no_relay_ran_are_repaired(
-    servers: Servers, tmp_path: Path
-) -> None:
-    with (
-        forgetful_kafka() as kafka,
-        installed(Servers(servers.database_url, kafka.bootstrap_servers), tmp_path) as system,
-    ):
-        consumer = system.start("consumer")
-        die_under_full_load(system)
-        with system.lane(0) as lane:
-            markers = lane.markers
-            eventually(lambda: not any(markers.read(range(LANES), UNDECIDED_S).values()), 120)
-        relay = system.start("relay")
-        wait_refused(relay, "marker_missing")
-        assert repair(system, "lane", "all", "--yes")[0] == 0
-        system.check_exactly_once(1000, RESUME_S)
-        consumer.stop()
-        relay.stop()
 
 
 @pytest.mark.fault(28)

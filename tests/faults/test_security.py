@@ -60,6 +60,7 @@ class Secured:
 
 
 READ, WRITE = AclOperation.READ, AclOperation.WRITE
+DESCRIBE_CONFIGS = AclOperation.DESCRIBE_CONFIGS
 TOPIC, GROUP = ResourceType.TOPIC, ResourceType.GROUP
 
 
@@ -73,8 +74,13 @@ def acls(system: System) -> dict[str, Acl]:
         "Read group": Acl(READ, GROUP, settings.consumer_group),
         "Write output": Acl(WRITE, TOPIC, settings.output_topic),
         "Write dead letters": Acl(WRITE, TOPIC, settings.dead_letter_topic),
+        "Read output": Acl(READ, TOPIC, settings.output_topic),
+        "Read dead letters": Acl(READ, TOPIC, settings.dead_letter_topic),
+        "Describe output": Acl(DESCRIBE_CONFIGS, TOPIC, settings.output_topic),
+        "Describe dead letters": Acl(DESCRIBE_CONFIGS, TOPIC, settings.dead_letter_topic),
+        "Describe marker topic": Acl(DESCRIBE_CONFIGS, TOPIC, settings.marker_topic),
         "Read marker topic": Acl(READ, TOPIC, settings.marker_topic),
-        "Read marker group": Acl(READ, GROUP, f"outbox-{identity}"),
+        "Write marker topic": Acl(WRITE, TOPIC, settings.marker_topic),
         "Write ids": Acl(WRITE, ResourceType.TRANSACTIONAL_ID, ids, ResourcePatternType.PREFIXED),
     }
 
@@ -129,8 +135,7 @@ WHO = {
     "Read group": ("consumer", "Group authorization failed"),
     "Write output": ("relay", "Topic authorization failed"),
     "Write dead letters": ("relay", "Topic authorization failed"),
-    "Read marker topic": ("relay", "Topic authorization failed"),
-    "Read marker group": ("relay", "Group authorization failed"),
+    "Write marker topic": ("relay", "Topic authorization failed"),
     "Write ids": ("relay", "Transactional Id authorization failed"),
 }
 QUICK = {"Read input", "Write output"}

@@ -13,7 +13,6 @@ from confluent_kafka.admin import AdminClient
 from orchestrator.embedded import EmbeddedKafka, Servers
 from orchestrator.embedded.server import HOST, free_port
 from orchestrator.runtime.setup import set_up
-from outbox.markers import marker_group
 from testkit.containers import TEST_KAFKA_VERSION
 from testkit.empty_installation import bare_system
 from testkit.eventually import eventually
@@ -147,9 +146,7 @@ ROLES: dict[str, Callable[[Cluster, System], int]] = {
     ),
     "leader of the output": lambda cluster, system: cluster.leader(system.settings.output_topic, 0),
     "leader of the input": lambda cluster, system: cluster.leader(system.settings.input_topic, 0),
-    "coordinator of the markers": lambda cluster, system: cluster.coordinator(
-        "__consumer_offsets", marker_group(identity_of(system))
-    ),
+    "leader of the markers": lambda cluster, system: cluster.leader(system.settings.marker_topic, 0),
     "coordinator of the consumers": lambda cluster, system: cluster.coordinator(
         "__consumer_offsets", system.settings.consumer_group
     ),

@@ -3,7 +3,7 @@
 tests/guards.py takes them out, one at a time, in a copy of the code, and watches the tests fail.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from threading import Thread
@@ -17,10 +17,15 @@ import pytest
 from outbox import InDoubt, LaneState, OwnershipLost, RolledBack, lane_rows, transaction
 from outbox.lane import LaneStatus
 from outbox.lane_rows import read_identity
-from outbox.markers import Marker
 from outbox.membership import try_lock_lane
+from testkit.disagreement import copied, set_marker
 from testkit.eventually import eventually
+from testkit.proxied import WiredKafka, led_through
+from testkit.proxy import Connection, Rule, replay
 from testkit.system import System
+from testkit.wire_protocol import Frame
+from tests.integration.test_evidence import open_transaction
+from tests.integration.test_session import put, sent
 
 
 def test_a_replaced_owner_acknowledges_and_claims_nothing(one_lane: System) -> None:
@@ -50,22 +55,48 @@ def test_a_batch_is_committed_in_postgres_before_kafka_has_it(one_lane: System, 
 
 
 def test_a_transaction_that_commits_just_before_the_fence_counts(
+    system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guard 3: the evidence is read after the fence of all ids that may still publish the lane."""
+    with system.lane(1, 2) as older:
+        older.recover()
+        put(system, (2,))
+        batch = older.session.batches.acknowledge_and_claim([2])
+        with system.lane(2, owner=False) as successor:
+            fence = successor.publisher.fence
+
+            def commit_older_and_fence(transactional_lanes: Sequence[int]) -> Iterator[int]:
+                assert transactional_lanes == [1]
+                older.session.batches.publish(batch)
+                return fence(transactional_lanes)
+
+            monkeypatch.setattr(successor.publisher, "fence", commit_older_and_fence)
+            successor.recover()
+            successor.drain()
+    assert sent(system) == [2]
+    assert system.query("SELECT count(*) FROM outbox") == [(0,)]
+
+
+def test_nothing_is_committed_under_our_own_id_once_the_evidence_is_read(
     one_lane: System, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Guard 3: the marker is read after the fence."""
+    """Guard 3 too: the barrier is written under the id that we publish with, which fences it."""
     one_lane.accept(2)
     with one_lane.lane() as older:
         older.recover()
         rows = older.claim()
         with one_lane.lane(owner=False) as successor:
-            fence = successor.publisher.start
+            start, done = successor.publisher.start, list[bool]()
 
-            def commit_older_and_fence(transactional_lane: int) -> None:
-                older.publisher.publish({0: Marker(1)}, rows)
-                fence(transactional_lane)
+            def commit_older_and_start(transactional_lane: int) -> None:
+                with suppress(InDoubt):  # which it must meet
+                    older.session.batches.publish({0: rows})
+                done.append(True)
+                start(transactional_lane)
 
-            monkeypatch.setattr(successor.publisher, "start", commit_older_and_fence)
+            monkeypatch.setattr(successor.publisher, "start", commit_older_and_start)
             successor.recover()
+            assert done
             successor.drain()
     one_lane.check_exactly_once(2)
 
@@ -77,7 +108,7 @@ def test_a_transaction_left_open_is_fenced_before_its_rows_go_out_again(one_lane
         older.recover()
         rows = older.claim()
         older.publisher.producer.begin_transaction()
-        older.publisher.send_records(rows)
+        older.publisher.send_records(rows, {0: older.next_marker(0)})
         with one_lane.lane(owner=False) as successor:
             successor.recover()
             with pytest.raises(InDoubt):
@@ -87,9 +118,9 @@ def test_a_transaction_left_open_is_fenced_before_its_rows_go_out_again(one_lane
 
 
 def test_records_and_marker_are_there_together_or_not_at_all(one_lane: System) -> None:
-    """Guard 4: the marker is part of the records' transaction, and last in it."""
+    """Guard 4: the marker is part of the records' transaction."""
     one_lane.accept(3)
-    one_lane.start("relay", crash_at="relay.marked:2").wait_killed()
+    one_lane.start("relay", crash_at="relay.produced:2").wait_killed()
     assert one_lane.orders() == []
     one_lane.start("relay")
     one_lane.check_exactly_once(3)
@@ -117,7 +148,8 @@ def test_a_producer_in_doubt_is_never_used_again(one_lane: System) -> None:
     [
         (1, 3, "marker_ahead"),  # Postgres was restored to an older state
         (5, 3, "marker_behind"),  # Kafka lost commits, or the marker is another outbox's
-        (3, None, "marker_missing"),  # the group's offsets expired or were deleted
+        (3, 3, "marker_foreign"),  # a copy of the database, or a second primary, went on
+        (3, None, "marker_missing"),  # the marker topic was recreated, or lost it
     ],
 )
 def test_a_lane_whose_histories_disagree_sends_nothing(
@@ -126,15 +158,36 @@ def test_a_lane_whose_histories_disagree_sends_nothing(
     """Guard 6: refusal on disagreement."""
     with one_lane.lane() as lane:
         if marker is not None:
-            lane.publisher.start(0)
-            lane.publisher.publish({0: Marker(marker)}, ())
-        one_lane.query("UPDATE outbox_lane SET batch_number = %s", batch_number)
+            set_marker(one_lane, marker)
+        one_lane.query("UPDATE outbox_lane SET batch_number = %s, token = %s", batch_number, uuid4())
         one_lane.accept(1)
         lane.recover()
         assert lane.lane.status == LaneStatus(LaneState.REFUSED, reason)
         assert lane.run_once() == 0
     assert one_lane.orders() == []
     assert one_lane.statuses() == {"pending": 1}
+
+
+def test_a_copy_of_the_database_that_goes_on_is_refused_by_its_token(one_lane: System) -> None:
+    """Guard 9: tokens are compared, and not only numbers: both histories have the same ones."""
+    with one_lane.lane() as lane:
+        lane.recover()
+        one_lane.accept(1)
+        lane.drain()
+    with copied(one_lane) as copy, one_lane.lane() as lane, copy.lane() as of_copy:
+        of_copy.recover()
+        copy.accept(1)
+        rows = of_copy.claim()
+        lane.recover()
+        one_lane.accept(1)
+        lane.drain()
+        assert lane.marker() == of_copy.next_marker(0).batch_number == 2
+        with pytest.raises(InDoubt):
+            of_copy.session.batches.publish({0: rows})
+        of_copy.recover()
+        assert of_copy.lane.status == LaneStatus(LaneState.REFUSED, "marker_foreign")
+        assert of_copy.run_once() == 0
+    one_lane.check_exactly_once(2)
 
 
 def test_acknowledging_never_turns_a_running_worker_back(one_lane: System) -> None:
@@ -247,3 +300,91 @@ def test_the_lock_of_a_lost_lane_is_released(system: System) -> None:
             with closing(system.connect()) as conn:
                 assert try_lock_lane(conn, read_identity(conn), 0)
                 assert not try_lock_lane(conn, read_identity(conn), 1)
+
+
+# ---- the evidence -------------------------------------------------------------------------------
+
+
+def test_a_read_that_ends_before_the_barrier_is_not_accepted(one_lane: System) -> None:
+    """Guard 10: records that a foreign open transaction hides would be sent a second time."""
+    one_lane.accept(2)
+    with one_lane.lane() as lane:
+        lane.recover()
+        with open_transaction(one_lane, one_lane.settings.output_topic):
+            assert lane.run_once() == 2
+            lane.recover()
+        lane.recover()
+        lane.drain()
+    one_lane.check_exactly_once(2)
+
+
+def test_a_late_copy_of_a_barriers_abort_ends_no_transaction_of_ours(
+    wired_lane: System, wired: WiredKafka
+) -> None:
+    """Guard 11: barriers have a transactional id of their own."""
+    aborts, late = list[Frame](), 0
+
+    def keep_and_replay(connection: Connection, frame: Frame) -> None:
+        nonlocal late
+        if aborts:  # this one commits
+            replay(wired.behind_proxy, aborts[0])
+            late += 1
+        else:
+            aborts.append(frame)
+        connection.forward(frame)
+
+    wired_lane.accept(2)
+    with (
+        wired.proxied(Rule("EndTxn", keep_and_replay, hit=0)) as proxied,
+        led_through(wired_lane, proxied).lane() as lane,
+    ):
+        lane.recover()
+        lane.drain()
+    assert late == 2  # at the first marker, and at the batch
+    wired_lane.check_exactly_once(2)
+
+
+@pytest.mark.parametrize("there", ["marker", "records"])
+def test_the_log_decides_and_not_the_marker(one_lane: System, there: str) -> None:
+    """Guard 12: brokers may end a transaction in one partition early, and not in the other."""
+    one_lane.accept(3)
+    with one_lane.lane() as lane:
+        lane.recover()
+        rows = lane.claim()
+        if there == "marker":
+            lane.publisher.publish({0: lane.next_marker(0)}, ())
+        else:
+            lane.publisher.publish({}, rows)
+        lane.recover()
+        assert lane.marker() == one_lane.query("SELECT batch_number FROM outbox_lane")[0][0]
+        lane.drain()
+    one_lane.check_exactly_once(3)
+
+
+def test_a_claim_notes_where_a_search_begins(one_lane: System) -> None:
+    """Guard 13: in its own transaction, or nobody could tell whether the log still has the batch."""
+    one_lane.accept(2)
+    one_lane.start("relay", crash_at="relay.begun").wait_killed()
+    ((start,),) = one_lane.query("SELECT search_start FROM outbox_lane")
+    ((topic_id, offsets),) = [start[one_lane.settings.output_topic]]
+    assert topic_id
+    assert offsets == [0, 0]
+    one_lane.start("relay")
+    one_lane.check_exactly_once(2)
+
+
+def test_what_is_sent_again_has_a_number_and_a_token_of_its_own(one_lane: System) -> None:
+    """Guard 14: or a restore to before the decision would look like the same history."""
+    one_lane.accept(2)
+    with one_lane.lane() as lane:
+        lane.recover()
+        first = lane.marker()
+        lane.claim()
+        claimed = lane.next_marker(0)
+        lane.recover()
+        again = lane.next_marker(0)
+        assert (first, claimed.batch_number, again.batch_number) == (0, 1, 2)
+        assert again.token != claimed.token
+        assert lane.markers(0) == {0: again}
+        lane.drain()
+    one_lane.check_exactly_once(2)

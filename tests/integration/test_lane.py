@@ -3,23 +3,20 @@
 import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import replace
 from threading import Thread
 from uuid import uuid4
 
 import pytest
-from confluent_kafka import OFFSET_INVALID, KafkaException
+from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 
 from outbox import InDoubt, Message, OutboxRow, RecordRejected, enqueue, transaction
-from outbox.lane import Outcome, compare
-from outbox.markers import Marker, marker_group, parse_marker
+from outbox.markers import Marker
 from outbox.outbox_rows import MAX_BATCH_BYTES, ClaimRequest, claim
-from outbox.timings import PRODUCTION
 from testkit.eventually import eventually
 from testkit.proxied import led_through, postgres_proxied
 from testkit.proxy import ANY, Connection, Rule
-from testkit.system import OwnedLane, System, limit_messages
+from testkit.system import OwnedLane, System, limit_messages, own_headers
 from testkit.wire_protocol import Frame
 
 
@@ -133,7 +130,7 @@ def test_a_backlog_of_long_rows_is_taken_in_portions_that_fit_into_memory(
         assert MAX_BATCH_BYTES - 1_000_000 < sum(row.size_bytes for row in claimed) <= MAX_BATCH_BYTES
         lane.recover()
         lane.drain()
-    found = [(record.key(), record.value(), record.headers() or []) for record in one_lane.read(topic)]
+    found = [(record.key(), record.value(), own_headers(record)) for record in one_lane.read(topic)]
     sent = [(m.key, m.value, list(m.headers)) for m in messages]
     assert sorted(found) == sorted(sent)
     assert [one for one in found if one[0] == b"key"] == [one for one in sent if one[0] == b"key"]
@@ -181,7 +178,7 @@ def test_headers_keys_and_tombstones_arrive_as_they_were(one_lane: System) -> No
         lane.recover()
         lane.drain()
     found = {
-        (record.key(), record.value(), tuple(record.headers() or ())) for record in one_lane.read(topic)
+        (record.key(), record.value(), tuple(own_headers(record))) for record in one_lane.read(topic)
     }
     assert found == {(m.key, m.value, tuple(m.headers)) for m in messages}
 
@@ -228,11 +225,13 @@ def test_a_producer_that_lost_a_connection_is_renewed_before_the_next_batch(one_
 def test_a_report_of_the_batch_before_rejects_no_record_of_the_next(one_lane: System) -> None:
     """A producer that was fenced in between fails as the transaction begins: that is a doubt."""
     limit_messages(one_lane, 2000)
-    row = OutboxRow(0, 1, one_lane.settings.output_topic, b"k", b"x" * 5000, None, 0.0, 5001)
+    row = OutboxRow(
+        0, 1, one_lane.settings.output_topic, b"k", b"x" * 5000, None, str(uuid4()), 0.0, 5001
+    )
     with one_lane.lane() as lane:
         lane.recover()
         with pytest.raises(RecordRejected):
-            lane.publisher.publish({0: Marker(1, 1)}, [row])
+            lane.publisher.publish({0: Marker(1, uuid4())}, [row])
         lane.publisher.start(0)
         with one_lane.lane(owner=False) as other:
             other.publisher.start(0)
@@ -242,7 +241,7 @@ def test_a_report_of_the_batch_before_rejects_no_record_of_the_next(one_lane: Sy
         with suppress(KafkaException, SystemError):
             producer.flush(10)  # it learns here that it was fenced
         with pytest.raises(InDoubt):
-            lane.publisher.publish({0: Marker(1, 1)}, [row])
+            lane.publisher.publish({0: Marker(1, uuid4())}, [row])
 
 
 def test_a_missing_topic_parks_nothing_and_the_lane_waits(one_lane: System) -> None:
@@ -264,20 +263,6 @@ def test_a_new_lane_has_a_marker_before_it_claims(one_lane: System) -> None:
         assert lane.marker() == 0
 
 
-def test_an_idle_lane_commits_its_marker_again_before_it_expires(one_lane: System) -> None:
-    one_lane.accept(1)
-    with one_lane.lane() as lane:
-        lane.recover()
-        lane.drain()
-        forget_markers(one_lane)
-        lane.session.idle()
-        assert lane.marker() is None  # committed a moment ago: not yet
-        since = lane.lane.marker_sent_at - PRODUCTION.marker_refresh_s
-        lane.session.owned.update(replace(lane.lane, marker_sent_at=since))
-        lane.session.idle()
-        assert lane.marker() == 1
-
-
 def test_a_repaired_lane_goes_on_by_itself(one_lane: System) -> None:
     one_lane.accept(2)
     one_lane.query("UPDATE outbox_lane SET batch_number = 7")
@@ -286,47 +271,6 @@ def test_a_repaired_lane_goes_on_by_itself(one_lane: System) -> None:
     one_lane.query("UPDATE outbox_lane SET batch_number = 0")
     one_lane.check_exactly_once(2)
     assert relay.log.read_text().count("the marker in Kafka is missing") == 1
-
-
-@pytest.mark.parametrize(
-    ("marker", "batch_number", "rows", "outcome"),
-    [
-        (None, 0, 0, Outcome.NEW_LANE),
-        (None, 1, 1, Outcome.MARKER_MISSING),
-        (Marker(0, 0), 0, 0, Outcome.PUBLISHED),
-        (Marker(5, 3), 5, 3, Outcome.PUBLISHED),
-        (Marker(5, 3), 5, 0, Outcome.PUBLISHED),  # and acknowledged
-        (Marker(5), 5, 3, Outcome.PUBLISHED),  # of a release that did not note the rows
-        (Marker(5, 1), 5, 3, Outcome.MARKER_AHEAD),  # shrunk, and Postgres lost that
-        (Marker(5, 0), 5, 1, Outcome.MARKER_AHEAD),  # parked, and Postgres lost that
-        (Marker(4, 3), 5, 1, Outcome.NOT_PUBLISHED),
-        (Marker(3, 1), 5, 1, Outcome.MARKER_BEHIND),
-        (Marker(6, 1), 5, 1, Outcome.MARKER_AHEAD),
-        (Marker(1, 1), 0, 0, Outcome.MARKER_AHEAD),
-    ],
-)
-def test_the_outcome_follows_from_marker_and_batch(
-    marker: Marker | None, batch_number: int, rows: int, outcome: Outcome
-) -> None:
-    assert compare(marker, batch_number, rows) is outcome
-
-
-@pytest.mark.parametrize(
-    ("offset", "metadata", "marker"),
-    [
-        (OFFSET_INVALID, "", None),
-        (7, "", Marker(7)),
-        (7, "3", Marker(7, 3)),
-        (7, "0", Marker(7, 0)),
-        (7, "-1", Marker(7)),
-        (7, "by hand", Marker(7)),
-        (7, "\N{SUPERSCRIPT TWO}", Marker(7)),
-    ],
-)
-def test_a_marker_is_read_with_any_metadata_beside_its_offset(
-    offset: int, metadata: str, marker: Marker | None
-) -> None:
-    assert parse_marker(offset, metadata) == marker
 
 
 @contextmanager
@@ -345,12 +289,4 @@ def create_topic(system: System, topic: str) -> None:
     """Create a topic."""
     admin = AdminClient(dict(system.settings.kafka))
     for future in admin.create_topics([NewTopic(topic, 1, 1)]).values():
-        future.result(10)
-
-
-def forget_markers(system: System) -> None:
-    """Delete the marker group, as its expiry would."""
-    ((identity,),) = system.query("SELECT identity FROM outbox_identity")
-    admin = AdminClient(dict(system.settings.kafka))
-    for future in admin.delete_consumer_groups([marker_group(identity)]).values():
         future.result(10)

@@ -80,12 +80,11 @@ def test_a_frozen_relay_loses_its_lanes_by_itself(one_lane: System) -> None:
     [
         pytest.param("owner_checked", marks=pytest.mark.slow),
         pytest.param("fenced", marks=pytest.mark.slow),
-        pytest.param("marker_read", marks=pytest.mark.slow),
+        pytest.param("evidence_read", marks=pytest.mark.slow),
         "decided",
         "claimed:2",
         pytest.param("begun:2", marks=pytest.mark.slow),
         pytest.param("produced:3", marks=pytest.mark.slow),
-        pytest.param("marked:3", marks=pytest.mark.slow),
         "published:3",
     ],
 )

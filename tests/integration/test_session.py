@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
-from dataclasses import replace
 from itertools import chain, count
 from typing import Any
 from uuid import uuid4
@@ -23,10 +22,8 @@ from outbox import (
 from outbox.batch import Batch
 from outbox.lane import LaneStatus
 from outbox.lane_rows import lock_lanes, read_lanes, take_lane
-from outbox.markers import Marker
 from outbox.message import lane_of
 from outbox.recovery import Decision
-from outbox.timings import PRODUCTION
 from testkit.disagreement import back_up, restore, set_marker
 from testkit.eventually import eventually
 from testkit.system import LANES, OwnedLane, System, limit_messages
@@ -58,9 +55,8 @@ def begin(lanes: OwnedLane) -> None:
     """Claim what waits, and leave it in an open transaction with its markers."""
     batch = lanes.session.batches.acknowledge_and_claim(lanes.session.owned.lanes)
     lanes.publisher.producer.begin_transaction()
-    lanes.publisher.send_records(chain.from_iterable(batch.values()))
-    owned = lanes.session.owned.lanes
-    lanes.publisher.send_markers({number: Marker(owned[number].batch_number) for number in batch})
+    markers = {number: lanes.next_marker(number) for number in batch}
+    lanes.publisher.send_records(chain.from_iterable(batch.values()), markers)
 
 
 def test_one_kafka_transaction_carries_a_batch_of_every_lane(system: System) -> None:
@@ -75,7 +71,9 @@ def test_one_kafka_transaction_carries_a_batch_of_every_lane(system: System) -> 
             == [(1, 1, 0)] * LANES
         )
         lanes.publisher.commit()
-        assert lanes.markers.read(ALL, 5) == dict.fromkeys(ALL, Marker(1))
+        markers = lanes.markers(*ALL)
+        assert markers == {number: lanes.next_marker(number) for number in ALL}
+        assert {marker.batch_number for marker in markers.values() if marker} == {1}
         lanes.drain()
     assert sent(system) == [0, 1, 2, 3]
     assert system.query("SELECT count(*) FROM outbox") == [(0,)]
@@ -98,14 +96,14 @@ def test_a_new_owner_fences_the_transactional_id_of_the_batch(system: System) ->
     assert sent(system) == [1, 2]
 
 
-def test_a_marker_refreshed_under_another_id_is_fenced_too(system: System) -> None:
+def test_a_marker_sent_under_another_id_is_fenced_too(system: System) -> None:
     """Guard: the transactional lane is committed by the recovery. A late marker of an idle
     lane would otherwise fall behind the successor's.
     """
     with system.lane(1, 2) as older:
         older.recover()
         older.publisher.producer.begin_transaction()
-        older.publisher.send_markers({2: Marker(0)})
+        older.publisher.send_records((), {2: older.next_marker(2)})
         with system.lane(2, owner=False) as successor:
             successor.recover()
             put(system, (2,))
@@ -146,7 +144,7 @@ def test_after_a_restore_every_id_is_fenced_with_any_transactional_lane_in_the_r
         with system.lane(2) as successor:
             successor.recover()
             with pytest.raises(InDoubt):
-                frozen.publisher.publish({2: Marker(1)}, batch[2])
+                frozen.session.batches.publish(batch)
             assert successor.drain() == 1
     assert sent(system) == [2]
 
@@ -175,12 +173,12 @@ def test_rows_that_are_put_back_while_the_relay_works_are_not_sent_again(
         lane.recover()
         put(system, (2,))
         system.query("CREATE TABLE older_lane AS TABLE outbox_lane")
-        system.query("CREATE TABLE older AS SELECT lane, topic, key, value FROM outbox")
+        system.query("CREATE TABLE older AS SELECT lane, topic, key, value, message_id FROM outbox")
         assert lane.drain() == 1
         with closing(system.connect()) as conn, transaction(conn):
             conn.execute(empty.encode())
             conn.execute("INSERT INTO outbox_lane SELECT * FROM older_lane")
-            conn.execute("INSERT INTO outbox (lane, topic, key, value) TABLE older")
+            conn.execute("INSERT INTO outbox (lane, topic, key, value, message_id) TABLE older")
         with pytest.raises(InDoubt):
             lane.run_once()
         lane.recover()
@@ -191,7 +189,7 @@ def test_rows_that_are_put_back_while_the_relay_works_are_not_sent_again(
 @pytest.mark.fault(10)
 @pytest.mark.parametrize("rows", [1, 3])
 def test_a_restore_to_before_a_batch_was_shrunk_is_seen(system: System, rows: int) -> None:
-    """The number is the same: rows that were left out of the batch, or parked, would be lost."""
+    """What is sent again has a number and a token of its own: what was parked is not sent."""
     with system.lane(2) as lane:
         lane.recover()
         put(system, (2,) * rows)
@@ -200,7 +198,7 @@ def test_a_restore_to_before_a_batch_was_shrunk_is_seen(system: System, rows: in
     with system.lane(2) as lane:
         lane.session.recovery.note_rejection(RecordRejected("too large", lane=2))
         lane.recover()
-        assert lane.marker() == 1
+        assert lane.marker() == 2
     restore(system)
     with system.lane(2) as lane:
         lane.recover()
@@ -325,21 +323,6 @@ def test_a_refused_lane_is_not_acknowledged_and_blocks_no_other(system: System) 
         assert {number for number, lane in lanes.session.owned.lanes.items() if lane.refused} == {1}
         assert system.query("SELECT DISTINCT lane FROM outbox") == [(1,)]
         assert system.query("SELECT count(*) FROM outbox") == [(2,)]
-
-
-def test_the_marker_of_an_idle_lane_is_committed_with_batches_of_others(system: System) -> None:
-    """And the rows of a busy lane go out with theirs, however old it is."""
-    with system.lane(0, 1) as lanes:
-        lanes.recover()
-        for number in (0, 1):
-            lane = lanes.session.owned.lanes[number]
-            since = lane.marker_sent_at - 2 * PRODUCTION.marker_refresh_s
-            lanes.session.owned.update(replace(lane, marker_sent_at=since))
-        put(system, (0,))
-        lanes.run_once()
-        assert not lanes.session.stale_markers()
-        assert lanes.markers.read((0, 1), 5) == {0: Marker(1, 1), 1: Marker(0, 0)}
-    assert sent(system) == [0]
 
 
 def test_the_locks_wait_for_a_take_over_that_is_being_committed(system: System) -> None:

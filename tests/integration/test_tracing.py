@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from uuid import uuid4
 
 import pytest
 from opentelemetry import trace
@@ -92,7 +93,7 @@ def traced(number: int, topic: str = "orders") -> Message:
 def row_of(message: Message) -> OutboxRow:
     """Return what the relay claims of a message."""
     headers = json.loads(encode_headers(message.headers) or "null")
-    return OutboxRow(0, 1, message.topic, message.key, message.value, headers, 0.0, 2)
+    return OutboxRow(0, 1, message.topic, message.key, message.value, headers, str(uuid4()), 0.0, 2)
 
 
 def test_no_link_is_dropped_of_a_batch_with_more_than_a_span_may_have(
