@@ -119,9 +119,9 @@ def test_an_earlier_id_is_fenced_once_and_not_at_every_doubt(system: System) -> 
         with system.lane(2, owner=False) as newcomer:
             rows = read_lanes(newcomer.conn, newcomer.session.owned.epochs([2]))
             assert not rows[2].maybe_restored
-            newcomer.session.recovery.fence(rows, 2)  # and then the markers cannot be read
+            newcomer.session.recovery.fence(rows)  # and then the markers cannot be read
             neighbour.recover()
-            newcomer.session.recovery.fence(rows, 2)
+            newcomer.session.recovery.fence(rows)
             put(system, (1,))
             assert neighbour.drain() == 1
 

@@ -10,7 +10,7 @@ from confluent_kafka import KafkaException, Producer
 
 from outbox import Relay
 from outbox.kafka_config import KEY_PARTITIONERS, LIMITED, REFUSED, property_refusal
-from outbox.markers import KafkaConfig
+from outbox.kafka_calls import KafkaConfig
 from outbox.producers import REQUIRED_CONFIG
 
 # Neither order, nor transactions, nor offsets rest on these, whatever their value: a value that is too
