@@ -75,7 +75,7 @@ class Producers:
         return self._new(f"{transactional_lane}", {})
 
     def new_for_barriers(self, transactional_lane: int) -> Producer:
-        """Make a producer that reports where its records are, under an id apart. Raises InDoubt."""
+        """Make a producer that reports where records are, under an id of its own. Raises InDoubt."""
         return self._new(f"barrier-{transactional_lane}", BARRIER_CONFIG)
 
     def _new(self, name: str, changed: KafkaConfig) -> Producer:

@@ -10,7 +10,7 @@ from confluent_kafka import Producer
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from outbox.admin import Marker, marker_key
-from testkit.empty_installation import run_in_process
+from testkit.empty_installation import end_all, run_in_process
 from testkit.system import Running, System
 
 SECRET = "user:pw@"
@@ -65,9 +65,12 @@ def copied(system: System) -> Iterator[System]:
     back_up(system)
     name, admin = _database(system)
     url = make_conninfo(system.settings.database_url, dbname=f"{name}_backup")
+    (system.directory / "copy").mkdir()
+    copy = System(system.environ | {"DATABASE_URL": url}, system.directory / "copy")
     try:
-        yield System(system.environ | {"DATABASE_URL": url}, system.directory)
+        yield copy
     finally:
+        end_all(copy)
         with psycopg.connect(admin, autocommit=True) as conn:
             conn.execute(f"DROP DATABASE {name}_backup WITH (FORCE)".encode())
 

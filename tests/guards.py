@@ -18,6 +18,7 @@ ROOT = Path(__file__).parent.parent
 COPIED = ("orchestrator", "outbox", "schema", "testkit", "tests", "pyproject.toml")
 GUARDS_TEST = "tests/integration/test_guards.py"
 SESSION_TEST = "tests/integration/test_session.py"
+EVIDENCE_TEST = "tests/integration/test_evidence.py"
 DEFERRED_TEST = "tests/integration/test_deferred.py"
 
 
@@ -59,12 +60,98 @@ GUARDS = [
         in_model="inflight committed first",
     ),
     Guard(
-        "fence before reading the marker",
+        "fence before reading the evidence",
         "outbox/recovery.py",
-        "        self.fence(rows)\n        markers = self._publisher.read_markers(rows)\n",
-        "        markers = self._publisher.read_markers(rows)\n        self.fence(rows)\n",
-        f"{GUARDS_TEST}::test_a_transaction_that_commits_just_before_the_fence_counts",
+        "        self.fence(rows)\n"
+        "        evidence = self._publisher.read_evidence(self._searches(rows))\n",
+        "        evidence = self._publisher.read_evidence(self._searches(rows))\n"
+        "        self.fence(rows)\n",
+        f"{GUARDS_TEST} -k commits_just_before",
         in_model="fence before the marker is read",
+    ),
+    Guard(
+        "barrier before the read",
+        "outbox/log_reader.py",
+        "                raise HeldUp({partition: ends[partition] for partition in left})\n",
+        "                return  # up to the last stable offset\n",
+        f"{GUARDS_TEST} -k ends_before_the_barrier",
+    ),
+    Guard(
+        "barriers under an id of their own",
+        "outbox/producers.py",
+        'self._new(f"barrier-{transactional_lane}", BARRIER_CONFIG)',
+        'self._new(f"{transactional_lane}", BARRIER_CONFIG)',
+        f"{GUARDS_TEST} -k barriers_abort",
+    ),
+    Guard(
+        "the log decides",
+        "outbox/recovery.py",
+        "        if row.inflight:\n",
+        "        if row.inflight and outcome is not Outcome.PUBLISHED:\n",
+        f"{GUARDS_TEST} -k log_decides",
+    ),
+    Guard(
+        "a record's bytes compared",
+        "outbox/evidence.py",
+        "        if differing is not None:\n",
+        "        if differing is not None and not differing:\n",
+        f"{EVIDENCE_TEST} -k other_bytes",
+    ),
+    Guard(
+        "tokens compared",
+        "outbox/lane.py",
+        "    if marker.token == batch.token:\n",
+        "    if marker.batch_number == batch.batch_number:\n",
+        f"{GUARDS_TEST} -k refused_by_its_token",
+    ),
+    Guard(
+        "search start written with the claim",
+        "outbox/batch.py",
+        "search_start=encode_start(self._publisher.topics.ends({one.topic for one in rows}))",
+        "search_start=None",
+        f"{GUARDS_TEST} -k notes_where_a_search_begins",
+    ),
+    Guard(
+        "search start no later than readers are",
+        "outbox/output_topics.py",
+        "            isolation_level=IsolationLevel.READ_COMMITTED,\n",
+        "",
+        f"{EVIDENCE_TEST} -k behind_a_foreign",
+    ),
+    Guard(
+        "what is sent again has a number of its own",
+        "outbox/recovery.py",
+        "            batch_number=row.batch_number + 1,\n",
+        "",
+        f"{GUARDS_TEST} -k sent_again_has_a_number",
+    ),
+    Guard(
+        "what is sent again has a token of its own",
+        "outbox/recovery.py",
+        "            inflight=[one.id for one in rows],\n            token=uuid4(),\n",
+        "            inflight=[one.id for one in rows],\n",
+        f"{GUARDS_TEST} -k sent_again_has_a_number",
+    ),
+    Guard(
+        "log start compared with the search start",
+        "outbox/evidence.py",
+        "            if self._log_starts[topic, number] > start.start(number):\n",
+        "            if False:\n",
+        f"{EVIDENCE_TEST} -k begins_after_the_batch",
+    ),
+    Guard(
+        "topic ids compared",
+        "outbox/evidence.py",
+        "        if start.topic_id not in {None, end.topic_id}:\n",
+        "        if False:\n",
+        f"{EVIDENCE_TEST} -k that_was_recreated",
+    ),
+    Guard(
+        "compacted topics tell nothing of missing records",
+        "outbox/evidence.py",
+        "        if topic in self._compacted:\n",
+        "        if False:\n",
+        f"{EVIDENCE_TEST} -k compacted_topic_can_tell",
     ),
     Guard(
         "earlier ids fenced",
@@ -83,16 +170,9 @@ GUARDS = [
     Guard(
         "a lane row that was put back leads to a recovery",
         "outbox/batch.py",
-        "if row.batch_number != self._owned.lanes[number].batch_number:",
+        "if row.token != self._owned.lanes[number].token:",
         "if False:",
         f"{SESSION_TEST} -k put_back",
-    ),
-    Guard(
-        "rows of the batch noted in the marker",
-        "outbox/lane.py",
-        "        same = not rows or marker.rows in {None, rows}\n",
-        "        same = True\n",
-        f"{SESSION_TEST} -k shrunk_is_seen",
     ),
     Guard(
         "lanes that back off left out",
@@ -104,8 +184,8 @@ GUARDS = [
     Guard(
         "transactional lane committed first",
         "outbox/recovery.py",
-        "transactional_lane=self._publisher.transactional_lane, maybe_restored=False",
-        "maybe_restored=False",
+        "transactional_lane=self._publisher.transactional_lane,\n            token=",
+        "token=",
         f"{SESSION_TEST} -k under_another_id",
     ),
     Guard(
@@ -119,9 +199,9 @@ GUARDS = [
     Guard(
         "marker in the records' transaction",
         "outbox/publisher.py",
-        '        crash_point("relay.produced")\n',
-        '        crash_point("relay.produced")\n'
-        "        self.commit()\n        self.producer.begin_transaction()\n",
+        "            self.send_records(rows, markers)\n",
+        "            self.send_records(rows, {})\n            self.commit()\n"
+        "            self.producer.begin_transaction()\n            self.send_records((), markers)\n",
         f"{GUARDS_TEST}::test_records_and_marker_are_there_together_or_not_at_all",
     ),
     Guard(

@@ -4,42 +4,18 @@ A staging environment made from a backup, a second primary: both count on from t
 under the same transactional ids. Each fences the other; the token in the marker tells them apart.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Mapping
 from uuid import UUID
 
-import psycopg
 import pytest
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from outbox import InDoubt
 from outbox.evidence import Evidence, Search
-from testkit.disagreement import repair
-from testkit.empty_installation import end_all
+from testkit.disagreement import copied, repair
 from testkit.eventually import eventually
 from testkit.system import System
 
 KEY = UUID(int=7)
-
-
-@contextmanager
-def copied(system: System, directory: Path) -> Iterator[System]:
-    """Copy the database as it is, without sessions on it; yield the same installation on the copy."""
-    url = system.settings.database_url
-    name, admin = str(conninfo_to_dict(url)["dbname"]), make_conninfo(url, dbname="postgres")
-    with psycopg.connect(admin, autocommit=True) as conn:
-        conn.execute(f"CREATE DATABASE {name}_copy TEMPLATE {name}".encode())
-    (directory / "copy").mkdir()
-    copy = System(
-        system.environ | {"DATABASE_URL": make_conninfo(url, dbname=f"{name}_copy")}, directory / "copy"
-    )
-    try:
-        yield copy
-    finally:
-        end_all(copy)
-        with psycopg.connect(admin, autocommit=True) as conn:
-            conn.execute(f"DROP DATABASE {name}_copy WITH (FORCE)".encode())
 
 
 def workers_sent(system: System) -> list[UUID]:
@@ -55,13 +31,13 @@ def check_sent_once(system: System) -> None:
 
 
 @pytest.mark.fault(40)
-def test_a_batch_of_the_copy_is_not_taken_for_ours(one_lane: System, tmp_path: Path) -> None:
+def test_a_batch_of_the_copy_is_not_taken_for_ours(one_lane: System) -> None:
     """Guard: tokens, not numbers, tell two histories apart. Batches of one size have equal numbers."""
     one_lane.accept(5, KEY)
     with one_lane.lane(0, batch_size=5) as before:
         before.recover()
         before.drain()
-    with copied(one_lane, tmp_path) as copy:
+    with copied(one_lane) as copy:
         one_lane.accept(5, KEY)
         copy.accept(5, KEY)
         with one_lane.lane(0, batch_size=5) as original, copy.lane(0, batch_size=5) as other:
@@ -79,13 +55,13 @@ def test_a_batch_of_the_copy_is_not_taken_for_ours(one_lane: System, tmp_path: P
 
 @pytest.mark.fault(40)
 @pytest.mark.parametrize("in_flight", [False, True])
-def test_rows_that_both_have_are_sent_once(one_lane: System, tmp_path: Path, in_flight: bool) -> None:
+def test_rows_that_both_have_are_sent_once(one_lane: System, in_flight: bool) -> None:
     one_lane.accept(5, KEY)
     with one_lane.lane(0) as before:
         before.recover()
         if in_flight:
             before.claim()
-    with copied(one_lane, tmp_path) as copy:
+    with copied(one_lane) as copy:
         with copy.lane(0) as other:
             other.recover()
             other.drain()
@@ -102,13 +78,13 @@ def test_rows_that_both_have_are_sent_once(one_lane: System, tmp_path: Path, in_
 
 @pytest.mark.fault(40)
 def test_a_copy_that_publishes_while_the_original_recovers_is_seen(
-    one_lane: System, tmp_path: Path
+    one_lane: System,
 ) -> None:
     """Guard: the publishing producer is made before the evidence is read, not after."""
     one_lane.accept(5, KEY)
     with one_lane.lane(0) as before:
         before.recover()
-    with copied(one_lane, tmp_path) as copy, one_lane.lane(0) as original, copy.lane(0) as other:
+    with copied(one_lane) as copy, one_lane.lane(0) as original, copy.lane(0) as other:
         read = original.publisher.read_evidence
 
         def read_slowly(searches: Mapping[int, Search]) -> dict[int, Evidence]:
@@ -128,12 +104,12 @@ def test_a_copy_that_publishes_while_the_original_recovers_is_seen(
 
 
 @pytest.mark.fault(40)
-def test_both_processes_at_work_lose_nothing_and_say_so(one_lane: System, tmp_path: Path) -> None:
+def test_both_processes_at_work_lose_nothing_and_say_so(one_lane: System) -> None:
     relay = one_lane.start("relay")
     one_lane.accept(10)
     eventually(lambda: one_lane.statuses() == {"deployed": 10})
     relay.kill()
-    with copied(one_lane, tmp_path) as copy:
+    with copied(one_lane) as copy:
         relays = [one_lane.start("relay"), copy.start("relay")]
         for system in (one_lane, copy) * 3:
             system.accept(10)

@@ -1,9 +1,11 @@
 """Three brokers, three replicas, two in sync: any one may go, whatever it was to us."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from uuid import UUID
 
 import pytest
@@ -16,7 +18,7 @@ from orchestrator.runtime.setup import set_up
 from testkit.containers import TEST_KAFKA_VERSION
 from testkit.empty_installation import bare_system
 from testkit.eventually import eventually
-from testkit.private_servers import wait_ready
+from testkit.private_servers import pause, wait_ready, wake
 from testkit.servers import server_directory
 from testkit.system import LANES, System, topics_of
 from tests.faults.kafka_servers import stream
@@ -192,3 +194,43 @@ def test_a_rolling_restart_under_load_loses_and_doubles_nothing(own: System, clu
     wait_ready(*processes)
     for process in processes:
         process.stop()
+
+
+# ---- a broker that was replaced and does not know it yet -------------------------------------------
+
+LED: dict[str, Callable[[Cluster, System], int]] = {
+    "marker": lambda cluster, system: cluster.leader(system.settings.marker_topic, 0),
+    "output": lambda cluster, system: cluster.leader(system.settings.output_topic, 0),
+}
+
+
+@pytest.mark.fault(39)
+@pytest.mark.slow
+@pytest.mark.timeout(5400)
+@pytest.mark.parametrize("rounds", [40])
+def test_a_replaced_leader_that_wakes_during_a_recovery_tells_nothing_old(
+    own: System, cluster: Cluster, rounds: int
+) -> None:
+    """Guard: evidence is read behind a barrier, which a leader that was replaced cannot have."""
+    random = Random(rounds)
+    for number in range(1, rounds + 1):
+        eventually(lambda: cluster.is_whole(*topics_of(own)), RESUME_S)
+        led = LED[random.choice([*LED])]
+        first = own.start("relay", crash_at="relay.published:2" if number == 1 else "relay.published:1")
+        eventually(lambda: first.logged("lane active"), RESUME_S)
+        frozen = cluster.nodes[led(cluster, own)]
+        pause(frozen.pid)
+        try:
+            eventually(lambda: led(cluster, own) not in {frozen.node, -1}, RESUME_S)
+            own.accept(3, UUID(int=number % 3))
+            first.wait_killed(RESUME_S)
+            point = random.choice(["owner_checked", "fenced", "barrier_written"])
+            second = own.start("relay", crash_at=f"relay.{point}:1:freeze")
+            second.wait_frozen(RESUME_S)
+            second.thaw()
+            time.sleep(random.random())
+        finally:
+            wake(frozen.pid)
+        eventually(lambda: own.query("SELECT count(*) FROM outbox") == [(0,)], RESUME_S)
+        second.stop()
+        own.check_exactly_once(3 * number)
