@@ -5,8 +5,9 @@
     python -m tests.chaos --scenarios 5000 --kills 20
 
 Two consumers and three relays are killed, frozen, stopped, cut off at a message; the broker and
-Postgres are killed, frozen and restarted. When the faults end, everything must be deployed within 30 s.
-Exit code 1, and a report in build/, if a record was lost, doubled or out of order.
+Postgres are killed, frozen and restarted. When the faults end, everything must be deployed and read,
+which may take as long as it moves. Exit code 1, and a report in build/, if a record was lost, doubled or
+out of order; if commands or rows still wait and nothing moves; or if the reader stands still.
 """
 
 import argparse
@@ -29,13 +30,14 @@ from uuid import UUID
 
 import msgspec
 import psycopg
+from confluent_kafka import KafkaError, Producer
 from confluent_kafka import Message as Record
-from confluent_kafka import Producer
 
 from orchestrator.cli.demo import count_swapped
 from orchestrator.contract.messages import Command, DeployOrder
 from orchestrator.embedded.server import HOST
-from orchestrator.kafka.reader import open_reader
+from orchestrator.kafka.reader import find_ranges, open_reader
+from orchestrator.kafka.topics import Admin
 from testkit.eventually import eventually
 from testkit.private_servers import Work, own_servers, pause, wake
 from testkit.proxied import postgres_proxied
@@ -51,8 +53,16 @@ SECONDS_A_KILL = 1.0  # how long the commands are spread over
 PAUSE_S = (0.05, 0.5)  # between two faults
 FROZEN_S = (0.5, 2, 8, 12)  # shorter and longer than the time-outs of group, session, transaction
 SERVERS_EVERY_S = (12, 25)  # a fault of a whole server
-DRAIN_S = 30
+STILL_S = 60  # without any progress: longer than the time-outs after which the processes go on
 SAY_S = 10
+FETCHING = (
+    *("fetch_state", "leader", "broker", "leader_epoch", "next_offset", "app_offset"),
+    *("ls_offset", "hi_offset", "fetchq_cnt"),
+)
+
+
+class StandsStill(Exception):
+    """Something did not reach its goal, and has stopped moving."""
 
 
 class Violation(NamedTuple):
@@ -66,12 +76,38 @@ class Violation(NamedTuple):
 
 @dataclass
 class Watcher:
-    """A read_committed reader that knows which number of each key comes next."""
+    """A read_committed reader that knows which number of each key comes next.
+
+    stats: librdkafka's last statistics.
+    """
 
     read: int = 0
+    errors: Counter[str] = field(default_factory=Counter)  # that the client reported, by name
+    stats: str = "{}"
     violations: list[Violation] = field(default_factory=list)
     _next: dict[UUID, int] = field(default_factory=dict)
     _seen: set[UUID] = field(default_factory=set)
+
+    def note_stats(self, stats: str) -> None:
+        """Keep librdkafka's last statistics."""
+        self.stats = stats
+
+    def take(self, record: Record) -> None:
+        """Take what a poll returned: a record, or an error that the client goes on after."""
+        if (error := record.error()) is None:
+            self.check(record)
+        elif error.code() != KafkaError._PARTITION_EOF:
+            self.errors[error.name()] += 1
+
+    def where(self) -> dict[str, dict[str, object]]:
+        """Return where each partition's fetching is, from the last statistics."""
+        topics = json.loads(self.stats).get("topics", {}).values()
+        return {
+            number: {name: partition[name] for name in FETCHING if name in partition}
+            for topic in topics
+            for number, partition in topic["partitions"].items()
+            if partition.get("desired")
+        }
 
     def check(self, record: Record) -> None:
         """Take one record: a key's commands carry the numbers k, k + KEYS, k + 2 KEYS..."""
@@ -143,16 +179,17 @@ class Chaos:
             self._thaw(everything=True)
             self._rules.clear()
             took_s = self._drain()
-            eventually(lambda: self.watcher.read >= self.sent, DRAIN_S)
+            reach(lambda: self.watcher.read, self.sent, "the reader")
         return took_s
 
     def _drain(self) -> float:
-        """Wait until all is deployed; return the seconds it took. Raises AssertionError."""
+        """Wait until all is deployed; return the seconds it took. Raises StandsStill."""
         started = time.monotonic()
         for number, process in enumerate(self._processes):
             if process.process.poll() is not None:
                 self._processes[number] = self._start(number)
-        eventually(lambda: self.work.system.statuses() == {"deployed": self.sent}, DRAIN_S)
+        reach(lambda: sum(self.work.system.statuses().values()), self.sent, "the consumer")
+        reach(lambda: self.work.system.statuses().get("deployed", 0), self.sent, "the relay")
         return time.monotonic() - started
 
     def _inject(self, fault: Callable[..., None], *process: int) -> None:
@@ -214,14 +251,21 @@ class Chaos:
         """Check each record of the output topic as it arrives."""
         stop = Event()
 
-        def watch() -> None:
-            with closing(
-                open_reader(self.work.system.settings.kafka, self.work.system.settings.output_topic)
-            ) as reader:
+        settings = self.work.system.settings
+        watched = {"statistics.interval.ms": 1000, "stats_cb": self.watcher.note_stats}
+
+        def read() -> None:
+            with closing(open_reader({**settings.kafka, **watched}, settings.output_topic)) as reader:
                 while not stop.is_set():
                     for record in reader.consume(1000, 0.1):
-                        if record.error() is None:
-                            self.watcher.check(record)
+                        self.watcher.take(record)
+
+        def watch() -> None:
+            try:
+                read()
+            except Exception as error:  # else it would seem to stand still
+                self.watcher.violations.append(Violation(time.time(), f"reader: {error!r}", "", ""))
+                raise
 
         watcher = Thread(target=watch)
         watcher.start()
@@ -322,6 +366,17 @@ SERVER_FAULTS = [
 ]
 
 
+def reach(count: Callable[[], int], goal: int, what: str) -> None:
+    """Wait until so many are counted, for as long as the number moves. Raises StandsStill."""
+    seen, since = count(), time.monotonic()
+    while seen < goal:
+        time.sleep(0.2)
+        if (now := count()) != seen:
+            seen, since = now, time.monotonic()
+        elif time.monotonic() - since > STILL_S:
+            raise StandsStill(f"{what} stands still at {seen:,} of {goal:,} for {STILL_S} s")
+
+
 # ---- the result -----------------------------------------------------------------------------------
 
 
@@ -329,28 +384,46 @@ def judge(chaos: Chaos) -> tuple[dict[str, object], bool]:
     """Run it and count; return the figures and whether all is as it must be."""
     try:
         drained_s: float | None = chaos.run()
-    except AssertionError as error:
+    except StandsStill as error:
         drained_s = None
         chaos.watcher.violations.append(Violation(time.time(), str(error), "", ""))
-    system = chaos.work.system
+    system, sent = chaos.work.system, chaos.sent
     with closing(system.connect()) as conn:
         swapped = count_swapped(conn)
-    audit = system.audit()
+    audit, unconsumed = system.audit(), count_unconsumed(system)
     letters = len(system.read(system.settings.dead_letter_topic))
     figures: dict[str, object] = {
-        "sent": chaos.sent,
-        "read": chaos.watcher.read,
-        "lost": chaos.sent - audit.published + audit.duplicated,
+        "sent": sent,
+        "not consumed yet": unconsumed,
+        "in the outbox": audit.waiting,
+        "lost": audit.lost + max(sent - audit.accepted - unconsumed, 0),
         "duplicated": audit.duplicated + audit.unknown,
         "reordered": audit.reordered + audit.scattered + swapped,
+        "published": audit.published,
+        "read": chaos.watcher.read,
+        "reader": {"errors": chaos.watcher.errors, "partitions": chaos.watcher.where()},
         "dead letters": letters,
-        "dead letters expected": chaos.sent // BAD_EVERY,
+        "dead letters expected": sent // BAD_EVERY,
         "violations": [violation.what for violation in chaos.watcher.violations],
         "drained in s": drained_s and round(drained_s, 1),
         "faults": dict(sorted(chaos.counts.items())),
     }
     good = audit.passed and not (swapped or chaos.watcher.violations)
-    return figures, good and letters == chaos.sent // BAD_EVERY and audit.published == chaos.sent
+    return figures, good and letters == sent // BAD_EVERY and audit.accepted == audit.published == sent
+
+
+UNCONSUMED = "SELECT partition, next_offset FROM consumed_offsets"
+
+
+def count_unconsumed(system: System) -> int:
+    """Return how many records of the input topic no consumer has committed."""
+    ends = {
+        n: found.end
+        for n, found in find_ranges(Admin(system.settings.kafka), system.settings.input_topic).items()
+    }
+    for partition, next_offset in system.query(UNCONSUMED):
+        ends[partition] -= next_offset
+    return sum(ends.values())
 
 
 def write_report(seed: int, chaos: Chaos, figures: dict[str, object]) -> Path:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from threading import Event, Thread
-from typing import NamedTuple, TextIO
+from typing import Any, NamedTuple, TextIO
 from uuid import uuid4
 
 from confluent_kafka import (
@@ -119,7 +119,7 @@ def read_ranges(
             yield chunk
 
 
-def open_reader(kafka: Mapping[str, str], topic: str) -> Consumer:
+def open_reader(kafka: Mapping[str, Any], topic: str) -> Consumer:
     """Return a read_committed consumer of all of a topic that joins and commits nothing."""
     consumer = _new_reader(kafka)
     partitions = consumer.list_topics(topic, timeout=READ_TIMEOUT_S).topics[topic].partitions
@@ -151,7 +151,7 @@ def tail_topic(
         thread.join()
 
 
-def _new_reader(kafka: Mapping[str, str]) -> Consumer:
+def _new_reader(kafka: Mapping[str, Any]) -> Consumer:
     return Consumer(
         {
             **kafka,
