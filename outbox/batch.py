@@ -68,7 +68,7 @@ class Batches:
     def acknowledge_and_claim(self, numbers: Collection[int]) -> dict[int, list[OutboxRow]]:
         """Acknowledge the batches before and claim the next ones, in one Postgres transaction."""
         started = time.perf_counter()
-        self._publisher.topics.poll()
+        self._publisher.topics.ends(())  # before rows are locked
         with transaction(self._conn):
             before = self._lock(numbers)
             self._acknowledge(before)

@@ -125,14 +125,15 @@ class LogSearch:
         self._log_starts: dict[Partition, int] = {}
 
     def run(self, searches: Mapping[int, Search]) -> dict[int, Evidence]:
-        """Return what was found of each lane. All are read together: ids are unique."""
+        """Return what was found of each lane. Lanes are read together: ids are unique."""
+        records: dict[str, Message] = {}
         for topic in sorted({row.topic for search in searches.values() for row in search.rows}):
             try:
                 self._prepare(topic)
+                records |= self._read(topic, searches)
             except InDoubt as error:
                 self._held_up[topic] = str(error)
-        found = self._read(searches)
-        return {lane: self._conclude(search, found) for lane, search in searches.items()}
+        return {lane: self._conclude(search, records) for lane, search in searches.items()}
 
     def _prepare(self, topic: str) -> None:
         """Find out about a topic, and write its barrier. Raises InDoubt."""
@@ -147,13 +148,12 @@ class LogSearch:
         ends = self._writer.write(partitions)
         self._ends[topic] = TopicEnd(described.topic_id, [ends[one] for one in partitions])
 
-    def _read(self, searches: Mapping[int, Search]) -> dict[str, Message]:
-        """Return the records whose ids are wanted, by id."""
+    def _read(self, topic: str, searches: Mapping[int, Search]) -> dict[str, Message]:
+        """Return the records of a topic whose ids are wanted, by id. Raises InDoubt."""
         wanted = {row.message_id for search in searches.values() for row in search.rows}
         ranges = {
             (topic, number): Range(self._first_offset(topic, number, searches.values()), end)
-            for topic, found in self._ends.items()
-            for number, end in enumerate(found.offsets)
+            for number, end in enumerate(self._ends[topic].offsets)
         }
         records: dict[str, Message] = {}
         try:
@@ -161,11 +161,10 @@ class LogSearch:
                 if (message_id := message_id_of(record)) in wanted:
                     records.setdefault(message_id, record)
         except HeldUp as held:
-            for partition, offset in held.at.items():
-                topic, _ = partition
-                self._held_up[topic] = (
-                    f"{name(partition)}: a transaction of another producer is open at offset {offset}"
-                )
+            partition, offset = next(iter(held.at.items()))
+            self._held_up[topic] = (
+                f"{name(partition)}: a transaction of another producer is open at offset {offset}"
+            )
         return records
 
     def _first_offset(self, topic: str, number: int, searches: Iterable[Search]) -> int:

@@ -31,6 +31,7 @@ from outbox.kafka_calls import RETRY_PAUSE_S, KafkaConfig, Partition, new_admin_
 
 REFRESH_S = 1.0  # the brokers are asked so often while rows come
 MAX_AGE_S = 5.0  # older ends would make a search long: a claim waits for new ones
+RETRY_S = 0.1  # after an error
 REQUEST_S = 5.0
 
 # Nothing can be written to such a topic, so nothing of a batch can be in it.
@@ -83,45 +84,54 @@ class OutputTopics:
         self._error: str | None = None
         self._answered_at = -float("inf")  # monotonic
         self._question: Iterator[None] | None = None
+        self._next_question_at = 0.0  # monotonic
 
     # ---- where they end now -------------------------------------------------------------------------
 
     def poll(self) -> None:
         """Ask for the ends now and then, and take in the answers, without waiting."""
-        if self._question is None and self._names and self._age_s() > REFRESH_S:
+        if self._question is None and self._names and time.monotonic() >= self._next_question_at:
             self._question = self._ask()
+            self._next_question_at = time.monotonic() + REFRESH_S
         if self._question is not None and next(self._question, self) is self:
             self._question = None
+            if self._error:
+                self._next_question_at = time.monotonic() + RETRY_S
 
     def ends(self, topics: Collection[str]) -> SearchStart:
-        """Return where topics end, as they did at most MAX_AGE_S ago. Raises InDoubt."""
-        deadline = time.monotonic() + self._timeout_s
+        """Return where topics end, as they did at most MAX_AGE_S ago. Raises InDoubt.
+
+        Without topics: wait until the answer on those that are known is no older.
+        """
         ticked_at = time.monotonic()
-        self._names.update(topics)
-        while self._age_s() > MAX_AGE_S or not self._ends.keys() >= set(topics):
-            if not self._ends.keys() >= set(topics):
-                self._question = self._question or self._ask()
+        deadline = ticked_at + self._timeout_s
+        if new := set(topics) - self._names:
+            self._names |= new
+            self._next_question_at = 0.0
+        while self._names and not (self._is_fresh() and self._ends.keys() >= set(topics)):
             self.poll()
             now = time.monotonic()
             if now > deadline:
-                raise InDoubt(f"where {', '.join(sorted(topics))} ends is not known: {self._error}")
+                names = ", ".join(sorted(self._names))
+                raise InDoubt(f"where the topics {names} end is not known: {self._error}")
             if now > ticked_at + 1.0:
                 ticked_at = now
                 self._tick()
             time.sleep(RETRY_PAUSE_S / 10)
         return {topic: self._ends[topic] for topic in topics}
 
-    def _age_s(self) -> float:
-        return time.monotonic() - self._answered_at
+    def _is_fresh(self) -> bool:
+        return time.monotonic() < self._answered_at + MAX_AGE_S
 
     def _ask(self) -> Iterator[None]:
         """Ask for ids, then for ends; yields until there is an answer."""
         begun_at = time.monotonic()
-        described = self._admin.describe_topics(
-            TopicCollection(sorted(self._names)), request_timeout=REQUEST_S
-        )
+        described = {}
+        if names := sorted(filter(None, self._names)):  # the client takes no empty one
+            asked = TopicCollection(names)
+            described = self._admin.describe_topics(asked, request_timeout=REQUEST_S)
         yield from until_done(described.values())
-        topics: dict[str, TopicDescription | None] = {}
+        topics: dict[str, TopicDescription | None] = dict.fromkeys(self._names - described.keys())
         for name, future in described.items():
             try:
                 topics[name] = result_or_none(future)
@@ -153,6 +163,8 @@ class OutputTopics:
 
     def describe(self, topic: str) -> TopicEnd | None:
         """Return a topic's id, and offset 0 for each partition; None: missing. Raises InDoubt."""
+        if not topic:  # the client takes no such name
+            return None
         request = self._admin.describe_topics(TopicCollection([topic]), request_timeout=REQUEST_S)
         try:
             found = result_or_none(self._wait(request)[topic])
