@@ -104,7 +104,12 @@ def set_config(system: System, topic: str, name: str, value: str) -> None:
     changed = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=[entry])
     admin.incremental_alter_configs([changed])[changed].result(10)
     asked = ConfigResource(ResourceType.TOPIC, topic)
-    eventually(lambda: admin.describe_configs([asked])[asked].result(10)[name].value == value)
+
+    def is_set() -> bool:
+        answer = admin.describe_configs([asked])[asked]  # a busy broker does not know a new topic yet
+        return answer.exception(10) is None and answer.result()[name].value == value
+
+    eventually(is_set)
 
 
 def check_refused(system: System, lane: OwnedLane, *words: str, rows: int = 3) -> None:
