@@ -13,6 +13,7 @@ from outbox.admin.lanes import (
     count_backlog,
     count_relays,
     list_lanes,
+    list_relays_without_kafka,
 )
 from outbox.admin.parked import (
     ParkedCount,
@@ -100,6 +101,7 @@ __all__ = [
     "find_deferred",
     "find_row",
     "list_lanes",
+    "list_relays_without_kafka",
     "marker_group",
     "read_deferred_reasons",
     "read_identity",

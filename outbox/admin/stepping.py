@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from threading import Event
 
 from outbox.admin.lanes import MARKER_READ_S
+from outbox.kafka_answers import KafkaAnswers
 from outbox.lane import Lane
 from outbox.lane_rows import read_identity
 from outbox.markers import KafkaConfig, Marker, MarkerReader
 from outbox.membership import join, set_idle_timeout
 from outbox.message import OutboxRow
 from outbox.options import RelayOptions
+from outbox.ownership import OwnedLanes
 from outbox.postgres import Connection
 from outbox.publisher import Publisher
 from outbox.session import RelaySession
@@ -86,7 +88,9 @@ def step_relay(
         markers = stack.enter_context(closing(MarkerReader(kafka, identity, marker_topic)))
         made = publisher(kafka, identity, markers, lambda: None, options.timings)
         stack.callback(made.discard)
-        session = RelaySession(conn, identity, made, options, stop)
+        answers = KafkaAnswers(options.timings)
+        owned = OwnedLanes(conn, identity, answers, options)
+        session = RelaySession(conn, owned, made, answers, options, stop)
         if is_owner:
             join(conn, identity)
         take = session.owned.take if is_owner else session.owned.take_epoch

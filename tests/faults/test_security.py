@@ -74,6 +74,7 @@ def acls(system: System) -> dict[str, Acl]:
         "Write output": Acl(WRITE, TOPIC, settings.output_topic),
         "Write dead letters": Acl(WRITE, TOPIC, settings.dead_letter_topic),
         "Read marker topic": Acl(READ, TOPIC, settings.marker_topic),
+        "Write marker topic": Acl(WRITE, TOPIC, settings.marker_topic),
         "Read marker group": Acl(READ, GROUP, f"outbox-{identity}"),
         "Write ids": Acl(WRITE, ResourceType.TRANSACTIONAL_ID, ids, ResourcePatternType.PREFIXED),
     }
@@ -130,6 +131,7 @@ WHO = {
     "Write output": ("relay", "Topic authorization failed"),
     "Write dead letters": ("relay", "Topic authorization failed"),
     "Read marker topic": ("relay", "Topic authorization failed"),
+    "Write marker topic": ("relay", "Topic authorization failed"),
     "Read marker group": ("relay", "Group authorization failed"),
     "Write ids": ("relay", "Transactional Id authorization failed"),
 }

@@ -60,6 +60,7 @@ def find_kafka_permissions(installation: Installation) -> Iterator[Permission]:
         ("relay", f"topic {s.output_topic}", WRITE, True),
         ("relay", f"topic {s.dead_letter_topic}", WRITE, True),
         ("relay", f"topic {s.marker_topic}", READ, False),
+        ("relay", f"topic {s.marker_topic}", WRITE, True),
         *(("relay", f"group {name}", READ, True) for name in marker_groups),
     ):
         allowed = operations[resource]
