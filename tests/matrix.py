@@ -48,6 +48,7 @@ ROWS = {
     35: "a quiet week: marker refreshed, nothing changes",
     36: "one broker of three killed, rolling restart: resumes, nothing lost or published twice",
     37: "Postgres primary killed, synchronous standby promoted: resumes, no acknowledged row is lost",
+    41: "a relay that reaches Postgres and not Kafka: its lanes go to the healthy ones within 15 s",
     42: "rows of `workers` locked or their update refused: lanes go on, named, deployed later",
 }
 
