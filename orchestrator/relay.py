@@ -41,7 +41,7 @@ def run_relay(settings: Settings) -> int:
     )
     health.checks = {
         "postgres": lambda: relay.last_error,
-        "kafka": lambda: kafka.last_error,
+        "kafka": lambda: kafka_check(relay.kafka_error, kafka.last_error),
         "lanes": lambda: lanes_check(relay.lanes()),
     }
     metrics.refused.set_function(lambda: count_refused(relay.lanes()))
@@ -52,6 +52,12 @@ def run_relay(settings: Settings) -> int:
         answer_http(settings, registry, health),
     ):
         return run_until_stopped(relay.run, on_stop=health.stop)
+
+
+def kafka_check(relay_error: str | None, topics_error: str | None) -> str | None:
+    """Return why Kafka does not answer the relay, and what is wrong with the topics."""
+    silent = relay_error and f"no transaction of this relay is answered: {relay_error}"
+    return "; ".join(filter(None, (silent, topics_error))) or None
 
 
 def count_refused(lanes: Mapping[int, LaneStatus]) -> int:

@@ -20,12 +20,13 @@ class Backoff:
                 report(error)
                 backoff.wait()
 
-    stop: ends a pause early. min_healthy_s: an attempt that called `healthy` and failed sooner counts
-    as failed: it may have met what every attempt meets once it works.
+    stop: ends a pause early. max_s: no pause is longer. min_healthy_s: an attempt that called `healthy`
+    and failed sooner counts as failed: it may have met what every attempt meets once it works.
     """
 
-    def __init__(self, stop: Event, min_healthy_s: float = 0.0) -> None:
+    def __init__(self, stop: Event, min_healthy_s: float = 0.0, max_s: float = MAX_BACKOFF_S) -> None:
         self._stop = stop
+        self._max_s = max_s
         self._min_healthy_s = min_healthy_s
         self._longest_s = 0.0  # of the next pause
         self._healthy = False
@@ -38,7 +39,7 @@ class Backoff:
     def wait(self) -> None:
         """Pause before the next attempt: not at all after one that worked, else longer each time."""
         worked = self._healthy and time.monotonic() - self._began >= self._min_healthy_s
-        self._longest_s = 0.0 if worked else min(2 * self._longest_s or FIRST_BACKOFF_S, MAX_BACKOFF_S)
+        self._longest_s = 0.0 if worked else min(2 * self._longest_s or FIRST_BACKOFF_S, self._max_s)
         # Full jitter: processes that failed together must not come back together.
         self._stop.wait(random.uniform(0, self._longest_s))  # noqa: S311  # no secret
         self._healthy = False

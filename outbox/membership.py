@@ -1,9 +1,12 @@
 """Which relays there are, and each one's fair share of the lanes: session advisory locks.
 
-The lock is for liveness: Postgres frees it at once when its holder dies, so another relay can take the
-lane. Safety does not rest on it: the epoch in outbox_lane holds even where a lock is lost while its
-session lives, as behind a pooler. All keys are in a class of the outbox's identity, so two outboxes in
-one database do not meet.
+A relay has a second lock while Kafka answers it. The lanes are shared by those that have it; all relays
+count only while none has it.
+
+The locks are for liveness: Postgres frees them at once when their holder dies, so another relay can
+take the lanes. Safety does not rest on them: the epoch in outbox_lane holds even where a lock is lost
+while its session lives, as behind a pooler. All keys are in a class of the outbox's identity, so two
+outboxes in one database do not meet.
 """
 
 from typing import NamedTuple
@@ -16,6 +19,7 @@ from outbox.postgres import Connection, query, scalar
 
 RELAY_SESSION = "outbox relay"  # application_name of a relay's session
 MEMBERSHIP_LOCK = 32_768  # number of the members' lock: the first that no lane (smallint) can have
+KAFKA_LOCK = MEMBERSHIP_LOCK + 2  # of those that Kafka answers; one is between, see outbox.admin.trials
 
 SET_IDLE_TIMEOUT = "SELECT set_config('idle_session_timeout', %(timeout)s, false)"
 
@@ -58,21 +62,46 @@ def join(conn: Connection, identity: UUID) -> None:
     conn.execute(JOIN, {"class": lock_class(identity), "member": MEMBERSHIP_LOCK})
 
 
-class Membership(NamedTuple):
-    """All relays and lanes. joined: our own lock is there. rank: how many relays come before this one.
+LOCK_KAFKA = "SELECT pg_advisory_lock_shared(%(class)s, %(kafka)s)"
+UNLOCK_KAFKA = "SELECT pg_advisory_unlock_shared(%(class)s, %(kafka)s)"
 
-    unowned: lanes without an owner.
+
+def set_has_kafka(conn: Connection, identity: UUID, has_kafka: bool) -> None:
+    """Count from now on as a relay that Kafka answers, or no longer; the caller knows what it was."""
+    statement = LOCK_KAFKA if has_kafka else UNLOCK_KAFKA
+    conn.execute(statement, {"class": lock_class(identity), "kafka": KAFKA_LOCK})
+
+
+class Membership(NamedTuple):
+    """All relays and lanes. joined: our own lock is there. has_kafka: Kafka answers us.
+
+    members: how many relays there are. with_kafka: how many of them Kafka answers. rank: how many come
+    before this one, of those that share the lanes. unowned: lanes without an owner.
     """
 
     joined: bool
+    has_kafka: bool
     lanes: int
     members: int
+    with_kafka: int
     rank: int
     unowned: list[int]
 
+    @property
+    def without_kafka(self) -> int:
+        """Return how many relays Kafka does not answer."""
+        return self.members - self.with_kafka
+
+    @property
+    def is_spare(self) -> bool:
+        """Say whether the lanes are for others: those that Kafka answers, as it does not answer us."""
+        return self.with_kafka > 0 and not self.has_kafka
+
     def fair_share(self) -> int:
         """Return how many lanes this relay should own; over all relays they add up to all lanes."""
-        each, left = divmod(self.lanes, max(self.members, 1))
+        if self.is_spare:
+            return 0
+        each, left = divmod(self.lanes, max(self.with_kafka or self.members, 1))
         return each + (self.rank < left)
 
 
@@ -83,11 +112,20 @@ READ_MEMBERSHIP = """
          WHERE locktype = 'advisory' AND granted AND objsubid = 2
            AND classid::bigint = %(class)s
            AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+    ),
+    member AS (SELECT pid FROM held WHERE number = %(member)s),
+    with_kafka AS (SELECT pid FROM held WHERE number = %(kafka)s),
+    sharing AS (
+        SELECT pid FROM with_kafka
+        UNION ALL
+        SELECT pid FROM member WHERE NOT EXISTS (SELECT FROM with_kafka)
     )
-    SELECT EXISTS (SELECT FROM held WHERE number = %(member)s AND pid = pg_backend_pid()) AS joined,
+    SELECT pg_backend_pid() IN (SELECT pid FROM member) AS joined,
+           pg_backend_pid() IN (SELECT pid FROM with_kafka) AS has_kafka,
            (SELECT count(*) FROM outbox_lane) AS lanes,
-           (SELECT count(*) FROM held WHERE number = %(member)s) AS members,
-           (SELECT count(*) FROM held WHERE number = %(member)s AND pid < pg_backend_pid()) AS rank,
+           (SELECT count(*) FROM member) AS members,
+           (SELECT count(*) FROM with_kafka) AS with_kafka,
+           (SELECT count(*) FROM sharing WHERE pid < pg_backend_pid()) AS rank,
            ARRAY(SELECT lane FROM outbox_lane
                   WHERE lane NOT IN (SELECT number FROM held)
                   ORDER BY lane) AS unowned
@@ -99,7 +137,7 @@ def read_membership(conn: Connection, identity: UUID) -> Membership:
 
     Raises TransactionPoolingDetected if our own lock is gone: a pooler that the first check missed.
     """
-    values = {"class": lock_class(identity), "member": MEMBERSHIP_LOCK}
+    values = {"class": lock_class(identity), "member": MEMBERSHIP_LOCK, "kafka": KAFKA_LOCK}
     (found,) = query(conn, args_row(Membership), READ_MEMBERSHIP, values, prepare=True)
     if not found.joined:
         raise TransactionPoolingDetected

@@ -1,21 +1,30 @@
 """The lanes that a relay owns: its fair share, taken and given up in one session.
 
+A relay that Kafka does not answer gives its lanes to those that it answers. If there is none, nothing
+moves.
+
 Invariant: a lane is here only with the epoch that was taken in this session, under its advisory lock.
 Where its row is found to hold another epoch, the lane is forgotten and the lock released; the session
 continues with the other lanes.
 """
 
 import logging
-from collections.abc import Callable, Collection
+import time
+from collections.abc import Collection
 from uuid import UUID
 
 from outbox import lane_rows, membership
 from outbox.crash_points import crash_point
+from outbox.errors import InDoubt
+from outbox.kafka_answers import KafkaAnswers
 from outbox.lane import Lane, LaneState
 from outbox.lane_rows import LaneRow
+from outbox.options import RelayOptions
 from outbox.postgres import Connection
 
 log = logging.getLogger(__name__)
+
+TICK_S = 0.5
 
 EVENTS = {
     LaneState.ACTIVE: (logging.INFO, "lane active"),
@@ -31,13 +40,20 @@ class OwnedLanes:
     to_release: lanes beyond our share. needs_rebalance: a lane was lost, must be given up, or is free.
     """
 
-    def __init__(self, conn: Connection, identity: UUID, repair_command: Callable[[int], str]) -> None:
+    def __init__(
+        self, conn: Connection, identity: UUID, answers: KafkaAnswers, options: RelayOptions
+    ) -> None:
         self.lanes: dict[int, Lane] = {}
         self.to_release: Collection[int] = ()
         self.needs_rebalance = False
         self._conn = conn
         self._identity = identity
-        self._repair_command = repair_command
+        self._answers = answers
+        self._options = options
+        self._has_kafka = False  # and the lock that says so
+        self._spare_since: float | None = None  # monotonic; None: the lanes are for us, too
+        self._without_kafka = 0  # relays, when last seen
+        self._next_tick_at = 0.0  # monotonic
 
     def working(self) -> list[Lane]:
         """Return the lanes that are neither refused nor backing off."""
@@ -53,18 +69,56 @@ class OwnedLanes:
             if status.reason is not None:
                 fields["reason"] = status.reason
             if lane.refused:
-                fields["repair"] = self._repair_command(lane.number)
+                fields["repair"] = self._options.repair_command(lane.number)
             log.log(level, event, extra=fields)
 
     # ---- shares -------------------------------------------------------------------------------------
 
     def refresh_membership(self) -> membership.Membership:
         """Read which relays and lanes there are, and whether our lanes must change."""
+        self._update_kafka_lock()
         seen = membership.read_membership(self._conn, self._identity)
-        self.to_release = sorted(self.lanes)[seen.fair_share() :]
+        if seen.without_kafka > self._without_kafka:
+            self._answers.wanted.set()  # is it away for us, too?
+        self._without_kafka = seen.without_kafka
+        self._spare_since = (self._spare_since or time.monotonic()) if seen.is_spare else None
+        self.to_release = sorted(self.lanes)[self._keepable(seen) :]
         may_take = seen.unowned and len(self.lanes) < seen.fair_share()
         self.needs_rebalance |= bool(self.to_release or may_take)
         return seen
+
+    def _keepable(self, seen: membership.Membership) -> int:
+        """Return how many lanes we need not give up."""
+        if self._spare_since is not None:
+            spare_s = time.monotonic() - self._spare_since
+            return len(self.lanes) if spare_s < self._options.timings.kafka_grace_s else 0
+        return seen.fair_share() if seen.with_kafka else len(self.lanes)
+
+    def _update_kafka_lock(self) -> None:
+        """Hold the lock that says that Kafka answers us for as long as it does."""
+        self._answers.review()
+        has_kafka = self._answers.error is None
+        if has_kafka != self._has_kafka:
+            membership.set_has_kafka(self._conn, self._identity, has_kafka)
+            self._has_kafka = has_kafka
+
+    def tick(self) -> None:
+        """Keep the session, and its locks, while a call to Kafka waits for an answer.
+
+        Raises InDoubt if our lanes must go to relays that Kafka answers.
+        """
+        if time.monotonic() < self._next_tick_at:
+            return  # a fence of many ids ticks for each
+        self._next_tick_at = time.monotonic() + TICK_S
+        self._answers.wanted.set()
+        self.refresh_membership()
+        if self.gives_all_up:
+            raise InDoubt("the lanes go to a relay that Kafka answers")
+
+    @property
+    def gives_all_up(self) -> bool:
+        """Say whether our lanes must go to relays that Kafka answers."""
+        return bool(self.to_release) and self._spare_since is not None
 
     def rebalance(self) -> None:
         """Give up lanes beyond our share, take lanes without an owner up to it."""

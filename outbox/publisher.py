@@ -87,6 +87,7 @@ class Publisher:
     def discard(self) -> None:
         """Give the producer up without waiting for Kafka; it is not trusted any more."""
         producer, self._producer = self._producer, None
+        self.needs_renewal = self._publishing = False  # of a producer that is gone
         if producer is not None:
             discard(producer)
 

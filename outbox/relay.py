@@ -16,11 +16,14 @@ from confluent_kafka import KafkaException
 from outbox import lane_rows, membership
 from outbox.backoff import MAX_BACKOFF_S, Backoff
 from outbox.errors import DatabaseNotReady, OwnershipLost, Stopped, error_text
+from outbox.kafka_answers import KafkaAnswers
 from outbox.kafka_calls import KafkaConfig
 from outbox.kafka_config import check_kafka_config
+from outbox.kafka_probe import KafkaProbe
 from outbox.lane import LaneState, LaneStatus
 from outbox.observer import Observer
 from outbox.options import OnPublished, RelayOptions
+from outbox.ownership import OwnedLanes
 from outbox.postgres import Connection, connect
 from outbox.publisher import Publisher
 from outbox.session import RelaySession
@@ -40,10 +43,10 @@ class Relay:
     transaction that deletes published rows; writes on conn, never commits. It must wait for no lock: it
     returns the ids that it could not do without; these, and all of a call that Postgres refuses, are
     deferred (outbox.deferred). batch_size: rows of each lane in a transaction. marker_topic: compacted,
-    with at least one partition a lane. check_database(conn): called in every new session; raises
-    DatabaseNotReady if the database is not fit (yet). strict_fencing: a new producer epoch for every
-    batch, and not only after trouble with Kafka. repair_command(lane): what to tell operators of a
-    refused lane, in the log.
+    with at least one partition a lane; only relays write to it. check_database(conn): called in every
+    new session; raises DatabaseNotReady if the database is not fit (yet). strict_fencing: a new producer
+    epoch for every batch, and not only after trouble with Kafka. repair_command(lane): what to tell
+    operators of a refused lane, in the log.
 
     Raises ValueError if `kafka` holds a property on which the guarantee rests.
     """
@@ -74,6 +77,7 @@ class Relay:
             timings or with_overrides(PRODUCTION),
             repair_command,
         )
+        self._answers = KafkaAnswers(self._options.timings)
         self._session: RelaySession | None = None  # the last one, while a new one is tried
         self.last_error: str | None = "not started"  # why there is no session, for operators
 
@@ -84,6 +88,11 @@ class Relay:
             waiting = LaneStatus(LaneState.RECOVERING, self.last_error)
             return {lane.number: waiting for lane in owned}
         return {lane.number: lane.status for lane in owned}
+
+    @property
+    def kafka_error(self) -> str | None:
+        """Return why Kafka does not answer this relay, so that others have its lanes; None: it does."""
+        return self._answers.error
 
     def run(self, stop: Event) -> None:
         """Work until `stop` is set, then return after the current batch, or within about a second.
@@ -113,17 +122,21 @@ class Relay:
             membership.set_idle_timeout(conn, self._options.timings.session_silence_s)
             membership.join(conn, identity)
 
+            owned = OwnedLanes(conn, identity, self._answers, self._options)
+
             def tick() -> None:
                 if stop.is_set():
                     raise Stopped
-                conn.execute("SELECT 1")  # keeps the session, and with it the locks
+                owned.tick()
                 self._options.observer.tick()
 
+            probe = KafkaProbe(self._kafka, identity, self._marker_topic, self._answers)
+            stack.enter_context(probe.running())
             publisher = Publisher(
                 self._kafka, identity, self._marker_topic, tick, self._options.timings
             )
             stack.callback(publisher.discard)
-            self._session = RelaySession(conn, identity, publisher, self._options, stop)
+            self._session = RelaySession(conn, owned, publisher, self._answers, self._options, stop)
             self._set_error(None)
             yield self._session
 

@@ -10,11 +10,11 @@ import logging
 import time
 from collections.abc import Callable
 from threading import Event
-from uuid import UUID
 
 from outbox.backoff import Backoff
 from outbox.batch import Batches
 from outbox.errors import InDoubt, RecordRejected
+from outbox.kafka_answers import KafkaAnswers
 from outbox.lane import LaneState, compare
 from outbox.options import RelayOptions
 from outbox.ownership import OwnedLanes
@@ -25,6 +25,7 @@ from outbox.recovery import Recovery
 
 log = logging.getLogger(__name__)
 
+MAX_RECOVERY_PAUSE_S = 2.0  # between two recoveries that fail: the shares are looked at in between
 MAX_PAUSE_S = 0.1  # between two batches of a busy relay
 
 # Empty lanes are polled again after a quarter of the time that the last batch took, or of the time
@@ -37,21 +38,24 @@ BUSY_MEMORY_S = 1.0  # after so long, what the last batch took says nothing abou
 class RelaySession:
     """The lanes of a relay for as long as its connection lives.
 
-    conn: has joined the relays; its advisory locks are the ownership. stop: set when the work must end.
+    conn: has joined the relays; its advisory locks are the ownership. answers: learns what the work
+    met. stop: set when the work must end.
     """
 
     def __init__(
         self,
         conn: Connection,
-        identity: UUID,
+        owned: OwnedLanes,
         publisher: Publisher,
+        answers: KafkaAnswers,
         options: RelayOptions,
         stop: Event,
     ) -> None:
-        self.owned = OwnedLanes(conn, identity, options.repair_command)
+        self.owned = owned
         self.batches = Batches(conn, self.owned, publisher, options)
         self.recovery = Recovery(conn, self.owned, publisher, self.batches, options)
         self._publisher = publisher
+        self._answers = answers
         self._options = options
         self._stop = stop
         self._next_poll_at = self._recheck_at = 0.0  # of all relays, of refused lanes, monotonic
@@ -59,24 +63,28 @@ class RelaySession:
         self._pause_s = 0.0  # after the last batch
         self._batch_s = 0.0  # how long it took
         self._last_rows_at = 0.0  # when it began, monotonic
+        self._work_began_at = 0.0  # of a batch or a recovery, monotonic
 
     def run(self, on_healthy: Callable[[], None]) -> None:
         """Take our share of the lanes and work them until `stop` is set; on_healthy(): it recovered.
 
         Raises Stopped, OwnershipLost or psycopg.Error when the session is over.
         """
-        backoff = Backoff(self._stop)
+        backoff = Backoff(self._stop, max_s=MAX_RECOVERY_PAUSE_S)
         while not self._stop.is_set():
             try:
                 self.owned.rebalance()
                 self._options.observer.lanes_owned(frozenset(self.owned.lanes))
+                self._work_began_at = time.monotonic()
                 self.recovery.recover()
+                self._note_recovery()
                 backoff.healthy()
                 on_healthy()
                 self._run_batches()
             except (InDoubt, RecordRejected) as error:
                 self._note_doubt(error)
-                backoff.wait()
+                if not self.owned.gives_all_up:
+                    backoff.wait()
 
     def _note_doubt(self, error: InDoubt | RecordRejected) -> None:
         """Let recovery decide what became of the batch; log a doubt once per change."""
@@ -84,8 +92,16 @@ class RelaySession:
         if isinstance(error, RecordRejected):
             self.recovery.note_rejection(error)
             reason = f"record rejected: {error}"
+        elif not self.owned.gives_all_up:
+            self._answers.failed(self._work_began_at, reason)
         for lane in self.owned.working():
             self.owned.update(lane.with_status(LaneState.IN_DOUBT, reason))
+
+    def _note_recovery(self) -> None:
+        """Note that Kafka has taken all that it had not taken, unless a lane still fails."""
+        lanes = self.owned.lanes.values()
+        if lanes and not any(lane.solo_failures for lane in lanes):
+            self._answers.recovered()
 
     def _run_batches(self) -> None:
         """Batch after batch, until the lanes must change or the producer must be renewed."""
@@ -105,12 +121,13 @@ class RelaySession:
 
     def run_once(self) -> int:
         """Acknowledge the batch before and publish the next one; return the rows published."""
-        started = time.monotonic()
+        self._work_began_at = started = time.monotonic()
         numbers = self.batches.lanes_with_work()
         batch = self.batches.acknowledge_and_claim(numbers) if numbers else {}
         if not batch:
             return 0
         self.batches.publish(batch)
+        self._answers.published()
         self._last_rows_at, self._batch_s = started, time.monotonic() - started
         full = any(len(rows) == self._options.batch_size for rows in batch.values())
         self._pause_s = 0.0 if full else self._pause.after(self._batch_s)

@@ -296,6 +296,20 @@ GUARDS = [
         "tests/integration/test_watermark.py -k low_id_from_elsewhere",
     ),
     Guard(
+        "lanes go to relays that Kafka answers",
+        "outbox/membership.py",
+        "        return self.with_kafka > 0 and not self.has_kafka\n",
+        "        return False\n",
+        "tests/faults/test_relay_without_kafka.py -k loses_kafka_at_work",
+    ),
+    Guard(
+        "no lane moves while Kafka is away for all",
+        "outbox/ownership.py",
+        "        return seen.fair_share() if seen.with_kafka else len(self.lanes)\n",
+        "        return seen.fair_share()\n",
+        "tests/faults/test_relay_without_kafka.py -k away_for_all",
+    ),
+    Guard(
         "compare-and-set of consumed offsets",
         "orchestrator/consumer/offsets.py",
         "       AND position.next_offset = move.expected\n",

@@ -51,6 +51,7 @@ ROWS = {
     38: "a broker's commit marker comes again late, and the relay dies: the log decides",
     39: "a frozen, replaced broker wakes during a recovery: it reads the truth",
     40: "a copy of the database at work beside the original: refused by name, nothing lost",
+    41: "a relay that reaches Postgres and not Kafka: its lanes go to the healthy ones within 15 s",
     42: "rows of `workers` locked or their update refused: lanes go on, named, deployed later",
 }
 

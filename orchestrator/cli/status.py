@@ -102,6 +102,11 @@ def warnings(status: Status) -> Iterator[str]:
     """Yield what an operator should know and that is not refused."""
     if not status.relays:
         yield "no relay is connected: nothing is published until one runs"
+    for relay in status.relays_without_kafka:
+        yield (
+            f"{relay}: Kafka does not answer this relay, and relays that it answers take its lanes;"
+            " its /readyz says why: check its Kafka address, password, network and ACLs"
+        )
     if not status.consumers:
         yield "no consumer is connected: nothing is accepted until one runs"
     if status.deferred:

@@ -12,6 +12,7 @@ from outbox.admin.lanes import (
     count_backlog,
     count_relays,
     list_lanes,
+    list_relays_without_kafka,
 )
 from outbox.admin.parked import (
     ParkedCount,
@@ -102,6 +103,7 @@ __all__ = [
     "find_deferred",
     "find_row",
     "list_lanes",
+    "list_relays_without_kafka",
     "marker_key",
     "read_deferred_reasons",
     "read_identity",

@@ -13,8 +13,8 @@ from outbox.lane import Outcome, compare, describe_mismatch
 from outbox.lane_rows import read_identity
 from outbox.log_reader import read_last_markers
 from outbox.markers import Marker
-from outbox.membership import RELAY_SESSION, lock_class
-from outbox.postgres import Connection, query, scalar
+from outbox.membership import KAFKA_LOCK, MEMBERSHIP_LOCK, RELAY_SESSION, lock_class
+from outbox.postgres import Connection, query, scalar, scalars
 
 # ---- what Postgres knows ------------------------------------------------------------------------
 
@@ -66,6 +66,36 @@ COUNT_RELAYS = """
 def count_relays(conn: Connection) -> int:
     """Count the relays that are connected to this database."""
     return scalar(conn, int, COUNT_RELAYS, {"relay": RELAY_SESSION})
+
+
+LIST_RELAYS_WITHOUT_KAFKA = """
+    WITH held AS (
+        SELECT objid::bigint AS number, pid
+          FROM pg_locks
+         WHERE locktype = 'advisory' AND granted AND objsubid = 2
+           AND classid::bigint = %(class)s
+           AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+    )
+    SELECT concat_ws(' ', session.application_name, host(session.client_addr), 'pid', pid)
+      FROM held
+      JOIN pg_stat_activity AS session USING (pid)
+     WHERE number = %(member)s
+       AND pid NOT IN (SELECT pid FROM held WHERE number = %(kafka)s)
+     ORDER BY pid
+"""
+
+
+def list_relays_without_kafka(conn: Connection) -> list[str]:
+    """Return the relays that Kafka does not answer, by name, address and process in Postgres.
+
+    Raises DatabaseNotReady before the first migration.
+    """
+    values = {
+        "class": lock_class(read_identity(conn)),
+        "member": MEMBERSHIP_LOCK,
+        "kafka": KAFKA_LOCK,
+    }
+    return scalars(conn, str, LIST_RELAYS_WITHOUT_KAFKA, values)
 
 
 class LaneBacklog(NamedTuple):

@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from threading import Event
 
+from outbox.kafka_answers import KafkaAnswers
 from outbox.kafka_calls import KafkaConfig
 from outbox.lane import Lane
 from outbox.lane_rows import read_identity
@@ -16,6 +17,7 @@ from outbox.markers import Marker
 from outbox.membership import join, set_idle_timeout
 from outbox.message import OutboxRow
 from outbox.options import RelayOptions
+from outbox.ownership import OwnedLanes
 from outbox.postgres import Connection
 from outbox.publisher import Publisher
 from outbox.session import RelaySession
@@ -84,7 +86,9 @@ def step_relay(
     with ExitStack() as stack:
         made = publisher(kafka, identity, marker_topic, lambda: None, options.timings)
         stack.callback(made.discard)
-        session = RelaySession(conn, identity, made, options, stop)
+        answers = KafkaAnswers(options.timings)
+        owned = OwnedLanes(conn, identity, answers, options)
+        session = RelaySession(conn, owned, made, answers, options, stop)
         if is_owner:
             join(conn, identity)
         take = session.owned.take if is_owner else session.owned.take_epoch

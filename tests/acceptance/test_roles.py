@@ -660,10 +660,12 @@ def test_no_role_writes_to_a_topic_of_another_one(users: Users) -> None:
         ("consumer", settings.input_topic),
         ("consumer", settings.output_topic),
         ("consumer", settings.dead_letter_topic),
-        ("relay", settings.marker_topic),
+        ("consumer", settings.marker_topic),
         ("operator", settings.input_topic),
+        ("operator", settings.marker_topic),
         ("operator", settings.output_topic),
         ("owner", settings.output_topic),
+        ("owner", settings.marker_topic),
     ]:
         error = written(users, role, topic)
         assert error is not None, (role, topic)

@@ -27,7 +27,13 @@ from orchestrator.operations.status.input import (
 from orchestrator.operations.status.lanes import LaneReport, read_lane_refusals, report_lanes
 from orchestrator.operations.status.statements import limit_statements
 from outbox import Connection, error_text, scalar
-from outbox.admin import DeferredReason, count_parked, count_relays, read_deferred_reasons
+from outbox.admin import (
+    DeferredReason,
+    count_parked,
+    count_relays,
+    list_relays_without_kafka,
+    read_deferred_reasons,
+)
 
 T = TypeVar("T")
 
@@ -42,6 +48,7 @@ class Status(NamedTuple):
     at: datetime
     versions: Mapping[str, str]
     relays: int
+    relays_without_kafka: Sequence[str]
     consumers: int
     lanes: Sequence[LaneReport]
     partitions: Sequence[PartitionReport] | None
@@ -89,6 +96,7 @@ def read_status(settings: Settings, conn: Connection) -> Status:
         datetime.now(UTC),
         read_versions(conn),
         relays,
+        list_relays_without_kafka(conn),
         consumers,
         report_lanes(conn, refusals or {}),
         ask_kafka("partitions", lambda: report_partitions(settings, conn, admin)),
