@@ -44,9 +44,9 @@ class Relay:
     returns the ids that it could not do without; these, and all of a call that Postgres refuses, are
     deferred (outbox.deferred). batch_size: rows of each lane in a transaction. marker_topic: compacted,
     with at least one partition a lane; only relays write to it. check_database(conn): called in every
-    new session; raises DatabaseNotReady if the database is not fit (yet). strict_fencing: a new producer
-    epoch for every batch, and not only after trouble with Kafka. repair_command(lane): what to tell
-    operators of a refused lane, in the log.
+    new session; raises DatabaseNotReady if the database is not fit (yet). strict_fencing: a new
+    producer epoch for every batch, and not only after trouble with Kafka. repair_command(lane): what to
+    tell operators of a refused lane, in the log.
 
     Raises ValueError if `kafka` holds a property on which the guarantee rests.
     """
