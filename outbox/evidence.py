@@ -1,8 +1,8 @@
 """The evidence in Kafka of what became of each lane's last batch: its marker, and the log.
 
-Invariant: all of it is read behind a barrier that was written after the fence, so it is final: whoever
-publishes after the barrier must have fenced our producer, which then publishes nothing. The
-marker tells whether both histories are the same. Which of the rows in flight are in Kafka, the log
+Invariant: all of it is read behind a barrier that was written after the fence, so it is final: a
+process that publishes after the barrier must have fenced our producer, which then publishes nothing.
+The marker tells whether both histories are the same. Which of the rows in flight are in Kafka, the log
 decides: brokers may end a transaction in one partition early (a repeated, late WriteTxnMarkers), and
 then the marker is there without its records, or records without their marker.
 """

@@ -51,7 +51,6 @@ from outbox.evidence import Evidence, Search
 from outbox.kafka_calls import KafkaConfig
 from outbox.lane import Lane
 from outbox.lane_rows import read_identity
-from outbox.log_reader import read_last_markers
 from outbox.markers import Marker, marker_key
 from outbox.options import RelayOptions
 from outbox.outbox_rows import acknowledge
@@ -107,7 +106,6 @@ __all__ = [
     "marker_key",
     "read_deferred_reasons",
     "read_identity",
-    "read_last_markers",
     "read_parked",
     "read_parked_value",
     "read_waiting",

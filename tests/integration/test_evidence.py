@@ -90,7 +90,7 @@ def send_alone(lane: OwnedLane, rows: list[OutboxRow]) -> None:
 
 
 def fill(system: System, topic: str, records: int) -> None:
-    """Write records that are nobody's."""
+    """Write records that belong to no outbox."""
     producer = Producer({**system.settings.kafka})
     for _ in range(records):
         producer.produce(topic, b"x", partition=0)

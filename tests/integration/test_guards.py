@@ -358,7 +358,7 @@ def test_the_log_decides_and_not_the_marker(one_lane: System, there: str) -> Non
 
 
 def test_a_claim_notes_where_a_search_begins(one_lane: System) -> None:
-    """Guard 13: in its own transaction, or nobody could tell whether the log still has the batch."""
+    """Guard 13: in its own transaction, or it could not be told whether the log still has the batch."""
     one_lane.accept(2)
     one_lane.start("relay", crash_at="relay.begun").wait_killed()
     ((start,),) = one_lane.query("SELECT search_start FROM outbox_lane")
