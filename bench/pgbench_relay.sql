@@ -7,7 +7,12 @@ WITH gone AS (
 SELECT coalesce(array_agg(aggregate_id), '{}') AS aggregate_ids FROM gone
 \gset
 UPDATE workers SET status = 'deployed', updated_at = NOW()
- WHERE worker_id = ANY(:aggregate_ids::uuid[]) AND status = 'pending';
+ WHERE worker_id = ANY(ARRAY(
+           SELECT worker_id
+             FROM workers
+            WHERE worker_id = ANY(:aggregate_ids::uuid[]) AND status = 'pending'
+              FOR NO KEY UPDATE SKIP LOCKED))
+   AND status = 'pending';
 SELECT coalesce(array_agg(id), '{}') AS ids
   FROM (SELECT id, topic, key, value, headers
           FROM outbox

@@ -75,6 +75,7 @@ class RelaySession:
             try:
                 self.owned.rebalance()
                 self._options.observer.lanes_owned(frozenset(self.owned.lanes))
+                self.batches.deferred.retry()  # also while Kafka is away
                 self._work_began_at = time.monotonic()
                 self.recovery.recover()
                 self._note_recovery()

@@ -207,6 +207,23 @@ def test_the_owner_migrates_repairs_and_audits(logins: Logins, monkeypatch: pyte
     ]
 
 
+@pytest.mark.fault(42)
+def test_a_relay_without_its_permission_on_workers_goes_on_publishing(logins: Logins) -> None:
+    system, role = logins.system, logins.role("relay")
+    relay = logins.start("relay")
+    system.accept(20)
+    system.check_exactly_once(20)
+    system.query(f"REVOKE UPDATE ON workers FROM {role}")
+    system.accept(30)
+    eventually(lambda: system.query("SELECT count(*) FROM outbox") == [(0,)])
+    assert system.statuses() == {"deployed": 20, "pending": 30}
+    reason = "permission denied for table workers (42501)"
+    assert system.query("SELECT DISTINCT reason FROM outbox_deferred") == [(reason,)]
+    eventually(lambda: relay.logged(f'"reason": "{reason}"'))
+    system.query(f"GRANT UPDATE (status, updated_at) ON workers TO {role}")
+    system.check_exactly_once(50)
+
+
 # ---- and nothing else ------------------------------------------------------------------------------
 
 

@@ -1,26 +1,29 @@
 """Workers whose row cannot be written at once: no lane waits for them, none is forgotten."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import closing, contextmanager
 from typing import Any
 from uuid import UUID
 
 import psycopg
 import pytest
 
+from orchestrator.contract import workers
+from outbox import Connection, scalar
+from outbox.deferred_rows import find_due, lock
 from testkit.eventually import eventually
-from testkit.system import OwnedLane, System
+from testkit.system import OwnedLane, System, deferred_workers
 
 RUNNING = "UPDATE workers SET status = 'running', process_pid = 7 WHERE worker_id = ANY(%s)"
 
 
 @contextmanager
 def held(
-    system: System, workers: list[UUID], statement: str = RUNNING
+    system: System, ids: list[UUID], statement: str = RUNNING
 ) -> Iterator[psycopg.Connection[Any]]:
     """Let a Runner's transaction write to workers; commit it at the end of the block."""
     with psycopg.connect(system.settings.database_url) as conn:
-        conn.execute(statement.encode(), [workers] if workers else None)
+        conn.execute(statement.encode(), [ids] if ids else None)
         yield conn
 
 
@@ -84,15 +87,15 @@ def test_a_locked_worker_holds_up_no_other_row_and_keeps_the_status_of_the_runne
 
 @pytest.mark.fault(42)
 def test_a_locked_worker_is_deployed_after_a_rollback(one_lane: System) -> None:
-    workers = one_lane.accept(10)
+    accepted = one_lane.accept(10)
     with one_lane.lane() as lane:
         lane.recover()
         lane.run_once()
-        with held(one_lane, workers[:3]) as runner:
+        with held(one_lane, accepted[:3]) as runner:
             assert lane.run_once() == 0
-            assert deferred(one_lane).keys() == set(workers[:3])
+            assert deferred(one_lane).keys() == set(accepted[:3])
             lane.session.batches.deferred.retry()
-            assert deferred(one_lane).keys() == set(workers[:3])
+            assert deferred(one_lane).keys() == set(accepted[:3])
             runner.rollback()
         retry_until_empty(one_lane, lane)
     one_lane.check_exactly_once(10)
@@ -106,11 +109,11 @@ def test_a_locked_worker_is_deployed_after_a_rollback(one_lane: System) -> None:
     ],
 )
 def test_a_reader_or_a_reference_defers_nothing(one_lane: System, statement: str) -> None:
-    workers = one_lane.accept(10)
+    accepted = one_lane.accept(10)
     with one_lane.lane() as lane:
         lane.recover()
         lane.run_once()
-        with held(one_lane, workers, statement):
+        with held(one_lane, accepted, statement):
             lane.run_once()
             assert deferred(one_lane) == {}
             assert one_lane.statuses() == {"deployed": 10}
@@ -131,11 +134,11 @@ def test_workers_that_are_gone_or_were_moved_on_are_done(one_lane: System) -> No
 @pytest.mark.fault(42)
 def test_another_relay_deploys_what_a_killed_one_has_deferred(one_lane: System) -> None:
     first = one_lane.start("relay", crash_at="relay.published:1:freeze")
-    workers = one_lane.accept(5)
+    accepted = one_lane.accept(5)
     first.wait_frozen()
-    with held(one_lane, workers) as runner:
+    with held(one_lane, accepted) as runner:
         first.thaw()
-        eventually(lambda: deferred(one_lane).keys() == set(workers))
+        eventually(lambda: deferred(one_lane).keys() == set(accepted))
         first.kill()
         runner.rollback()
     assert one_lane.statuses() == {"pending": 5}
@@ -148,6 +151,30 @@ def test_another_relay_deploys_what_a_killed_one_has_deferred(one_lane: System) 
     assert deferred(one_lane) == {}
 
 
+def test_relays_share_the_list_without_waiting_for_each_other(one_lane: System) -> None:
+    with deferred_workers(one_lane, 4), one_lane.lane() as lane, closing(one_lane.connect()) as other:
+        eventually(lambda: find_due(lane.conn, 0.2, 10))  # after the first pause
+        other.execute("BEGIN")
+        (first, *_) = lock(other, find_due(lane.conn, 0.2, 2))
+        lane.session.batches.deferred.retry()
+        tried = "SELECT id, attempts FROM outbox_deferred ORDER BY id"
+        found = dict(one_lane.query(tried))
+        assert found.pop(first.id) == 1
+        assert sorted(found.values()) == [1, 2, 2]
+        other.execute("ROLLBACK")
+
+
+@pytest.mark.fault(42)
+def test_deferred_workers_are_deployed_while_kafka_is_away(one_lane: System) -> None:
+    with deferred_workers(one_lane, 3):
+        one_lane.start("relay", KAFKA_BOOTSTRAP_SERVERS="127.0.0.1:1")
+        eventually(
+            lambda: max(n for (n,) in one_lane.query("SELECT attempts FROM outbox_deferred")) > 1
+        )
+    eventually(lambda: one_lane.statuses() == {"deployed": 3})
+    one_lane.check_exactly_once(3)
+
+
 # ---- refused --------------------------------------------------------------------------------------
 
 
@@ -155,14 +182,14 @@ def test_another_relay_deploys_what_a_killed_one_has_deferred(one_lane: System) 
 def test_a_worker_whose_update_is_refused_is_named_and_keeps_no_other_on_the_list(
     system: System,
 ) -> None:
-    workers = system.accept(50)
-    refuse(system, workers[17])
+    accepted = system.accept(50)
+    refuse(system, accepted[17])
     relay = system.start("relay")
     eventually(lambda: system.statuses() == {"pending": 1, "deployed": 49})
-    assert status_of(system, workers[17]) == "pending"
-    assert deferred(system) == {workers[17]: "no update of rtsp"}  # the URL has a password
+    assert status_of(system, accepted[17]) == "pending"
+    assert deferred(system) == {accepted[17]: "no update of rtsp"}  # the URL has a password
     eventually(lambda: relay.logged('"aggregates deferred"'))
-    assert relay.logged(f'"aggregate_ids": ["{workers[17]}"]')
+    assert relay.logged(f'"aggregate_ids": ["{accepted[17]}"]')
     system.accept(50)
     eventually(lambda: system.statuses() == {"pending": 1, "deployed": 99})
     system.query("DROP TRIGGER refuse ON workers")
@@ -207,8 +234,23 @@ def test_lanes_go_on_while_all_updates_are_refused(
     one_lane.check_exactly_once(15)
 
 
+def is_retried(lane: OwnedLane, calls: list[str]) -> bool:
+    """Let a stepped relay look at its list; return whether it has called `on_published` again."""
+    lane.session.batches.deferred.retry()
+    return len(calls) > 1
+
+
 @pytest.mark.fault(42)
-def test_a_table_that_is_locked_as_a_whole_is_waited_for_once(one_lane: System) -> None:
+def test_a_table_that_is_locked_as_a_whole_is_waited_for_once(
+    one_lane: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timeouts, set_deployed = list[str](), workers.set_deployed
+
+    def recording(conn: Connection, worker_ids: Sequence[UUID]) -> Collection[UUID]:
+        timeouts.append(scalar(conn, str, "SHOW lock_timeout"))
+        return set_deployed(conn, worker_ids)
+
+    monkeypatch.setattr(workers, "set_deployed", recording)
     one_lane.accept(30)
     with one_lane.lane(batch_size=10) as lane:
         lane.recover()
@@ -217,7 +259,9 @@ def test_a_table_that_is_locked_as_a_whole_is_waited_for_once(one_lane: System) 
         with held(one_lane, [], "LOCK TABLE workers IN SHARE MODE"):
             lane.drain()
             assert len(deferred(one_lane)) == 30
-            lane.session.batches.deferred.retry()
+            assert timeouts == ["20ms"]
+            eventually(lambda: is_retried(lane, timeouts))
+            assert set(timeouts[1:]) == {"100ms"}  # the lanes wait
         retry_until_empty(one_lane, lane)
     one_lane.check_exactly_once(30)
 
