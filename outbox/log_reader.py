@@ -35,6 +35,7 @@ READER_CONFIG: KafkaConfig = {
     "log_level": 0,
 }
 RECORDS_AT_ONCE = 1000
+CONSUME_S = 0.01  # it waits so long for as many records, even where the end has been reached
 OPEN_TRANSACTION_S = 2.0  # the last stable offset may stand still so long before it counts as held up
 
 
@@ -69,7 +70,7 @@ def read_committed(
         reader.assign([TopicPartition(*one, range_.start) for one, range_ in left.items()])
         progress_at = ticked_at = time.monotonic()
         while left:
-            for record in reader.consume(RECORDS_AT_ONCE, 0.05):
+            for record in reader.consume(RECORDS_AT_ONCE, CONSUME_S):
                 partition = _partition_of(record)
                 if partition not in left:
                     continue

@@ -42,7 +42,12 @@ REQUIRED_CONFIG: KafkaConfig = {
 }
 
 # A barrier is aborted within milliseconds: if its writer dies, readers wait for it no longer than this.
-BARRIER_CONFIG: KafkaConfig = {"delivery.report.only.error": False, "transaction.timeout.ms": 5000}
+BARRIER_CONFIG: KafkaConfig = {
+    "delivery.report.only.error": False,
+    "transaction.timeout.ms": 5000,
+    # The client connects to the coordinator at once; else it often looks again only after 0.5 s.
+    "enable.sparse.connections": False,
+}
 
 OnDelivery = Callable[[KafkaError | None, Message], None]
 
