@@ -6,8 +6,8 @@
 
 Two consumers and three relays are killed, frozen, stopped, cut off at a message; the broker and
 Postgres are killed, frozen and restarted. When the faults end, everything must be deployed and read,
-which may take as long as it moves. Exit code 1, and a report in build/, if a record was lost, doubled or
-out of order; if commands or rows still wait and nothing moves; or if the reader stands still.
+which may take as long as it moves. Exit code 1, and a report in build/, if a record was lost, doubled
+or out of order; if commands or rows still wait and nothing moves; or if the reader stands still.
 """
 
 import argparse
