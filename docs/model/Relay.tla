@@ -3,13 +3,14 @@
    between any two steps. The names are those of the code in outbox/; README.md has a table of both,
    and says what is not modelled.
 
-   Three abstractions keep the model finite without losing a behaviour:
+   Abstractions that keep the model finite without losing a behaviour:
    - An epoch is only ever compared for equality with the newest one. So a lane's row holds the
      relay whose epoch it is (`owner`), and Kafka the relay whose producer epoch is the newest
      (`producer`); Kafka rejects requests of older producers, so the model does not keep them.
    - A transaction that holds the rows of its lanes locked is one step, from the lock to its COMMIT:
      nothing that it reads can change in between, except that rows are added, as if it had read later.
-   - Order matters only within a lane, so the topic is kept lane by lane. *)
+   - Order matters only within a lane, so the topic is kept lane by lane, with all its partitions.
+   - A batch's token is random; here it is the batch number with the history that it belongs to. *)
 EXTENDS Integers, Sequences, FiniteSets, TLC
 
 CONSTANTS
@@ -17,50 +18,59 @@ CONSTANTS
     Lanes,      \* 1..n; also the transactional ids: a relay uses that of its lowest lane
     Rows,       \* ids of the messages
     Late,       \* rows whose INSERT commits after rows with higher ids
+    Places,     \* the number of partitions of the output topic
     BatchSize,  \* rows of a lane in a batch
     Crashes,    \* how often a relay crashes (kill -9), at any step
     Faults,     \* how many other faults happen, at any step
     Kinds,      \* which ones: see "Faults" below
     Without,    \* the guards that are removed: none in the protocol as it is
     Strict,     \* strict_fencing: a new producer for every batch
-    ReadsFail,  \* relays that never get an answer to `read_markers`
+    ReadsFail,  \* relays that never get an answer when they read evidence
     StartsFail, \* relays whose transaction coordinator never answers
-    NoRelay
+    NoRelay,
+    Twin        \* the relay of a copy of the database
 
 Has(guard) == guard \notin Without
-None == -1      \* no marker
+Numbers == 30   \* then batch numbers begin again: nothing remembers the old ones
 
 VARIABLES
     \* Postgres, as committed
     outbox,     \* rows inserted and not acknowledged
     uncommitted, \* rows whose INSERT has not committed yet
-    lane,       \* the lane rows: batch_number, inflight, transactional_lane
+    lane,       \* the lane rows
     owner,      \* per lane the relay whose epoch its row holds
     advisory,   \* per lane the relay that holds its advisory lock
     backup,     \* an older state of the tables, or NoRelay
+    twin,       \* a copy of the tables that another relay works on
     \* Kafka
-    topic,      \* per lane what a read_committed reader sees: ids in order
-    marker,     \* per lane its marker, committed
+    topic,      \* per lane the ids that a read_committed reader sees, in order
+    markers,    \* per lane its committed markers, in order
+    deleted,    \* per lane how many records at the topic's start retention has deleted
     \* and per transactional id, for its newest producer:
     txn,        \* the open transaction
     producer,   \* the relay that has this producer, NoRelay if it is gone
     stale,      \* copies of EndTxn(commit) that have not arrived yet
-    staleMarks, \* the markers in a copy of TxnOffsetCommit that has not arrived yet
+    copies,     \* copies of WriteTxnMarkers that have not arrived yet
     \* the relays' memory
     relay,
     \* how many faults may still happen
     crashes, faults,
-    history     \* Postgres or Kafka lost something that it had committed
+    history     \* Postgres or Kafka lost something that it had committed, or there are two histories
 
-vars == <<outbox, uncommitted, lane, owner, advisory, backup,
-          topic, marker, txn, producer, stale, staleMarks, relay, crashes, faults, history>>
+vars == <<outbox, uncommitted, lane, owner, advisory, backup, twin,
+          topic, markers, deleted, txn, producer, stale, copies, relay, crashes, faults, history>>
 tables == <<outbox, uncommitted, lane>>
-postgres == <<outbox, uncommitted, lane, owner, advisory, backup>>
-kafka == <<topic, marker, txn, producer, stale, staleMarks>>
+postgres == <<outbox, uncommitted, lane, owner, advisory, backup, twin>>
+logs == <<topic, markers, deleted>>
+kafka == <<topic, markers, deleted, txn, producer, stale, copies>>
 faultState == <<crashes, faults, history>>
 
+(* The names of batches. Two batches of one history never have the same number. *)
+Token(number, origin) == [number |-> number, origin |-> origin]
+FirstToken == Token(0, "original")  \* of a lane that had no batch yet
+None == Token(-1, "none")           \* no marker
 NoMarks == [l \in Lanes |-> None]
-NoTxn == [open |-> FALSE, rows |-> {}, marks |-> NoMarks]
+NoTxn == [ending |-> FALSE, rows |-> {}, marks |-> NoMarks]
 
 (* at: the next step; session: whether Postgres still keeps the session (the relay cannot know);
    lanes: the lanes that it believes to own; refused: those that wait for an operator; backingOff:
@@ -68,25 +78,32 @@ NoTxn == [open |-> FALSE, rows |-> {}, marks |-> NoMarks]
    id: the transactional id of its producer, 0 if it has none; needsRenewal: the producer must be
    renewed before the next batch, because it lost a connection in silence or a lane was lost;
    fence: the ids that must still be fenced; fenced: per lane the ids that were fenced for it;
-   seen: the markers as read; marks: the markers of the current batch; batch: its rows;
-   batch_number: the lanes' last batches. *)
+   noted: where the search begins, without the guard for that; rowsEnd, marksEnd: per lane the records before the barrier; seen: the markers as read; found: the
+   rows in flight that the search has found; unsearched: lanes whose search is held up;
+   marks: the markers of the current batch; batch: its rows; last: the lanes' last batches. *)
+Zero == [l \in Lanes |-> 0]
 Disconnected ==
     [at |-> "disconnected", session |-> FALSE, lanes |-> {}, refused |-> {}, backingOff |-> {},
      id |-> 0, needsRenewal |-> FALSE, fence |-> {}, fenced |-> [l \in Lanes |-> {}],
-     seen |-> NoMarks, marks |-> NoMarks, batch |-> {}, batch_number |-> [l \in Lanes |-> 0]]
+     noted |-> Zero, rowsEnd |-> Zero, marksEnd |-> Zero, seen |-> NoMarks, found |-> {}, unsearched |-> {},
+     marks |-> NoMarks, batch |-> {}, last |-> [l \in Lanes |-> FirstToken]]
 
 LaneOf(row) == 1 + ((row - 1) % Cardinality(Lanes))
+PlaceOf(row) == 1 + (((row - 1) \div Cardinality(Lanes)) % Places)
 Of(S, l) == {row \in S : LaneOf(row) = l}
 OfLanes(S, L) == {row \in S : LaneOf(row) \in L}
 
+NewLane(l) == [token |-> FirstToken, marker_token |-> FirstToken, inflight |-> {}, search_start |-> 0,
+               transactional_lane |-> l, restored |-> FALSE]
+
 Init ==
     /\ outbox = Rows \ Late /\ uncommitted = Late
-    /\ lane = [l \in Lanes |->
-            [batch_number |-> 0, inflight |-> {}, transactional_lane |-> l, restored |-> FALSE]]
+    /\ lane = [l \in Lanes |-> NewLane(l)]
     /\ owner = [l \in Lanes |-> NoRelay] /\ advisory = [l \in Lanes |-> NoRelay] /\ backup = NoRelay
-    /\ topic = [l \in Lanes |-> <<>>] /\ marker = NoMarks
+    /\ twin = [at |-> "none"]
+    /\ topic = [l \in Lanes |-> <<>>] /\ markers = [l \in Lanes |-> <<>>] /\ deleted = Zero
     /\ txn = [i \in Lanes |-> NoTxn] /\ producer = [i \in Lanes |-> NoRelay]
-    /\ stale = [i \in Lanes |-> 0] /\ staleMarks = [i \in Lanes |-> NoMarks]
+    /\ stale = [i \in Lanes |-> 0] /\ copies = [i \in Lanes |-> {}]
     /\ relay = [r \in Relays |-> Disconnected]
     /\ crashes = Crashes /\ faults = Faults /\ history = FALSE
 
@@ -98,8 +115,60 @@ Rank(x, S) == Cardinality({y \in S : y < x})
 First(n, S) == {x \in S : Rank(x, S) < n}
 InOrder(S) == [i \in 1..Cardinality(S) |-> CHOOSE x \in S : Rank(x, S) = i - 1]
 UpTo(S) == {x \in Rows : \E y \in S : x <= y}
+Max(S) == CHOOSE x \in S : \A y \in S : x >= y
 Min(S) == CHOOSE x \in S : \A y \in S : x <= y
 Marked(marks) == {l \in Lanes : marks[l] # None}
+LastOf(seq) == IF seq = <<>> THEN None ELSE seq[Len(seq)]
+InSeq(seq) == {seq[i] : i \in DOMAIN seq}
+Visible(l) == InSeq(topic[l])
+
+(* ---- a transaction in Kafka ------------------------------------------------------------------- *)
+
+(* Partitions: 1..Places of the output topic; -l is that of lane l on the marker topic. *)
+Partitions == (1..Places) \cup {-l : l \in Lanes}
+RowsAt(S, p) == {row \in S : PlaceOf(row) = p}
+HasPart(id, p) == IF p < 0 THEN txn[id].marks[-p] # None ELSE RowsAt(txn[id].rows, p) # {}
+Open(id) == \E p \in Partitions : HasPart(id, p)
+WithoutParts(t, partitions) ==
+    LET rows == {row \in t.rows : PlaceOf(row) \notin partitions}
+        marks == [l \in Lanes |-> IF -l \in partitions THEN None ELSE t.marks[l]]
+    IN IF rows = {} /\ marks = NoMarks THEN NoTxn ELSE [t EXCEPT !.rows = rows, !.marks = marks]
+
+(* The coordinator executes EndTxn(commit): it is answered at once, and the partitions are told later.
+   Repeated after the end, it is answered with success. *)
+EndTxn(id) == txn' = IF Open(id) THEN [txn EXCEPT ![id].ending = TRUE] ELSE txn
+
+(* WriteTxnMarkers(COMMIT) reaches partitions: what they have of the open transaction is visible. *)
+CommitParts(id, partitions) ==
+    LET rows == UNION {RowsAt(txn[id].rows, p) : p \in partitions} IN
+    /\ txn' = [txn EXCEPT ![id] = WithoutParts(@, partitions)]
+    /\ topic' = [l \in Lanes |-> topic[l] \o InOrder(Of(rows, l))]
+    /\ markers' = [l \in Lanes |-> IF -l \in partitions /\ txn[id].marks[l] # None
+                                   THEN Append(markers[l], txn[id].marks[l]) ELSE markers[l]]
+    /\ UNCHANGED deleted
+
+(* One partition after the other. No step can tell that from one step for all: reads and fences wait. *)
+WriteTxnMarkers(id) ==
+    /\ txn[id].ending
+    /\ CommitParts(id, Partitions)
+    /\ UNCHANGED <<postgres, producer, stale, copies, relay, faultState>>
+
+(* After this every producer of the id is fenced. Its open transaction is aborted under a newer epoch, so
+   that the partitions refuse all older copies. It waits for a transaction that has been ended. *)
+FenceId(id) ==
+    /\ ~txn[id].ending
+    /\ txn' = [txn EXCEPT ![id] = NoTxn] /\ producer' = [producer EXCEPT ![id] = NoRelay]
+    /\ stale' = [stale EXCEPT ![id] = 0] /\ copies' = [copies EXCEPT ![id] = {}]
+    /\ UNCHANGED logs
+
+(* The same by a new producer, InitProducerId. Without the guard the relay keeps the producer that is in
+   doubt, after it has aborted its transaction. *)
+NewProducer(r, id) ==
+    /\ ~txn[id].ending
+    /\ txn' = [txn EXCEPT ![id] = NoTxn] /\ producer' = [Released(producer, r) EXCEPT ![id] = r]
+    /\ UNCHANGED logs
+    /\ IF producer[id] = r /\ ~Has("new producer after any doubt") THEN UNCHANGED <<stale, copies>>
+       ELSE stale' = [stale EXCEPT ![id] = 0] /\ copies' = [copies EXCEPT ![id] = {}]
 
 (* ---- the end of a relay session --------------------------------------------------------------- *)
 
@@ -111,9 +180,9 @@ Disconnect(r) ==
     /\ producer' = Released(producer, r)
     /\ LET id == relay[r].id IN
        IF At(r, "end") /\ producer[id] = r
-       THEN \E copies \in {0, 1} : stale' = [stale EXCEPT ![id] = @ + copies]
+       THEN \E n \in {0, 1} : stale' = [stale EXCEPT ![id] = @ + n]
        ELSE UNCHANGED stale
-    /\ UNCHANGED <<tables, owner, backup, topic, marker, txn, staleMarks>>
+    /\ UNCHANGED <<tables, owner, backup, twin, logs, txn, copies>>
 
 Owns(r, l) == owner[l] = r \/ ~Has("epoch compare-and-set")
 StillOwned(r) == {l \in relay[r].lanes : Owns(r, l)}
@@ -178,7 +247,10 @@ Take(r, l) ==
        THEN /\ Set(r, [Disconnected EXCEPT !.at = "check", !.session = TRUE, !.lanes = {l}])
             /\ UNCHANGED producer
        ELSE ChangeLanes(r, relay[r].lanes \cup {l})
-    /\ UNCHANGED <<tables, backup, topic, marker, txn, stale, staleMarks, faultState>>
+    /\ UNCHANGED <<tables, backup, twin, logs, txn, stale, copies, faultState>>
+
+(* Only where the guard is removed does a relay use what it remembers of its last batch. *)
+Remembered(last) == IF Has("inflight committed first") THEN Disconnected.last ELSE last
 
 (* ---- recovery --------------------------------------------------------------------------------- *)
 
@@ -187,8 +259,20 @@ KeepsProducer(r) ==
     ~Has("new producer when the set changes") /\ Has("new producer after any doubt")
     /\ relay[r].id # 0 /\ ~relay[r].needsRenewal
 
-BeforeRead == IF Has("fence before the marker is read") THEN "fence" ELSE "read"
-AfterFence == IF Has("fence before the marker is read") THEN "read" ELSE "decide"
+BeforeRead == IF Has("fence before reading the evidence") THEN "fence" ELSE "read"
+AfterFence == IF Has("fence before reading the evidence") THEN "read" ELSE "decide"
+AfterRead == IF ~Has("fence before reading the evidence") THEN "fence"
+             ELSE IF Has("publishing producer before the barrier") THEN "decide" ELSE "start"
+
+(* The barrier: a record in the partitions that are read next, whose transaction is aborted. It shows where
+   they end, with what is still open. Its producer has a transactional id of its own. *)
+WithBarrier(me) ==
+    LET pending(l) == Cardinality({i \in Lanes : txn[i].marks[l] # None})
+        rowsEnd(l) == IF lane[l].inflight # {} THEN Len(topic[l]) ELSE 0
+    IN IF ~Has("barrier before the read") THEN me
+       ELSE [me EXCEPT
+                !.rowsEnd = [l \in Lanes |-> IF l \in me.lanes THEN rowsEnd(l) ELSE 0],
+                !.marksEnd = [l \in Lanes |-> IF l \in me.lanes THEN Len(markers[l]) + pending(l) ELSE 0]]
 
 (* Drop the lost lanes, and read the transactional lanes of the others. A restored row may name an old
    transactional lane. *)
@@ -202,24 +286,14 @@ CheckOwners(r) ==
                         ELSE {lane[l].transactional_lane}]
            earlier == UNION {needed[l] \ relay[r].fenced[l] : l \in lanes}
            ids == IF KeepsProducer(r) THEN earlier \ {relay[r].id} ELSE earlier \cup {Min(lanes)}
-       IN /\ Set(r, [relay[r] EXCEPT !.lanes = lanes, !.fence = ids, !.fenced = FencedFor(r, lanes),
-                      !.at = IF ids = {} THEN "read" ELSE BeforeRead])
+           at == IF ids = {} THEN "read" ELSE BeforeRead
+           me == [relay[r] EXCEPT !.lanes = lanes, !.fence = ids, !.fenced = FencedFor(r, lanes),
+                      !.at = at,
+                      !.noted = IF Has("search start written with the claim") THEN Zero
+                                ELSE [l \in Lanes |-> Len(topic[l])]]
+       IN /\ Set(r, IF at = "read" THEN WithBarrier(me) ELSE me)
           /\ UnlockLost(r, lanes)
-    /\ UNCHANGED <<tables, owner, backup, kafka, faultState>>
-
-(* InitProducerId fences every older producer of the id and ends its open transaction. Without the guard
-   the relay keeps the producer that is in doubt, after it has aborted its transaction. *)
-NewProducer(r, id) ==
-    /\ txn' = [txn EXCEPT ![id] = NoTxn] /\ producer' = [Released(producer, r) EXCEPT ![id] = r]
-    /\ UNCHANGED <<topic, marker>>
-    /\ IF producer[id] = r /\ ~Has("new producer after any doubt") THEN UNCHANGED <<stale, staleMarks>>
-       ELSE stale' = [stale EXCEPT ![id] = 0] /\ staleMarks' = [staleMarks EXCEPT ![id] = NoMarks]
-
-(* After this every producer of the id is fenced. *)
-FenceId(id) ==
-    /\ txn' = [txn EXCEPT ![id] = NoTxn] /\ producer' = [producer EXCEPT ![id] = NoRelay]
-    /\ stale' = [stale EXCEPT ![id] = 0] /\ staleMarks' = [staleMarks EXCEPT ![id] = NoMarks]
-    /\ UNCHANGED <<topic, marker>>
+    /\ UNCHANGED <<tables, owner, backup, twin, kafka, faultState>>
 
 (* The ids that are fenced by a producer that is closed at once. The relay's own id comes last. *)
 Earlier(r) == IF KeepsProducer(r) THEN relay[r].fence ELSE relay[r].fence \ {Min(relay[r].lanes)}
@@ -237,73 +311,128 @@ FenceEarlier(r) ==
                 !.at = IF others # {} THEN "fence" ELSE AfterFence])
     /\ UNCHANGED <<postgres, faultState>>
 
+(* Fences the relay's own id by the producer that will publish; then the barrier. Whoever has published
+   after the barrier has fenced this producer. *)
 Fence(r) ==
     /\ At(r, "fence") /\ Earlier(r) = {} /\ r \notin StartsFail
-    /\ LET id == Min(relay[r].lanes) IN
-       /\ NewProducer(r, id)
-       /\ Set(r, [relay[r] EXCEPT
-            !.id = id, !.needsRenewal = FALSE, !.fence = {}, !.at = AfterFence])
+    /\ LET id == Min(relay[r].lanes)
+           me == [relay[r] EXCEPT !.id = id, !.needsRenewal = FALSE, !.fence = {}, !.at = AfterFence]
+       IN /\ NewProducer(r, id)
+          /\ Set(r, IF AfterFence = "read" THEN WithBarrier(me) ELSE me)
+    /\ UNCHANGED <<postgres, faultState>>
+
+(* Only where that guard is removed: the producer that publishes is made after the read. *)
+Start(r) ==
+    /\ At(r, "start")
+    /\ NewProducer(r, relay[r].id)
+    /\ GoTo(r, "decide")
     /\ UNCHANGED <<postgres, faultState>>
 
 StartTimesOut(r) ==
     /\ At(r, "fence") /\ Earlier(r) = {} /\ r \in StartsFail
     /\ EnterDoubt(r)
-    /\ UNCHANGED <<postgres, topic, marker, txn, stale, staleMarks, faultState>>
+    /\ UNCHANGED <<postgres, logs, txn, stale, copies, faultState>>
 
-HasMarkers(i) == txn[i].open /\ Marked(txn[i].marks) # {}
-MarkerPending(l) == \E i \in Lanes : txn[i].open /\ txn[i].marks[l] # None
+(* A read_committed reader stops at the first record of a transaction that is still open. *)
+MarkerPending(l) == \E i \in Lanes : txn[i].marks[l] # None
+SearchBlocked(r) == \E i \in Lanes : txn[i].rows # {}
 ReadBlocked(r) == r \in ReadsFail \/ \E l \in relay[r].lanes : MarkerPending(l)
 
-(* read_markers: the broker does not answer while a marker is in an open transaction. *)
-ReadMarkers(r) ==
+(* A broker may answer with any earlier state that reaches as far as the barrier: one that was frozen and
+   replaced, or that does not show yet what it has acknowledged. *)
+Shown(length, barrier, lag) == LET least == IF length < barrier THEN length ELSE barrier IN
+    IF length - lag < least THEN least ELSE length - lag
+Lags(lengths, barriers) == 0..Max({0} \cup {lengths[l] - barriers[l] : l \in Lanes})
+
+(* The records between the search's start and the state that the broker showed. *)
+Search(l, start, end) == {topic[l][i] : i \in {i \in DOMAIN topic[l] : i <= end /\ i > start
+                                                                       /\ i > deleted[l]}}
+
+(* The markers, and the search for the rows in flight. *)
+ReadEvidence(r) ==
     /\ At(r, "read") /\ ~ReadBlocked(r)
-    /\ Set(r, [relay[r] EXCEPT
-            !.seen = [l \in Lanes |-> IF l \in relay[r].lanes THEN marker[l] ELSE None],
-            !.at = IF Has("fence before the marker is read") THEN "decide" ELSE "fence"])
+    /\ LET me == relay[r]
+           searched == {l \in me.lanes : lane[l].inflight # {} /\ ~SearchBlocked(r)}
+           start(l) == IF Has("search start written with the claim") THEN lane[l].search_start
+                       ELSE me.noted[l]
+           marked == [l \in Lanes |-> Len(markers[l])]
+           written == [l \in Lanes |-> Len(topic[l])]
+       IN \E lag \in Lags(marked, me.marksEnd), rowsLag \in Lags(written, me.rowsEnd) : Set(r, [me EXCEPT
+            !.seen = [l \in Lanes |->
+                IF l \in me.lanes
+                THEN LastOf(SubSeq(markers[l], 1, Shown(marked[l], me.marksEnd[l], lag))) ELSE None],
+            !.found = UNION {lane[l].inflight
+                             \cap Search(l, start(l), Shown(written[l], me.rowsEnd[l], rowsLag))
+                             : l \in searched},
+            !.unsearched = {l \in me.lanes : lane[l].inflight # {}} \ searched,
+            !.marksEnd = Zero, !.noted = Zero,
+            !.at = AfterRead])
     /\ UNCHANGED <<postgres, kafka, faultState>>
 
 (* It times out. The recovery starts again. *)
 ReadTimesOut(r) ==
     /\ At(r, "read") /\ ReadBlocked(r)
     /\ EnterDoubt(r)
-    /\ UNCHANGED <<postgres, topic, marker, txn, stale, staleMarks, faultState>>
+    /\ UNCHANGED <<postgres, logs, txn, stale, copies, faultState>>
 
-Outcome(seen, batch_number) ==
-    CASE seen = None /\ batch_number = 0 -> "new_lane"
-      [] seen = None /\ batch_number > 0 -> "marker_missing"
-      [] seen # None /\ seen = batch_number -> "published"
-      [] seen # None /\ seen = batch_number - 1 -> "not_published"
-      [] OTHER -> "marker_ahead or marker_behind"
+Same(x, y) == x = y \/ (~Has("tokens compared") /\ x.number = y.number)
 
-FirstOfKafka == IF Strict THEN "renew" ELSE IF Has("marker last") THEN "produce" ELSE "mark"
+(* Histories that do not belong together: the marker names no batch that this lane row knows of. *)
+Disagree(row, seen) ==
+    IF seen = None THEN row.token.number > 0
+    ELSE ~Same(seen, row.token) /\ ~Same(seen, row.marker_token)
 
-(* decide, under the locks of the lanes' rows. It writes the transactional lane of each lane before
-   anything of that lane is sent. skipped: lanes that must be published again, and are left out. *)
+(* The rows in flight that are in Kafka. *)
+There(r, l) ==
+    IF Has("the log decides") THEN lane[l].inflight \cap relay[r].found
+    ELSE IF Same(relay[r].seen[l], lane[l].token) THEN lane[l].inflight ELSE {}
+
+(* What "not there" cannot be concluded from. *)
+Unusable(l) == deleted[l] > lane[l].search_start /\ Has("log start compared with the search start")
+
+NextToken(token) == Token(1 + (token.number % Numbers), IF history THEN "restored" ELSE "original")
+
+FirstOfKafka == IF Strict THEN "renew" ELSE "produce"
+
+(* decide, under the locks of the lanes' rows. It acknowledges what is there, begins what is not under the
+   next number, and writes the transactional lane of each lane, all before anything of that lane is sent.
+   skipped: lanes that must be published again, and are left out. *)
 DecideWithout(r, skipped) ==
     /\ At(r, "decide") /\ relay[r].session
     /\ LET me == relay[r]
            lanes == IF Has("ownership checked under the lock") THEN StillOwned(r) ELSE me.lanes
-           outcome == [l \in lanes |-> Outcome(me.seen[l], lane[l].batch_number)]
-           unsent == {l \in lanes : outcome[l] \in {"new_lane", "not_published"}}
-           again == unsent \ skipped
+           missing(l) == lane[l].inflight \ There(r, l)
            refused == IF ~Has("refusal") THEN {}
-                      ELSE {l \in lanes : outcome[l] = "marker_ahead or marker_behind"
-                                          \/ outcome[l] = "marker_missing"}
-       IN /\ lanes # {} /\ skipped \subseteq unsent /\ UnlockLost(r, lanes)
+                      ELSE {l \in lanes : Disagree(lane[l], me.seen[l])
+                                          \/ (l \notin me.unsearched /\ missing(l) # {} /\ Unusable(l))}
+           held == me.unsearched \ refused
+           decided == lanes \ (refused \cup held)
+           again == {l \in decided : missing(l) # {}}
+           behind == {l \in decided \ again : ~Same(me.seen[l], lane[l].token)}
+           sent == (again \cup behind) \ skipped
+           token(l) == IF l \in again THEN NextToken(lane[l].token) ELSE lane[l].token
+           after(l) == [token |-> token(l),
+                        marker_token |-> IF l \in again THEN me.seen[l] ELSE lane[l].marker_token,
+                        inflight |-> missing(l),
+                        search_start |-> IF l \in again THEN me.rowsEnd[l] ELSE 0,
+                        transactional_lane |-> lane[l].transactional_lane,
+                        restored |-> lane[l].restored]
+           ours(row) == IF ~Has("transactional lane committed first") THEN row
+                        ELSE [row EXCEPT !.transactional_lane = me.id, !.restored = FALSE]
+       IN /\ lanes # {} /\ skipped \subseteq again \cup behind /\ UnlockLost(r, lanes)
+          /\ outbox' = outbox \ UNION {There(r, l) : l \in {l \in decided : Owns(r, l)}}
+          /\ lane' = [l \in Lanes |-> IF l \notin lanes \/ ~Owns(r, l) THEN lane[l]
+                                      ELSE ours(IF l \in decided THEN after(l) ELSE lane[l])]
           /\ Set(r, [me EXCEPT
-                !.at = IF again = {} THEN "work" ELSE FirstOfKafka,
-                !.lanes = lanes, !.refused = refused, !.backingOff = skipped,
-                !.fenced = Disconnected.fenced, !.seen = NoMarks,
+                !.at = IF sent = {} THEN "work" ELSE FirstOfKafka,
+                !.lanes = lanes, !.refused = refused, !.backingOff = skipped \cup held,
+                !.fenced = Disconnected.fenced, !.rowsEnd = Zero, !.seen = NoMarks, !.found = {},
+                !.unsearched = {},
                 !.needsRenewal = @ \/ lanes # me.lanes,
-                !.batch_number = [l \in Lanes |-> IF l \in lanes THEN lane[l].batch_number ELSE 0],
-                !.marks = [l \in Lanes |-> IF l \in again THEN lane[l].batch_number ELSE None],
-                !.batch = UNION {lane[l].inflight \cap outbox : l \in again}])
-          /\ lane' = IF ~Has("transactional lane committed first") THEN lane
-                     ELSE [l \in Lanes |-> IF l \in lanes /\ Owns(r, l)
-                                           THEN [lane[l] EXCEPT !.transactional_lane = me.id,
-                                                                !.restored = FALSE]
-                                           ELSE lane[l]]
-    /\ UNCHANGED <<outbox, uncommitted, owner, backup, kafka>>
+                !.last = Remembered([l \in Lanes |-> IF l \in lanes THEN token(l) ELSE FirstToken]),
+                !.marks = [l \in Lanes |-> IF l \in sent THEN token(l) ELSE None],
+                !.batch = UNION {missing(l) \cap outbox : l \in sent}])
+    /\ UNCHANGED <<uncommitted, owner, backup, twin, kafka>>
 
 Decide(r) == DecideWithout(r, {}) /\ UNCHANGED faultState
 
@@ -315,13 +444,13 @@ MustRenew(r) == relay[r].needsRenewal /\ Has("new producer after a silent discon
 StartRenewal(r) ==
     /\ At(r, "work") /\ OfLanes(outbox, ActiveLanes(r)) = {} /\ MustRenew(r)
     /\ EnterDoubt(r)
-    /\ UNCHANGED <<postgres, topic, marker, txn, stale, staleMarks, faultState>>
+    /\ UNCHANGED <<postgres, logs, txn, stale, copies, faultState>>
 
 (* The back-off of a lane is over. *)
 RetryBackedOff(r) ==
     /\ At(r, "work") /\ relay[r].backingOff # {}
     /\ EnterDoubt(r)
-    /\ UNCHANGED <<postgres, topic, marker, txn, stale, staleMarks, faultState>>
+    /\ UNCHANGED <<postgres, logs, txn, stale, copies, faultState>>
 
 (* Rows that `claim` skips: FOR UPDATE SKIP LOCKED passes over the rows of a transaction that read them
    before it had the lock of the lane's row. *)
@@ -351,8 +480,7 @@ LanesWithWork(r) == IF Has("lane locked before the select")
                     ELSE {ActiveLanes(r)}
 
 (* The batch before, from Postgres; from the relay's memory where the guard is removed. *)
-BatchNumberBefore(r, l) == IF Has("inflight committed first") THEN lane[l].batch_number
-                           ELSE relay[r].batch_number[l]
+TokenBefore(r, l) == IF Has("inflight committed first") THEN lane[l].token ELSE relay[r].last[l]
 InflightBefore(r, l) == IF Has("inflight committed first") THEN lane[l].inflight
                         ELSE Of(relay[r].batch, l)
 
@@ -365,18 +493,21 @@ Claimed(r, l) ==
     THEN First(BatchSize, (Of(outbox, l) \ Acknowledged(r, l)) \ Skipped(r))
     ELSE Of(relay[r].batch, l)
 
-BatchNumberAfter(r, l) == BatchNumberBefore(r, l) + (IF Claimed(r, l) = {} THEN 0 ELSE 1)
+TokenAfter(r, l) == IF Claimed(r, l) = {} THEN TokenBefore(r, l) ELSE NextToken(TokenBefore(r, l))
 
 (* Acknowledge, claim, write the lane rows; COMMIT. *)
 Commit(r, active) ==
     /\ outbox' = outbox \ UNION {Acknowledged(r, l) : l \in active \cap StillOwned(r)}
     /\ lane' = [l \in Lanes |->
             IF l \notin active \cap StillOwned(r) THEN lane[l]
-            ELSE IF Has("inflight committed first")
+            ELSE IF ~Has("inflight committed first")
+            THEN [lane[l] EXCEPT !.transactional_lane = relay[r].id, !.token = TokenBefore(r, l)]
+            ELSE IF Claimed(r, l) = {}
             THEN [lane[l] EXCEPT !.transactional_lane = relay[r].id,
-                                 !.batch_number = BatchNumberAfter(r, l), !.inflight = Claimed(r, l)]
+                                 !.inflight = {}, !.search_start = 0]
             ELSE [lane[l] EXCEPT !.transactional_lane = relay[r].id,
-                                 !.batch_number = BatchNumberBefore(r, l), !.inflight = {}]]
+                                 !.token = TokenAfter(r, l), !.marker_token = TokenBefore(r, l),
+                                 !.inflight = Claimed(r, l), !.search_start = Len(topic[l])]]
     /\ UNCHANGED uncommitted
 
 (* A lost lane drops out, and the producer is renewed before the next batch. *)
@@ -390,11 +521,11 @@ ContinueWithBatch(r, active) ==
                /\ producer' = Released(producer, r)
           ELSE /\ Set(r, [relay[r] EXCEPT
                     !.lanes = lanes,
-                    !.batch_number = [l \in Lanes |-> IF l \in active \ lost
-                                                      THEN BatchNumberAfter(r, l)
-                                                      ELSE IF l \in lanes THEN @[l] ELSE 0],
+                    !.last = Remembered([l \in Lanes |-> IF l \in active \ lost THEN TokenAfter(r, l)
+                                                          ELSE IF l \in lanes THEN @[l]
+                                                          ELSE FirstToken]),
                     !.batch = UNION {Claimed(r, l) : l \in new},
-                    !.marks = [l \in Lanes |-> IF l \in new THEN BatchNumberAfter(r, l) ELSE None],
+                    !.marks = [l \in Lanes |-> IF l \in new THEN TokenAfter(r, l) ELSE None],
                     !.needsRenewal = @ \/ lost # {},
                     !.at = IF new = {} THEN "work" ELSE FirstOfKafka])
                /\ UNCHANGED producer
@@ -402,7 +533,7 @@ ContinueWithBatch(r, active) ==
 AcknowledgeAndClaim(r) ==
     /\ CanLock(r)
     /\ \E active \in LanesWithWork(r) : Commit(r, active) /\ ContinueWithBatch(r, active)
-    /\ UNCHANGED <<owner, backup, topic, marker, txn, stale, staleMarks, faultState>>
+    /\ UNCHANGED <<owner, backup, twin, logs, txn, stale, copies, faultState>>
 
 (* With strict_fencing only: a new producer for the batch, then the epochs again. *)
 RenewProducer(r) ==
@@ -421,49 +552,32 @@ CheckOwnersAgain(r) ==
        /\ Set(r, [relay[r] EXCEPT
             !.lanes = lanes, !.refused = @ \cap lanes, !.backingOff = @ \cap lanes,
             !.batch = OfLanes(@, lanes),
-            !.batch_number = [l \in Lanes |-> IF l \in lanes THEN @[l] ELSE 0],
+            !.last = Remembered([l \in Lanes |-> IF l \in lanes THEN @[l] ELSE FirstToken]),
             !.marks = [l \in Lanes |-> IF l \in lanes THEN @[l] ELSE None],
             !.needsRenewal = @ \/ lanes # relay[r].lanes,
-            !.at = IF Marked(relay[r].marks) \cap lanes = {} THEN "work"
-                   ELSE IF Has("marker last") THEN "produce" ELSE "mark"])
+            !.at = IF Marked(relay[r].marks) \cap lanes = {} THEN "work" ELSE "produce"])
        /\ UnlockLost(r, lanes)
-    /\ UNCHANGED <<tables, owner, backup, kafka, faultState>>
+    /\ UNCHANGED <<tables, owner, backup, twin, kafka, faultState>>
 
-CanSend(r) == producer[relay[r].id] = r
+CanSend(r) == producer[relay[r].id] = r /\ ~txn[relay[r].id].ending
 
 (* publish: begin_transaction, produce, flush. *)
 Produce(r) ==
     /\ At(r, "produce") /\ CanSend(r)
     /\ LET rows == relay[r].batch IN
        IF Has("marker in the records' transaction")
-       THEN /\ txn' = IF rows = {} THEN txn
-                      ELSE [txn EXCEPT ![relay[r].id].open = TRUE, ![relay[r].id].rows = rows]
-            /\ UNCHANGED topic
+       THEN txn' = [txn EXCEPT ![relay[r].id].rows = rows] /\ UNCHANGED topic
        ELSE topic' = [l \in Lanes |-> topic[l] \o InOrder(Of(rows, l))] /\ UNCHANGED txn
-    /\ GoTo(r, IF Has("marker last") THEN "mark" ELSE "end")
-    /\ UNCHANGED <<postgres, marker, producer, stale, staleMarks, faultState>>
+    /\ GoTo(r, "mark")
+    /\ UNCHANGED <<postgres, markers, deleted, producer, stale, copies, faultState>>
 
-With(marks, more) == [l \in Lanes |-> IF more[l] # None THEN more[l] ELSE marks[l]]
-
-(* publish: send_offsets_to_transaction, with the markers of all lanes of the batch. If a stale EndTxn
-   has ended the transaction, the coordinator opens another one. *)
-AddMarkers(r) ==
-    /\ At(r, "mark") /\ CanSend(r)
-    /\ LET id == relay[r].id IN
-       txn' = [txn EXCEPT ![id].open = TRUE, ![id].marks = With(@, relay[r].marks)]
-    /\ UNCHANGED <<postgres, topic, marker, producer, stale>>
-
-AfterMark == IF Has("marker last") THEN "end" ELSE "produce"
-
+(* publish: the markers of all lanes of the batch. If a stale EndTxn has ended the transaction, the
+   coordinator opens another one. *)
 Mark(r) ==
-    /\ AddMarkers(r) /\ GoTo(r, AfterMark)
-    /\ UNCHANGED <<staleMarks, faultState>>
-
-(* The coordinator executes EndTxn(commit). Repeated after the end, it is answered with success. *)
-EndTxn(id) ==
-    /\ topic' = [l \in Lanes |-> topic[l] \o InOrder(Of(txn[id].rows, l))]
-    /\ marker' = With(marker, txn[id].marks)
-    /\ txn' = [txn EXCEPT ![id] = NoTxn]
+    /\ At(r, "mark") /\ CanSend(r)
+    /\ txn' = [txn EXCEPT ![relay[r].id].marks = relay[r].marks]
+    /\ GoTo(r, "end")
+    /\ UNCHANGED <<postgres, logs, producer, stale, copies, faultState>>
 
 Published(r) == [relay[r] EXCEPT !.at = "work", !.marks = NoMarks,
                                  !.batch = IF Has("inflight committed first") THEN {} ELSE @]
@@ -472,19 +586,19 @@ CommitTransaction(r) ==
     /\ At(r, "end") /\ CanSend(r)
     /\ EndTxn(relay[r].id)
     /\ Set(r, Published(r))
-    /\ UNCHANGED <<postgres, producer, stale, staleMarks, faultState>>
+    /\ UNCHANGED <<postgres, logs, producer, stale, copies, faultState>>
 
 (* A newer producer has fenced this one: InDoubt. *)
 ProducerFenced(r) ==
-    /\ relay[r].at \in {"produce", "mark", "end"} /\ ~CanSend(r)
+    /\ relay[r].at \in {"produce", "mark", "end"} /\ producer[relay[r].id] # r
     /\ EnterDoubt(r)
-    /\ UNCHANGED <<postgres, topic, marker, txn, stale, staleMarks, faultState>>
+    /\ UNCHANGED <<postgres, logs, txn, stale, copies, faultState>>
 
 Step(r) ==
     \/ \E l \in Lanes : Take(r, l)
     \/ NoticeDeadSession(r) \/ LoseOwnership(r)
-    \/ CheckOwners(r) \/ FenceEarlier(r) \/ Fence(r) \/ StartTimesOut(r)
-    \/ ReadMarkers(r) \/ ReadTimesOut(r) \/ Decide(r)
+    \/ CheckOwners(r) \/ FenceEarlier(r) \/ Fence(r) \/ Start(r) \/ StartTimesOut(r)
+    \/ ReadEvidence(r) \/ ReadTimesOut(r) \/ Decide(r)
     \/ StartRenewal(r) \/ RetryBackedOff(r) \/ Select(r) \/ AcknowledgeAndClaim(r)
     \/ RenewProducer(r) \/ CheckOwnersAgain(r)
     \/ Produce(r) \/ Mark(r) \/ CommitTransaction(r) \/ ProducerFenced(r)
@@ -492,7 +606,7 @@ Step(r) ==
 (* A consumer's transaction whose row has a lower id than others commits late. *)
 Insert == \E row \in uncommitted :
     /\ outbox' = outbox \cup {row} /\ uncommitted' = uncommitted \ {row}
-    /\ UNCHANGED <<lane, owner, advisory, backup, kafka, relay, faultState>>
+    /\ UNCHANGED <<lane, owner, advisory, backup, twin, kafka, relay, faultState>>
 
 (* ---- Faults ----------------------------------------------------------------------------------- *)
 
@@ -506,13 +620,13 @@ ReleaseLane(r, l) ==
     /\ Fault("lane released") /\ At(r, "work") /\ relay[r].session /\ ~relay[r].needsRenewal
     /\ l \in ActiveLanes(r) /\ Owns(r, l)
     /\ outbox' = outbox \ Acknowledged(r, l)
-    /\ lane' = [lane EXCEPT ![l].inflight = {},
+    /\ lane' = [lane EXCEPT ![l].inflight = {}, ![l].search_start = 0,
                     ![l].transactional_lane =
                         IF Has("transactional lane reset on release") THEN l ELSE @]
     /\ IF relay[r].lanes = {l} THEN Set(r, Disconnected) /\ producer' = Released(producer, r)
        ELSE ChangeLanes(r, relay[r].lanes \ {l})
     /\ advisory' = [advisory EXCEPT ![l] = IF @ = r THEN NoRelay ELSE @]
-    /\ UNCHANGED <<uncommitted, owner, backup, topic, marker, txn, stale, staleMarks>>
+    /\ UNCHANGED <<uncommitted, owner, backup, twin, logs, txn, stale, copies>>
 
 (* The same in doubt: nothing is written. *)
 ReleaseLaneInDoubt(r, l) ==
@@ -521,7 +635,7 @@ ReleaseLaneInDoubt(r, l) ==
     /\ Set(r, IF relay[r].lanes = {l} THEN Disconnected ELSE Recovering(r, relay[r].lanes \ {l}))
     /\ advisory' = [advisory EXCEPT ![l] = IF @ = r THEN NoRelay ELSE @]
     /\ producer' = Released(producer, r)
-    /\ UNCHANGED <<tables, owner, backup, topic, marker, txn, stale, staleMarks>>
+    /\ UNCHANGED <<tables, owner, backup, twin, logs, txn, stale, copies>>
 
 (* Not a fault of the protocol: a topic of the lane's rows is missing, or must not be written to. *)
 BackOff(r) == \E skipped \in SUBSET Lanes \ {{}} :
@@ -537,7 +651,7 @@ EndSession(r) ==
     /\ Fault("session ends in silence") /\ relay[r].session
     /\ relay' = [relay EXCEPT ![r].session = FALSE]
     /\ advisory' = Released(advisory, r)
-    /\ UNCHANGED <<tables, owner, backup, kafka>>
+    /\ UNCHANGED <<tables, owner, backup, twin, kafka>>
 
 (* All sessions end and nothing is lost, but a lane's row cannot tell this from a restore. *)
 RestartPostgres ==
@@ -545,19 +659,19 @@ RestartPostgres ==
     /\ lane' = [l \in Lanes |-> [lane[l] EXCEPT !.restored = TRUE]]
     /\ relay' = [r \in Relays |-> [relay[r] EXCEPT !.session = FALSE]]
     /\ advisory' = [l \in Lanes |-> NoRelay]
-    /\ UNCHANGED <<outbox, uncommitted, owner, backup, kafka>>
+    /\ UNCHANGED <<outbox, uncommitted, owner, backup, twin, kafka>>
 
 (* A lock is lost and the session is not: a pooler, pg_advisory_unlock_all, a bug. *)
 LoseLock(r, l) ==
     /\ Fault("advisory lock lost") /\ advisory[l] = r
     /\ advisory' = [advisory EXCEPT ![l] = NoRelay]
-    /\ UNCHANGED <<tables, owner, backup, kafka, relay>>
+    /\ UNCHANGED <<tables, owner, backup, twin, kafka, relay>>
 
 (* A repair takes the lane from its owner and finishes. (It waits for the row's lock in between.) *)
 RaiseEpoch(l) ==
     /\ Fault("epoch raised by a repair") /\ owner[l] # NoRelay
     /\ owner' = [owner EXCEPT ![l] = NoRelay]
-    /\ UNCHANGED <<tables, advisory, backup, kafka, relay>>
+    /\ UNCHANGED <<tables, advisory, backup, twin, kafka, relay>>
 
 (* COMMIT was executed and its reply is lost. (Not executed: EndSession.) A COMMIT that still runs holds
    the lanes' rows, so it looks the same as one that is done. For the COMMITs of Decide and ReleaseLane
@@ -567,33 +681,33 @@ LoseReplyOfCommit(r) ==
     /\ \E active \in LanesWithWork(r) : Commit(r, active)
     /\ Set(r, Disconnected)
     /\ advisory' = Released(advisory, r) /\ producer' = Released(producer, r)
-    /\ UNCHANGED <<owner, backup, topic, marker, txn, stale, staleMarks>>
+    /\ UNCHANGED <<owner, backup, twin, logs, txn, stale, copies>>
 
 (* COMMIT is answered with ROLLBACK. With the guard the process ends, as in Crash. *)
 AnswerRollback(r) ==
     /\ Fault("COMMIT answers ROLLBACK") /\ CanLock(r)
     /\ IF Has("command tag of COMMIT") THEN Disconnect(r)
        ELSE /\ \E active \in LanesWithWork(r) : ContinueWithBatch(r, active)
-            /\ UNCHANGED <<tables, owner, backup, topic, marker, txn, stale, staleMarks>>
+            /\ UNCHANGED <<tables, owner, backup, twin, logs, txn, stale, copies>>
 
 (* Any error or time-out of a Kafka call that had no effect: InDoubt. *)
 KafkaError(r) ==
-    /\ Fault("Kafka error") /\ relay[r].at \in {"fence", "read", "renew", "produce", "mark", "end"}
+    /\ Fault("Kafka error") /\ relay[r].at \in {"fence", "start", "read", "renew", "produce", "mark", "end"}
     /\ EnterDoubt(r)
-    /\ UNCHANGED <<postgres, topic, marker, txn, stale, staleMarks>>
+    /\ UNCHANGED <<postgres, logs, txn, stale, copies>>
 
 LoseReplyOfEndTxn(r) ==
     /\ Fault("reply of EndTxn lost") /\ At(r, "end") /\ CanSend(r)
     /\ EndTxn(relay[r].id)
     /\ EnterDoubt(r)
-    /\ UNCHANGED <<postgres, stale, staleMarks>>
+    /\ UNCHANGED <<postgres, logs, stale, copies>>
 
 (* The call times out before the request has arrived. *)
 DelayEndTxn(r) ==
     /\ Fault("EndTxn delayed") /\ At(r, "end") /\ CanSend(r)
     /\ stale' = [stale EXCEPT ![relay[r].id] = @ + 1]
     /\ EnterDoubt(r)
-    /\ UNCHANGED <<postgres, topic, marker, txn, staleMarks>>
+    /\ UNCHANGED <<postgres, logs, txn, copies>>
 
 (* The connection breaks, librdkafka repeats EndTxn on a new one and reports success; the first copy
    arrives later. *)
@@ -601,43 +715,54 @@ RepeatEndTxn(r) ==
     /\ Fault("EndTxn repeated in silence") /\ At(r, "end") /\ CanSend(r)
     /\ EndTxn(relay[r].id) /\ stale' = [stale EXCEPT ![relay[r].id] = @ + 1]
     /\ Set(r, [Published(r) EXCEPT !.needsRenewal = TRUE])
-    /\ UNCHANGED <<postgres, producer, staleMarks>>
-
-(* The same with the request that contains the markers. *)
-RepeatMark(r) ==
-    /\ Fault("TxnOffsetCommit repeated in silence") /\ AddMarkers(r)
-    /\ staleMarks' = [staleMarks EXCEPT ![relay[r].id] = relay[r].marks]
-    /\ Set(r, [relay[r] EXCEPT !.at = AfterMark, !.needsRenewal = TRUE])
+    /\ UNCHANGED <<postgres, logs, producer, copies>>
 
 (* A copy arrives. Kafka cannot tell to which transaction of this producer it belongs. *)
 DeliverStaleEndTxn == \E id \in Lanes :
-    /\ stale[id] > 0 /\ stale' = [stale EXCEPT ![id] = @ - 1]
+    /\ stale[id] > 0 /\ Open(id) /\ stale' = [stale EXCEPT ![id] = @ - 1]
     /\ EndTxn(id)
-    /\ UNCHANGED <<postgres, producer, staleMarks, relay, faultState>>
+    /\ UNCHANGED <<postgres, logs, producer, copies, relay, faultState>>
 
-DeliverStaleMarks == \E id \in Lanes :
-    /\ staleMarks[id] # NoMarks /\ staleMarks' = [staleMarks EXCEPT ![id] = NoMarks]
-    /\ txn' = IF HasMarkers(id) THEN [txn EXCEPT ![id].marks = With(@, staleMarks[id])] ELSE txn
-    /\ UNCHANGED <<postgres, topic, marker, producer, stale, relay, faultState>>
+(* The coordinator repeats WriteTxnMarkers to a partition; the first copy arrives later. The producer does
+   not hear of it. *)
+RepeatWriteTxnMarkers == \E id \in Lanes, p \in Partitions :
+    /\ Fault("WriteTxnMarkers repeated") /\ txn[id].ending /\ HasPart(id, p)
+    /\ CommitParts(id, Partitions)
+    /\ copies' = [copies EXCEPT ![id] = @ \cup {<<"commit", p>>}]
+    /\ UNCHANGED <<postgres, producer, stale, relay>>
+
+(* The same for an abort that its producer asked for. No producer that publishes does that. Without the
+   guards it is that of the barrier, or of a batch in doubt. *)
+RepeatAbort(r) == \E p \in Partitions :
+    /\ ~Has("barriers under an id of their own") \/ ~Has("new producer after any doubt")
+    /\ Fault("WriteTxnMarkers repeated") /\ At(r, "read") /\ relay[r].id # 0
+    /\ producer[relay[r].id] = r
+    /\ copies' = [copies EXCEPT ![relay[r].id] = @ \cup {<<"abort", p>>}]
+    /\ UNCHANGED <<postgres, logs, txn, producer, stale, relay>>
+
+(* It ends what the partition has of the transaction that is open now. *)
+DeliverCopy == \E id \in Lanes : \E copy \in copies[id] :
+    /\ HasPart(id, copy[2]) /\ copies' = [copies EXCEPT ![id] = @ \ {copy}]
+    /\ IF copy[1] = "commit" THEN CommitParts(id, {copy[2]})
+       ELSE txn' = [txn EXCEPT ![id] = WithoutParts(@, {copy[2]})] /\ UNCHANGED logs
+    /\ UNCHANGED <<postgres, producer, stale, relay, faultState>>
 
 (* transaction.timeout.ms: the coordinator aborts and fences the producer. *)
 TimeOutTransaction == \E id \in Lanes :
-    /\ Fault("transaction times out") /\ txn[id].open
+    /\ Fault("transaction times out") /\ Open(id)
     /\ FenceId(id)
     /\ UNCHANGED <<postgres, relay>>
 
-(* Not a fault, only rare: idle lanes commit their markers again. *)
-RefreshMarkers(r) ==
-    LET idle == {l \in ActiveLanes(r) : Of(outbox, l) = {}} IN
-    /\ Fault("marker refreshed") /\ At(r, "work") /\ idle # {} /\ ~MustRenew(r)
-    /\ Set(r, [relay[r] EXCEPT !.at = FirstOfKafka,
-            !.marks = [l \in Lanes |-> IF l \in idle THEN relay[r].batch_number[l] ELSE None]])
-    /\ UNCHANGED <<postgres, kafka>>
+(* The same for a transaction that no producer will end. *)
+TimeOutAbandoned == \E id \in Lanes :
+    /\ Open(id) /\ producer[id] = NoRelay
+    /\ FenceId(id)
+    /\ UNCHANGED <<postgres, relay, faultState>>
 
 Backup ==
     /\ "Postgres restored" \in Kinds /\ backup = NoRelay /\ ~history
     /\ backup' = [outbox |-> outbox, uncommitted |-> uncommitted, lane |-> lane]
-    /\ UNCHANGED <<tables, owner, advisory, kafka, relay, faultState>>
+    /\ UNCHANGED <<tables, owner, advisory, twin, kafka, relay, faultState>>
 
 (* Every session ends. The consumer will read and insert again what the backup lacks. *)
 Restore ==
@@ -646,43 +771,86 @@ Restore ==
     /\ lane' = [l \in Lanes |-> [backup.lane[l] EXCEPT !.restored = TRUE]]
     /\ owner' = [l \in Lanes |-> NoRelay] /\ advisory' = [l \in Lanes |-> NoRelay] /\ backup' = NoRelay
     /\ relay' = [r \in Relays |-> [relay[r] EXCEPT !.session = FALSE]]
-    /\ UNCHANGED <<kafka, crashes, faults>>
+    /\ UNCHANGED <<twin, kafka, crashes, faults>>
 
-(* The offsets of the marker group expired, or were deleted. *)
+(* The marker topic was deleted. *)
 ForgetMarkers ==
     /\ "marker forgotten" \in Kinds /\ ~history /\ history' = TRUE
-    /\ marker' = NoMarks
-    /\ UNCHANGED <<postgres, topic, txn, producer, stale, staleMarks, relay, crashes, faults>>
+    /\ markers' = [l \in Lanes |-> <<>>]
+    /\ UNCHANGED <<postgres, topic, deleted, txn, producer, stale, copies, relay, crashes, faults>>
+
+(* Retention deletes the records of the output topic, which its readers have seen. *)
+DeleteRecords ==
+    /\ "records deleted" \in Kinds /\ ~history /\ history' = TRUE
+    /\ deleted' = [l \in Lanes |-> Len(topic[l])]
+    /\ UNCHANGED <<postgres, topic, markers, txn, producer, stale, copies, relay, crashes, faults>>
+
+(* A copy of the database, under the same identity, begins to work beside the original. Its relay has
+   messages of its own, and those that were in the outbox. *)
+CopyDatabase ==
+    /\ "database copied" \in Kinds /\ twin.at = "none" /\ ~history
+    /\ twin' = [at |-> "copied", outbox |-> outbox, lane |-> lane]
+    /\ UNCHANGED <<tables, owner, advisory, backup, kafka, relay, faultState>>
+
+(* It recovers all lanes. To its lane rows this is a restore: it fences all ids. *)
+StartTwin ==
+    /\ twin.at = "copied" /\ \A i \in Lanes : ~txn[i].ending
+    /\ LET row == twin.lane
+           seen(l) == LastOf(markers[l])
+           agreed == {l \in Lanes : ~Disagree(row[l], seen(l))}
+           batch(l) == Of(twin.outbox, l) \ (row[l].inflight \cap Visible(l))
+       IN twin' = [at |-> "ready", marks |-> [l \in Lanes |->
+                        IF l \in agreed THEN Token(row[l].token.number + 1, "twin") ELSE None],
+                   batch |-> UNION {batch(l) : l \in agreed}]
+    /\ txn' = [i \in Lanes |-> NoTxn] /\ stale' = [i \in Lanes |-> 0] /\ copies' = [i \in Lanes |-> {}]
+    /\ producer' = [i \in Lanes |-> IF i = 1 THEN Twin ELSE NoRelay]
+    /\ UNCHANGED <<tables, owner, advisory, backup, logs, relay, faultState>>
+
+PublishTwin ==
+    /\ twin.at = "ready" /\ producer[1] = Twin
+    /\ topic' = [l \in Lanes |-> topic[l] \o InOrder(Of(twin.batch, l))]
+    /\ markers' = [l \in Lanes |-> IF twin.marks[l] = None THEN markers[l]
+                                   ELSE Append(markers[l], twin.marks[l])]
+    /\ twin' = [at |-> "published"] /\ history' = TRUE
+    /\ UNCHANGED <<tables, owner, advisory, backup, deleted, txn, producer, stale, copies, relay,
+                   crashes, faults>>
 
 Environment ==
-    \/ Insert \/ DeliverStaleEndTxn \/ DeliverStaleMarks \/ TimeOutTransaction
-    \/ RestartPostgres \/ Backup \/ Restore \/ ForgetMarkers \/ (\E l \in Lanes : RaiseEpoch(l))
+    \/ Insert \/ DeliverStaleEndTxn \/ TimeOutTransaction \/ TimeOutAbandoned
+    \/ (\E id \in Lanes : WriteTxnMarkers(id))
+    \/ RepeatWriteTxnMarkers \/ DeliverCopy
+    \/ RestartPostgres \/ Backup \/ Restore \/ ForgetMarkers \/ DeleteRecords
+    \/ CopyDatabase \/ StartTwin \/ PublishTwin
+    \/ (\E l \in Lanes : RaiseEpoch(l))
     \/ \E r \in Relays :
         \/ Crash(r) \/ EndSession(r) \/ LoseReplyOfCommit(r) \/ AnswerRollback(r)
         \/ KafkaError(r) \/ LoseReplyOfEndTxn(r) \/ DelayEndTxn(r) \/ RepeatEndTxn(r)
-        \/ RepeatMark(r) \/ RefreshMarkers(r) \/ BackOff(r)
+        \/ RepeatAbort(r) \/ BackOff(r)
         \/ \E l \in Lanes : LoseLock(r, l) \/ ReleaseLane(r, l) \/ ReleaseLaneInDoubt(r, l)
 
 Next == Environment \/ \E r \in Relays : Step(r)
 
 (* Every relay makes its next step, every INSERT commits; faults and late requests may happen or not. *)
-Fairness == WF_vars(Insert) /\ \A r \in Relays : WF_vars(Step(r))
+Fairness ==
+    /\ WF_vars(Insert) /\ WF_vars(TimeOutAbandoned)
+    /\ \A id \in Lanes : WF_vars(WriteTxnMarkers(id))
+    /\ \A r \in Relays : WF_vars(Step(r))
 
 Spec == Init /\ [][Next]_vars
 FairSpec == Spec /\ Fairness
 
 (* ---- What must hold --------------------------------------------------------------------------- *)
 
-Visible(l) == {topic[l][i] : i \in DOMAIN topic[l]}
-
 NoDuplicate == \A l \in Lanes : Cardinality(Visible(l)) = Len(topic[l])
 
-(* A row that is not in the outbox any more is in the topic. *)
-NoLoss == \A l \in Lanes : Of(Rows \ (outbox \cup uncommitted), l) \subseteq Visible(l)
+(* A row that is not in the outbox any more is in the topic, or in a transaction that ends in a commit. *)
+NoLoss == \A l \in Lanes : Of(Rows \ (outbox \cup uncommitted), l) \subseteq
+    Visible(l) \cup UNION {txn[i].rows : i \in {i \in Lanes : txn[i].ending}}
 
-(* Rows that commit in the order of their ids may have one key; a late one has another. *)
+(* Rows of one partition that commit in the order of their ids may have one key; a late one has another. *)
 OrderPerKey == \A l \in Lanes : \A i, j \in DOMAIN topic[l] :
-    (i < j /\ {topic[l][i], topic[l][j]} \cap Late = {}) => topic[l][i] <= topic[l][j]
+    (i < j /\ {topic[l][i], topic[l][j]} \cap Late = {} /\ PlaceOf(topic[l][i]) = PlaceOf(topic[l][j]))
+        => topic[l][i] <= topic[l][j]
 
 NoFalseRefusal == history \/ \A r \in Relays : relay[r].refused = {}
 
