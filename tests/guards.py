@@ -39,7 +39,8 @@ class Guard:
 
 # Guards of the model without which no test can fail, and why.
 ONLY_IN_MODEL = {
-    "marker last": "alone it changes nothing; only after a stale EndTxn does its place matter",
+    "publishing producer before the barrier": "the code has no other producer that could publish",
+    "list shortened in the transaction": "the code has no second transaction that could be lost",
 }
 
 
@@ -67,7 +68,6 @@ GUARDS = [
         "        evidence = self._publisher.read_evidence(self._searches(rows))\n"
         "        self.fence(rows)\n",
         f"{GUARDS_TEST} -k commits_just_before",
-        in_model="fence before the marker is read",
     ),
     Guard(
         "barrier before the read",
@@ -308,6 +308,13 @@ GUARDS = [
         "        return seen.fair_share() if seen.with_kafka else len(self.lanes)\n",
         "        return seen.fair_share()\n",
         "tests/faults/test_relay_without_kafka.py -k away_for_all",
+    ),
+    Guard(
+        "probes distrusted after failed work",
+        "outbox/kafka_answers.py",
+        "        return self._failed_at + self._distrust_s\n",
+        "        return self._failed_at\n",
+        "tests/unit/test_kafka_answers.py -k soon_after",
     ),
     Guard(
         "compare-and-set of consumed offsets",

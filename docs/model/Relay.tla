@@ -78,15 +78,16 @@ NoTxn == [ending |-> FALSE, rows |-> {}, marks |-> NoMarks]
    id: the transactional id of its producer, 0 if it has none; needsRenewal: the producer must be
    renewed before the next batch, because it lost a connection in silence or a lane was lost;
    fence: the ids that must still be fenced; fenced: per lane the ids that were fenced for it;
-   noted: where the search begins, without the guard for that; rowsEnd, marksEnd: per lane the records before the barrier; seen: the markers as read; found: the
-   rows in flight that the search has found; unsearched: lanes whose search is held up;
-   marks: the markers of the current batch; batch: its rows; last: the lanes' last batches. *)
+   rowsEnd, marksEnd: per lane how many records were there at the barrier; seen: the markers as read;
+   found: the rows in flight that the search has found; unsearched: lanes whose search is held up;
+   marks: the markers of the current batch; batch: its rows. Only without the guards that need them:
+   noted: where the search begins; last: the lanes' last batches. *)
 Zero == [l \in Lanes |-> 0]
 Disconnected ==
     [at |-> "disconnected", session |-> FALSE, lanes |-> {}, refused |-> {}, backingOff |-> {},
      id |-> 0, needsRenewal |-> FALSE, fence |-> {}, fenced |-> [l \in Lanes |-> {}],
-     noted |-> Zero, rowsEnd |-> Zero, marksEnd |-> Zero, seen |-> NoMarks, found |-> {}, unsearched |-> {},
-     marks |-> NoMarks, batch |-> {}, last |-> [l \in Lanes |-> FirstToken]]
+     noted |-> Zero, rowsEnd |-> Zero, marksEnd |-> Zero, seen |-> NoMarks, found |-> {},
+     unsearched |-> {}, marks |-> NoMarks, batch |-> {}, last |-> [l \in Lanes |-> FirstToken]]
 
 LaneOf(row) == 1 + ((row - 1) % Cardinality(Lanes))
 PlaceOf(row) == 1 + (((row - 1) \div Cardinality(Lanes)) % Places)
@@ -303,16 +304,17 @@ FenceEarlier(r) ==
     /\ At(r, "fence") /\ Earlier(r) # {}
     /\ LET id == Min(Earlier(r))
            others == relay[r].fence \ {id}
-       IN /\ FenceId(id)
-          /\ Set(r, [relay[r] EXCEPT
+           me == [relay[r] EXCEPT
                 !.fence = others,
                 !.fenced = [l \in Lanes |-> IF l \in relay[r].lanes /\ Has("earlier ids fenced once")
                                             THEN @[l] \cup {id} ELSE @[l]],
-                !.at = IF others # {} THEN "fence" ELSE AfterFence])
+                !.at = IF others # {} THEN "fence" ELSE AfterFence]
+       IN /\ FenceId(id)
+          /\ Set(r, IF me.at = "read" THEN WithBarrier(me) ELSE me)
     /\ UNCHANGED <<postgres, faultState>>
 
-(* Fences the relay's own id by the producer that will publish; then the barrier. Whoever has published
-   after the barrier has fenced this producer. *)
+(* Fences the relay's own id by the producer that will publish; then the barrier. A producer
+   that publishes after the barrier has fenced this one. *)
 Fence(r) ==
     /\ At(r, "fence") /\ Earlier(r) = {} /\ r \notin StartsFail
     /\ LET id == Min(relay[r].lanes)
@@ -692,7 +694,8 @@ AnswerRollback(r) ==
 
 (* Any error or time-out of a Kafka call that had no effect: InDoubt. *)
 KafkaError(r) ==
-    /\ Fault("Kafka error") /\ relay[r].at \in {"fence", "start", "read", "renew", "produce", "mark", "end"}
+    /\ Fault("Kafka error")
+    /\ relay[r].at \in {"fence", "start", "read", "renew", "produce", "mark", "end"}
     /\ EnterDoubt(r)
     /\ UNCHANGED <<postgres, logs, txn, stale, copies>>
 

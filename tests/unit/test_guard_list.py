@@ -6,7 +6,7 @@ import pytest
 
 from tests.guards import GUARDS, ONLY_IN_MODEL, ROOT, Guard
 
-MODEL = (ROOT / "docs/model/Relay.tla").read_text()
+MODEL = "\n".join(path.read_text() for path in (ROOT / "docs/model").glob("*.tla"))
 
 
 def test_every_guard_of_the_model_is_taken_out_of_the_code() -> None:
