@@ -121,6 +121,34 @@ def end_txn_error(answer: bytes) -> int:
     return int(struct.unpack_from(">iiih", answer)[3])
 
 
+def without_brokers(metadata: Frame) -> Frame | None:
+    """Return an answer to Metadata (v9 to v13, as librdkafka asks) that knows of no broker.
+
+    None: it is about no topic. Then librdkafka asks again.
+    """
+    assert (metadata.name, metadata.is_answer, metadata.version >= 9) == ("Metadata", True, True)
+    data, start = metadata.data, 4 + 4 + 1 + 4  # size, correlation id, no tags, throttle time
+    count, at = varint(data, start)
+    for _ in range(count - 1):
+        length, at = varint(data, at + 4)  # node id; host
+        length, at = varint(data, at + length - 1 + 4)  # port; rack
+        _, at = varint(data, at + max(length - 1, 0))  # no tags
+    length, after_cluster = varint(data, at)
+    topics, _ = varint(data, after_cluster + max(length - 1, 0) + 4)  # after the controller's id
+    if topics <= 1:
+        return None
+    body = data[4:start] + b"\x01" + data[at:]
+    return Frame(struct.pack(">i", len(body)) + body, "Metadata", True, metadata.version)
+
+
+def varint(data: bytes, at: int) -> tuple[int, int]:
+    """Return an unsigned varint, and where the next field begins."""
+    number = shift = 0
+    while data[at] & 0x80:
+        number, shift, at = number | (data[at] & 0x7F) << shift, shift + 7, at + 1
+    return number | data[at] << shift, at + 1
+
+
 # ---- Postgres -------------------------------------------------------------------------------------
 
 ENCRYPTION_REQUESTS = {80877103, 80877104}  # SSLRequest, GSSENCRequest: answered by one bare byte

@@ -36,7 +36,7 @@ from confluent_kafka import Message as Record
 from orchestrator.cli.demo import count_swapped
 from orchestrator.contract.messages import Command, DeployOrder
 from orchestrator.embedded.server import HOST
-from orchestrator.kafka.reader import find_ranges, open_reader
+from orchestrator.kafka.reader import LastingReader, find_ranges
 from orchestrator.kafka.topics import Admin
 from testkit.eventually import eventually
 from testkit.private_servers import Work, own_servers, pause, wake
@@ -255,7 +255,7 @@ class Chaos:
         watched = {"statistics.interval.ms": 1000, "stats_cb": self.watcher.note_stats}
 
         def read() -> None:
-            with closing(open_reader({**settings.kafka, **watched}, settings.output_topic)) as reader:
+            with closing(LastingReader({**settings.kafka, **watched}, settings.output_topic)) as reader:
                 while not stop.is_set():
                     for record in reader.consume(1000, 0.1):
                         self.watcher.take(record)

@@ -30,6 +30,7 @@ from orchestrator.kafka import topics
 READ_TIMEOUT_S = 30.0  # for the next record, or the end of a partition
 CHUNK = 10_000  # records at most that are given to the caller at once
 MAX_CLOCK_SKEW = timedelta(minutes=5)  # between API, Postgres, relays and brokers
+REOPEN_S = 1.0  # after all brokers were lost: long enough for a new connection
 TAIL_POLL_S = 0.02  # how soon `tail_topic` sees that its block has ended
 
 
@@ -119,12 +120,47 @@ def read_ranges(
             yield chunk
 
 
-def open_reader(kafka: Mapping[str, Any], topic: str) -> Consumer:
-    """Return a read_committed consumer of all of a topic that joins and commits nothing."""
-    consumer = _new_reader(kafka)
-    partitions = consumer.list_topics(topic, timeout=READ_TIMEOUT_S).topics[topic].partitions
-    consumer.assign([TopicPartition(topic, number, OFFSET_BEGINNING) for number in partitions])
-    return consumer
+class LastingReader:
+    """A read_committed reader of all of a topic that joins and commits nothing, for a long time.
+
+    Where librdkafka has lost all brokers, it goes on with a new client at the same offsets. The old one
+    might wait endlessly: a broker that was frozen, and so was fenced, says for a moment that there are
+    no brokers. Then the client forgets all it knew, and has none left to ask (librdkafka issue 5301).
+    """
+
+    def __init__(self, kafka: Mapping[str, Any], topic: str) -> None:
+        partitions = topics.describe_topic(topics.Admin(kafka), topic).partitions
+        self._positions = {partition.id: OFFSET_BEGINNING for partition in partitions}
+        self._kafka = {**kafka, "error_cb": self._on_error}
+        self._topic = topic
+        self._lost_brokers_at: float | None = None  # monotonic
+        self._consumer = self._open()
+
+    def consume(self, records: int, timeout_s: float) -> list[Message]:
+        """Return what has come: records, ends of partitions, errors after which the client goes on."""
+        if self._lost_brokers_at and time.monotonic() > self._lost_brokers_at + REOPEN_S:
+            self._lost_brokers_at = None
+            self._consumer.close()
+            self._consumer = self._open()
+        found = self._consumer.consume(records, timeout_s)
+        for record in found:
+            if record.error() is None:
+                partition, offset = partition_offset(record)
+                self._positions[partition] = offset + 1
+        return found
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._consumer.close()
+
+    def _open(self) -> Consumer:
+        consumer = _new_reader(self._kafka)
+        consumer.assign([TopicPartition(self._topic, *one) for one in self._positions.items()])
+        return consumer
+
+    def _on_error(self, error: KafkaError) -> None:
+        if error.code() == KafkaError._ALL_BROKERS_DOWN:
+            self._lost_brokers_at = self._lost_brokers_at or time.monotonic()
 
 
 @contextmanager
@@ -135,11 +171,10 @@ def tail_topic(
     done = Event()
 
     def read() -> None:
-        with closing(open_reader(kafka, topic)) as consumer:
+        with closing(LastingReader(kafka, topic)) as reader:
             while not done.is_set():
-                first = consumer.poll(TAIL_POLL_S)
-                if first is not None:
-                    found = [first, *consumer.consume(CHUNK, 0)]
+                if found := reader.consume(1, TAIL_POLL_S):
+                    found += reader.consume(CHUNK, 0)
                     on_records([record for record in found if record.error() is None])
 
     thread = Thread(target=read, daemon=True)
