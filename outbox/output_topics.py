@@ -76,6 +76,7 @@ class OutputTopics:
     """What the brokers say of the topics that this relay has met."""
 
     def __init__(self, kafka: KafkaConfig, tick: Callable[[], None], timeout_s: float) -> None:
+        self._kafka = kafka
         self._admin = new_admin_client(kafka)
         self._tick = tick
         self._timeout_s = timeout_s
@@ -113,7 +114,7 @@ class OutputTopics:
             now = time.monotonic()
             if now > deadline:
                 names = ", ".join(sorted(self._names))
-                raise InDoubt(f"where the topics {names} end is not known: {self._error}")
+                raise self._doubt(f"where the topics {names} end is not known: {self._error}")
             if now > ticked_at + 1.0:
                 ticked_at = now
                 self._tick()
@@ -169,7 +170,7 @@ class OutputTopics:
         try:
             found = result_or_none(self._wait(request)[topic])
         except KafkaException as error:
-            raise InDoubt(f"{topic}: {error.args[0].str()}") from error
+            raise self._doubt(f"{topic}: {error.args[0].str()}") from error
         return None if found is None else TopicEnd(topic_id(found), [0] * len(found.partitions))
 
     def log_starts(self, partitions: Iterable[Partition]) -> dict[Partition, int]:
@@ -181,7 +182,7 @@ class OutputTopics:
                 (one.topic, one.partition): future.result().offset for one, future in request.items()
             }
         except KafkaException as error:
-            raise InDoubt(f"log start offsets: {error.args[0].str()}") from error
+            raise self._doubt(f"log start offsets: {error.args[0].str()}") from error
 
     def is_compacted(self, topic: str) -> bool:
         """Say whether a topic may lose records before its log start. Raises InDoubt."""
@@ -192,7 +193,15 @@ class OutputTopics:
         try:
             return "compact" in str(request.result()["cleanup.policy"].value)
         except KafkaException as error:
-            raise InDoubt(f"cleanup.policy of {topic}: {error.args[0].str()}") from error
+            raise self._doubt(f"cleanup.policy of {topic}: {error.args[0].str()}") from error
+
+    def _doubt(self, reason: str) -> InDoubt:
+        """Return the error to raise; a client that got no answer is not asked again.
+
+        It may have lost all brokers for good (librdkafka issue 5301).
+        """
+        self._admin, self._question = new_admin_client(self._kafka), None
+        return InDoubt(reason)
 
     def _list_offsets(
         self, wanted: Collection[TopicPartition], spec: OffsetSpec
