@@ -34,7 +34,7 @@ from outbox.errors import (
 )
 from outbox.kafka_config import property_refusal
 from outbox.lane import LaneState, LaneStatus, Outcome
-from outbox.message import Headers, Message, OutboxRow
+from outbox.message import MESSAGE_ID_HEADER, Headers, Message, OutboxRow
 from outbox.observer import Observer
 from outbox.outbox_rows import read_backlog
 from outbox.pacing import AdaptivePause
@@ -55,6 +55,7 @@ from outbox.timings import Timings, with_overrides
 
 __all__ = [
     "KEEPALIVES",
+    "MESSAGE_ID_HEADER",
     "AdaptivePause",
     "Backoff",
     "Connection",

@@ -25,7 +25,7 @@ from orchestrator.cli.terminal import printable_key
 from orchestrator.contract.records import headers_of
 from orchestrator.embedded import Servers
 from orchestrator.kafka.reader import OffsetRange
-from orchestrator.operations.dead_letters.headers import Origin, origin_id_of
+from orchestrator.operations.dead_letters.headers import Origin, added_by_us, origin_id_of
 from orchestrator.operations.dead_letters.letters import (
     DeadLetter,
     DeadLetterTopic,
@@ -156,6 +156,7 @@ OWN = [
     ("twice", b"1"),
     ("twice", b"\xff"),
     ("nothing", None),
+    ("message-id", SECRET.encode()),
 ]
 
 
@@ -185,12 +186,14 @@ def test_the_content_of_a_record_is_shown_with_payload_only_and_then_completely(
     assert one["payload"] == value.decode()
     brought = [(header["name"], header["value"]) for header in one["headers"]][: len(OWN)]
     assert brought == [*[(name, SECRET) for name, _ in OWN[:3]], *KEPT]
+    (message_id,) = (h["value"] for h in one["headers"][len(OWN) :] if h["name"] == "message-id")
+    assert UUID(message_id)
 
     assert shown(one_lane, "dlq", "--key", "k" * 60)["key"] == "k" * 60
     assert shown(one_lane, "dlq", "--key", os.fsdecode(b"\xff"))["bytes"] == 1
 
 
-KEPT = [("twice", "1"), ("twice", "\\xff"), ("nothing", None)]
+KEPT = [("twice", "1"), ("twice", "\\xff"), ("nothing", None), ("message-id", SECRET)]
 
 
 def test_a_key_with_a_url_is_shown_without_its_password() -> None:
@@ -286,9 +289,34 @@ def test_a_retried_command_has_its_own_key_value_and_headers(letters: System) ->
     for key, value, headers in retried(letters):
         assert key == KEY
         assert value in {f"not JSON {SECRET}".encode(), b"{"}
-        assert [name for name, _ in headers] == ["traceparent", "dlq-retry-of"]
+        assert [name for name, _ in headers] == ["traceparent", "dlq-retry-of", "message-id"]
     make_dead_letters(letters, 2)  # they are as bad as before, and told apart from the first ones
     assert listed(letters, "dlq") == {"not_json": 2, "url_scheme": 2, "empty": 1}
+
+
+def test_a_retry_hands_on_the_records_own_message_id_and_none_of_ours(one_lane: System) -> None:
+    own = [("message-id", b"the API's"), ("twice", b"1"), ("message-id", b"its second")]
+    one_lane.produce(b"{", key=KEY, headers=own)
+    make_dead_letters(one_lane, 1)
+    ids = set()
+    for round_ in (1, 2):  # what was retried, and is a dead letter again, is retried again
+        code, said = run(one_lane, "dlq", "retry", "--all", "--yes")
+        assert (code, "1 dead letters are in the outbox now" in said) == (0, True), said
+        publish(one_lane)
+        assert len(retried(one_lane)) == round_
+        *_, (_, _, headers) = retried(one_lane)
+        assert headers[: len(own)] == own
+        assert [name for name, _ in headers[len(own) :]] == ["dlq-retry-of", "message-id"]
+        ids.add(headers[-1][1])
+        make_dead_letters(one_lane, 1)
+    assert len(ids) == 2
+
+
+def test_a_message_id_of_a_dead_letter_of_an_earlier_release_is_the_records_own() -> None:
+    """Earlier releases added none."""
+    headers = [("dlq-retry-of", b"1"), ("message-id", b"a"), ("message-id", b"b"), ("dlq-reason", b"")]
+    assert added_by_us(headers[1:]) == [False, False, True]
+    assert added_by_us([*headers, ("message-id", b"c")]) == [True, True, False, True, True]
 
 
 def retried(system: System) -> list[tuple[bytes | None, bytes | None, Headers]]:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from uuid import UUID
 
 from orchestrator.kafka.reader import datetime_from_ms
-from outbox import Headers
+from outbox import MESSAGE_ID_HEADER, Headers
 
 RETRY_OF = "dlq-retry-of"  # of a retried command: topic id, partition and offset of the dead letter
 REASON = "dlq-reason"
@@ -24,7 +24,7 @@ ORIGIN_HEADERS = (
 )
 NUMBER_BYTES = {ORIGIN_HEADERS[1]: 4, ORIGIN_HEADERS[2]: 8, ORIGIN_HEADERS[3]: 8}
 
-# All that records.dead_letter adds, and what a retry adds.
+# All that records.dead_letter adds, and what a retry adds. After the last of them comes the message id.
 ADDED_HEADERS = frozenset(
     {
         *ORIGIN_HEADERS,
@@ -88,9 +88,16 @@ def hash_parts(parts: Sequence[bytes]) -> UUID:
 
 
 def added_by_us(headers: Headers) -> list[bool]:
-    """Return for each header whether we added it: the last one of each of our names."""
+    """Return for each header whether we added it: the last one of each of our names.
+
+    A message id is the relay's if it follows what we enqueued last; elsewhere it is the record's own.
+    """
     last = {name: number for number, (name, _) in enumerate(headers) if name in ADDED_HEADERS}
-    return [last.get(name) == number for number, (name, _) in enumerate(headers)]
+    ends = {last.get(REASON), last.get(RETRY_OF)}
+    return [
+        number - 1 in ends if name == MESSAGE_ID_HEADER else last.get(name) == number
+        for number, (name, _) in enumerate(headers)
+    ]
 
 
 def decode_number(value: bytes) -> int:
