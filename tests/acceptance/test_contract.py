@@ -59,6 +59,7 @@ def validator(schema: Mapping[str, Any]) -> Draft202012Validator:
 COMMAND, ORDER, LETTER = (
     validator(FILES[f"{name}.schema.json"]) for name in ("command", "deploy-order", "dead-letter")
 )
+MARKER = validator({"$ref": "asyncapi.yaml#/components/messages/marker/payload"})
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -254,8 +255,11 @@ def test_the_processes_follow_the_contract(system: System) -> None:
         assert record.value() == json.dumps(order, separators=(",", ":")).encode()
         assert list(order) == FILES["deploy-order.schema.json"]["required"]
         assert record.key() == order["scenario_uuid"].encode()
-        assert {name for name, _ in own_headers(record)} <= {"traceparent", "tracestate"}
-    assert sum(own_headers(record) == TRACE for record in orders) == 3
+        assert {name for name, _ in own_headers(record)} <= {"traceparent", "tracestate", "message-id"}
+        headers = headers_of(record, headers_schema("deployOrder"))
+        validate_headers("deployOrder", headers)
+        assert own_headers(record)[-1][0] == "message-id"
+    assert sum(own_headers(record)[:-1] == TRACE for record in orders) == 3
 
     sent = {(r.partition(), r.offset()): r for r in system.read(system.settings.input_topic)}
     schema = FILES["dead-letter.schema.json"]
@@ -275,6 +279,25 @@ def test_the_processes_follow_the_contract(system: System) -> None:
     assert len(sent) == len(orders)
     for record in sent.values():
         assert is_valid_command(record.value())
+    ids = [dict(own_headers(record))["message-id"] for record in (*orders, *letters)]
+    assert len(set(ids)) == len(orders) + len(letters)
+
+
+def test_a_marker_is_a_record_of_the_marker_topic(system: System) -> None:
+    work(system)
+    ((identity,),) = system.query("SELECT identity FROM outbox_identity")
+    found: dict[int | None, list[dict[str, Any]]] = {}
+    for record in system.read(system.settings.marker_topic):
+        if record.key() == b"probe":
+            continue
+        assert record.key() == f"marker {identity}".encode()
+        marker = json.loads(record.value() or b"")
+        MARKER.validate(marker)
+        found.setdefault(record.partition(), []).append(marker)
+    lanes = system.query("SELECT lane, batch_number, token::text FROM outbox_lane")
+    assert {lane: (one[-1]["batch_number"], one[-1]["token"]) for lane, one in found.items()} == {
+        lane: (number, token) for lane, number, token in lanes
+    }
 
 
 def test_a_retried_dead_letter_names_its_dead_letter(system: System) -> None:
@@ -293,6 +316,7 @@ def test_a_retried_dead_letter_names_its_dead_letter(system: System) -> None:
     relay.stop()
     (headers,) = again
     validate_headers("command", headers)
+    assert UUID(str(headers["message-id"]))
     topic_id, partition, offset = str(headers["dlq-retry-of"]).split(":")
     assert UUID(topic_id)
     assert partition.isdecimal()
@@ -311,6 +335,7 @@ def test_with_cloudevents_an_order_is_an_event_too(system: System) -> None:
         made = UUID(order["worker_id"]).int >> 80
         assert made in commands
         assert datetime.fromisoformat(str(headers.pop("ce_time"))).timestamp() * 1000 == made
+        assert UUID(str(headers.pop("message-id"))).version == 4
         assert {name: value for name, value in headers.items() if name != "traceparent"} == {
             "content-type": "application/json",
             "ce_specversion": "1.0",
