@@ -407,15 +407,23 @@ def end_sessions(system: System, name: str) -> None:
 
 def limit_messages(system: System, size: int) -> None:
     """Let the output topic reject batches of more than `size` bytes; wait until it does."""
-    limit = ConfigEntry("max.message.bytes", str(size), incremental_operation=AlterConfigOpType.SET)
-    name, kind = system.settings.output_topic, ResourceType.TOPIC
-    changed, topic = ConfigResource(kind, name, incremental_configs=[limit]), ConfigResource(kind, name)
+    set_config(system, system.settings.output_topic, "max.message.bytes", str(size))
+
+
+def set_config(system: System, topic: str, name: str, value: str) -> None:
+    """Set a property of a topic; wait until the broker has it."""
+    entry = ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET)
+    kind = ResourceType.TOPIC
+    changed, described = (
+        ConfigResource(kind, topic, incremental_configs=[entry]),
+        ConfigResource(kind, topic),
+    )
     admin = AdminClient(dict(system.settings.kafka))
     admin.incremental_alter_configs([changed])[changed].result(10)
 
     def is_applied() -> bool:  # a busy broker applies it half a second later
-        described = admin.describe_configs([topic])[topic].result(10)
-        return bool(described["max.message.bytes"].value == str(size))
+        found = admin.describe_configs([described])[described].result(10)
+        return bool(found[name].value == value)
 
     eventually(is_applied)
 

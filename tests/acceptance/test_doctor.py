@@ -34,7 +34,7 @@ from orchestrator.operations.doctor.kafka import replication_remarks
 from orchestrator.operations.doctor.runner import CHECKS, exit_code, run_all_checks
 from outbox import connect, postgres
 from testkit.disagreement import set_marker
-from testkit.empty_installation import bare_system
+from testkit.empty_installation import bare_system, run_command
 from testkit.eventually import eventually
 from testkit.proxied import WiredKafka, postgres_proxied
 from testkit.proxy import Rule, proxy, swallow
@@ -44,12 +44,12 @@ from testkit.system import (
     deferred_workers,
     delete_before,
     recreate_input,
+    set_config,
     take,
     topics_of,
 )
 from testkit.wire_protocol import PostgresConversation
 from tests.acceptance.test_roles import Logins
-from tests.faults.kafka_servers import own_kafka
 from tests.faults.postgres_servers import installed, own_postgres, pooler, set_server
 from tests.faults.secured_kafka import Acl, secured_kafka
 from tests.faults.test_security import GROUP, READ, TOPIC, USER, Secured, acls
@@ -462,17 +462,17 @@ def test_permissions_that_the_brokers_deny_are_named(servers: Servers, tmp_path:
         on = Servers(servers.database_url, broker.kafka.bootstrap_servers)
         with installed(on, tmp_path) as system:
             own = Secured(system, broker, password=PASSWORD)
-            every = acls(system)
+            every, settings = acls(system), system.settings
             found = look(system, **own.environ)
             assert exit_code(found.values()) == 0, found
             assert found["kafka acls"].state == "warning"
-            dlq = f"before `dlq retry` grant Write on topic {system.settings.input_topic}"
+            dlq = f"before `dlq retry` grant Write, DescribeConfigs on topic {settings.input_topic}"
             assert dlq in found["kafka acls"].text
-            assert found["kafka retention of offsets"].state == "skipped"
+            assert found["marker topic policy"].state == "ok"
             for right, check, words in (
                 ("Write output", "kafka acls", f"grant Write on topic {system.settings.output_topic}"),
                 ("Read input", "kafka acls", f"grant Read on topic {system.settings.input_topic}"),
-                ("Read marker group", "kafka acls", "grant Read on group outbox-"),
+                ("Write marker topic", "kafka acls", f"grant Write on topic {settings.marker_topic}"),
                 ("Write ids", "kafka transactions", "grant Write on the transactional ids"),
             ):
                 broker.revoke(USER, every[right])
@@ -486,10 +486,9 @@ def test_permissions_that_the_brokers_deny_are_named(servers: Servers, tmp_path:
 
 def check_others(own: Secured, every: dict[str, Acl]) -> None:
     """Check that nothing is reported for the logins of one process, or of the operator."""
-    system, settings = own.system, own.system.settings
-    describe = [Acl(DESCRIBE, TOPIC, settings.marker_topic)]
-    describe += [Acl(DESCRIBE, GROUP, every[name].name) for name in ("Read group", "Read marker group")]
-    describe += [Acl(READ, TOPIC, topic) for topic in topics_of(system)[:3]]
+    system = own.system
+    describe = [Acl(DESCRIBE, GROUP, every["Read group"].name)]
+    describe += [Acl(READ, TOPIC, topic) for topic in topics_of(system)]
     users = {
         "consumer": ([every["Read input"], every["Read group"]], "ok"),
         "relay": (
@@ -665,9 +664,29 @@ def test_a_broker_that_cannot_be_reached_where_it_says_is_named(
     assert f"no answer from {HOST}:{wired.proxy_port}: see that it runs" in found.text
 
 
-def test_a_short_retention_of_offsets_is_reported(servers: Servers, tmp_path: Path) -> None:
-    with own_kafka({"offsets.retention.minutes": "300"}) as kafka:
-        on = Servers(servers.database_url, kafka.bootstrap_servers)
-        with installed(on, tmp_path) as own:
-            words = "5.0 h (offsets.retention.minutes): if no relay runs for so long"
-            check_fault(own, "kafka retention of offsets", "failed", words, "set it to 7 days")
+def test_a_marker_topic_that_is_not_compacted_is_reported_until_setup_alters_it(
+    one_lane: System,
+) -> None:
+    topic = one_lane.settings.marker_topic
+    set_config(one_lane, topic, "cleanup.policy", "delete")
+    relay = one_lane.start("relay")
+    named = f"topic {topic} must be compacted: set its cleanup.policy to compact"
+    eventually(lambda: named in relay.get("/readyz"))
+    one_lane.accept(5)
+    words = f"cleanup.policy of {topic} is delete: run `orchestrator setup`, which sets compact"
+    check_fault(one_lane, "marker topic policy", "failed", words)
+    assert one_lane.orders() == []  # without its marker nothing is published
+
+    assert run_command(one_lane.environ, "setup").returncode == 0
+    one_lane.check_exactly_once(5)
+    found = look(one_lane)
+    assert bad(found) == ONE_BROKER
+    assert found["marker topic policy"].text == f"{topic} is compacted"
+    relay.stop()
+
+
+@pytest.mark.parametrize("policy", ["compact,delete", "delete"])
+def test_markers_that_retention_may_delete_are_reported(system: System, policy: str) -> None:
+    topic = system.settings.marker_topic
+    set_config(system, topic, "cleanup.policy", policy)
+    check_fault(system, "marker topic policy", "failed", f"cleanup.policy of {topic} is {policy}")

@@ -224,14 +224,14 @@ def test_no_older_producer_can_commit_once_the_topics_are_read(one_lane: System,
         rows = older.claim()
         if begun:
             older.publisher.producer.begin_transaction()
-            older.publisher.send_records(rows)
-        one_lane.query("UPDATE outbox_lane SET batch_number = 9")
+            older.publisher.send_records(rows, {})
+        one_lane.query("UPDATE outbox_lane SET batch_number = 9, marker_token = gen_random_uuid()")
         code, said = repair(one_lane, "lane", "0", "--yes")
         assert (code, "0 rows are in their topic already, 4 will be published" in said) == (0, True), (
             said
         )
         publisher = older.publisher
-        commit = publisher.commit if begun else partial(publisher.publish, {0: Marker(10)}, ())
+        commit = publisher.commit if begun else partial(publisher.publish, {0: Marker(10, uuid4())}, ())
         with pytest.raises(InDoubt):
             commit()
     relay = one_lane.start("relay")
@@ -308,6 +308,43 @@ def test_rows_older_than_the_topics_records_are_left_to_the_operator(
     eventually(lambda: one_lane.statuses() == {"deployed": 4})
     assert len(one_lane.orders()) == 1 + sent
     assert logged_repairs(one_lane)[0][0] == f"repair lane 0 --unknown-rows {answer}"
+    relay.stop()
+
+
+@pytest.mark.parametrize(
+    ("crash_at", "answer", "orders"),
+    [("relay.published:2", "skip", 39), ("relay.produced:2", "publish", 40)],
+)
+def test_a_lane_whose_log_cannot_tell_what_became_of_it_is_named_and_repaired(
+    one_lane: System, crash_at: str, answer: str, orders: int
+) -> None:
+    """log_unusable: records of a batch in doubt were deleted before its next owner looked for them."""
+    topic = one_lane.settings.output_topic
+    one_lane.accept(40)  # of many scenarios: some in each partition
+    one_lane.start("relay", crash_at=crash_at).wait_killed()
+    delete_before(one_lane, topic, 0, 1)
+    relay = one_lane.start("relay")
+    wait_refused(relay, "log_unusable")
+    why = f"{topic}[0] begins at offset 1, the batch could be from offset 0"
+    assert relay.logged(why)
+    metrics = relay.get("/metrics")
+    assert "outbox_lanes_refused 1.0" in metrics
+    assert 'outbox_recoveries_total{outcome="log_unusable"}' in metrics
+    status = run_in_process(one_lane.environ, "status")
+    assert "REFUSED  lane 0: log_unusable: orchestrator repair lane 0" in status.stdout, status.stdout
+    doctor = run_in_process(one_lane.environ, "doctor")
+    assert doctor.returncode == 1
+    assert f"lane 0: log_unusable: what became of batch 1 cannot be found out: {why}" in doctor.stdout
+
+    code, said = repair(one_lane, "lane", "0", "--yes")
+    assert (code, "--unknown-rows" in said) == (1, True), said
+    wait_refused(relay, "log_unusable")
+    code, said = repair(one_lane, "lane", "0", "--yes", "--unknown-rows", answer)
+    assert code == 0, said
+    eventually(lambda: one_lane.statuses() == {"deployed": 40}, RECHECKED_S)
+    assert len(one_lane.orders()) == orders  # one was deleted that readers had seen; or none was there
+    assert logged_repairs(one_lane)[0][2] == "log_unusable"
+    assert one_lane.query("SELECT log_refusal FROM outbox_lane") == [(None,)]
     relay.stop()
 
 

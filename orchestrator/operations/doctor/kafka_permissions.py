@@ -14,7 +14,8 @@ from orchestrator.kafka.topics import REQUEST_S
 from orchestrator.operations.doctor.check import Installation, Result
 from orchestrator.operations.doctor.permissions import Permission, judge_permissions
 
-READ, WRITE = AclOperation.READ, AclOperation.WRITE
+READ, WRITE, DESCRIBE_CONFIGS = AclOperation.READ, AclOperation.WRITE, AclOperation.DESCRIBE_CONFIGS
+NAMES = {READ: "Read", WRITE: "Write", DESCRIBE_CONFIGS: "DescribeConfigs"}
 COORDINATOR_MOVES = frozenset(
     {
         KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
@@ -37,8 +38,11 @@ def kafka_acls(installation: Installation) -> Result:
     is_relay = any(p.process == "relay" and p.identifies_process and p.granted for p in permissions)
     topic = installation.settings.input_topic
     allowed = topic_operations(installation, topic)
-    if state == "ok" and is_relay and allowed is not None and WRITE not in allowed:
-        advice = f"but not publish commands: before `dlq retry` grant Write on topic {topic}"
+    lacking = ", ".join(
+        name for one, name in NAMES.items() if allowed is not None and one not in allowed
+    )
+    if state == "ok" and is_relay and lacking:
+        advice = f"but not publish commands: before `dlq retry` grant {lacking} on topic {topic}"
         return "warning", f"{text}, {advice}"
     return state, text
 
@@ -61,16 +65,19 @@ def find_kafka_permissions(installation: Installation) -> Iterator[Permission]:
     for process, resource, needed, identifies_process in (
         ("consumer", f"topic {s.input_topic}", READ, False),
         ("consumer", f"group {s.consumer_group}", READ, True),
-        ("relay", f"topic {s.output_topic}", WRITE, True),
-        ("relay", f"topic {s.dead_letter_topic}", WRITE, True),
-        ("relay", f"topic {s.output_topic}", READ, False),
-        ("relay", f"topic {s.dead_letter_topic}", READ, False),
-        ("relay", f"topic {s.marker_topic}", READ, False),
-        ("relay", f"topic {s.marker_topic}", WRITE, True),
+        *(
+            ("relay", f"topic {name}", needed, needed is WRITE and name != s.marker_topic)
+            for name in (
+                s.output_topic,
+                s.dead_letter_topic,
+                s.marker_topic,
+            )  # `repair` writes there, too
+            for needed in NAMES
+        ),
     ):
         allowed = operations[resource]
         granted = None if allowed is None else needed in allowed
-        yield Permission(process, resource, needed.name.title(), identifies_process, granted)
+        yield Permission(process, resource, NAMES[needed], identifies_process, granted)
 
 
 def topic_operations(installation: Installation, name: str) -> Operations:
