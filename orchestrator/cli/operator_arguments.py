@@ -79,7 +79,7 @@ def add_repair(add: Add) -> None:
     kinds = repair.add_subparsers(required=True, dest="what", metavar="lane|partition")
     lane = kinds.add_parser(
         "lane",
-        help="a lane whose marker is ahead, behind or missing",
+        help="a lane that is refused: its marker disagrees, or the log is unusable",
         description="Find out which of a refused lane's outbox rows are in Kafka, and restart its batch"
         " number from the marker. All input must be consumed; relays may run.",
         epilog="example: orchestrator repair lane all",

@@ -170,7 +170,7 @@ class RelayMetrics(Observer):
         self._lanes = Gauge("outbox_lanes_owned", "Lanes owned by this relay.", registry=registry)
         self.refused = Gauge(
             "outbox_lanes_refused",
-            "Lanes of this relay that wait for an operator: marker ahead, behind or missing.",
+            "Lanes of this relay that wait for an operator: a marker that disagrees, an unusable log.",
             registry=registry,
         )
         self.ids_used = Gauge(
