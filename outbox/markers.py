@@ -40,6 +40,7 @@ class MarkerReader:
                 "group.id": marker_group(identity),
                 "isolation.level": "read_committed",  # committed() waits for pending transactions
                 "enable.auto.commit": False,
+                "connections.max.idle.ms": 1000,  # rarely asked: a new one is not forgotten
                 "log_level": 0,  # its events are never polled; a failure shows in the call
             }
         )
