@@ -66,8 +66,8 @@ class Publisher:
         When it returns, no transaction of an older producer is open or can be committed any more.
         Raises InDoubt.
         """
-        self.discard()
         self._timeout_s = self._timings.kafka_call_s
+        self.discard()
         self.transactional_lane = transactional_lane
         self._producer = producer = self._producers.new(transactional_lane)
         self._caller = ThreadPoolExecutor(1, thread_name_prefix="marker")

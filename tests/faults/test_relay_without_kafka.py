@@ -60,7 +60,8 @@ def unless(healed: Event, act: Action) -> Action:
     return until_healed
 
 
-COORDINATOR = ("InitProducerId", "AddPartitionsToTxn", "AddOffsetsToTxn", "EndTxn")
+TRANSACTION = ("InitProducerId", "AddPartitionsToTxn", "AddOffsetsToTxn", "EndTxn")
+COORDINATOR = (*TRANSACTION, *(f"{request} of a probe" for request in TRANSACTION))
 
 
 @contextmanager
