@@ -32,6 +32,7 @@ from outbox.errors import (
     Stopped,
     error_text,
 )
+from outbox.kafka_config import DEFAULTS as KAFKA_DEFAULTS
 from outbox.kafka_config import property_refusal
 from outbox.lane import LaneState, LaneStatus, Outcome
 from outbox.message import MESSAGE_ID_HEADER, Headers, Message, OutboxRow
@@ -54,6 +55,7 @@ from outbox.relay import Relay
 from outbox.timings import Timings, with_overrides
 
 __all__ = [
+    "KAFKA_DEFAULTS",
     "KEEPALIVES",
     "MESSAGE_ID_HEADER",
     "AdaptivePause",

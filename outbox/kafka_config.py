@@ -12,6 +12,10 @@ REPORTS = "the relay learns from delivery reports and from its producers' log wh
 PROTOCOL = "older versions of Kafka's protocol have no transactions"
 REJECTED = "a record that Kafka rejects is found and parked, the others are published"
 
+# Where the user says nothing. librdkafka keeps idle connections open for good, and load balancers and
+# firewalls forget them in silence after 4 minutes or more: what is sent then is lost without an error.
+DEFAULTS: Mapping[str, str] = {"connections.max.idle.ms": "180000"}
+
 # By name: what rests on the property.
 REFUSED: Mapping[str, str] = {
     "acks": TRANSACTION,

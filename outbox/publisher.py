@@ -52,7 +52,9 @@ class Publisher:
         self._identity = identity
         self._marker_topic = marker_topic
         self._tick = tick
+        self._timings = timings
         self._timeout_s = timings.kafka_call_s
+        self._used_at = 0.0  # the connections, monotonic
         self._failures: list[KafkaError] = []
         self._producer: Producer | None = None
         self._publishing = False
@@ -72,12 +74,14 @@ class Publisher:
         When it returns, no transaction of an older producer is open or can be committed any more.
         Raises InDoubt.
         """
+        self._timeout_s = self._timings.kafka_call_s
         self.discard()
         self.transactional_lane = transactional_lane
         self._producer = producer = self._producers.new(transactional_lane)
         self._call(producer.init_transactions)
         self.poll_events()  # the log so far: no transaction was open then
         self.needs_renewal = self._publishing = False
+        self._used_at = time.monotonic()
         crash_point("relay.fenced")
 
     def fence(self, transactional_lanes: Sequence[int]) -> Iterator[int]:
@@ -123,6 +127,7 @@ class Publisher:
         self.poll_events()
         if self.needs_renewal:
             raise InDoubt("a request may have been repeated: a new producer is needed")
+        self._timeout_s = self._allowed_s()
         self._publishing = True
         self._failures.clear()  # of the batch before: a report of its must not be taken for ours
         try:
@@ -134,7 +139,16 @@ class Publisher:
         self.commit()
         self.poll_events()  # the log so far: what was repeated, was logged before it was answered
         self._publishing = False
+        self._used_at = time.monotonic()
         crash_point("relay.published")
+
+    def _allowed_s(self) -> float:
+        """Return how long Kafka may take for a batch: not long after a quiet time.
+
+        Then a network may have forgotten our connections, and a new producer has new ones.
+        """
+        is_quiet = time.monotonic() - self._used_at > self._timings.kafka_quiet_s
+        return self._timings.kafka_quiet_s if is_quiet else self._timings.kafka_call_s
 
     def send_records(self, rows: Iterable[OutboxRow], markers: Mapping[int, Marker]) -> None:
         """Produce records and markers, and wait for all delivery reports. Raises KafkaException."""

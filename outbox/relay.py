@@ -18,7 +18,7 @@ from outbox.backoff import MAX_BACKOFF_S, Backoff
 from outbox.errors import DatabaseNotReady, OwnershipLost, Stopped, error_text
 from outbox.kafka_answers import KafkaAnswers
 from outbox.kafka_calls import KafkaConfig
-from outbox.kafka_config import check_kafka_config
+from outbox.kafka_config import DEFAULTS, check_kafka_config
 from outbox.kafka_probe import KafkaProbe
 from outbox.lane import LaneState, LaneStatus
 from outbox.observer import Observer
@@ -66,7 +66,7 @@ class Relay:
     ) -> None:
         check_kafka_config(kafka)
         self._conninfo = conninfo
-        self._kafka = kafka
+        self._kafka = {**DEFAULTS, **kafka}
         self._marker_topic = marker_topic
         self._check_database = check_database
         self._options = RelayOptions(

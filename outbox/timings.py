@@ -20,15 +20,17 @@ class Timings:
     membership_poll_s: how soon a lane without an owner is seen. refused_recheck_s: how soon it is seen
     that a refused lane was repaired. lane_backoff_s: pause of a lane that fails alone, so that the
     others go on. held_up_s: pause of a lane whose records another producer's open transaction hides.
-    kafka_call_s: a call to Kafka that takes longer is in doubt; the broker's transaction time-out and a
-    half. deferred_retry_s: how soon what `on_published` could not do is tried again; each further pause
-    is twice as long, up to 32 times this. session_silence_s: Postgres ends a session, and so frees the
-    locks of a relay whose host froze, after so long a silence. kafka_silence_s: a relay counts as one
-    that Kafka does not answer after a question, or work, has had no answer for so long; an elected
-    leader or coordinator answers sooner. kafka_grace_s: such a relay gives its lanes up after another
-    one has had Kafka for so long; longer than kafka_silence_s, in which the other would see that Kafka
-    is away for all. kafka_probe_s: how often an idle relay asks Kafka. kafka_distrust_s: a relay whose
-    probes were answered, but not its work, is not trusted for so long; twice as long each time.
+    kafka_call_s: a call to Kafka that takes longer is in doubt; the
+    broker's transaction time-out and a half. kafka_quiet_s: the first batch after a longer quiet time
+    may take only so long: its connections may have been forgotten. deferred_retry_s: how soon what
+    `on_published` could not do is tried again; each further pause is twice as long, up to 32 times
+    this. session_silence_s: Postgres ends a session, and so frees the locks of a relay whose host
+    froze, after so long a silence. kafka_silence_s: a relay counts as one that Kafka does not answer
+    after a question, or work, has had no answer for so long; an elected leader or coordinator answers
+    sooner. kafka_grace_s: such a relay gives its lanes up after another one has had Kafka for so long;
+    longer than kafka_silence_s, in which the other would see that Kafka is away for all. kafka_probe_s:
+    how often an idle relay asks Kafka. kafka_distrust_s: a relay whose probes were answered, but not
+    its work, is not trusted for so long; twice as long each time.
     """
 
     membership_poll_s: float = 0.5
@@ -36,6 +38,7 @@ class Timings:
     lane_backoff_s: float = 60.0
     held_up_s: float = 10.0
     kafka_call_s: float = 15.0
+    kafka_quiet_s: float = 5.0
     deferred_retry_s: float = 1.0
     session_silence_s: float = 10.0
     kafka_silence_s: float = 4.0

@@ -14,7 +14,7 @@ from testkit.containers import TEST_KAFKA_VERSION
 from testkit.proxy import Address, Rule, proxy
 from testkit.servers import server_directory
 from testkit.system import System
-from testkit.wire_protocol import Frame, KafkaConversation, PostgresConversation, producer_epoch
+from testkit.wire_protocol import Frame, KafkaConversation, PostgresConversation, producer_and_epoch
 
 
 @dataclass(frozen=True)
@@ -78,12 +78,12 @@ class Epochs:
     """Checks that no transaction begins under a producer epoch whose EndTxn may still arrive."""
 
     reused: int = 0
-    _doubted: set[int] = field(default_factory=set)
+    _doubted: set[tuple[int, int]] = field(default_factory=set)
 
     def doubt(self, end_txn: Frame) -> None:
         """Record that this request may arrive again."""
-        self._doubted.add(producer_epoch(end_txn))
+        self._doubted.add(producer_and_epoch(end_txn))
 
     def begin(self, add_partitions: Frame) -> None:
         """Check a request that begins a transaction."""
-        self.reused += producer_epoch(add_partitions) in self._doubted
+        self.reused += producer_and_epoch(add_partitions) in self._doubted

@@ -68,8 +68,15 @@ APIS = {
 }
 
 
+PROBE, NEAR = b"-probe", 200  # in a transactional id, and how near to the start of a request
+
+
 class KafkaConversation:
-    """Frames with a length prefix; an answer has its request's correlation id."""
+    """Frames with a length prefix; an answer has its request's correlation id.
+
+    The transactions by which a relay asks whether Kafka answers are not counted among those of its
+    work: their requests have names of their own.
+    """
 
     def __init__(self) -> None:
         self._sent, self._received = bytearray(), bytearray()
@@ -81,6 +88,8 @@ class KafkaConversation:
         while frame := take(self._sent, kafka_size(self._sent)):
             key, version, correlation = struct.unpack_from(">hhi", frame, 4)
             name = APIS.get(key, f"API {key}")
+            if PROBE in frame[:NEAR]:
+                name = f"{name} of a probe"
             self._asked[correlation] = name, version
             yield Frame(frame, name, is_answer=False, version=version)
 
@@ -98,8 +107,8 @@ def kafka_size(buffer: bytearray) -> int:
     return 4 + int(struct.unpack_from(">i", buffer)[0]) if len(buffer) >= 4 else 0
 
 
-def producer_epoch(frame: Frame) -> int:
-    """Return the producer epoch in a transaction's request to its coordinator.
+def producer_and_epoch(frame: Frame) -> tuple[int, int]:
+    """Return the producer's id and epoch in a transaction's request to its coordinator.
 
     Those of librdkafka (AddPartitionsToTxn 0, AddOffsetsToTxn 0, EndTxn 1) begin with the client's id,
     the transactional id, the producer's id and its epoch.
@@ -107,7 +116,8 @@ def producer_epoch(frame: Frame) -> int:
     at = 12
     for _ in ("client id", "transactional id"):
         at += 2 + int(struct.unpack_from(">h", frame.data, at)[0])
-    return int(struct.unpack_from(">qh", frame.data, at)[1])
+    producer, epoch = struct.unpack_from(">qh", frame.data, at)
+    return int(producer), int(epoch)
 
 
 def flipped(end_txn: Frame) -> Frame:

@@ -53,6 +53,7 @@ ROWS = {
     40: "a copy of the database at work beside the original: refused by name, nothing lost",
     41: "a relay that reaches Postgres and not Kafka: its lanes go to the healthy ones within 15 s",
     42: "rows of `workers` locked or their update refused: lanes go on, named, deployed later",
+    43: "idle connections forgotten in silence: first order within 12 s, at once after 4 minutes",
 }
 
 

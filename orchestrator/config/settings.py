@@ -21,7 +21,7 @@ from orchestrator.config.environment import (
     printable,
     read_address,
 )
-from outbox import property_refusal
+from outbox import KAFKA_DEFAULTS, property_refusal
 
 KAFKA_PREFIX = "KAFKA_CONFIG_"
 
@@ -122,6 +122,7 @@ def read_kafka(env: Environment) -> Mapping[str, str]:
     """
     kafka = {
         "bootstrap.servers": env.read("KAFKA_BOOTSTRAP_SERVERS", printable),
+        **KAFKA_DEFAULTS,
         "reconnect.backoff.max.ms": "1000",  # 10 s by default: long for a broker that is back
     }
     for variable in sorted(env.variables):

@@ -60,7 +60,8 @@ def unless(healed: Event, act: Action) -> Action:
     return until_healed
 
 
-COORDINATOR = ("InitProducerId", "AddPartitionsToTxn", "AddOffsetsToTxn", "EndTxn")
+TRANSACTION = ("InitProducerId", "AddPartitionsToTxn", "AddOffsetsToTxn", "EndTxn")
+COORDINATOR = (*TRANSACTION, *(f"{request} of a probe" for request in TRANSACTION))
 
 
 @contextmanager
@@ -188,7 +189,7 @@ def test_a_relay_without_kafka_gives_all_its_lanes_to_one_that_kafka_answers(
 
 
 @pytest.mark.fault(41)
-@short("dead address", besides=AT_PROBE)
+@short("coordinator away", besides=AT_PROBE)
 def test_a_relay_that_joins_without_kafka_gets_no_lane(cut: Cut, quick: bool) -> None:
     healthy = cut.start_healthy(timings(quick))
     eventually(lambda: shares(healthy) == [LANES])
@@ -208,7 +209,7 @@ def test_a_relay_that_joins_without_kafka_gets_no_lane(cut: Cut, quick: bool) ->
 
 
 @pytest.mark.fault(41)
-@short("coordinator away", besides=AT_WORK)
+@short("dead address", besides=AT_WORK)
 def test_a_relay_that_loses_kafka_at_work_gives_its_lanes_up(cut: Cut, quick: bool) -> None:
     healthy, bad = cut.start_healthy(timings(quick)), cut.start_bad(timings(quick))
     eventually(lambda: shares(healthy, bad) == [2, 2])
@@ -245,3 +246,19 @@ def test_while_kafka_is_away_for_all_no_lane_moves(cut: Cut, quick: bool) -> Non
     wait_ready(*relays)
     assert shares(*relays) == [2, 2]
     assert epochs(cut.system) == taken
+
+
+@pytest.mark.fault(41)
+@pytest.mark.parametrize("cut", ["silence"], indirect=True)
+def test_a_relay_that_joins_while_kafka_is_away_for_all_gets_no_lane(cut: Cut) -> None:
+    first = cut.start_bad(timings(is_quick=True))
+    eventually(lambda: shares(first) == [LANES])
+    wait_ready(first)
+    taken = epochs(cut.system)
+    cut.begin()
+    second = cut.start_bad(timings(is_quick=True))
+    eventually(lambda: all(relay.logged('"kafka silent"') for relay in (first, second)), 60)
+    assert calm(cut.system, 5) == 0
+    assert shares(first, second) == [LANES, 0]
+    assert epochs(cut.system) == taken
+    share_again(cut, first, second)

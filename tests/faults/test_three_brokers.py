@@ -229,12 +229,12 @@ def die_and_recover(
     older = own.start("relay", crash_at="relay.published")
     eventually(lambda: older.logged("lane active"), RESUME_S)
     frozen = cluster.nodes[led(cluster, own)]
-    rest = Cluster({number: node for number, node in cluster.nodes.items() if node is not frozen})
+    rest = {number: node for number, node in cluster.nodes.items() if node is not frozen}
 
     def is_replaced() -> bool:
-        try:
-            return led(rest, own) not in {frozen.node, -1}
-        except KafkaException:  # it was the frozen one that was asked
+        try:  # a new client each time: one that the frozen broker has answered may know no broker then
+            return led(Cluster(rest), own) not in {frozen.node, -1}
+        except KafkaException:
             return False
 
     pause(frozen.pid)

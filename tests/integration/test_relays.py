@@ -159,6 +159,15 @@ def test_a_connection_lost_in_silence_renews_the_producer(one_lane: System) -> N
         eventually(needs_renewal)
 
 
+def test_a_relay_that_gave_its_producer_up_needs_no_new_one(one_lane: System) -> None:
+    with one_lane.lane() as lane:
+        lane.recover()
+        lane.publisher.note_possible_retry()
+        assert lane.publisher.needs_renewal
+        lane.publisher.discard()  # as a relay without lanes does: it would renew it in a busy loop
+        assert not lane.publisher.needs_renewal
+
+
 def cut_connections(server: str) -> int:
     """Shut down this process's connections to a server, as a network would; return how many."""
     host, _, port = server.partition(":")

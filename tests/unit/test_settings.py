@@ -25,7 +25,11 @@ def faults_of(environ: dict[str, str]) -> list[str]:
 def test_two_settings_are_required_and_all_others_have_these_defaults() -> None:
     assert asdict(read_settings(REQUIRED)) == {
         "database_url": ANY,
-        "kafka": {"bootstrap.servers": "kafka:9092", "reconnect.backoff.max.ms": "1000"},
+        "kafka": {
+            "bootstrap.servers": "kafka:9092",
+            "connections.max.idle.ms": "180000",
+            "reconnect.backoff.max.ms": "1000",
+        },
         "log_level": "INFO",
         "log_format": "json",
         "consumer_group": "orchestrator-group",
@@ -213,9 +217,11 @@ def test_kafka_config_variables_become_librdkafka_properties() -> None:
         "KAFKA_CONFIG_SASL_USERNAME": "user",
         "KAFKA_CONFIG_SASL_PASSWORD": "pw",
         "KAFKA_CONFIG_SOCKET_KEEPALIVE_ENABLE": "true",
+        "KAFKA_CONFIG_CONNECTIONS_MAX_IDLE_MS": "60000",
     }
     assert read_settings(REQUIRED | environ).kafka == {
         "bootstrap.servers": "kafka:9092",
+        "connections.max.idle.ms": "60000",
         "reconnect.backoff.max.ms": "1000",
         "security.protocol": "SASL_SSL",
         "sasl.mechanism": "PLAIN",
