@@ -111,7 +111,7 @@ def secured_way(own: Secured, way: str) -> Cut:
     return Cut(own.system, environ, begin, heal, own.environ)
 
 
-AT_WORK = [*WIRED, "password", "Write ids", "Write output"]
+AT_WORK = [*WIRED, "password", "Write ids", "Write output", "Write marker topic"]
 AT_PROBE = [*WIRED, "password", "Write ids", "Write marker topic"]  # its first work cannot fail
 
 
