@@ -356,7 +356,7 @@ GUARDS = [
     Check("marker forgotten", (REFUSAL,), faults=0, kinds=(END_REPLY_LOST, FORGOTTEN)),
     Check("", (COMMIT_TAG,), "NoDuplicate", faults=1),
     Check("", (LOCKED_FIRST,), "OrderPerKey", kinds=(LOCK_LOST, SESSION_ENDS)),
-    Check("", (OWNER_FIRST,), faults=1),
+    Check("", (OWNER_FIRST,), crashes=0, faults=1),
     Check("liveness", (OWNER_FIRST,), "RecoveryEnds", crashes=0, faults=1, checked=("RecoveryEnds",)),
     replace(READER_FAILS, without=(OWNER_FIRST,), found="OwnerMakesProgress"),
     Check("", (OWNER_LOCKED,), "NoFalseRefusal"),

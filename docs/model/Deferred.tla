@@ -33,7 +33,8 @@ Init ==
 (* on_published: which of these it could do, and what it makes of their rows. *)
 Done(S) == S \ (locked \cup Refused)
 Deployed(S) == [w \in Workers |->
-    IF w \in S /\ (status[w] = "pending" \/ ~Has("status guard in acknowledge")) THEN "deployed" ELSE status[w]]
+    IF w \in S /\ (status[w] = "pending" \/ ~Has("status guard in acknowledge"))
+    THEN "deployed" ELSE status[w]]
 
 (* One transaction deletes outbox rows, calls on_published, and writes the others to the list. *)
 Acknowledge(r, S) ==

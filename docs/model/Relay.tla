@@ -31,7 +31,7 @@ CONSTANTS
     Twin        \* the relay of a copy of the database
 
 Has(guard) == guard \notin Without
-Numbers == 30   \* then batch numbers begin again: nothing remembers the old ones
+Numbers == IF Without = {} THEN 30 ELSE 9   \* then batch numbers begin again, for relays that never rest
 
 VARIABLES
     \* Postgres, as committed
