@@ -17,6 +17,9 @@ from outbox.kafka_calls import CALL_SLICE_S, Partition, call_in_slices, kafka_er
 from outbox.producers import Producers
 
 BARRIER_KEY = b"barrier"
+ABORT_S = 1.0
+BARRIER_S = 5.0  # longer than a busy broker needs; readers of the partitions wait meanwhile
+PURGED = frozenset({KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT})  # because another one failed
 
 
 class BarrierWriter:
@@ -36,7 +39,7 @@ class BarrierWriter:
         self._producers = producers
         self._transactional_lane = transactional_lane
         self._tick = tick
-        self._timeout_s = timeout_s
+        self._timeout_s = min(timeout_s, BARRIER_S)
         self._producer: Producer | None = None
 
     def write(self, partitions: Collection[Partition]) -> dict[Partition, int]:
@@ -52,10 +55,11 @@ class BarrierWriter:
             offsets = self._send(producer, partitions)
             call_in_slices(producer.abort_transaction, self._tick, self._timeout_s)
         except (KafkaException, BufferError, SystemError) as error:
-            discard(producer)
-            raise InDoubt(f"barrier: {kafka_error_in(error) or error}") from error
+            give_up(producer)
+            named = kafka_error_in(error)
+            raise InDoubt(f"barrier: {named.str() if named else error}") from error
         except BaseException:
-            discard(producer)
+            give_up(producer)
             raise
         self._producer = producer
         return offsets
@@ -79,7 +83,8 @@ class BarrierWriter:
                 raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "delivery reports"))
             self._tick()
         if failures:
-            raise KafkaException(failures[0])
+            told = [one for one in failures if one.code() not in PURGED]
+            raise KafkaException((told or failures)[0])
         if left := set(partitions) - offsets.keys():  # repeated, and the broker has forgotten where
             raise InDoubt(f"barrier: the brokers do not say where it is in {sorted(left)}")
         return offsets
@@ -89,6 +94,13 @@ class BarrierWriter:
         if self._producer is not None:
             discard(self._producer)
             self._producer = None
+
+
+def give_up(producer: Producer) -> None:
+    """End an open barrier if that is quickly done, then discard: else readers wait for its time-out."""
+    with suppress(KafkaException, SystemError):
+        producer.abort_transaction(ABORT_S)
+    discard(producer)
 
 
 def discard(producer: Producer) -> None:

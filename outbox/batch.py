@@ -25,6 +25,8 @@ from outbox.postgres import Connection, retry_transaction, transaction
 from outbox.publisher import Publisher
 from outbox.watermark import ClaimWatermark, WriterPoll
 
+WAIT_LOCKED_S = 2.0  # for what Kafka says of a new topic, with rows locked
+
 Batch = Mapping[int, Sequence[OutboxRow]]  # by lane
 
 
@@ -156,6 +158,7 @@ class Batches:
 
     def _begin(self, row: LaneRow, rows: Sequence[OutboxRow]) -> LaneRow:
         """Return a lane row with its next batch; the batch before is in Kafka, with its marker."""
+        topics = {one.topic for one in rows}
         return LaneRow(
             row.lane,
             row.batch_number + 1,
@@ -163,7 +166,7 @@ class Batches:
             self._publisher.transactional_lane,
             token=uuid4(),
             marker_token=row.token,
-            search_start=encode_start(self._publisher.topics.ends({one.topic for one in rows})),
+            search_start=encode_start(self._publisher.topics.ends(topics, WAIT_LOCKED_S)),
         )
 
     def _write(self, before: Mapping[int, LaneRow], after: Mapping[int, LaneRow]) -> None:

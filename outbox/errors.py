@@ -27,6 +27,10 @@ class InDoubt(OutboxError):
     """The outcome of a Kafka call is unknown, or the producer can no longer be trusted."""
 
 
+class LanesGivenUp(InDoubt):
+    """The lanes go to a relay that Kafka answers: this one's work on them ends here."""
+
+
 class RecordRejected(OutboxError):
     """Kafka rejects a record of the batch for what it is; another attempt would meet the same.
 

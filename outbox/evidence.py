@@ -7,7 +7,7 @@ decides: brokers may end a transaction in one partition early (a repeated, late 
 then the marker is there without its records, or records without their marker.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import closing
 from types import MappingProxyType
 from typing import NamedTuple, cast
@@ -17,18 +17,27 @@ from confluent_kafka import Message
 
 from outbox.barrier import BarrierWriter
 from outbox.crash_points import crash_point
-from outbox.errors import InDoubt
-from outbox.kafka_calls import KafkaConfig, Partition
-from outbox.log_reader import HeldUp, Range, name, read_committed, read_markers
+from outbox.errors import InDoubt, LanesGivenUp
+from outbox.kafka_calls import KafkaConfig
+from outbox.lane import LastBatch, Outcome, compare
+from outbox.log_reader import (
+    HeldUp,
+    Range,
+    describe_held_up,
+    name,
+    read_committed,
+    read_markers,
+)
 from outbox.markers import Marker
 from outbox.message import MESSAGE_ID_HEADER, OutboxRow
-from outbox.output_topics import OutputTopics, SearchStart, TopicEnd
+from outbox.output_topics import COMPACT, OutputTopics, SearchStart, TopicEnd
 from outbox.producers import Producers
 
 
 class Search(NamedTuple):
-    """The rows of a lane in flight, and where in their topics their records can begin."""
+    """A lane's last batch: its rows in flight, and where in their topics their records can begin."""
 
+    batch: LastBatch
     rows: Sequence[OutboxRow]
     start: SearchStart
 
@@ -38,6 +47,7 @@ class Evidence(NamedTuple):
 
     published: ids of its rows in flight that are in Kafka. ends: where the topics ended behind the
     barrier. held_up: why the log cannot be read to its end now. unusable: why it will never tell.
+    is_final: the marker was read. has_failed: it is held up because Kafka refused, or did not answer.
     """
 
     marker: Marker | None
@@ -45,6 +55,8 @@ class Evidence(NamedTuple):
     ends: SearchStart = MappingProxyType({})
     held_up: str | None = None
     unusable: str | None = None
+    is_final: bool = True
+    has_failed: bool = False
 
 
 class EvidenceReader:
@@ -79,7 +91,7 @@ class EvidenceReader:
         with closing(writer):
             ends = writer.write([(self._marker_topic, lane) for lane in searches])
             crash_point("relay.barrier_written")
-            markers = read_markers(
+            markers, held_up = read_markers(
                 self._kafka,
                 self._identity,
                 self._marker_topic,
@@ -87,20 +99,38 @@ class EvidenceReader:
                 self._tick,
                 self._timeout_s,
             )
-            wanted = {lane: search for lane, search in searches.items() if search.rows}
-            found = LogSearch(self._kafka, self._topics, writer, self._tick, self._timeout_s)
-            results = found.run(wanted) if wanted else {}
-        return {
-            lane: results[lane]._replace(marker=marker) if lane in results else Evidence(marker)
-            for lane, marker in markers.items()
-        }
+            wanted = {
+                lane: search
+                for lane, search in searches.items()
+                if search.rows and lane in markers and not is_refused(markers[lane], search.batch)
+            }
+            search = LogSearch(self._kafka, self._topics, writer, self._tick, self._timeout_s)
+            found = search.run(wanted)
+        evidence = {lane: Evidence(None, held_up=why, is_final=False) for lane, why in held_up.items()}
+        for lane, marker in markers.items():
+            evidence[lane] = found.get(lane, Evidence(None))._replace(marker=marker)
+        return evidence
 
     def _check_marker_topic(self) -> None:
         """See once that the markers of idle lanes are kept. Raises InDoubt."""
         topic = self._marker_topic
-        if not self._checked and not self._topics.is_compacted(topic):
-            raise InDoubt(f"topic {topic} must be compacted: set its cleanup.policy to compact")
+        if not self._checked and self._topics.cleanup_policy(topic) != COMPACT:
+            raise InDoubt(f"topic {topic} must be compacted: set its cleanup.policy to {COMPACT}")
         self._checked = True
+
+
+def is_refused(marker: Marker | None, batch: LastBatch) -> bool:
+    """Say whether the marker alone tells that the histories disagree: then the log is not searched."""
+    outcome = compare(marker, batch)
+    return outcome.refused and outcome is not Outcome.LOG_UNUSABLE
+
+
+class TopicLog(NamedTuple):
+    """A topic's log behind its barrier. end: its topic id is None if there is no such topic."""
+
+    end: TopicEnd
+    starts: Sequence[int] = ()
+    is_compacted: bool = False
 
 
 class LogSearch:
@@ -119,108 +149,132 @@ class LogSearch:
         self._writer = writer
         self._tick = tick
         self._timeout_s = timeout_s
-        self._ends: dict[str, TopicEnd] = {}
-        self._held_up: dict[str, str] = {}  # by topic
-        self._compacted: set[str] = set()
-        self._log_starts: dict[Partition, int] = {}
+        self._logs: dict[str, TopicLog] = {}
+        self._held_up: dict[str, str] = {}  # by topic: an open transaction
+        self._failures: dict[str, str] = {}  # by topic: Kafka refused, or did not answer
 
     def run(self, searches: Mapping[int, Search]) -> dict[int, Evidence]:
-        """Return what was found of each lane. Lanes are read together: ids are unique."""
-        records: dict[str, Message] = {}
+        """Return what was found of each lane. Lanes are read together."""
+        records: dict[tuple[str, str], Message] = {}
         for topic in sorted({row.topic for search in searches.values() for row in search.rows}):
             try:
-                self._prepare(topic)
-                records |= self._read(topic, searches)
+                log = self._logs[topic] = self._prepare(topic, searches.values())
+                records |= self._read(topic, log, searches.values())
+                self._logs[topic] = self._look_again(topic, log)
+            except LanesGivenUp:
+                raise
             except InDoubt as error:
-                self._held_up[topic] = str(error)
+                self._failures[topic] = str(error)
         return {lane: self._conclude(search, records) for lane, search in searches.items()}
 
-    def _prepare(self, topic: str) -> None:
+    def _prepare(self, topic: str, searches: Iterable[Search]) -> TopicLog:
         """Find out about a topic, and write its barrier. Raises InDoubt."""
         described = self._topics.describe(topic)
         if described is None:
-            self._ends[topic] = TopicEnd(None, [])
-            return
+            return TopicLog(TopicEnd(None, []))
+        noted = [one.start[topic] for one in searches if topic in one.start]
+        if any(len(described.offsets) < len(start.offsets) for start in noted):
+            raise InDoubt(f"a broker does not know all partitions of {topic} yet")
         partitions = [(topic, number) for number in range(len(described.offsets))]
-        if self._topics.is_compacted(topic):
-            self._compacted.add(topic)
-        self._log_starts |= self._topics.log_starts(partitions)
+        is_compacted = COMPACT in self._topics.cleanup_policy(topic)
+        starts = self._topics.log_starts(partitions)
         ends = self._writer.write(partitions)
-        self._ends[topic] = TopicEnd(described.topic_id, [ends[one] for one in partitions])
+        end = TopicEnd(described.topic_id, [ends[one] for one in partitions])
+        return TopicLog(end, [starts[one] for one in partitions], is_compacted)
 
-    def _read(self, topic: str, searches: Mapping[int, Search]) -> dict[str, Message]:
-        """Return the records of a topic whose ids are wanted, by id. Raises InDoubt."""
-        wanted = {row.message_id for search in searches.values() for row in search.rows}
+    def _read(
+        self, topic: str, log: TopicLog, searches: Collection[Search]
+    ) -> dict[tuple[str, str], Message]:
+        """Return the records of a topic whose ids are wanted, by topic and id. Raises InDoubt.
+
+        Not for lanes that were refused before and cannot be decided yet: their tail only grows.
+        """
+        searched = [
+            one for one in searches if not (one.batch.log_refusal and self._unusable(topic, one))
+        ]
+        wanted = {row.message_id for one in searched for row in one.rows if row.topic == topic}
         ranges = {
-            (topic, number): Range(self._first_offset(topic, number, searches.values()), end)
-            for number, end in enumerate(self._ends[topic].offsets)
+            (topic, number): Range(max(first_offset(topic, number, searched), log.starts[number]), end)
+            for number, end in enumerate(log.end.offsets)
         }
-        records: dict[str, Message] = {}
+        records: dict[tuple[str, str], Message] = {}
         try:
-            for record in read_committed(self._kafka, ranges, self._tick, self._timeout_s):
+            for record in read_committed(
+                self._kafka, ranges if wanted else {}, self._tick, self._timeout_s
+            ):
                 if (message_id := message_id_of(record)) in wanted:
-                    records.setdefault(message_id, record)
+                    records.setdefault((topic, message_id or ""), record)
         except HeldUp as held:
-            partition, offset = next(iter(held.at.items()))
-            self._held_up[topic] = (
-                f"{name(partition)}: a transaction of another producer is open at offset {offset}"
-            )
+            self._held_up[topic] = describe_held_up(held)
         return records
 
-    def _first_offset(self, topic: str, number: int, searches: Iterable[Search]) -> int:
-        """Return where to begin in a partition: at the first start, of what is still there."""
-        starts = [search.start[topic].start(number) for search in searches if topic in search.start]
-        return max(min(starts, default=0), self._log_starts[topic, number])
+    def _look_again(self, topic: str, log: TopicLog) -> TopicLog:
+        """Return the log as it is after it was read: what was deleted meanwhile, may have been ours."""
+        described = self._topics.describe(topic)
+        if described is None or described.topic_id != log.end.topic_id:
+            return log._replace(end=described or TopicEnd(None, []))
+        partitions = [(topic, number) for number in range(len(log.starts))]
+        starts = self._topics.log_starts(partitions)
+        return log._replace(starts=[starts[one] for one in partitions])
 
-    def _conclude(self, search: Search, records: Mapping[str, Message]) -> Evidence:
+    def _conclude(self, search: Search, records: Mapping[tuple[str, str], Message]) -> Evidence:
         """Say what the log tells of a lane. "Not there" counts only if all of it could be searched."""
         published: set[int] = set()
-        differing: Message | None = None
+        held_up = failure = unusable = None
         for row in search.rows:
-            if (record := records.get(row.message_id)) is not None:
+            record = records.get((row.topic, row.message_id))
+            if record is not None:
                 published.add(row.id)
-                if (record.topic(), record.key(), record.value()) != (row.topic, row.key, row.value):
-                    differing = record
-        topics = {row.topic for row in search.rows if row.id not in published}
-        held_up = unusable = None
-        if differing is not None:
-            place = name((str(differing.topic()), int(differing.partition() or 0)))
-            unusable = (
-                f"the record at {place} offset {differing.offset()} has a row's id, not its bytes"
-            )
-        for topic in sorted(topics):
+                if (record.key(), record.value()) != (row.key, row.value):
+                    place = name((row.topic, int(record.partition() or 0)))
+                    unusable = (
+                        f"the record at {place} offset {record.offset()} has a row's id, not its bytes"
+                    )
+        for topic in sorted({row.topic for row in search.rows if row.id not in published}):
+            failure = failure or self._failures.get(topic)
             held_up = held_up or self._held_up.get(topic) or self._missing(topic, search)
             unusable = unusable or self._unusable(topic, search)
-        ends = {
-            topic: self._ends[topic] for topic in {row.topic for row in search.rows} & self._ends.keys()
-        }
-        return Evidence(None, frozenset(published), ends, held_up, unusable)
+        ends = {row.topic: self._logs[row.topic].end for row in search.rows if row.topic in self._logs}
+        return Evidence(
+            None,
+            frozenset(published),
+            ends,
+            held_up or failure,
+            unusable,
+            has_failed=failure is not None,
+        )
 
     def _missing(self, topic: str, search: Search) -> str | None:
         """Say whether a topic that was there is gone."""
-        start = search.start.get(topic)
-        if topic in self._ends and self._ends[topic].topic_id is None and start and start.topic_id:
+        log, start = self._logs.get(topic), search.start.get(topic)
+        if log and log.end.topic_id is None and start and start.topic_id:
             return f"topic {topic} is missing, or may not be described: create it or grant that"
         return None
 
     def _unusable(self, topic: str, search: Search) -> str | None:
         """Say why a record that was not found may have been there."""
-        if topic not in self._ends or self._ends[topic].topic_id is None:
+        log, start = self._logs.get(topic), search.start.get(topic)
+        if log is None or log.end.topic_id is None:
             return None
-        if topic not in search.start:
+        if start is None:
             return f"it was not noted where {topic} ended before the batch"
-        start, end = search.start[topic], self._ends[topic]
-        if start.topic_id not in {None, end.topic_id}:
+        if start.topic_id not in {None, log.end.topic_id}:
             return f"topic {topic} was recreated"
-        if topic in self._compacted:
+        if log.is_compacted:
             return f"topic {topic} is compacted"
-        for number in range(len(end.offsets)):
-            if self._log_starts[topic, number] > start.start(number):
+        for number, log_start in enumerate(log.starts):
+            if log_start > start.start(number):
                 return (
-                    f"{name((topic, number))} begins at offset {self._log_starts[topic, number]},"
+                    f"{name((topic, number))} begins at offset {log_start},"
                     f" the batch could be from offset {start.start(number)}"
                 )
         return None
+
+
+def first_offset(topic: str, number: int, searches: Iterable[Search]) -> int:
+    """Return the first offset of a partition at which one of the batches could be."""
+    starts = [search.start[topic].start(number) for search in searches if topic in search.start]
+    return min(starts, default=0)
 
 
 def message_id_of(record: Message) -> str | None:

@@ -102,6 +102,12 @@ def _partition_of(record: Message) -> Partition:
     return str(record.topic()), int(record.partition() or 0)
 
 
+def describe_held_up(held: HeldUp) -> str:
+    """Say in one line where the log is held up."""
+    partition, offset = next(iter(held.at.items()))
+    return f"{name(partition)}: a transaction of another producer is open at offset {offset}"
+
+
 def name(partition: Partition) -> str:
     """Return a partition as text."""
     return f"{partition[0]}[{partition[1]}]"
@@ -117,28 +123,31 @@ def read_markers(
     ends: Mapping[int, int],
     tick: Callable[[], None],
     timeout_s: float,
-) -> dict[int, Marker | None]:
-    """Return the last marker of each lane before an offset; None: it has none. Raises InDoubt.
+) -> tuple[dict[int, Marker | None], dict[int, str]]:
+    """Return the last marker of each lane before an offset, None if it has none; and what is held up.
 
     Backwards, in steps that grow: the last marker is near the end, and compaction leaves gaps. ends:
-    by lane; a barrier's, or nothing is proved.
+    by lane; a barrier's, or nothing is proved. Held up are lanes in whose partition another producer's
+    transaction is open, each with the reason. Raises InDoubt.
     """
     found: dict[int, Marker | None] = {}
+    held_up: dict[int, str] = {}
     distance = FIRST_DISTANCE
-    while wanted := {lane: end for lane, end in ends.items() if lane not in found}:
-        ranges = {(topic, lane): Range(max(end - distance, 0), end) for lane, end in wanted.items()}
+    while wanted := ends.keys() - found.keys() - held_up.keys():
+        ranges = {(topic, lane): Range(max(ends[lane] - distance, 0), ends[lane]) for lane in wanted}
+        seen: dict[int, Marker | None] = {}
         try:
             for record in read_committed(kafka, ranges, tick, timeout_s):
                 if record.key() == marker_key(identity):
-                    found[int(record.partition() or 0)] = decode_marker(record.value())
+                    seen[int(record.partition() or 0)] = decode_marker(record.value())
         except HeldUp as held:
-            partition, offset = next(iter(held.at.items()))
-            raise InDoubt(f"{name(partition)}: a transaction is open at offset {offset}") from None
-        for lane, end in wanted.items():
-            if end <= distance:
+            held_up |= {lane: describe_held_up(held) for _, lane in held.at}
+        found |= {lane: marker for lane, marker in seen.items() if lane not in held_up}
+        for lane in wanted - held_up.keys():
+            if ends[lane] <= distance:
                 found.setdefault(lane, None)
         distance *= 16
-    return found
+    return found, held_up
 
 
 def read_last_markers(
@@ -147,7 +156,7 @@ def read_last_markers(
     """Return the markers as they seem to stand now, which proves nothing. Raises KafkaException."""
     ends = last_stable_offsets(kafka, topic, lanes, timeout_s)
     try:
-        return read_markers(kafka, identity, topic, ends, lambda: None, timeout_s)
+        return read_markers(kafka, identity, topic, ends, lambda: None, timeout_s)[0]
     except InDoubt as error:
         raise KafkaException(KafkaError(KafkaError._TIMED_OUT, str(error))) from error
 

@@ -34,5 +34,5 @@ def decode_marker(value: bytes | None) -> Marker | None:
     try:
         found = json.loads(value or b"null")
         return Marker(int(found["batch_number"]), UUID(found["token"]))
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, AttributeError):
         return None

@@ -6,6 +6,7 @@ a claim waits only for a topic that is new, or after a long silence.
 """
 
 import json
+import math
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future
@@ -29,6 +30,8 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # public, not
 from outbox.errors import InDoubt
 from outbox.kafka_calls import RETRY_PAUSE_S, KafkaConfig, Partition, new_admin_client
 
+COMPACT = "compact"  # a clean-up policy
+MAX_NAME = 249  # characters of a topic's name
 REFRESH_S = 1.0  # the brokers are asked so often while rows come
 MAX_AGE_S = 5.0  # older ends would make a search long: a claim waits for new ones
 RETRY_S = 0.1  # after an error
@@ -99,16 +102,17 @@ class OutputTopics:
             if self._error:
                 self._next_question_at = time.monotonic() + RETRY_S
 
-    def ends(self, topics: Collection[str]) -> SearchStart:
+    def ends(self, topics: Collection[str], wait_s: float = math.inf) -> SearchStart:
         """Return where topics end, as they did at most MAX_AGE_S ago. Raises InDoubt.
 
         Without topics: wait until the answer on those that are known is no older.
         """
         ticked_at = time.monotonic()
-        deadline = ticked_at + self._timeout_s
+        deadline = ticked_at + min(self._timeout_s, wait_s)
         if new := set(topics) - self._names:
             self._names |= new
             self._next_question_at = 0.0
+        self.poll()
         while self._names and not (self._is_fresh() and self._ends.keys() >= set(topics)):
             self.poll()
             now = time.monotonic()
@@ -128,7 +132,7 @@ class OutputTopics:
         """Ask for ids, then for ends; yields until there is an answer."""
         begun_at = time.monotonic()
         described = {}
-        if names := sorted(filter(None, self._names)):  # the client takes no empty one
+        if names := sorted(filter(is_possible, self._names)):
             asked = TopicCollection(names)
             described = self._admin.describe_topics(asked, request_timeout=REQUEST_S)
         yield from until_done(described.values())
@@ -138,7 +142,10 @@ class OutputTopics:
                 topics[name] = result_or_none(future)
             except KafkaException as error:
                 self._error = str(error.args[0].str())
-                return
+                if error.args[0].retriable() or error.args[0].code() == KafkaError._TIMED_OUT:
+                    self._admin = new_admin_client(self._kafka)  # see _doubt
+                    return
+                topics[name] = None
         wanted = [
             TopicPartition(name, part.id)
             for name, topic in topics.items()
@@ -164,7 +171,7 @@ class OutputTopics:
 
     def describe(self, topic: str) -> TopicEnd | None:
         """Return a topic's id, and offset 0 for each partition; None: missing. Raises InDoubt."""
-        if not topic:  # the client takes no such name
+        if not is_possible(topic):
             return None
         request = self._admin.describe_topics(TopicCollection([topic]), request_timeout=REQUEST_S)
         try:
@@ -184,14 +191,14 @@ class OutputTopics:
         except KafkaException as error:
             raise self._doubt(f"log start offsets: {error.args[0].str()}") from error
 
-    def is_compacted(self, topic: str) -> bool:
-        """Say whether a topic may lose records before its log start. Raises InDoubt."""
+    def cleanup_policy(self, topic: str) -> str:
+        """Return how a topic loses records. Raises InDoubt."""
         wanted = ConfigResource(ResourceType.TOPIC, topic)
         (request,) = self._wait(
             self._admin.describe_configs([wanted], request_timeout=REQUEST_S)
         ).values()
         try:
-            return "compact" in str(request.result()["cleanup.policy"].value)
+            return str(request.result()["cleanup.policy"].value)
         except KafkaException as error:
             raise self._doubt(f"cleanup.policy of {topic}: {error.args[0].str()}") from error
 
@@ -222,6 +229,11 @@ class OutputTopics:
             self._tick()
             time.sleep(RETRY_PAUSE_S)
         return request
+
+
+def is_possible(topic: str) -> bool:
+    """Say whether a topic may have this name; the brokers give no answer about others."""
+    return 0 < len(topic) <= MAX_NAME
 
 
 def until_done(futures: Collection[Future[Any]]) -> Iterator[None]:

@@ -15,7 +15,7 @@ from uuid import UUID
 
 from outbox import lane_rows, membership
 from outbox.crash_points import crash_point
-from outbox.errors import InDoubt
+from outbox.errors import LanesGivenUp
 from outbox.kafka_answers import KafkaAnswers
 from outbox.lane import Lane, LaneState
 from outbox.lane_rows import LaneRow
@@ -113,7 +113,7 @@ class OwnedLanes:
         self._answers.wanted.set()
         self.refresh_membership()
         if self.gives_all_up:
-            raise InDoubt("the lanes go to a relay that Kafka answers")
+            raise LanesGivenUp("the lanes go to a relay that Kafka answers")
 
     @property
     def gives_all_up(self) -> bool:

@@ -65,6 +65,7 @@ class Recovery:
         self._backoff_s = options.timings.lane_backoff_s
         self._held_up_s = options.timings.held_up_s
         self._rejection: RecordRejected | None = None
+        self.search_failure: str | None = None  # why Kafka did not let the last recovery search a topic
 
     def note_rejection(self, error: RecordRejected) -> None:
         """Let the next recovery shrink the batch whose record Kafka rejected."""
@@ -86,6 +87,8 @@ class Recovery:
         self.fence(rows)
         evidence = self._publisher.read_evidence(self._searches(rows))
         crash_point("relay.evidence_read")
+        failures = [one.held_up for one in evidence.values() if one.has_failed and not one.unusable]
+        self.search_failure = failures[0] if failures else None
         rejection = self._rejection
         decisions = self.decide(rows, evidence, rejection)
         self._rejection = None  # it has had its effect, whatever comes next
@@ -126,6 +129,7 @@ class Recovery:
         """Return what to look for in the log: the rows in flight."""
         return {
             number: Search(
+                row,
                 outbox_rows.load_rows(self._conn, number, row.inflight) if row.inflight else (),
                 decode_start(row.search_start),
             )
@@ -158,6 +162,8 @@ class Recovery:
 
     def _decide(self, row: LaneRow, evidence: Evidence, rejection: RecordRejected | None) -> Decision:
         """Let the marker say whether both histories are one, and the log which rows are in Kafka."""
+        if not evidence.is_final:
+            return Decision(None, row, held_up=evidence.held_up)
         outcome = compare(evidence.marker, row._replace(log_refusal=None))
         after = row._replace(
             transactional_lane=self._publisher.transactional_lane,
@@ -259,6 +265,8 @@ class Recovery:
         rejected = rejection.lane if rejection else None
         lanes = [self._owned.lanes[number] for number in sorted(again.keys() - markers.keys())]
         for lane in sorted(lanes, key=lambda lane: (lane.number == rejected, lane.solo_failures)):
+            if self._publisher.needs_renewal:  # after the lane before: not this one's fault
+                raise InDoubt("a request may have been repeated: a new producer is needed")
             if not lane.backoff_until:
                 self._publish_lane(lane.number, again[lane.number])
 

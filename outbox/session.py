@@ -101,7 +101,9 @@ class RelaySession:
     def _note_recovery(self) -> None:
         """Note that Kafka has taken all that it had not taken, unless a lane still fails."""
         lanes = self.owned.lanes.values()
-        if lanes and not any(lane.solo_failures for lane in lanes):
+        if failure := self.recovery.search_failure:
+            self._answers.failed(self._work_began_at, failure)
+        elif lanes and not any(lane.solo_failures for lane in lanes):
             self._answers.recovered()
 
     def _run_batches(self) -> None:

@@ -17,7 +17,7 @@ import psycopg
 
 from outbox import lane_rows
 from outbox.enqueue import count_lanes
-from outbox.errors import OutboxError, OwnershipLost
+from outbox.errors import InDoubt, OutboxError, OwnershipLost
 from outbox.evidence import Search
 from outbox.kafka_calls import KafkaConfig
 from outbox.lane import Outcome, compare
@@ -54,8 +54,10 @@ def take_over(conn: Connection, kafka: KafkaConfig, marker_topic: str, lane: int
     try:
         list(publisher.fence(sorted(earlier - {lane})))
         publisher.start(lane)
-        evidence = publisher.read_evidence({lane: Search((), {})})
-        return LockedLane(lane, epoch, evidence[lane].marker)
+        evidence = publisher.read_evidence({lane: Search(row, (), {})})[lane]
+        if not evidence.is_final:
+            raise InDoubt(evidence.held_up or "")
+        return LockedLane(lane, epoch, evidence.marker)
     finally:
         publisher.discard()
 

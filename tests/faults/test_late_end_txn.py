@@ -15,6 +15,7 @@ from confluent_kafka import KafkaError
 
 from outbox import InDoubt
 from outbox.evidence import Search
+from outbox.lane_rows import LaneRow
 from outbox.markers import Marker
 from outbox.message import OutboxRow
 from testkit.eventually import eventually
@@ -112,7 +113,9 @@ def publish_or_recover(lane: OwnedLane, batch_number: int, rows: list[OutboxRow]
         lane.publisher.publish({0: Marker(batch_number, uuid4())}, rows)
     except InDoubt:
         lane.publisher.start(0)
-        published = lane.publisher.read_evidence({0: Search(rows, start)})[0].published
+        published = lane.publisher.read_evidence({0: Search(LaneRow(0, 0, [], 0), rows, start)})[
+            0
+        ].published
         left = [row for row in rows if row.id not in published]
         lane.publisher.publish({0: Marker(batch_number, uuid4())}, left)
 
