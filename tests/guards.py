@@ -140,6 +140,13 @@ GUARDS = [
         f"{EVIDENCE_TEST} -k begins_after_the_batch",
     ),
     Guard(
+        "the log start read again after the log",
+        "outbox/evidence.py",
+        "                self._logs[topic] = self._look_again(topic, log)\n",
+        "",
+        f"{EVIDENCE_TEST} -k retention_deletes_while",
+    ),
+    Guard(
         "topic ids compared",
         "outbox/evidence.py",
         "        if start.topic_id not in {None, end.topic_id}:\n",

@@ -1,9 +1,10 @@
 """The log decides after a doubt: what a recovery finds in the topics, and what it cannot know."""
 
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -17,9 +18,19 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
     ResourceType,
 )
 
-from outbox import InDoubt, LaneState, Message, Observer, OutboxRow, Timings, enqueue, transaction
+from outbox import (
+    InDoubt,
+    LaneState,
+    Message,
+    Observer,
+    OutboxRow,
+    Timings,
+    enqueue,
+    transaction,
+)
 from outbox.admin import RowId, marker_key, retry_parked
 from outbox.lane import LaneStatus, Outcome
+from outbox.log_reader import read_committed
 from testkit.disagreement import forget_markers
 from testkit.eventually import eventually
 from testkit.installations import Installations
@@ -54,6 +65,7 @@ def open_transaction(system: System, topic: str) -> Iterator[int]:
     producer.begin_transaction()
     producer.produce(
         topic,
+        b"foreign",
         b"foreign",
         partition=0,
         on_delivery=lambda _error, record: offsets.append(record.offset() or 0),
@@ -527,3 +539,92 @@ def test_a_marker_topic_that_is_not_compacted_is_named(one_lane: System) -> None
         set_config(one_lane, topic, "cleanup.policy", "compact")
         lane.recover()
         assert lane.marker() == 0
+
+
+# ---- while a recovery looks ---------------------------------------------------------------------
+
+
+def test_records_that_retention_deletes_while_they_are_looked_for_are_not_sent_again(
+    one_lane: System, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guard: the log start is read once more after the log. A reader passes over what is deleted."""
+    enqueue_rows(one_lane, topic)
+    with one_lane.lane() as lane:
+        lane.recover()
+        send_alone(lane, lane.claim())
+
+        def delete_and_read(*values: Any) -> Iterator[Any]:
+            delete_before(one_lane, topic, 0, 3)
+            return read_committed(*values)
+
+        monkeypatch.setattr("outbox.evidence.read_committed", delete_and_read)
+        lane.recover()
+        check_refused(one_lane, lane, f"{topic}[0] begins at offset 3", "from offset 0")
+
+
+def test_a_topic_recreated_while_it_is_looked_through_is_refused(
+    one_lane: System, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guard: so is the topic id."""
+    enqueue_rows(one_lane, topic)
+    with one_lane.lane() as lane:
+        lane.recover()
+        lane.claim()
+
+        def read_and_recreate(*values: Any) -> Iterator[Any]:
+            yield from read_committed(*values)
+            recreate(one_lane, topic)
+
+        monkeypatch.setattr("outbox.evidence.read_committed", read_and_recreate)
+        lane.recover()
+        check_refused(one_lane, lane, f"topic {topic} was recreated")
+
+
+def test_a_record_that_a_consumer_forwards_with_its_headers_is_another_message(
+    one_lane: System, topic: str
+) -> None:
+    enqueue_rows(one_lane, topic, 1)
+    with closing(one_lane.connect()) as conn, transaction(conn):
+        enqueue(conn, [Message(one_lane.settings.output_topic, b"key", b"other")], 1)
+    with one_lane.lane() as lane:
+        lane.recover()
+        first, other = lane.claim()
+        lane.publisher.publish({}, [other._replace(message_id=first.message_id), first])
+        lane.recover()
+        assert not lane.lane.refused
+        lane.drain()
+    assert values_in(one_lane, topic) == [b"0"]
+
+
+@pytest.mark.parametrize("policy", ["delete", "compact,delete"])
+def test_a_marker_topic_from_which_retention_deletes_is_named(one_lane: System, policy: str) -> None:
+    set_config(one_lane, one_lane.settings.marker_topic, "cleanup.policy", policy)
+    with one_lane.lane() as lane, pytest.raises(InDoubt, match="must be compacted"):
+        lane.recover()
+
+
+def test_an_open_transaction_in_one_lanes_marker_partition_holds_up_that_lane_alone(
+    system: System,
+) -> None:
+    with system.lane(*ALL) as lanes:
+        lanes.recover()
+        put(system)
+        with open_transaction(system, system.settings.marker_topic):
+            lanes.recover()
+            assert lanes.relay.lane(0).status.state is LaneState.BACKING_OFF
+            assert "open at offset" in (lanes.relay.lane(0).status.reason or "")
+            assert lanes.drain() == LANES - 1
+    assert sent(system) == [1, 2, 3]
+
+
+def test_a_topic_whose_name_no_broker_answers_holds_up_its_lane_alone(system: System) -> None:
+    put(system, (1,), topic="x" * 40_000)
+    put(system, (0, 2, 3))
+    with system.lane(*ALL, timings=Timings(kafka_call_s=3.0)) as lanes:
+        for _ in range(3):
+            with suppress(InDoubt):
+                lanes.recover()
+                lanes.drain()
+        lanes.recover()
+        lanes.drain()
+    assert sent(system) == [0, 2, 3]
