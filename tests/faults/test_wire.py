@@ -108,7 +108,7 @@ def test_a_producer_whose_end_txn_was_cut_off_begins_no_other_transaction(
 @CUT_OFF
 @pytest.mark.parametrize(
     "request_name",
-    ["InitProducerId", "AddPartitionsToTxn", "Produce", "AddOffsetsToTxn", "TxnOffsetCommit"],
+    ["InitProducerId", "AddPartitionsToTxn", "Produce"],
 )
 def test_a_request_of_a_transaction_may_be_cut_off(
     wired_lane: System, wired: WiredKafka, request_name: str, act: Action

@@ -4,7 +4,7 @@ import random
 import struct
 import time
 from itertools import chain
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 import msgspec
@@ -14,7 +14,7 @@ from confluent_kafka import Producer
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from testkit.system import System, recreate, take
+from testkit.system import System, own_headers, recreate, take
 from tests.unit.test_messages import FIXED_LIST, near_misses, outcome
 
 GENERATED = 1000
@@ -93,8 +93,7 @@ def carry(system: System, records: int) -> None:
 
 def original(letter: Record) -> Sent:
     """Return a dead letter as it was before Spring's headers were added."""
-    carried = list(letter.headers() or ())[: -len(SPRING)]
-    return Sent(letter.key(), letter.value(), carried)  # type: ignore[arg-type]
+    return Sent(letter.key(), letter.value(), own_headers(letter)[: -len(SPRING)])
 
 
 SPRING = [
@@ -128,9 +127,9 @@ def check_dead_letters(system: System, bad: int) -> None:
     letters = system.read(system.settings.dead_letter_topic)
     seen = set()
     for letter in letters:
-        added = list(letter.headers() or ())[-len(SPRING) :]
+        added = own_headers(letter)[-len(SPRING) :]
         assert [name for name, _ in added] == SPRING
-        found = dict(cast("list[tuple[str, Any]]", added))
+        found: dict[str, Any] = dict(added)
         (partition,) = struct.unpack(">i", found["kafka_dlt-original-partition"])
         (offset,) = struct.unpack(">q", found["kafka_dlt-original-offset"])
         assert original(letter) == source[partition, offset]

@@ -7,8 +7,8 @@ from threading import Thread
 from uuid import uuid4
 
 import pytest
-from confluent_kafka import KafkaException
-from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
+from confluent_kafka import KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec  # type: ignore[attr-defined]
 
 from outbox import InDoubt, Message, OutboxRow, RecordRejected, enqueue, transaction
 from outbox.markers import Marker
@@ -286,7 +286,13 @@ def working(lane: OwnedLane) -> Iterator[None]:
 
 
 def create_topic(system: System, topic: str) -> None:
-    """Create a topic."""
+    """Create a topic of one partition, and wait until it has a leader."""
     admin = AdminClient(dict(system.settings.kafka))
-    for future in admin.create_topics([NewTopic(topic, 1, 1)]).values():
-        future.result(10)
+    admin.create_topics([NewTopic(topic, 1, 1)])[topic].result(10)
+
+    def has_leader() -> bool:
+        end = OffsetSpec.latest()  # type: ignore[no-untyped-call]
+        (answer,) = admin.list_offsets({TopicPartition(topic, 0): end}).values()
+        return answer.exception(10) is None
+
+    eventually(has_leader)
