@@ -93,7 +93,7 @@ def carry(system: System, records: int) -> None:
 
 def original(letter: Record) -> Sent:
     """Return a dead letter as it was before Spring's headers were added."""
-    return Sent(letter.key(), letter.value(), own_headers(letter)[: -len(SPRING)])
+    return Sent(letter.key(), letter.value(), [*own_headers(letter)[: -len(SPRING)]])
 
 
 SPRING = [
