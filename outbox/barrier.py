@@ -7,7 +7,7 @@ know it yet cannot have it, and its answers are not accepted. The transaction is
 """
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
@@ -83,8 +83,7 @@ class BarrierWriter:
                 raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "delivery reports"))
             self._tick()
         if failures:
-            told = [one for one in failures if one.code() not in PURGED]
-            raise KafkaException((told or failures)[0])
+            raise KafkaException(cause_of(failures, producer))
         if left := set(partitions) - offsets.keys():  # repeated, and the broker has forgotten where
             raise InDoubt(f"barrier: the brokers do not say where it is in {sorted(left)}")
         return offsets
@@ -94,6 +93,17 @@ class BarrierWriter:
         if self._producer is not None:
             discard(self._producer)
             self._producer = None
+
+
+def cause_of(failures: Sequence[KafkaError], producer: Producer) -> KafkaError:
+    """Return why records failed: where the transaction failed first, only its commit says so."""
+    if told := [one for one in failures if one.code() not in PURGED]:
+        return told[0]
+    try:
+        producer.commit_transaction(ABORT_S)  # which is refused
+    except KafkaException as error:
+        return KafkaError(error.args[0].code(), error.args[0].str().partition(" (after ")[0])
+    return failures[0]
 
 
 def give_up(producer: Producer) -> None:

@@ -126,11 +126,14 @@ def is_refused(marker: Marker | None, batch: LastBatch) -> bool:
 
 
 class TopicLog(NamedTuple):
-    """A topic's log behind its barrier. end: its topic id is None if there is no such topic."""
+    """A topic's log behind its barrier. end: its topic id is None if there is no such topic.
+
+    compacted: it is, and these keys of ours were seen in it: an earlier record of them may be gone.
+    """
 
     end: TopicEnd
     starts: Sequence[int] = ()
-    is_compacted: bool = False
+    compacted: set[bytes | None] | None = None
 
 
 class LogSearch:
@@ -176,11 +179,11 @@ class LogSearch:
         if any(len(described.offsets) < len(start.offsets) for start in noted):
             raise InDoubt(f"a broker does not know all partitions of {topic} yet")
         partitions = [(topic, number) for number in range(len(described.offsets))]
-        is_compacted = COMPACT in self._topics.cleanup_policy(topic)
+        compacted = set[bytes | None]() if COMPACT in self._topics.cleanup_policy(topic) else None
         starts = self._topics.log_starts(partitions)
         ends = self._writer.write(partitions)
         end = TopicEnd(described.topic_id, [ends[one] for one in partitions])
-        return TopicLog(end, [starts[one] for one in partitions], is_compacted)
+        return TopicLog(end, [starts[one] for one in partitions], compacted)
 
     def _read(
         self, topic: str, log: TopicLog, searches: Collection[Search]
@@ -193,6 +196,7 @@ class LogSearch:
             one for one in searches if not (one.batch.log_refusal and self._unusable(topic, one))
         ]
         wanted = {row.message_id for one in searched for row in one.rows if row.topic == topic}
+        keys = {row.key for one in searched for row in one.rows if row.topic == topic}
         ranges = {
             (topic, number): Range(max(first_offset(topic, number, searched), log.starts[number]), end)
             for number, end in enumerate(log.end.offsets)
@@ -204,6 +208,8 @@ class LogSearch:
             ):
                 if (message_id := message_id_of(record)) in wanted:
                     records.setdefault((topic, message_id or ""), record)
+                if log.compacted is not None and record.key() in keys:
+                    log.compacted.add(record.key())
         except HeldUp as held:
             self._held_up[topic] = describe_held_up(held)
         return records
@@ -233,7 +239,8 @@ class LogSearch:
         for topic in sorted({row.topic for row in search.rows if row.id not in published}):
             failure = failure or self._failures.get(topic)
             held_up = held_up or self._held_up.get(topic) or self._missing(topic, search)
-            unusable = unusable or self._unusable(topic, search)
+            missing = [one for one in search.rows if one.topic == topic and one.id not in published]
+            unusable = unusable or self._unusable(topic, search, missing)
         ends = {row.topic: self._logs[row.topic].end for row in search.rows if row.topic in self._logs}
         return Evidence(
             None,
@@ -251,8 +258,8 @@ class LogSearch:
             return f"topic {topic} is missing, or may not be described: create it or grant that"
         return None
 
-    def _unusable(self, topic: str, search: Search) -> str | None:
-        """Say why a record that was not found may have been there."""
+    def _unusable(self, topic: str, search: Search, missing: Sequence[OutboxRow] = ()) -> str | None:
+        """Say why records of a topic that were not found may have been there."""
         log, start = self._logs.get(topic), search.start.get(topic)
         if log is None or log.end.topic_id is None:
             return None
@@ -260,7 +267,7 @@ class LogSearch:
             return f"it was not noted where {topic} ended before the batch"
         if start.topic_id not in {None, log.end.topic_id}:
             return f"topic {topic} was recreated"
-        if log.is_compacted:
+        if log.compacted is not None and any(may_be_compacted(row, log.compacted) for row in missing):
             return f"topic {topic} is compacted"
         for number, log_start in enumerate(log.starts):
             if log_start > start.start(number):
@@ -269,6 +276,11 @@ class LogSearch:
                     f" the batch could be from offset {start.start(number)}"
                 )
         return None
+
+
+def may_be_compacted(row: OutboxRow, seen: Collection[bytes | None]) -> bool:
+    """Say whether compaction may have removed a row's record: there is a later one, or it deletes."""
+    return row.key in seen or row.value is None
 
 
 def first_offset(topic: str, number: int, searches: Iterable[Search]) -> int:

@@ -333,12 +333,20 @@ class OwnedLane:
         return Marker(lane.batch_number, lane.token)
 
     def markers(self, *numbers: int) -> dict[int, Marker | None]:
-        """Return the markers of lanes in Kafka; a busy broker may not answer at once."""
+        """Return the markers of lanes in Kafka, once they stay the same.
+
+        A reader may see a transaction a little after its commit was answered, and a busy broker may not
+        answer at once.
+        """
         found: dict[int, Marker | None] = {}
+        agreed = 0
 
         def are_read() -> bool:
-            found.update(self.publisher.peek_markers(numbers))
-            return bool(found)
+            nonlocal agreed
+            seen = self.publisher.peek_markers(numbers)
+            agreed = agreed + 1 if seen and seen == found else 0
+            found.update(seen)
+            return agreed >= 3
 
         eventually(are_read)
         return found

@@ -68,14 +68,16 @@ APIS = {
 }
 
 
-PROBE, NEAR = b"-probe", 200  # in a transactional id, and how near to the start of a request
+# What is in a transactional id that publishes nothing, and how near to the start of a request.
+PURPOSES = {b"-probe": "probe", b"-barrier-": "barrier"}
+NEAR = 200
 
 
 class KafkaConversation:
     """Frames with a length prefix; an answer has its request's correlation id.
 
-    The transactions by which a relay asks whether Kafka answers are not counted among those of its
-    work: their requests have names of their own.
+    The transactions of probes and barriers are not counted among those that publish: their requests
+    have names of their own.
     """
 
     def __init__(self) -> None:
@@ -88,8 +90,9 @@ class KafkaConversation:
         while frame := take(self._sent, kafka_size(self._sent)):
             key, version, correlation = struct.unpack_from(">hhi", frame, 4)
             name = APIS.get(key, f"API {key}")
-            if PROBE in frame[:NEAR]:
-                name = f"{name} of a probe"
+            for mark, purpose in PURPOSES.items():
+                if mark in frame[:NEAR]:
+                    name = f"{name} of a {purpose}"
             self._asked[correlation] = name, version
             yield Frame(frame, name, is_answer=False, version=version)
 

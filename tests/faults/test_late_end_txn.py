@@ -109,14 +109,15 @@ def batch(topic: str, batch_number: int) -> list[OutboxRow]:
 def publish_or_recover(lane: OwnedLane, batch_number: int, rows: list[OutboxRow]) -> None:
     """Publish a batch; after a doubt decide by the log, as the lane does."""
     start = lane.publisher.topics.ends({row.topic for row in rows})
+    before = lane.publisher.peek_markers([0])[0]
+    token = uuid4()
     try:
-        lane.publisher.publish({0: Marker(batch_number, uuid4())}, rows)
+        lane.publisher.publish({0: Marker(batch_number, token)}, rows)
     except InDoubt:
         lane.publisher.start(0)
-        published = lane.publisher.read_evidence({0: Search(LaneRow(0, 0, [], 0), rows, start)})[
-            0
-        ].published
-        left = [row for row in rows if row.id not in published]
+        row = LaneRow(0, batch_number, [], 0, token=token, marker_token=before and before.token)
+        found = lane.publisher.read_evidence({0: Search(row, rows, start)})[0]
+        left = [row for row in rows if row.id not in found.published]
         lane.publisher.publish({0: Marker(batch_number, uuid4())}, left)
 
 

@@ -321,16 +321,18 @@ def test_a_late_copy_of_the_barriers_abort_ends_no_batch(wired_lane: System, wir
     """Guard 11: barriers have a transactional id of their own."""
     aborts, replays = list[Frame](), list[bytes]()
 
-    def keep_and_replay(connection: Connection, frame: Frame) -> None:
-        if aborts:  # this one commits
-            replays.append(replay(wired.behind_proxy, aborts[0]))
-        else:
-            aborts.append(frame)
+    def keep(connection: Connection, frame: Frame) -> None:
+        aborts.append(frame)
         connection.forward(frame)
 
+    def replay_and_forward(connection: Connection, frame: Frame) -> None:
+        replays.append(replay(wired.behind_proxy, aborts[-1]))
+        connection.forward(frame)
+
+    rules = Rule("EndTxn of a barrier", keep, hit=0), Rule("EndTxn", replay_and_forward, hit=0)
     wired_lane.accept(2)
     with (
-        wired.proxied(Rule("EndTxn", keep_and_replay, hit=0)) as proxied,
+        wired.proxied(*rules) as proxied,
         led_through(wired_lane, proxied).lane() as lane,
     ):
         lane.recover()
