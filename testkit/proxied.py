@@ -1,9 +1,10 @@
 """A system whose processes reach Postgres and Kafka through proxies."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
@@ -32,8 +33,10 @@ class WiredKafka:
             yield f"{HOST}:{port}"
 
 
-def wired_broker(directory: Path) -> tuple[EmbeddedKafka, WiredKafka]:
-    """Return such a broker, not started; always an embedded one."""
+def wired_broker(
+    directory: Path, changed: Mapping[str, str] = MappingProxyType({})
+) -> tuple[EmbeddedKafka, WiredKafka]:
+    """Return such a broker, not started; always an embedded one. changed: properties of it."""
     port, behind, front, controller = (free_port() for _ in range(4))
     listeners = {"PLAINTEXT": port, "BEHIND": behind, "CONTROLLER": controller}
     protocols = KAFKA_PROPERTIES["listener.security.protocol.map"]
@@ -42,6 +45,7 @@ def wired_broker(directory: Path) -> tuple[EmbeddedKafka, WiredKafka]:
         "advertised.listeners": f"PLAINTEXT://{HOST}:{port},BEHIND://{HOST}:{front}",
         "listener.security.protocol.map": f"{protocols},BEHIND:PLAINTEXT",
         "controller.quorum.voters": f"1@{HOST}:{controller}",
+        **changed,
     }
     kafka = EmbeddedKafka(directory, port, TEST_KAFKA_VERSION, properties)
     return kafka, WiredKafka(f"{HOST}:{port}", (HOST, behind), front)

@@ -16,17 +16,15 @@ from zlib import crc32
 
 import pytest
 
-from orchestrator.embedded import EmbeddedKafka, Servers
-from orchestrator.embedded.kafka import KAFKA_PROPERTIES
-from orchestrator.embedded.server import HOST, free_port
+from orchestrator.embedded import Servers
 from orchestrator.runtime.setup import set_up
-from testkit.containers import TEST_KAFKA_VERSION
 from testkit.empty_installation import bare_system, end_all
 from testkit.eventually import eventually
-from testkit.proxy import ANY, Address, Connection, Rule, proxy, replay
+from testkit.proxied import wired_broker
+from testkit.proxy import ANY, Address, Connection, Rule, replay
 from testkit.servers import server_directory
 from testkit.system import PARTITIONS, System
-from testkit.wire_protocol import Frame, KafkaConversation
+from testkit.wire_protocol import Frame
 
 pytestmark = pytest.mark.xdist_group("own servers: between brokers")
 
@@ -58,29 +56,21 @@ class BetweenBrokers:
         self.kept = None
 
 
+THROUGH_PROXY = {"inter.broker.listener.name": "BEHIND", "num.partitions": str(PARTITIONS)}
+
+
 @pytest.fixture(scope="module")
 def kafka() -> Iterator[tuple[str, BetweenBrokers]]:
     """A broker that talks to itself through a proxy: its address, and the proxy's rule."""
-    port, inner, front, controller = (free_port() for _ in range(4))
-    listeners = {"PLAINTEXT": port, "INNER": inner, "CONTROLLER": controller}
-    protocols = KAFKA_PROPERTIES["listener.security.protocol.map"]
-    properties = {
-        "listeners": ",".join(f"{name}://{HOST}:{number}" for name, number in listeners.items()),
-        "advertised.listeners": f"PLAINTEXT://{HOST}:{port},INNER://{HOST}:{front}",
-        "listener.security.protocol.map": f"{protocols},INNER:PLAINTEXT",
-        "inter.broker.listener.name": "INNER",
-        "controller.quorum.voters": f"1@{HOST}:{controller}",
-        "num.partitions": str(PARTITIONS),
-    }
-    between = BetweenBrokers((HOST, inner))
-    rule = Rule(ANY, between.watch, hit=0)
-    with server_directory() as directory, proxy(KafkaConversation, between.server, [rule], front):
-        broker = EmbeddedKafka(directory / "kafka", port, TEST_KAFKA_VERSION, properties)
-        broker.start()
-        try:
-            yield broker.bootstrap_servers, between
-        finally:
-            broker.kill()
+    with server_directory() as directory:
+        broker, wired = wired_broker(directory / "kafka", THROUGH_PROXY)
+        between = BetweenBrokers(wired.behind_proxy)
+        with wired.proxied(Rule(ANY, between.watch, hit=0)):
+            broker.start()
+            try:
+                yield broker.bootstrap_servers, between
+            finally:
+                broker.kill()
 
 
 LANES_OF = {"marker early": "1", "records early": "4", "at random": "4"}
