@@ -38,6 +38,7 @@ from outbox.lane import LaneState, LaneStatus, Outcome
 from outbox.message import MESSAGE_ID_HEADER, Headers, Message, OutboxRow
 from outbox.observer import Observer
 from outbox.outbox_rows import read_backlog
+from outbox.output_topics import topic_id_of
 from outbox.pacing import AdaptivePause
 from outbox.postgres import (
     KEEPALIVES,
@@ -93,6 +94,7 @@ __all__ = [
     "retry_transaction",
     "scalar",
     "scalars",
+    "topic_id_of",
     "transaction",
     "with_overrides",
 ]

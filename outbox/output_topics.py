@@ -7,6 +7,7 @@ a claim waits only for a topic that is new, or after a long silence.
 
 import json
 import math
+import struct
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future
@@ -153,7 +154,10 @@ class OutputTopics:
         ]
         listed = self._list_offsets(wanted, OffsetSpec.latest()) if wanted else {}  # type: ignore[no-untyped-call]
         yield from until_done(listed.values())
-        ends = {name: TopicEnd(topic_id(topic), []) for name, topic in topics.items()}
+        ends = {
+            name: TopicEnd(str(topic_id_of(topic)) if topic else None, [])
+            for name, topic in topics.items()
+        }
         for one in sorted(listed, key=lambda one: (one.topic, one.partition)):
             ends[one.topic].offsets.append(self._end_of(ends[one.topic], one, listed[one]))
         self._ends |= ends
@@ -178,7 +182,9 @@ class OutputTopics:
             found = result_or_none(self._wait(request)[topic])
         except KafkaException as error:
             raise self._doubt(f"{topic}: {error.args[0].str()}") from error
-        return None if found is None else TopicEnd(topic_id(found), [0] * len(found.partitions))
+        if found is None:
+            return None
+        return TopicEnd(str(topic_id_of(found)), [0] * len(found.partitions))
 
     def log_starts(self, partitions: Iterable[Partition]) -> dict[Partition, int]:
         """Return the first offset that each partition still has. Raises InDoubt."""
@@ -252,13 +258,11 @@ def result_or_none(future: Future[TopicDescription]) -> TopicDescription | None:
         raise
 
 
-def topic_id(description: TopicDescription | None) -> str | None:
-    """Return Kafka's id of a topic as text: one that is recreated has another."""
-    if description is None:
-        return None
+TOPIC_ID_LONGS = struct.Struct(">qq")  # Kafka gives the id as two signed longs
+
+
+def topic_id_of(description: TopicDescription) -> UUID:
+    """Return Kafka's id of a topic (KIP-516): another one after the topic was recreated."""
     longs: Any = description.topic_id  # its type stub lacks the getters
-    parts = longs.get_most_significant_bits(), longs.get_least_significant_bits()
-    return str(UUID(int=((parts[0] & MASK_64) << 64) | (parts[1] & MASK_64)))
-
-
-MASK_64 = 0xFFFF_FFFF_FFFF_FFFF
+    high, low = longs.get_most_significant_bits(), longs.get_least_significant_bits()
+    return UUID(bytes=TOPIC_ID_LONGS.pack(high, low))

@@ -1,7 +1,6 @@
 """The topics: their ids, the offsets of their partitions, and creating the missing ones."""
 
 import logging
-import struct
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
@@ -22,7 +21,8 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # public, not
 )
 from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixed
 
-TOPIC_ID_LONGS = struct.Struct(">qq")  # Kafka gives the id as two signed longs
+from outbox import topic_id_of
+
 REQUEST_S = 5.0  # one request to the brokers
 UNKNOWN_TOPIC_ERRORS = frozenset({KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.UNKNOWN_TOPIC_ID})
 AUTH_ERRORS = frozenset({KafkaError._AUTHENTICATION, KafkaError._SSL})
@@ -97,14 +97,7 @@ def result_of(future: Future[TopicDescription], topic: str) -> TopicDescription:
 
 def read_topic_id(admin: AdminClient, topic: str) -> UUID:
     """Return Kafka's own id of a topic (KIP-516): another one after the topic was recreated."""
-    return id_of(describe_topic(admin, topic))
-
-
-def id_of(description: TopicDescription) -> UUID:
-    """Return the id as a UUID of Python."""
-    longs: Any = description.topic_id  # its type stub lacks the getters
-    high, low = longs.get_most_significant_bits(), longs.get_least_significant_bits()
-    return UUID(bytes=TOPIC_ID_LONGS.pack(high, low))
+    return topic_id_of(describe_topic(admin, topic))
 
 
 class TopicRecreated(Exception):
@@ -160,7 +153,7 @@ class TopicWatch:
         return answer
 
     def _compare(self, found: TopicDescription) -> None:
-        if id_of(found) != self.id:
+        if topic_id_of(found) != self.id:
             raise TopicRecreated(f"topic {self.name} was recreated")
 
 

@@ -25,7 +25,7 @@ from orchestrator.operations.doctor.kafka import (
 from orchestrator.operations.doctor.kafka_permissions import WRITE, topic_operations
 from orchestrator.operations.repair.partition import find_refusal
 from orchestrator.operations.text import duration
-from outbox import count_lanes
+from outbox import count_lanes, topic_id_of
 from outbox.admin import DEFAULT_CONFIG, check_lanes, try_transactional_id
 
 ID_NOT_ALLOWED = KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED
@@ -77,7 +77,7 @@ def input_positions(installation: Installation) -> Result:
     """
     group, topic = installation.settings.consumer_group, installation.settings.input_topic
     found = installation.topic(topic)
-    topic_id, ids = topics.id_of(found), [partition.id for partition in found.partitions]
+    topic_id, ids = topic_id_of(found), [partition.id for partition in found.partitions]
     copies = read_committed_offsets(installation, group, topic)
     starts = topics.read_log_start_offsets(installation.admin, topic, ids)
     positions = offsets.read_positions(installation.conn, group, topic)

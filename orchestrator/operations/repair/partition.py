@@ -17,7 +17,7 @@ from orchestrator.kafka import topics
 from orchestrator.kafka.reader import OffsetRange
 from orchestrator.operations.repair.log import log_repair
 from orchestrator.operations.repair.run import RepairRun
-from outbox import transaction
+from outbox import topic_id_of, transaction
 
 MANUAL = "manual"  # reason of a repair of a partition that is not refused
 
@@ -77,7 +77,7 @@ def check_partitions(
     """Compare one position, or all, with the log in Kafka; report partitions that have none."""
     settings, topic = run.settings, run.settings.input_topic
     description = topics.describe_topic(admin, topic)
-    topic_id, numbers = topics.id_of(description), [part.id for part in description.partitions]
+    topic_id, numbers = topic_id_of(description), [part.id for part in description.partitions]
     if wanted is not None and wanted not in numbers:
         raise NotRepaired(f"there is no partition {wanted}: {topic} has 0 to {max(numbers)}")
     partitions = numbers if wanted is None else [wanted]
