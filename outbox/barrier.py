@@ -6,15 +6,14 @@ know it yet cannot have it, and its answers are not accepted. The transaction is
 `read_committed` reader ever sees a barrier.
 """
 
-import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from outbox.errors import InDoubt
-from outbox.kafka_calls import CALL_SLICE_S, Partition, call_in_slices, kafka_error_in
-from outbox.producers import Producers
+from outbox.kafka_calls import Partition, call_in_slices, flush_in_slices, kafka_error_in
+from outbox.producers import Producers, discard
 
 BARRIER_KEY = b"barrier"
 ABORT_S = 1.0
@@ -77,11 +76,7 @@ class BarrierWriter:
         producer.begin_transaction()
         for topic, partition in partitions:
             producer.produce(topic, None, BARRIER_KEY, partition=partition, on_delivery=note)
-        deadline = time.monotonic() + self._timeout_s
-        while producer.flush(CALL_SLICE_S):
-            if time.monotonic() > deadline:
-                raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "delivery reports"))
-            self._tick()
+        flush_in_slices(producer, self._tick, self._timeout_s)
         if failures:
             raise KafkaException(cause_of(failures, producer))
         if left := set(partitions) - offsets.keys():  # repeated, and the broker has forgotten where
@@ -111,9 +106,3 @@ def give_up(producer: Producer) -> None:
     with suppress(KafkaException, SystemError):
         producer.abort_transaction(ABORT_S)
     discard(producer)
-
-
-def discard(producer: Producer) -> None:
-    """Give a producer up without waiting for Kafka."""
-    with suppress(KafkaException):
-        producer.purge()  # or its destructor waits for messages that are no longer wanted

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
-from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import KafkaError, KafkaException, Producer
 from confluent_kafka.admin import AdminClient
 
 from outbox.errors import InDoubt
@@ -42,6 +42,15 @@ def call_in_slices(call: Callable[[float], T], tick: Callable[[], None], timeout
             raise InDoubt(str(kafka_error_in(raised) or raised)) from raised
         tick()
         time.sleep(RETRY_PAUSE_S)
+
+
+def flush_in_slices(producer: Producer, tick: Callable[[], None], timeout_s: float) -> None:
+    """Wait for all delivery reports, a slice at a time. Raises KafkaException, or what tick raises."""
+    deadline = time.monotonic() + timeout_s
+    while producer.flush(CALL_SLICE_S):
+        if time.monotonic() > deadline:
+            raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "delivery reports"))
+        tick()
 
 
 def _is_resumable(error: KafkaError) -> bool:

@@ -31,7 +31,7 @@ READER_CONFIG: KafkaConfig = {
     "auto.offset.reset": "earliest",  # the caller has compared the log start
     "enable.partition.eof": True,
     "check.crcs": True,
-    "fetch.wait.max.ms": 10,  # the end of the log is told so late
+    "fetch.wait.max.ms": 10,  # so late does a broker report the end of the log
     "log_level": 0,
 }
 # The client looks for the coordinator of its group, which we neither join nor need a permission for.

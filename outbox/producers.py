@@ -115,3 +115,9 @@ class Producers:
                 yield lane
         if doubt:
             raise doubt
+
+
+def discard(producer: Producer) -> None:
+    """Give a producer up without waiting for Kafka."""
+    with suppress(KafkaException):
+        producer.purge()  # or its destructor waits for messages that are no longer wanted

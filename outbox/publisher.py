@@ -14,16 +14,21 @@ from uuid import UUID
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
-from outbox.barrier import discard
 from outbox.crash_points import crash_point
 from outbox.errors import RECORD_ERRORS, InDoubt, RecordRejected
 from outbox.evidence import Evidence, EvidenceReader, Search
-from outbox.kafka_calls import CALL_SLICE_S, KafkaConfig, call_in_slices, kafka_error_in
+from outbox.kafka_calls import (
+    CALL_SLICE_S,
+    KafkaConfig,
+    call_in_slices,
+    flush_in_slices,
+    kafka_error_in,
+)
 from outbox.log_reader import read_last_markers
 from outbox.markers import Marker, encode_marker, marker_key
 from outbox.message import MESSAGE_ID_HEADER, OutboxRow, decode_headers
 from outbox.output_topics import OutputTopics
-from outbox.producers import Producers
+from outbox.producers import Producers, discard
 from outbox.timings import PRODUCTION, Timings
 
 T = TypeVar("T")
@@ -160,11 +165,7 @@ class Publisher:
         key = marker_key(self._identity)
         for lane, marker in markers.items():
             producer.produce(self._marker_topic, encode_marker(marker), key, lane)
-        deadline = time.monotonic() + self._timeout_s
-        while producer.flush(CALL_SLICE_S):
-            if time.monotonic() > deadline:
-                raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "delivery reports"))
-            self._tick()
+        flush_in_slices(producer, self._tick, self._timeout_s)
         if self._failures:
             raise KafkaException(self._failures[0])
 

@@ -177,7 +177,6 @@ def check_lanes(conn: Connection, kafka: KafkaConfig, marker_topic: str) -> list
     identity = read_identity(conn)
     before = query(conn, args_row(LaneBatch), READ_BATCHES)
     lanes = [batch.lane for batch in before]
-    lanes = [batch.lane for batch in before]
     markers = read_last_markers(kafka, identity, marker_topic, lanes, MARKER_READ_S)
     after = set(query(conn, args_row(LaneBatch), READ_BATCHES))
     checks = []

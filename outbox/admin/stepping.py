@@ -13,7 +13,6 @@ from outbox.kafka_answers import KafkaAnswers
 from outbox.kafka_calls import KafkaConfig
 from outbox.lane import Lane
 from outbox.lane_rows import read_identity
-from outbox.markers import Marker
 from outbox.membership import join, set_idle_timeout
 from outbox.message import OutboxRow
 from outbox.options import RelayOptions
@@ -58,10 +57,6 @@ class SteppedRelay:
         while published := self.run_once():
             rows += published
         return rows
-
-    def read_marker(self, lane: int) -> Marker | None:
-        """Return a lane's marker in Kafka."""
-        return self.publisher.peek_markers([lane])[lane]
 
 
 @contextmanager
