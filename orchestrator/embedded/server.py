@@ -269,15 +269,18 @@ def run_tool(command: list[str], cwd: Path) -> None:
         )
 
 
-_chosen: set[int] = set()  # by this process; a server may be about to listen there
-
-
 def free_port() -> int:
-    """Return a port without a listener that was not returned before."""
-    while (port := secrets.choice(PORTS)) in _chosen or not _is_free(port):
-        pass
-    _chosen.add(port)
-    return port
+    """Return a port without a listener that no process, this one included, was given by this function.
+
+    A UDP socket of the same number keeps it for this process: a server may be about to listen there.
+    """
+    while True:
+        port = secrets.choice(PORTS)
+        with suppress(OSError), socket.socket(type=socket.SOCK_DGRAM) as hold:
+            hold.bind((HOST, port))
+            if _is_free(port):
+                hold.detach()  # stays open until the process ends
+                return port
 
 
 def _is_free(port: int) -> bool:
