@@ -54,8 +54,8 @@ class KafkaAnswers:
     def failed(self, began_at: float, error: str) -> None:
         """Note that work that began then (monotonic) has failed."""
         self.wanted.set()
-        if self._unanswered_since is not None:
-            return  # probes will tell
+        if self._probes_are_silent():
+            return  # it was not the work alone
         if self._failing_since is None:
             self._failing_since, self._distrust_s = began_at, self._timings.kafka_distrust_s
         elif self._probe_answered_at > self._trusted_at:
@@ -118,9 +118,11 @@ class KafkaAnswers:
 
     def _is_distrusted(self) -> bool:
         """Say whether the work has failed for too long, so that answers to probes do not count."""
-        since = self._failing_since
+        since, asked_at = self._failing_since, self._unanswered_since
         if since is None or self._probe_answered_at > self._trusted_at:
             return False
+        if asked_at is not None and asked_at < self._failed_at:
+            return False  # a probe was under way: it will tell
         return time.monotonic() - since > self._timings.kafka_silence_s
 
     @property
