@@ -122,7 +122,7 @@ class KafkaAnswers:
         if since is None or self._probe_answered_at > self._trusted_at:
             return False
         if asked_at is not None and asked_at < self._failed_at:
-            return False  # a probe was under way: it will tell
+            return False  # a probe was in flight: it will tell
         return time.monotonic() - since > self._timings.kafka_silence_s
 
     @property

@@ -23,7 +23,7 @@ def test_a_probe_counts_when_the_distrust_is_over() -> None:
     assert answers_after_failed_work(-0.5).error is None
 
 
-def test_work_that_fails_while_a_probe_is_under_way_is_judged_when_that_is_answered() -> None:
+def test_work_that_fails_while_a_probe_is_in_flight_is_judged_when_that_is_answered() -> None:
     answers = KafkaAnswers(replace(PRODUCTION, kafka_silence_s=0.5))
     answers.published()
     answers.asked()
