@@ -19,7 +19,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # public, not
     ResourceType,
     TopicDescription,
 )
-from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixed
+from tenacity import retry, retry_if_exception, stop_after_delay, wait_fixed
 
 from outbox import topic_id_of
 
@@ -201,18 +201,39 @@ def create_missing(
             if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                 raise
     if marker_topic not in created:
-        _add_partitions(admin, marker_topic, lanes)
-        _compact(admin, marker_topic)
+        _widen_and_compact(admin, marker_topic, lanes)
     return created
 
 
-# The controller knows a topic that was just created before all brokers do.
+SETUP_RETRY_S = 15.0  # for what another setup, or a reassignment of partitions, has just begun
+PASSING_ERRORS = frozenset(
+    {
+        *UNKNOWN_TOPIC_ERRORS,  # the controller knows a new topic before all brokers do
+        KafkaError.INVALID_PARTITIONS,  # another setup was faster: it has these partitions by now
+        KafkaError.REASSIGNMENT_IN_PROGRESS,
+    }
+)
+
+
+def _passes(error: BaseException) -> bool:
+    """Return whether looking again helps: the topic is, or becomes, what it shall be."""
+    if isinstance(error, KafkaException):
+        return error.args[0].code() in PASSING_ERRORS
+    return isinstance(error, TopicMissing)
+
+
 @retry(
-    retry=retry_if_exception_type(TopicMissing),
+    retry=retry_if_exception(_passes),
     wait=wait_fixed(0.1),
-    stop=stop_after_delay(REQUEST_S),
+    stop=stop_after_delay(SETUP_RETRY_S),
     reraise=True,
 )
+def _widen_and_compact(admin: AdminClient, marker_topic: str, lanes: int) -> None:
+    """Make an existing marker topic what it must be. Any number of setups may do that at once."""
+    _add_partitions(admin, marker_topic, lanes)
+    _compact(admin, marker_topic)
+
+
 def _add_partitions(admin: AdminClient, marker_topic: str, lanes: int) -> None:
     """Give the marker topic a partition per lane; no marker moves, a lane's partition is its number."""
     if len(describe_topic(admin, marker_topic).partitions) < lanes:

@@ -5,15 +5,19 @@ import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from threading import Barrier
+from uuid import uuid4
 
 import pytest
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 from psycopg.conninfo import make_conninfo
 
-from orchestrator.config.settings import DEFAULT_LANES
+from orchestrator.config.settings import DEFAULT_LANES, Settings
 from orchestrator.embedded import Servers
 from orchestrator.embedded.server import free_port
+from orchestrator.kafka.topics import describe_topic
 from orchestrator.runtime.migrations import read_migrations
 from orchestrator.runtime.setup import set_up
 from testkit.empty_installation import bare_system, run_command
@@ -65,6 +69,30 @@ def test_partitions_are_added_to_a_marker_topic_with_too_few(bare: System) -> No
     create(bare, bare.settings.marker_topic, 2)
     set_up(bare.settings)
     eventually(lambda: partitions(bare)[bare.settings.marker_topic] == DEFAULT_LANES)
+
+
+def test_ten_setups_at_once_widen_a_marker_topic_and_all_end_well(bare: System) -> None:
+    """Each sees too few partitions; only the first of them may add some."""
+    set_up(bare.settings)
+    admin = AdminClient(dict(bare.settings.kafka))
+    for _ in range(5):
+        markers = f"{bare.settings.marker_topic}-{uuid4()}"
+        create(bare, markers, 1)
+        settings, together = replace(bare.settings, marker_topic=markers), Barrier(10)
+
+        def run(settings: Settings = settings, together: Barrier = together) -> None:
+            together.wait(30)
+            set_up(settings)
+
+        with ThreadPoolExecutor(10) as threads:
+            runs = [threads.submit(run) for _ in range(10)]
+        assert [str(one.exception()) for one in runs if one.exception()] == []
+        eventually(partial(has_a_partition_for_each_lane, admin, markers))
+        admin.delete_topics([markers])[markers].result()
+
+
+def has_a_partition_for_each_lane(admin: AdminClient, topic: str) -> bool:
+    return len(describe_topic(admin, topic).partitions) == DEFAULT_LANES
 
 
 def test_the_lanes_of_the_database_count_and_not_those_of_the_settings(bare: System) -> None:
