@@ -25,6 +25,7 @@ def repair(options: argparse.Namespace) -> int:
             report=print,
             confirm=lambda: options.yes or ask("Go on?"),
             unknown_rows=options.unknown_rows,
+            without_inputs=frozenset(options.without_inputs),
             progress=sys.stderr,
         )
         if options.what == "lane":
@@ -39,6 +40,8 @@ def typed_command(options: argparse.Namespace) -> str:
     words = ["repair", options.what, "all" if options.number is None else str(options.number)]
     if options.unknown_rows is not None:
         words += ["--unknown-rows", options.unknown_rows]
+    for topic in options.without_inputs:
+        words += ["--without-input", topic]
     if options.start is not None:
         words += ["--from", str(options.start)]
     return " ".join(words)

@@ -95,6 +95,19 @@ def result_of(future: Future[TopicDescription], topic: str) -> TopicDescription:
         raise
 
 
+def exists(admin: AdminClient, topic: str) -> bool:
+    """Return whether there is such a topic. Raises KafkaException."""
+    try:
+        describe_topic(admin, topic)
+    except TopicMissing:
+        return False
+    except KafkaException as error:
+        if error.args[0].code() == KafkaError.TOPIC_EXCEPTION:  # no topic can have this name
+            return False
+        raise
+    return True
+
+
 def read_topic_id(admin: AdminClient, topic: str) -> UUID:
     """Return Kafka's own id of a topic (KIP-516): another one after the topic was recreated."""
     return topic_id_of(describe_topic(admin, topic))

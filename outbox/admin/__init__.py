@@ -15,9 +15,11 @@ from outbox.admin.lanes import (
     list_relays_without_kafka,
 )
 from outbox.admin.parked import (
+    AcknowledgedRow,
     ParkedCount,
     ParkedRow,
     RowId,
+    acknowledge_parked,
     count_parked,
     discard_parked,
     read_parked,
@@ -63,6 +65,7 @@ __all__ = [
     "DEFAULT_CONFIG",
     "RELAY_PERMISSIONS",
     "WRITER_PERMISSIONS",
+    "AcknowledgedRow",
     "BatchReset",
     "DeferredReason",
     "Evidence",
@@ -88,6 +91,7 @@ __all__ = [
     "TransactionalIdTrial",
     "WaitingRow",
     "acknowledge",
+    "acknowledge_parked",
     "check_lanes",
     "check_session",
     "count_backlog",

@@ -3,6 +3,9 @@
 Invariant: a row is in the outbox or parked, never both: each step is one statement of the caller's
 transaction. A row that is retried gets a new id, so it goes out after what was enqueued meanwhile, also
 of its key. A discarded row stays in the table, marked, as the trace of what became of its message.
+
+After a restore a parked row may be one that was retried and published later. Its writer can find its
+record, by `message_id` or by what it is about, and acknowledges the row instead of retrying it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,8 +31,8 @@ class RowId(NamedTuple):
 class ParkedRow(NamedTuple):
     """A row that Kafka rejected for itself.
 
-    size_bytes: of its value, which `read_parked_value` returns. reason: Kafka's. discarded_at: None
-    while an operator has still to decide.
+    size_bytes: of its value, which `read_parked_value` returns. message_id: the header of its record,
+    once that is published. reason: Kafka's. discarded_at: None while an operator has still to decide.
     """
 
     lane: int
@@ -39,6 +42,7 @@ class ParkedRow(NamedTuple):
     size_bytes: int
     headers: Headers
     aggregate_id: UUID | None
+    message_id: UUID
     created_at: datetime
     reason: str
     parked_at: datetime
@@ -52,7 +56,7 @@ class ParkedRow(NamedTuple):
 
 LIST_PARKED = """
     SELECT lane, id, topic, key, coalesce(octet_length(value), 0) AS size_bytes,
-           headers, aggregate_id, created_at, reason, parked_at, discarded_at
+           headers, aggregate_id, message_id, created_at, reason, parked_at, discarded_at
       FROM outbox_parked
      WHERE (lane, id) > (%(lane)s::smallint, %(id)s)
      ORDER BY lane, id
@@ -121,6 +125,38 @@ RETRY = """
 def retry_parked(conn: Connection, row_ids: Sequence[RowId]) -> list[RowId]:
     """Put parked rows back into the outbox, to be published; return those that still waited."""
     return query(conn, args_row(RowId), RETRY, _columns(row_ids))
+
+
+class AcknowledgedRow(NamedTuple):
+    """A parked row that was deleted, because its record is in Kafka."""
+
+    lane: int
+    id: int
+    aggregate_id: UUID | None
+
+
+ACKNOWLEDGE = """
+    WITH locked AS (
+        SELECT lane, id
+          FROM outbox_parked
+          JOIN unnest(%(lanes)s::smallint[], %(ids)s::bigint[]) AS wanted (lane, id) USING (lane, id)
+         WHERE discarded_at IS NULL
+         ORDER BY lane, id
+           FOR UPDATE OF outbox_parked
+    ), acknowledged AS (
+        DELETE FROM outbox_parked
+         WHERE (lane, id) IN (SELECT lane, id FROM locked)
+     RETURNING lane, id, aggregate_id
+    )
+    SELECT lane, id, aggregate_id
+      FROM acknowledged
+     ORDER BY lane, id
+"""
+
+
+def acknowledge_parked(conn: Connection, row_ids: Sequence[RowId]) -> list[AcknowledgedRow]:
+    """Delete parked rows whose records are in Kafka; return those that still waited."""
+    return query(conn, args_row(AcknowledgedRow), ACKNOWLEDGE, _columns(row_ids))
 
 
 DISCARD = """

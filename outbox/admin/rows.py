@@ -156,11 +156,11 @@ def _waiting_row(
 
 CREATE_UNPUBLISHED = """
     CREATE TEMP TABLE unpublished_messages AS
-    SELECT aggregate_id, false AS parked
+    SELECT aggregate_id, false AS parked, false AS discarded
       FROM outbox
      WHERE aggregate_id IS NOT NULL
  UNION ALL
-    SELECT aggregate_id, true
+    SELECT aggregate_id, true, discarded_at IS NOT NULL
       FROM outbox_parked
      WHERE aggregate_id IS NOT NULL
 """
@@ -175,9 +175,10 @@ CREATE_DEFERRED = """
 def create_unpublished_messages(conn: Connection) -> None:
     """Note whom a message is about that is not yet published, in a table of this session alone.
 
-    The temporary table unpublished_messages (aggregate_id UUID, parked BOOLEAN) has a line for each
-    row of the outbox, parked rows too, as they are at this moment: to be compared with the tables of
-    the service, however many rows there are, and to be dropped by the caller.
+    The temporary table unpublished_messages (aggregate_id UUID, parked BOOLEAN, discarded BOOLEAN) has
+    a line for each row of the outbox, parked and discarded rows too, as they are at this moment: to be
+    compared with the tables of the service, however many rows there are, and to be dropped by the
+    caller.
     """
     conn.execute(CREATE_UNPUBLISHED)
     conn.execute(ANALYZE_UNPUBLISHED)

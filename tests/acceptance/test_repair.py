@@ -281,7 +281,7 @@ def test_a_row_for_the_dead_letter_topic_without_its_headers_is_named(one_lane: 
     one_lane.query("UPDATE outbox_lane SET batch_number = 5")
     before = states(one_lane)
     code, said = repair(one_lane, "lane", "0", "--yes")
-    assert (code, "does not say what it was" in said) == (1, True), said
+    assert (code, "do not say what they were" in said) == (1, True), said
     assert states(one_lane) == before
 
 

@@ -4,44 +4,37 @@ Invariant: no row is published twice whose record a reader could have seen, and 
 record no reader could see. Therefore in this order:
 
 1. Take the lane over and fence it: whatever can be in the topics from earlier is there now.
-2. Wait until the consumer has consumed all input. After a restore it reads commands again that were
-   published long ago, and writes their rows again; later such a row would look like a new one.
-3. Look the lane's rows up in the topics.
+2. Wait until the consumers have consumed all inputs (inputs.py).
+3. Look the lane's rows up in the topics, its parked rows, too: they may have been retried in the
+   history that was lost.
 4. In one Postgres transaction acknowledge the rows that were found, restart the batch number from the
-   marker in Kafka, and log the repair. The relay claims the other rows again, in their order.
+   marker in Kafka, and log the repair. The relay claims the other rows again, in their order. Parked
+   rows that were not found stay parked.
 """
 
-import time
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from uuid import UUID
 
-from confluent_kafka.admin import AdminClient
-
-from orchestrator.config.settings import Settings
-from orchestrator.consumer import offsets
-from orchestrator.contract.repair_commands import repair_of_partition
 from orchestrator.contract.workers import set_deployed
 from orchestrator.errors import NotRepaired
-from orchestrator.kafka import topics
-from orchestrator.kafka.reader import OffsetRange, read_ranges
 from orchestrator.operations.repair import published_rows
+from orchestrator.operations.repair.inputs import check_caught_up, check_left_out
 from orchestrator.operations.repair.log import log_repair
 from orchestrator.operations.repair.published_rows import RowCounts
 from orchestrator.operations.repair.run import RepairRun
-from outbox import Connection, count_lanes, transaction
+from outbox import count_lanes, transaction
 from outbox.admin import (
     LaneCheck,
     LockedLane,
     acknowledge,
+    acknowledge_parked,
     check_lanes,
     check_session,
     defer,
+    read_parked,
     reset_batch_number,
     take_over,
 )
-
-CATCH_UP_S = 10.0  # a running consumer consumes what was already there within this time
-CATCH_UP_POLL_S = 0.5
 
 
 def repair_lanes(run: RepairRun, wanted: int | None) -> None:
@@ -55,14 +48,15 @@ def repair_lanes(run: RepairRun, wanted: int | None) -> None:
     if not lanes:
         return
     published_rows.check_origin(run.conn, settings, lanes)
-    check_caught_up(settings, run.conn)
+    check_left_out(run)
+    check_caught_up(run)
     if run.dry_run:
         preview(run, lanes)
         return
     run.report(PLAN)
     run.require_confirmation()
     locked = [take_over(run.conn, settings.kafka, settings.marker_topic, lane) for lane in lanes]
-    check_caught_up(settings, run.conn)  # again, now that nothing more can be published
+    check_caught_up(run)  # again, now that nothing more can be published
     repair_locked(run, locked)
 
 
@@ -85,69 +79,38 @@ def find_refused(run: RepairRun, wanted: int | None) -> list[LaneCheck]:
     return [check for check in checks if check.refusal]
 
 
-# ---- has the consumer consumed everything? --------------------------------------------------------
-
-
-def check_caught_up(settings: Settings, conn: Connection) -> None:
-    """Raise NotRepaired unless all records of the input up to now are consumed."""
-    admin = topics.Admin(settings.kafka)
-    partitions = [part.id for part in topics.describe_topic(admin, settings.input_topic).partitions]
-    ends = topics.read_high_watermarks(admin, settings.input_topic, partitions)
-    deadline = time.monotonic() + CATCH_UP_S
-    while unread := find_unread(settings, conn, admin, ends):
-        with closing(read_ranges(settings.kafka, settings.input_topic, unread)) as chunks:
-            if not any(chunks):  # no records are left, only the ends of transactions
-                return
-        if time.monotonic() > deadline:
-            left = sum(part.length for part in unread.values())
-            raise NotRepaired(
-                f"wait: up to {left:,} records of {settings.input_topic} are not consumed yet;"
-                " let a consumer run until they are, then repair"
-            )
-        time.sleep(CATCH_UP_POLL_S)
-
-
-def find_unread(
-    settings: Settings, conn: Connection, admin: AdminClient, ends: Mapping[int, int]
-) -> dict[int, OffsetRange]:
-    """Return what is left to consume up to `ends`. Raises NotRepaired for a refused partition."""
-    topic = settings.input_topic
-    topic_id = topics.read_topic_id(admin, topic)
-    starts = topics.read_log_start_offsets(admin, topic, list(ends))
-    positions = offsets.lock_positions(conn, settings.consumer_group, topic, list(ends))
-    for partition, position in positions.items():
-        if position.topic_id != topic_id or position.next_offset < starts[partition]:
-            raise NotRepaired(
-                f"partition {partition} of {topic} needs a repair first:"
-                f" {repair_of_partition(partition)}"
-            )
-    nexts = {p: positions[p].next_offset if p in positions else starts[p] for p in ends}
-    return {p: OffsetRange(nexts[p], end) for p, end in ends.items() if nexts[p] < end}
-
-
 # ---- what the topics say, and what follows --------------------------------------------------------
 
 
 def preview(run: RepairRun, lanes: Sequence[int]) -> None:
     """Report what a repair would find now."""
-    with published_rows.listed_rows(run.conn, run.settings, lanes):
-        published_rows.look_up(run.conn, run.settings, run.progress)
+    with published_rows.row_list(run.conn):
+        look_up(run, lanes)
         for lane in lanes:
             run.report(f"lane {lane}: {describe_counts(published_rows.count_outcomes(run.conn, lane))}")
     run.report_dry_run()
+
+
+def look_up(run: RepairRun, lanes: Sequence[int]) -> None:
+    """List the rows of lanes, parked ones too, and look them up in the topics. Raises ForeignRows."""
+    parked = [row for row in read_parked(run.conn) if row.lane in lanes and row.discarded_at is None]
+    published_rows.list_lanes(run.conn, run.settings, lanes)
+    published_rows.list_parked(run.conn, run.settings, parked)
+    published_rows.look_up(run.conn, run.settings, run.progress)
 
 
 def describe_counts(rows: RowCounts) -> str:
     """Return the counts as text."""
     text = f"{rows.published:,} rows are in their topic already"
     text += f", {rows.not_published:,} will be published"
-    return text + (f", {rows.unknown:,} are unknown" if rows.unknown else "")
+    text += f", {rows.unknown:,} are unknown" if rows.unknown else ""
+    return text + (f"; {rows.parked:,} parked rows are in their topic, too" if rows.parked else "")
 
 
 def repair_locked(run: RepairRun, locked: Sequence[LockedLane]) -> None:
     """Look the rows up, then repair each lane in a transaction of its own."""
-    with published_rows.listed_rows(run.conn, run.settings, [lane.lane for lane in locked]):
-        published_rows.look_up(run.conn, run.settings, run.progress)
+    with published_rows.row_list(run.conn):
+        look_up(run, [lane.lane for lane in locked])
         found = {lane.lane: published_rows.count_outcomes(run.conn, lane.lane) for lane in locked}
         apply_choice(run, found)
         for lane in locked:
@@ -176,12 +139,14 @@ def commit_repair(run: RepairRun, locked: LockedLane, rows: RowCounts) -> None:
         if outcome.refused:
             for ids in published_rows.read_published(conn, lane):
                 defer(conn, set_deployed(conn, acknowledge(conn, lane, ids)))
+            sent_late = acknowledge_sent_rows(run, lane)
             log_repair(
                 conn,
                 run.command,
                 f"lane {lane}",
                 outcome.value,
-                before._asdict() | {"marker": locked.marker and locked.marker._asdict()},
+                before._asdict()
+                | {"marker": locked.marker and locked.marker._asdict(), "worker_ids": sent_late},
                 after._asdict(),
                 rows._asdict() | {"unknown_rows": run.unknown_rows},
             )
@@ -192,3 +157,16 @@ def commit_repair(run: RepairRun, locked: LockedLane, rows: RowCounts) -> None:
         )
     else:
         run.report(f"lane {lane}: needs no repair any more")
+
+
+def acknowledge_sent_rows(run: RepairRun, lane: int) -> list[UUID]:
+    """Acknowledge the lane's parked rows that are in their topic; return their workers.
+
+    `parked retry` published them in a history that was lost. The audit must know: their orders are out
+    of order.
+    """
+    found = [one.row_id for one in published_rows.read_published_parked(run.conn) if one.lane == lane]
+    rows = acknowledge_parked(run.conn, found)
+    workers = [row.aggregate_id for row in rows if row.aggregate_id]
+    defer(run.conn, set_deployed(run.conn, workers))
+    return workers

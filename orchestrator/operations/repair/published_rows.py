@@ -1,15 +1,15 @@
-"""Which rows of the outbox are in their topic already, by the records alone.
+"""Which rows of the outbox, or parked rows, are in their topic already, by the records alone.
 
-A row and its record are matched by what they are about, whatever happened to the databases in
-between: a deploy order by its worker, a dead letter by the topic, offset and time of the record that it
-was, a retried command by the dead letter that it was. Other rows cannot be matched here: they are
-named, and nothing is repaired.
+The rows are listed in a table of the session, with what they are matched by; their topics are read, and
+each row gets its outcome. Memory is bounded, and no transaction stays open meanwhile.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from itertools import groupby
+from operator import attrgetter
 from typing import Literal, NamedTuple, TextIO
 from uuid import UUID
 
@@ -17,21 +17,19 @@ from confluent_kafka import Message as Record
 from psycopg.rows import args_row
 
 from orchestrator.config.settings import Settings
-from orchestrator.contract.messages import order_ids, record_time_ms
-from orchestrator.contract.records import LATEST_MS, headers_of, partition_offset
+from orchestrator.contract.records import partition_offset
 from orchestrator.errors import NotRepaired
 from orchestrator.kafka import topics
 from orchestrator.kafka.reader import (
     MAX_CLOCK_SKEW,
     complete_since,
-    datetime_from_ms,
     find_ranges,
     read_ranges,
     time_of,
 )
-from orchestrator.operations.dead_letters.headers import RETRY_OF, Header, hash_parts, origin_of
-from outbox import Connection, arrays, query, scalar, scalars
-from outbox.admin import WaitingRow, count_lane_rows, read_waiting
+from orchestrator.operations.repair.matching import Kind, Match, Matcher, key_of, match_parked
+from outbox import Connection, arrays, query, scalars
+from outbox.admin import ParkedRow, RowId, count_lane_rows, read_waiting
 
 IDS_AT_ONCE = 5000  # of published rows
 
@@ -40,183 +38,179 @@ class ForeignRows(NotRepaired):
     """The outbox holds rows for which this service cannot tell whether they were published."""
 
 
-class RowCounts(NamedTuple):
-    """What is known of a lane's rows.
-
-    unknown: not in the topic, but so old that retention may have deleted their records.
-    """
-
-    published: int
-    not_published: int
-    unknown: int
-
-
 # ---- the list of rows, in a table of this session -------------------------------------------------
 
 
 CREATE_LIST = """
     CREATE TEMP TABLE listed_rows (
-        lane         SMALLINT NOT NULL,
-        id           BIGINT NOT NULL,
-        topic        TEXT NOT NULL,
-        match_key    UUID NOT NULL,
-        not_before   TIMESTAMPTZ NOT NULL, -- when it can have been published at the earliest
-        outcome      TEXT NOT NULL DEFAULT 'not_published',
-        PRIMARY KEY (match_key, lane, id)
+        parked        BOOLEAN NOT NULL,
+        lane          SMALLINT NOT NULL,
+        id            BIGINT NOT NULL,
+        topic         TEXT NOT NULL,
+        kind          TEXT NOT NULL,
+        match_key     UUID NOT NULL,
+        not_before    TIMESTAMPTZ NOT NULL, -- when it can have been published at the earliest
+        outcome       TEXT NOT NULL DEFAULT 'not_published',
+        partition     BIGINT,               -- of its record
+        record_offset BIGINT,
+        PRIMARY KEY (match_key, parked, lane, id)
     )
 """
-ANALYZE_LIST = "ANALYZE listed_rows"
 DISCARD_LIST = "DISCARD TEMP"
 
 
 @contextmanager
-def listed_rows(conn: Connection, settings: Settings, lanes: Sequence[int]) -> Iterator[None]:
-    """List the lanes' rows as they are now, for the functions below. Raises ForeignRows."""
-    check_origin(conn, settings, lanes)
+def row_list(conn: Connection) -> Iterator[None]:
+    """Have an empty list for the functions below, while the block runs."""
     conn.execute(CREATE_LIST)
     try:
-        for topic, match in matchers(settings).items():
-            list_rows(conn, topic, lanes, match.key_of_row)
-        conn.execute(ANALYZE_LIST)
         yield
     finally:
         conn.execute(DISCARD_LIST)
 
 
+def list_lanes(conn: Connection, settings: Settings, lanes: Sequence[int]) -> None:
+    """List the rows of lanes as they are now. Raises ForeignRows."""
+    matcher = Matcher(conn, settings)
+    for rows in match_lanes(conn, matcher, lanes, {one.topic for one in count_lane_rows(conn, lanes)}):
+        insert_rows(conn, rows)
+
+
 def check_origin(conn: Connection, settings: Settings, lanes: Sequence[int]) -> None:
-    """Raise ForeignRows if the lanes hold rows that this service did not write."""
-    foreign: Counter[tuple[int, str]] = Counter()
-    for found in count_lane_rows(conn, lanes):
-        is_order = found.topic == settings.output_topic and found.has_aggregate_id
-        if not is_order and found.topic not in {settings.dead_letter_topic, settings.input_topic}:
-            foreign[found.lane, found.topic] += found.rows
-    if foreign:
-        rows = "; ".join(f"lane {lane}: {n} for topic {topic}" for (lane, topic), n in foreign.items())
-        raise ForeignRows(
-            "rows of the outbox are neither deploy orders, dead letters nor retried commands"
-            f" ({rows}): only their writer can tell whether they were published"
-        )
+    """Raise ForeignRows if the lanes hold rows that no installation of this database wrote.
+
+    Reads only the rows for topics that this installation does not write to.
+    """
+    matcher = Matcher(conn, settings)
+    counts = count_lane_rows(conn, lanes)
+    unusual = {one.topic for one in counts if not matcher.is_usual(one.topic, one.has_aggregate_id)}
+    for _ in match_lanes(conn, matcher, lanes, unusual):
+        pass
 
 
-LIST_ROWS = """
-    INSERT INTO listed_rows (lane, id, topic, match_key, not_before)
-    SELECT lane, id, %(topic)s, match_key, to_timestamp(not_before_us / 1e6)
-      FROM unnest(%(lanes)b::smallint[], %(ids)b::bigint[], %(match_keys)b::uuid[],
-                  %(not_before_us)b::bigint[])
-           AS page (lane, id, match_key, not_before_us)
-"""
+class ListedRow(NamedTuple):
+    """A row to be looked up."""
+
+    parked: bool
+    lane: int
+    id: int
+    topic: str
+    match: Match
 
 
-def list_rows(
-    conn: Connection,
-    topic: str,
-    lanes: Sequence[int],
-    key_of_row: Callable[[WaitingRow], "MatchKey | None"],
-) -> None:
-    """List the rows for a topic, each with its match key. Raises ForeignRows.
+def match_lanes(
+    conn: Connection, matcher: Matcher, lanes: Sequence[int], names: Collection[str]
+) -> Iterator[list[ListedRow]]:
+    """Yield the rows of lanes for these topics, in pages. Raises ForeignRows after the last one.
 
     A row cannot have been published before it or its command was made, whichever is earlier: after a
     restore, a command that is read again gets a new row.
     """
-    for page in read_waiting(conn, lanes, topic):
-        keys = [key_of_row(row) for row in page]
-        if foreign := [row.id for row, key in zip(page, keys, strict=True) if key is None]:
-            raise ForeignRows(f"outbox row {foreign[0]} for topic {topic} does not say what it was")
-        rows = [(row, key) for row, key in zip(page, keys, strict=True) if key]
-        conn.execute(
-            LIST_ROWS,
-            {
-                "topic": topic,
-                "lanes": arrays.smallints(row.lane for row, _ in rows),
-                "ids": arrays.bigints(row.id for row, _ in rows),
-                "match_keys": arrays.uuids(key.key for _, key in rows),
-                "not_before_us": arrays.bigints(
-                    int(min(key.created_at, row.created_at).timestamp() * 1e6) for row, key in rows
-                ),
-            },
-        )
+    foreign: Counter[tuple[int, str]] = Counter()
+    for topic in sorted(names):
+        for page in read_waiting(conn, lanes, topic):
+            listed = []
+            for row, match in zip(page, matcher.match_rows(topic, page), strict=True):
+                if match is None:
+                    foreign[row.lane, topic] += 1
+                else:
+                    match = match._replace(created_at=min(match.created_at, row.created_at))
+                    listed.append(ListedRow(False, row.lane, row.id, topic, match))
+            yield listed
+    if foreign:
+        raise foreign_rows(foreign)
 
 
-# ---- what a row and its record have in common -----------------------------------------------------
+def foreign_rows(foreign: Mapping[tuple[int, str], int]) -> ForeignRows:
+    """Return the error that says what they are not, and what may help."""
+    rows = "; ".join(f"lane {lane}: {n} for topic {topic}" for (lane, topic), n in foreign.items())
+    return ForeignRows(
+        f"rows of the outbox do not say what they were ({rows}): they are neither deploy orders of a"
+        " worker, nor dead letters of an input, nor retried commands. If another installation of this"
+        " database wrote them, repair with its INPUT_TOPIC, OUTPUT_TOPIC and DEAD_LETTER_TOPIC;"
+        " otherwise only their writer can tell whether they were published"
+    )
 
 
-class MatchKey(NamedTuple):
-    """What a row and its record have in common, and when that was made."""
-
-    key: UUID
-    created_at: datetime
-
-
-class Matcher(NamedTuple):
-    """How the rows for a topic, and its records, are matched; None: neither is one of ours."""
-
-    key_of_row: Callable[[WaitingRow], MatchKey | None]
-    key_of_record: Callable[[Record], UUID | None]
-
-
-def matchers(settings: Settings) -> dict[str, Matcher]:
-    """Return the matcher of each topic that this service writes to."""
-    return {
-        settings.output_topic: Matcher(order_key, worker_of),
-        settings.dead_letter_topic: by_headers(dead_letter_key),
-        settings.input_topic: by_headers(retried_command_key),
-    }
+def list_parked(conn: Connection, settings: Settings, rows: Sequence[ParkedRow]) -> None:
+    """List parked rows; not those whose topic does not exist: their records are nowhere."""
+    matcher, admin = Matcher(conn, settings), topics.Admin(settings.kafka)
+    for topic, of_topic in groupby(sorted(rows, key=attrgetter("topic")), attrgetter("topic")):
+        if topics.exists(admin, topic):
+            some = list(of_topic)
+            matches = map(match_parked, some, matcher.match_rows(topic, some))
+            insert_rows(
+                conn,
+                [
+                    ListedRow(True, row.lane, row.id, topic, match)
+                    for row, match in zip(some, matches, strict=True)
+                ],
+            )
 
 
-def order_key(row: WaitingRow) -> MatchKey | None:
-    """Return the worker that a deploy order is about; its id begins with the command's time."""
-    worker = row.aggregate_id
-    return None if worker is None else MatchKey(worker, datetime_from_ms(record_time_ms(worker)))
+INSERT_ROWS = """
+    INSERT INTO listed_rows (parked, lane, id, topic, kind, match_key, not_before)
+    SELECT %(parked)s, lane, id, topic, kind, match_key, to_timestamp(not_before_us / 1e6)
+      FROM unnest(%(lanes)b::smallint[], %(ids)b::bigint[], %(topics)b::text[], %(kinds)b::text[],
+                  %(match_keys)b::uuid[], %(not_before_us)b::bigint[])
+           AS page (lane, id, topic, kind, match_key, not_before_us)
+"""
 
 
-def worker_of(record: Record) -> UUID | None:
-    """Return the worker that a record is about; None if it is no deploy order."""
-    return order_ids(record).worker_id
-
-
-def by_headers(key_of: Callable[[Iterable[Header]], MatchKey | None]) -> Matcher:
-    """Return the matcher for rows and records whose headers have the key."""
-
-    def key_of_record(record: Record) -> UUID | None:
-        found = key_of(headers_of(record))
-        return found and found.key
-
-    return Matcher(lambda row: key_of(row.headers), key_of_record)
-
-
-def dead_letter_key(headers: Iterable[Header]) -> MatchKey | None:
-    """Return the record that a dead letter was; None if its headers do not say."""
-    origin = origin_of(headers)
-    return origin and MatchKey(hash_parts(origin), origin.created_at)
-
-
-def retried_command_key(headers: Iterable[Header]) -> MatchKey | None:
-    """Return the dead letter that a retried command was; None: it was none, the API sent it."""
-    retry_of = dict(headers).get(RETRY_OF)
-    if not isinstance(retry_of, bytes):
-        return None
-    return MatchKey(hash_parts([retry_of]), datetime_from_ms(LATEST_MS))
+def insert_rows(conn: Connection, rows: Sequence[ListedRow]) -> None:
+    """Insert rows into the list, all of them parked, or none."""
+    if not rows:
+        return
+    conn.execute(
+        INSERT_ROWS,
+        {
+            "parked": rows[0].parked,
+            "lanes": arrays.smallints(row.lane for row in rows),
+            "ids": arrays.bigints(row.id for row in rows),
+            "topics": arrays.texts(row.topic for row in rows),
+            "kinds": arrays.texts(row.match.kind for row in rows),
+            "match_keys": arrays.uuids(row.match.key for row in rows),
+            "not_before_us": arrays.bigints(
+                int(row.match.created_at.timestamp() * 1e6) for row in rows
+            ),
+        },
+    )
 
 
 # ---- looking the rows up --------------------------------------------------------------------------
 
 
-HAS_ROWS = "SELECT EXISTS (SELECT FROM listed_rows WHERE topic = %(topic)s)"
+class TopicRows(NamedTuple):
+    """The rows listed for a topic: what they are matched by, and since when they can be there."""
+
+    topic: str
+    kinds: Sequence[str]
+    not_before: datetime
 
 
-def look_up(conn: Connection, settings: Settings, progress: TextIO | None) -> None:
+READ_TOPICS = """
+    SELECT topic, array_agg(DISTINCT kind), min(not_before)
+      FROM listed_rows
+     GROUP BY topic
+     ORDER BY topic
+"""
+ANALYZE_LIST = "ANALYZE listed_rows"
+
+
+def look_up(
+    conn: Connection, settings: Settings, progress: TextIO | None, whole_topics: bool = True
+) -> None:
     """Read the topics up to now, and note the outcome of each listed row.
 
-    Valid only if nothing of the lanes can be published any more, or as a preview.
+    Valid only if nothing of the rows can be published any more, or as a preview. whole_topics=False:
+    read only what is not older than the oldest row.
     """
-    for topic, match in matchers(settings).items():
-        if scalar(conn, bool, HAS_ROWS, {"topic": topic}):
-            _look_up_in(conn, settings, topic, match.key_of_record, progress)
+    conn.execute(ANALYZE_LIST)
+    for rows in query(conn, args_row(TopicRows), READ_TOPICS):
+        since = None if whole_topics else rows.not_before - MAX_CLOCK_SKEW
+        look_up_in(conn, settings, rows, since, progress)
 
 
-NOTE_PUBLISHED = """
-    UPDATE listed_rows SET outcome = 'published' WHERE match_key = ANY(%(match_keys)b::uuid[])
-"""
 NOTE_UNKNOWN = """
     UPDATE listed_rows
        SET outcome = 'unknown'
@@ -224,19 +218,19 @@ NOTE_UNKNOWN = """
 """
 
 
-def _look_up_in(
+def look_up_in(
     conn: Connection,
     settings: Settings,
-    topic: str,
-    key_of_record: Callable[[Record], UUID | None],
+    rows: TopicRows,
+    since: datetime | None,
     progress: TextIO | None,
 ) -> None:
-    admin = topics.Admin(settings.kafka)
-    ranges = find_ranges(admin, topic)
+    """Read a topic; note which rows are there, and which may have been there."""
+    admin, topic, kinds = topics.Admin(settings.kafka), rows.topic, [Kind(one) for one in rows.kinds]
+    ranges = find_ranges(admin, topic, None if since is None else max(int(since.timestamp() * 1000), 0))
     oldest: dict[int, datetime] = {}
     for chunk in read_ranges(settings.kafka, topic, ranges, progress):
-        keys = [key for record in chunk if (key := key_of_record(record))]
-        conn.execute(NOTE_PUBLISHED, {"match_keys": keys})
+        note_published(conn, topic, [(key_of(kind, one), one) for one in chunk for kind in kinds])
         for record in chunk:
             oldest.setdefault(partition_offset(record)[0], time_of(record))
     complete = complete_since(admin, topic, ranges, oldest, datetime.now(UTC))
@@ -244,10 +238,50 @@ def _look_up_in(
         conn.execute(NOTE_UNKNOWN, {"topic": topic, "complete_since": complete + MAX_CLOCK_SKEW})
 
 
+NOTE_PUBLISHED = """
+    UPDATE listed_rows
+       SET outcome = 'published', partition = found.partition, record_offset = found.record_offset
+      FROM unnest(%(match_keys)b::uuid[], %(partitions)b::bigint[], %(record_offsets)b::bigint[])
+           AS found (match_key, partition, record_offset)
+     WHERE topic = %(topic)s AND listed_rows.match_key = found.match_key AND outcome <> 'published'
+"""
+
+
+def note_published(conn: Connection, topic: str, found: Iterable[tuple[UUID | None, Record]]) -> None:
+    """Note where the records of rows are."""
+    keys = [(key, *partition_offset(record)) for key, record in found if key]
+    conn.execute(
+        NOTE_PUBLISHED,
+        {
+            "topic": topic,
+            "match_keys": arrays.uuids(key for key, _, _ in keys),
+            "partitions": arrays.bigints(partition for _, partition, _ in keys),
+            "record_offsets": arrays.bigints(offset for _, _, offset in keys),
+        },
+    )
+
+
+# ---- the outcomes ---------------------------------------------------------------------------------
+
+
+class RowCounts(NamedTuple):
+    """What is known of a lane's rows.
+
+    unknown: not in the topic, but so old that retention may have deleted their records. parked: parked
+    rows whose records are in their topic.
+    """
+
+    published: int
+    not_published: int
+    unknown: int
+    parked: int
+
+
 COUNT_OUTCOMES = """
-    SELECT count(*) FILTER (WHERE outcome = 'published') AS published,
-           count(*) FILTER (WHERE outcome = 'not_published') AS not_published,
-           count(*) FILTER (WHERE outcome = 'unknown') AS unknown
+    SELECT count(*) FILTER (WHERE outcome = 'published' AND NOT parked) AS published,
+           count(*) FILTER (WHERE outcome = 'not_published' AND NOT parked) AS not_published,
+           count(*) FILTER (WHERE outcome = 'unknown' AND NOT parked) AS unknown,
+           count(*) FILTER (WHERE outcome = 'published' AND parked) AS parked
       FROM listed_rows
      WHERE lane = %(lane)s
 """
@@ -259,7 +293,9 @@ def count_outcomes(conn: Connection, lane: int) -> RowCounts:
     return counts
 
 
-TREAT_UNKNOWN = "UPDATE listed_rows SET outcome = %(outcome)s WHERE outcome = 'unknown'"
+TREAT_UNKNOWN = """
+    UPDATE listed_rows SET outcome = %(outcome)s WHERE outcome = 'unknown' AND NOT parked
+"""
 
 
 def treat_unknown(conn: Connection, choice: Literal["publish", "skip"]) -> None:
@@ -271,7 +307,7 @@ def treat_unknown(conn: Connection, choice: Literal["publish", "skip"]) -> None:
 READ_PUBLISHED = """
     SELECT id
       FROM listed_rows
-     WHERE lane = %(lane)s AND outcome = 'published' AND id > %(after_id)s
+     WHERE lane = %(lane)s AND outcome = 'published' AND NOT parked AND id > %(after_id)s
      ORDER BY id
      LIMIT %(limit)s
 """
@@ -283,3 +319,41 @@ def read_published(conn: Connection, lane: int) -> Iterator[list[int]]:
     ids = [0]
     while ids := scalars(conn, int, READ_PUBLISHED, values | {"after_id": ids[-1]}):
         yield ids
+
+
+class FoundRow(NamedTuple):
+    """A parked row whose record is in its topic, and where."""
+
+    lane: int
+    id: int
+    topic: str
+    partition: int
+    offset: int
+
+    @property
+    def row_id(self) -> RowId:
+        """Return what names it."""
+        return RowId(self.lane, self.id)
+
+
+READ_PUBLISHED_PARKED = """
+    SELECT lane, id, topic, partition, record_offset
+      FROM listed_rows
+     WHERE parked AND outcome = 'published'
+     ORDER BY lane, id
+"""
+
+
+def read_published_parked(conn: Connection) -> list[FoundRow]:
+    """Return the parked rows that are in their topic."""
+    return query(conn, args_row(FoundRow), READ_PUBLISHED_PARKED)
+
+
+READ_UNKNOWN_PARKED = """
+    SELECT lane, id FROM listed_rows WHERE parked AND outcome = 'unknown' ORDER BY lane, id
+"""
+
+
+def read_unknown_parked(conn: Connection) -> list[RowId]:
+    """Return the parked rows that are not in their topic, but whose records it may have lost."""
+    return query(conn, args_row(RowId), READ_UNKNOWN_PARKED)

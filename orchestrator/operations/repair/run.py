@@ -14,6 +14,7 @@ class RepairRun:
     """command: as it was typed. report: takes a line for the operator. confirm: asks whether to go on.
 
     unknown_rows: what to do with rows that may have been published, or may not; None: refuse.
+    without_inputs: topics that are not waited for, because no consumer reads them any more.
     progress: where to write how far the reading of a topic is.
     """
 
@@ -24,6 +25,7 @@ class RepairRun:
     report: Callable[[str], None]
     confirm: Callable[[], bool]
     unknown_rows: Literal["publish", "skip"] | None = None
+    without_inputs: frozenset[str] = frozenset()
     progress: TextIO | None = None
 
     def require_confirmation(self) -> None:
