@@ -75,7 +75,7 @@ def add_repair(add: Add) -> None:
         "Let a refused lane or partition continue.",
         "orchestrator repair lane 2 --dry-run",
     )
-    repair.set_defaults(unknown_rows=None, start=None)
+    repair.set_defaults(unknown_rows=None, without_inputs=[], start=None)
     kinds = repair.add_subparsers(required=True, dest="what", metavar="lane|partition")
     lane = kinds.add_parser(
         "lane",
@@ -101,6 +101,14 @@ def add_repair(add: Add) -> None:
         choices=("publish", "skip"),
         help="rows whose record may have been deleted by retention: publish them (a reader may see them"
         " twice) or skip them (perhaps no reader ever saw them)",
+    )
+    lane.add_argument(
+        "--without-input",
+        action="append",
+        dest="without_inputs",
+        default=[],
+        metavar="TOPIC",
+        help="do not wait for this other input of the database: no consumer reads it any more",
     )
     partition.add_argument(
         "--from",
@@ -130,13 +138,19 @@ def add_parked_rows(add: Add) -> None:
         "List, show, retry or discard parked rows: those that Kafka rejected.",
         "orchestrator parked list",
     )
-    add_actions(parked, "parked", "LANE:ID", "with this text in Kafka's reason", "large")
+    retry = add_actions(parked, "parked", "LANE:ID", "with this text in Kafka's reason", "large")
+    retry.add_argument(
+        "--unknown-rows",
+        choices=("publish",),
+        help="rows so old that retention may have deleted their records: publish them (a reader may see"
+        " them twice if the database was restored)",
+    )
 
 
 def add_actions(
     parser: argparse.ArgumentParser, name: str, id_form: str, reason_help: str, reason: str
-) -> None:
-    """Add list, show, retry and discard. reason: an example."""
+) -> argparse.ArgumentParser:
+    """Add list, show, retry and discard; return the parser of retry. reason: an example."""
     chosen = argparse.ArgumentParser(add_help=False)
     chosen.add_argument("ids", nargs="*", type=two_numbers, metavar=id_form, help="only these")
     chosen.add_argument("--reason", metavar="TEXT", help=f"only {reason_help}, such as {reason}")
@@ -159,8 +173,10 @@ def add_actions(
     showing.add_argument("--payload", action="store_true", help="with its content: may hold passwords")
     showing.add_argument("--json", action="store_true", help="no effect: it is always JSON")
     showing.set_defaults(handled=True, all=False)
-    for action, text in (("retry", "Send them again."), ("discard", "Mark them as handled, unsent.")):
-        changing = add(action, text, f"--reason {reason} --dry-run")
+    retry = add("retry", "Send them again.", f"--reason {reason} --dry-run")
+    discard = add("discard", "Mark them as handled, unsent.", f"--reason {reason} --dry-run")
+    for changing in (retry, discard):
         changing.add_argument("--all", action="store_true", help="all that are waiting")
         add_confirmation(changing, "count them, change nothing")
         changing.set_defaults(handled=False)
+    return retry

@@ -1,27 +1,34 @@
 """`parked`: list, show, retry and discard parked rows, those that Kafka rejected."""
 
 import argparse
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from orchestrator.cli import actions
 from orchestrator.cli.session import operator_session
-from orchestrator.cli.terminal import printable_key, table
+from orchestrator.cli.terminal import print_lines, printable_key, table
+from orchestrator.config.settings import Settings
+from orchestrator.errors import NotRepaired
 from orchestrator.operations.dead_letters.filter import RecordFilter
-from orchestrator.operations.parked_rows import find_parked_rows, handle_parked_rows
+from orchestrator.operations.parked_rows import discard_rows, find_parked_rows, look_up, retry_rows
+from orchestrator.operations.repair.published_rows import FoundRow
 from outbox import Connection
-from outbox.admin import ParkedRow, read_parked_value
+from outbox.admin import ParkedRow, RowId, read_parked_value
 
 PARKED_ROWS = "parked rows"
+LISTED = 10  # rows that are named one by one
 
 
 def parked(options: argparse.Namespace) -> int:
     """List, show, retry or discard parked rows."""
     chosen = actions.filter_of(options)
-    with operator_session("parked", kafka=False) as (_, conn):
+    with operator_session("parked", kafka=options.action == "retry") as (settings, conn):
         found = find_parked_rows(conn, chosen, options.handled)
-        if options.action in {"retry", "discard"}:
-            return change_rows(options, chosen, conn, list(found))
+        if options.action == "retry":
+            return retry(options, chosen, settings, conn, list(found))
+        if options.action == "discard":
+            return discard(options, chosen, conn, list(found))
         if options.action == "show":
             fields = (row_with_value(conn, row, options.payload) for row in found)
             return actions.print_each(fields, options.payload)
@@ -54,6 +61,7 @@ def row_fields(row: ParkedRow, payload: bool = False) -> dict[str, object]:
         "topic": row.topic,
         "key": actions.key_text(row.key),
         "aggregate_id": row.aggregate_id,
+        "message_id": row.message_id,
         "bytes": row.size_bytes,
         "created_at": row.created_at,
         "parked_at": row.parked_at,
@@ -73,16 +81,68 @@ def row_with_value(conn: Connection, row: ParkedRow, payload: bool) -> dict[str,
     )
 
 
-def change_rows(
+def discard(
     options: argparse.Namespace, chosen: RecordFilter, conn: Connection, rows: Sequence[ParkedRow]
 ) -> int:
-    """Ask, then retry or discard all rows in one Postgres transaction."""
+    """Ask, then discard all rows in one Postgres transaction."""
     counts = Counter(row.reason for row in rows)
     row_ids = [row.row_id for row in rows]
     code = actions.report_missing("parked row", chosen.ids.difference(row_ids))
-    if not actions.confirm(options, PARKED_ROWS, counts):
-        return code
-    command = " ".join(["parked", options.action, *chosen.to_arguments()])
-    done = handle_parked_rows(conn, row_ids, options.action, command)
-    actions.print_result(options.action, PARKED_ROWS, counts, len(done))
+    if actions.confirm(options, PARKED_ROWS, counts):
+        done = discard_rows(conn, row_ids, typed_command(options, chosen))
+        actions.print_result(options.action, PARKED_ROWS, counts, done)
     return code
+
+
+def retry(
+    options: argparse.Namespace,
+    chosen: RecordFilter,
+    settings: Settings,
+    conn: Connection,
+    rows: Sequence[ParkedRow],
+) -> int:
+    """Look the rows up in their topics, ask, then retry the others in one Postgres transaction."""
+    code = actions.report_missing("parked row", chosen.ids.difference(row.row_id for row in rows))
+    found = look_up(conn, settings, rows, sys.stderr)
+    print_lines(describe_sent(found.sent))
+    if found.unknown:
+        accept_unknown(options, found.unknown)
+    if not actions.confirm(options, PARKED_ROWS, Counter(row.reason for row in rows)):
+        return code
+    sent = [one.row_id for one in found.sent]
+    done = retry_rows(conn, rows, sent, typed_command(options, chosen))
+    if done.acknowledged:
+        print_lines([f"{done.acknowledged:,} were sent before: acknowledged, and not sent again"])
+    others = Counter(row.reason for row in rows if row.row_id not in sent)
+    actions.print_result(options.action, PARKED_ROWS, others, done.retried)
+    return code
+
+
+def describe_sent(sent: Sequence[FoundRow]) -> Iterator[str]:
+    """Yield where the records are of rows that were sent before."""
+    for row in sent[:LISTED]:
+        place = f"{row.topic}[{row.partition}] {row.offset}"
+        yield f"row {row.lane}:{row.id} was sent before: its record is at {place}"
+    if len(sent) > LISTED:
+        yield f"{len(sent) - LISTED:,} others were sent before, too"
+
+
+def accept_unknown(options: argparse.Namespace, unknown: Sequence[RowId]) -> None:
+    """Report rows of which it is not known; raise NotRepaired if the operator has not chosen."""
+    names = ", ".join(f"{lane}:{number}" for lane, number in unknown[:LISTED])
+    text = (
+        f"of {len(unknown):,} rows ({names}) it is not known whether they were sent before: retention"
+        " has deleted younger records of their topics. They were not, unless the database was restored"
+    )
+    if not options.dry_run and options.unknown_rows is None:
+        raise NotRepaired(
+            f"{text}. Choose --unknown-rows publish (a reader may see them twice), or discard them"
+        )
+    print_lines([text])
+
+
+def typed_command(options: argparse.Namespace, chosen: RecordFilter) -> str:
+    """Return the command as it was typed, for the table `repairs`."""
+    unknown_rows = getattr(options, "unknown_rows", None)
+    more = ["--unknown-rows", unknown_rows] if unknown_rows else []
+    return " ".join(["parked", options.action, *chosen.to_arguments(), *more])

@@ -33,10 +33,10 @@ from orchestrator.operations.dead_letters.letters import (
     count_handled,
     handle_dead_letters,
 )
-from orchestrator.operations.parked_rows import handle_parked_rows
+from orchestrator.operations.parked_rows import retry_rows
 from orchestrator.runtime.migrations import migrate
 from outbox import Connection, Headers
-from outbox.admin import RowId, discard_parked, retry_parked
+from outbox.admin import RowId, discard_parked, read_parked, retry_parked
 from testkit.empty_installation import bare_system, run_command, run_in_process
 from testkit.eventually import eventually
 from testkit.system import INHERITED, System, limit_messages, take
@@ -465,12 +465,13 @@ def test_the_logged_repair_has_the_rows_that_were_changed(database: System) -> N
     for row_id in (1, 2):
         database.query(PARK, row_id)
     with closing(database.connect()) as conn:
+        chosen = list(read_parked(conn))
         assert retry_parked(conn, [RowId(0, 2)]) == [(0, 2)]  # another operator was faster
-        chosen = [RowId(0, 1), RowId(0, 2)]
-        assert handle_parked_rows(conn, chosen, "retry", "parked retry --all") == [(0, 1)]
-        assert handle_parked_rows(conn, chosen, "retry", "parked retry --all") == []
+        assert retry_rows(conn, chosen, [], "parked retry --all") == (1, 0)
+        assert retry_rows(conn, chosen, [RowId(0, 1)], "parked retry --all") == (0, 0)
     repairs = database.query("SELECT before, counts FROM repairs")
-    assert repairs == [({"row_ids": [[0, 1]]}, {"parked_rows": 1})]
+    about = {"row_ids": [[0, 1]], "worker_ids": []}
+    assert repairs == [(about, {"parked_rows": 1, "sent_before": 0})]
 
 
 def test_handled_dead_letters_are_counted_while_they_are_in_the_topic(database: System) -> None:
@@ -526,7 +527,8 @@ def test_parked_rows_are_published_once_the_topic_accepts_them(parked: System) -
     assert code == 0, said
     parked.check_exactly_once(2)
     assert listed(parked, "parked") == {}
-    assert logged_changes(parked) == [("parked retry --reason large", "retry", {"parked_rows": 2})]
+    counts = {"parked_rows": 2, "sent_before": 0}
+    assert logged_changes(parked) == [("parked retry --reason large", "retry", counts)]
 
 
 def test_discarded_parked_rows_stay_in_the_table_and_the_audit_does_not_report_them(
