@@ -54,6 +54,7 @@ ROWS = {
     41: "a relay that reaches Postgres and not Kafka: its lanes go to the healthy ones within 15 s",
     42: "rows of `workers` locked or their update refused: lanes go on, named, deployed later",
     43: "idle connections forgotten in silence: first order within 12 s, at once after 4 minutes",
+    53: "restore, then repair with two inputs, or retry of parked rows: nothing sent twice",
 }
 
 
