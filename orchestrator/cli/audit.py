@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from orchestrator.cli.exit_codes import CHECK_FAILED, OK
 from orchestrator.cli.session import operator_session
 from orchestrator.cli.terminal import print_json, print_lines
-from orchestrator.operations.audit.audit import FAULTS, Audit, audit, audit_fields
+from orchestrator.operations.audit.audit import FAULTS, NOTICES, Audit, audit, audit_fields
 from orchestrator.operations.audit.comparison import Fault
 
 
@@ -29,6 +29,17 @@ def why_moved(found: Audit) -> str:
     return "partitions were added to the topic"
 
 
+def why_unknown(found: Audit) -> str:
+    """Return what unknown records can be, as far as that was looked for."""
+    if not found.inputs:
+        return "of another producer, or of workers that were lost in a restore"
+    inputs = ", ".join(found.inputs)
+    return (
+        "of another producer; or of workers that were lost in a restore, or deleted, and whose commands"
+        f" are not (any more) in what was consumed of {inputs}"
+    )
+
+
 def render_audit(found: Audit) -> Iterator[str]:
     """Yield the lines for an operator; the last one is the result."""
     if found.since:
@@ -37,13 +48,18 @@ def render_audit(found: Audit) -> Iterator[str]:
     if found.deferred:
         yield f"{found.deferred:,} workers: published, and deployed later; see `orchestrator status`"
     yield f"records: {found.published:,} published, {found.waiting:,} waiting in the outbox"
-    for kind, meaning in FAULTS.items():
-        yield f"{kind:<10} {getattr(found, kind):>9,}  {meaning}"
+    notices = {kind: meaning for kind, meaning in NOTICES.items() if getattr(found, kind)}
+    for kind, meaning in (FAULTS | notices).items():
+        yield f"{kind:<20} {getattr(found, kind):>9,}  {meaning}"
         for example in found.examples.get(kind, ()):
-            yield f"{'':<22}{_render_example(example)}"
+            yield f"{'':<32}{_render_example(example)}"
+    if found.unknown:
+        yield f"unknown: {why_unknown(found)}"
+    if found.sent_late:
+        yield f"{found.sent_late:,} records: sent late by `parked retry`, and left out of the order"
     if found.moved:
         yield f"scenarios in several partitions, with no order between them: {found.moved:,}"
-        yield f"{'':<22}{why_moved(found)}"
+        yield f"{'':<32}{why_moved(found)}"
     yield "passed" if found.passed else "FAILED"
 
 

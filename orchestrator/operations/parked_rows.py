@@ -25,7 +25,7 @@ from outbox.admin import (
     retry_parked,
 )
 
-TARGET, RETRY = "parked rows", "retry"  # of the table repairs: the audit looks for them
+TARGET = "parked rows"  # of the table repairs
 
 
 def find_parked_rows(conn: Connection, chosen: RecordFilter, handled: bool) -> Iterator[ParkedRow]:
@@ -86,7 +86,7 @@ def retry_rows(
                 conn,
                 command,
                 TARGET,
-                RETRY,
+                "retry",
                 {"row_ids": done, "worker_ids": [workers[one] for one in done if workers[one]]},
                 {},
                 {"parked_rows": len(retried), "sent_before": len(acknowledged)},

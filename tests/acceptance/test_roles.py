@@ -656,6 +656,10 @@ def test_each_role_does_its_work_with_the_acls_of_the_docs(users: Users) -> None
     limit_messages(system, 10_000)
     users.run("owner", "parked", "retry", "--all", "--yes")
     system.check_exactly_once(41)
+    system.query(
+        "DELETE FROM workers WHERE worker_id = (SELECT min(worker_id::text)::uuid FROM workers)"
+    )
+    assert re.search("deleted +1 ", users.run("operator", "audit"))
     for process in (consumer, relay):
         process.stop()
         check(process.log.read_text())

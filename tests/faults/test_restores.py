@@ -53,8 +53,11 @@ def publish(one_lane: System) -> None:
     relay.stop()
 
 
-def park_one(one_lane: System) -> None:
-    """Accept three commands, one of them too long for the topic: its row is parked."""
+def park_one(one_lane: System) -> UUID:
+    """Accept three commands, one of them too long for the topic: its row is parked.
+
+    Return its scenario.
+    """
     limit_messages(one_lane, LIMIT)
     with closing(one_lane.connect()) as conn, transaction(conn):
         order = DeployOrder(uuid4(), uuid4(), f"rtsp://{SECRET}c/{'x' * LIMIT}")
@@ -68,17 +71,22 @@ def park_one(one_lane: System) -> None:
     publish(one_lane)
     assert one_lane.query("SELECT count(*) FROM outbox_parked") == [(1,)]
     limit_messages(one_lane, 100_000)
+    return order.scenario_uuid
 
 
 def restore_to_before_the_retry(one_lane: System) -> None:
-    """Retry the parked row, let it be published, and restore the database to before that."""
-    park_one(one_lane)
+    """Retry the parked row, let it be published, and restore the database to before that.
+
+    A later order of its scenario was published before it.
+    """
+    one_lane.accept(1, park_one(one_lane))
+    publish(one_lane)
     back_up(one_lane)
     assert parked(one_lane, "retry", "--all", "--yes")[0] == 0
     publish(one_lane)
-    assert one_lane.statuses() == {"deployed": 3}
+    assert one_lane.statuses() == {"deployed": 4}
     restore(one_lane)
-    assert one_lane.statuses() == {"deployed": 2, "pending": 1}
+    assert one_lane.statuses() == {"deployed": 3, "pending": 1}
 
 
 @pytest.mark.fault(53)
@@ -87,6 +95,8 @@ def test_a_row_that_was_retried_before_a_restore_is_not_sent_again(
     one_lane: System, first: str
 ) -> None:
     restore_to_before_the_retry(one_lane)
+    assert not (found := one_lane.audit()).passed
+    assert (found.published_and_parked, found.parked) == (1, 1)
     if first == "repair":
         code, said = repair(one_lane, "lane", "all", "--yes")
         assert (code, "1 parked rows are in their topic, too" in said) == (0, True), said
@@ -100,7 +110,18 @@ def test_a_row_that_was_retried_before_a_restore_is_not_sent_again(
         assert "1 were sent before: acknowledged" in said
         assert repair(one_lane, "lane", "all", "--yes")[0] == 0
     publish(one_lane)
-    one_lane.check_exactly_once(3)
+    one_lane.check_exactly_once(4)
+
+
+def test_an_order_that_a_retry_sent_late_is_left_out_of_the_order(one_lane: System) -> None:
+    one_lane.accept(2, park_one(one_lane))
+    publish(one_lane)
+    assert parked(one_lane, "retry", "--all", "--yes")[0] == 0
+    publish(one_lane)
+    one_lane.check_exactly_once(5)
+    assert one_lane.audit().sent_late == 1
+    one_lane.query("DELETE FROM repairs")
+    assert one_lane.audit().reordered == 1
 
 
 @pytest.mark.fault(53)

@@ -20,11 +20,13 @@ from orchestrator.operations.audit.comparison import (
     Fault,
     copy_topic,
     count_faults,
+    count_sent_late,
     count_workers,
     find_faults,
     read_examples,
     temporary_tables,
 )
+from orchestrator.operations.audit.deleted import find_deleted
 from orchestrator.operations.audit.scattered import find_scattered
 from outbox import Connection, scalar
 from outbox.admin import check_session
@@ -34,10 +36,13 @@ EXAMPLES = 5  # of each fault
 FAULTS = {
     "lost": "workers with neither a record nor an outbox row",
     "duplicated": "records of a worker that has an earlier one",
+    "published_and_parked": "records whose row is parked: `orchestrator parked retry` acknowledges it",
     "unknown": "records of no worker",
     "reordered": "records behind a later one of their scenario",
     "scattered": "records in another partition of the topic than their scenario belongs to",
 }
+NOTICES = {"deleted": "records of workers that the platform has deleted: no fault"}
+KINDS = (*FAULTS, *NOTICES)
 
 
 class Audit(NamedTuple):
@@ -46,6 +51,9 @@ class Audit(NamedTuple):
     moved: scenarios with records in several partitions, between which there is no order. That is no
     fault if added partitions explain it.
     deferred: workers whose record is published and that could not yet be set to deployed.
+    sent_late: records that `parked retry` sent: behind later ones, and left out of the order.
+    deleted: records whose worker the platform has deleted, which is no fault. inputs: the topics in
+    which the commands of unknown records were looked for; None: there were none.
     since: workers accepted earlier need no record; None: all were compared.
     """
 
@@ -57,10 +65,14 @@ class Audit(NamedTuple):
     published: int
     lost: int
     duplicated: int
+    published_and_parked: int
     unknown: int
     reordered: int
     scattered: int
+    deleted: int
+    sent_late: int
     moved: int
+    inputs: Sequence[str] | None
     since: datetime | None
     examples: Mapping[str, Sequence[Fault]]
 
@@ -97,16 +109,20 @@ def audit(
         kept = complete_since(admin, topic, ranges, copied.oldest, None if since else started)
         since = max((time for time in (since, kept) if time), default=None)
         find_faults(conn, started, since)
+        inputs = find_deleted(conn, kafka, progress)
         moved = find_scattered(conn, kafka.get("partitioner", DEFAULT_PARTITIONER), len(ranges))
         workers, counts = count_workers(conn, since), count_faults(conn)
+        sent_late = count_sent_late(conn)
         examples = read_examples(conn, EXAMPLES)
     return Audit(
         *workers,
         published=copied.records,
-        **{kind: counts.get(kind, 0) for kind in FAULTS},
+        **{kind: counts.get(kind, 0) for kind in KINDS},
+        sent_late=sent_late,
         moved=moved,
+        inputs=inputs,
         since=since,
-        examples={kind: [fault for fault in examples if fault.kind == kind] for kind in FAULTS},
+        examples={kind: [fault for fault in examples if fault.kind == kind] for kind in KINDS},
     )
 
 

@@ -11,7 +11,7 @@ from psycopg.rows import args_row
 from orchestrator.contract.messages import order_ids
 from orchestrator.contract.records import partition_offset
 from orchestrator.kafka.reader import OffsetRange, read_ranges, time_of
-from outbox import Connection, query
+from outbox import Connection, query, scalar
 from outbox.admin import create_deferred_aggregates, create_unpublished_messages, snapshot
 
 CREATE_PUBLISHED = """
@@ -113,20 +113,40 @@ FIND_UNKNOWN = """
       FROM published
      WHERE NOT EXISTS (SELECT FROM workers WHERE workers.worker_id = published.worker_id)
 """
+FIND_PUBLISHED_AND_PARKED = """
+    INSERT INTO faults (kind, worker_id, partition, record_offset)
+    SELECT 'published_and_parked', worker_id, partition, record_offset
+      FROM published
+      JOIN unpublished_messages ON aggregate_id = worker_id
+     WHERE parked AND NOT discarded
+"""
+# What a repair or `parked retry` logged: these records stand behind later ones, and that is no fault.
+CREATE_SENT_LATE = """
+    CREATE TEMP TABLE sent_late AS
+    SELECT DISTINCT worker_id::uuid AS worker_id
+      FROM repairs
+     CROSS JOIN jsonb_array_elements_text(before -> 'worker_ids') AS worker_id
+"""
 # There is an order within a partition alone: scattered.py finds the scenarios in several of them.
+# Ids below zero come last: a used-up SERIAL goes on at -2^31 (docs/runbook.md).
 FIND_REORDERED = """
-    WITH followed AS (
-        SELECT worker_id, partition, record_offset, id,
-               max(id) OVER (PARTITION BY partition, published.scenario_uuid
-                                 ORDER BY record_offset
-                                  ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS latest
+    WITH numbered AS (
+        SELECT worker_id, partition, record_offset, published.scenario_uuid,
+               id::bigint + CASE WHEN id < 0 THEN 4294967296 ELSE 0 END AS number
           FROM published
           JOIN workers USING (worker_id)
+         WHERE NOT EXISTS (SELECT FROM sent_late WHERE sent_late.worker_id = published.worker_id)
+    ), followed AS (
+        SELECT worker_id, partition, record_offset, number,
+               max(number) OVER (PARTITION BY partition, scenario_uuid
+                                     ORDER BY record_offset
+                                      ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS latest
+          FROM numbered
     )
     INSERT INTO faults (kind, worker_id, partition, record_offset)
     SELECT 'reordered', worker_id, partition, record_offset
       FROM followed
-     WHERE id < latest
+     WHERE number < latest
 """
 
 
@@ -140,7 +160,8 @@ def find_faults(conn: Connection, started: datetime, since: datetime | None) -> 
         create_unpublished_messages(conn)
         create_deferred_aggregates(conn)
         conn.execute(FIND_LOST, {"since": since, "started": started})
-    for statement in (FIND_DUPLICATED, FIND_UNKNOWN, FIND_REORDERED):
+    conn.execute(CREATE_SENT_LATE)
+    for statement in (FIND_DUPLICATED, FIND_UNKNOWN, FIND_PUBLISHED_AND_PARKED, FIND_REORDERED):
         conn.execute(statement)
 
 
@@ -169,6 +190,14 @@ def count_workers(conn: Connection, since: datetime | None) -> WorkerCounts:
     """Count the workers accepted since then, and all messages about workers that are not published."""
     (counts,) = query(conn, args_row(WorkerCounts), COUNT_WORKERS, {"since": since})
     return counts
+
+
+COUNT_SENT_LATE = "SELECT count(*) FROM published JOIN sent_late USING (worker_id)"
+
+
+def count_sent_late(conn: Connection) -> int:
+    """Count the records that were left out of the order, because `parked retry` sent them."""
+    return scalar(conn, int, COUNT_SENT_LATE)
 
 
 class FaultCount(NamedTuple):

@@ -33,11 +33,13 @@ FIND_MOVED = """
          GROUP BY scenario_uuid
         HAVING min(partition) < max(partition)
     )
-    SELECT row_number() OVER (ORDER BY scenario_uuid, workers.id, partition, record_offset),
+    SELECT row_number() OVER (ORDER BY scenario_uuid, workers.id < 0, workers.id,
+                                       partition, record_offset),
            scenario_uuid, worker_id, partition, record_offset
       FROM published
       JOIN in_several USING (scenario_uuid)
       JOIN workers USING (worker_id, scenario_uuid)
+     WHERE NOT EXISTS (SELECT FROM sent_late WHERE sent_late.worker_id = published.worker_id)
 """
 READ_MOVED = """
     SELECT number, scenario_uuid, worker_id, partition, record_offset
