@@ -20,6 +20,7 @@ GUARDS_TEST = "tests/integration/test_guards.py"
 SESSION_TEST = "tests/integration/test_session.py"
 EVIDENCE_TEST = "tests/integration/test_evidence.py"
 DEFERRED_TEST = "tests/integration/test_deferred.py"
+RESTORES_TEST = "tests/faults/test_restores.py"
 
 
 @dataclass(frozen=True)
@@ -396,6 +397,34 @@ GUARDS = [
         "        if self._partitions.generation == generation:\n            records.insert(0, first)\n",
         "        records.insert(0, first)\n",
         "tests/integration/test_ingest.py -k just_before_a_rebalance",
+    ),
+    Guard(
+        "every input consumed before a repair",
+        "orchestrator/operations/repair/inputs.py",
+        "    for topic in dict.fromkeys([own, *read_inputs(run.conn)]):\n",
+        "    for topic in [own]:\n",
+        f"{RESTORES_TEST} -k waits_for_every_input",
+    ),
+    Guard(
+        "rows of all inputs matched",
+        "orchestrator/operations/repair/matching.py",
+        "{settings.input_topic, *read_inputs(conn)}",
+        "{settings.input_topic}",
+        f"{RESTORES_TEST} -k waits_for_every_input",
+    ),
+    Guard(
+        "parked rows looked up by a repair",
+        "orchestrator/operations/repair/lane.py",
+        "    published_rows.list_parked(run.conn, run.settings, parked)\n",
+        "",
+        f"{RESTORES_TEST} -k sent_again",
+    ),
+    Guard(
+        "parked rows looked up before a retry",
+        "orchestrator/operations/parked_rows.py",
+        "        published_rows.list_parked(conn, settings, rows)\n",
+        "",
+        f"{RESTORES_TEST} -k sent_again",
     ),
 ]
 

@@ -15,7 +15,15 @@ from outbox import Message, enqueue, transaction
 from testkit.disagreement import SECRET, back_up, is_refused, logged_repairs, repair, restore
 from testkit.empty_installation import run_in_process
 from testkit.eventually import eventually
-from testkit.system import PARTITIONS, Running, System, delete_before, have_leaders, limit_messages
+from testkit.system import (
+    PARTITIONS,
+    Running,
+    System,
+    delete_before,
+    have_leaders,
+    limit_messages,
+    set_config,
+)
 
 RESUME_S = 45
 LIMIT = 400  # bytes of a record, which a long URL exceeds
@@ -163,6 +171,29 @@ def test_a_parked_row_of_another_service_is_found_by_its_message_id(one_lane: Sy
     assert len(one_lane.read(topic)) == 1
 
 
+@pytest.mark.fault(53)
+def test_a_parked_dead_letter_that_was_retried_before_a_restore_is_not_sent_again(
+    one_lane: System,
+) -> None:
+    topic = one_lane.settings.dead_letter_topic
+    set_config(one_lane, topic, "max.message.bytes", str(LIMIT))
+    consumer = one_lane.start("consumer")
+    one_lane.produce(b"no command" * LIMIT)
+    eventually(lambda: one_lane.query("SELECT count(*) FROM outbox") == [(1,)], RESUME_S)
+    consumer.stop()
+    publish(one_lane)
+    set_config(one_lane, topic, "max.message.bytes", "100000")
+    back_up(one_lane)
+    assert parked(one_lane, "retry", "--all", "--yes")[0] == 0
+    publish(one_lane)
+    restore(one_lane)
+    code, said = parked(one_lane, "retry", "--all", "--yes")
+    assert (code, f"its record is at {topic}[" in said) == (0, True), said
+    assert repair(one_lane, "lane", "all", "--yes")[0] == 0
+    publish(one_lane)
+    assert len(one_lane.read(topic)) == 1
+
+
 def test_a_parked_row_older_than_its_topics_records_is_left_to_the_operator(one_lane: System) -> None:
     park_one(one_lane)
     one_lane.query("UPDATE outbox_parked SET created_at = created_at - interval '8d'")
@@ -265,18 +296,24 @@ def test_a_repair_waits_for_every_input_of_the_database(system: System, other: S
         process.stop()
 
 
+RENAMED = """
+    INSERT INTO consumed_offsets
+    SELECT (jsonb_populate_record(position, jsonb_build_object('topic', %s::text))).*
+      FROM consumed_offsets AS position
+"""
+
+
 @pytest.mark.fault(53)
 def test_an_input_that_no_consumer_reads_any_more_is_left_out_by_name(
     system: System, other: System
 ) -> None:
     own, retired = system.settings.input_topic, other.settings.input_topic
-    for name, topic in (("known", retired), ("gone", f"{retired}-gone")):
-        system.query(
-            "INSERT INTO consumed_offsets (consumer_group, topic, partition, topic_id, next_offset)"
-            " VALUES (%s, %s, 0, gen_random_uuid(), 0)",
-            name,
-            topic,
-        )
+    consumer = other.start("consumer")
+    count = "SELECT count(*) FROM consumed_offsets"
+    eventually(lambda: system.query(count) == [(PARTITIONS,)], RESUME_S)
+    consumer.stop()
+    other.submit(3)
+    system.query(RENAMED, f"{retired}-gone")
     system.accept(4)
     system.query("UPDATE outbox_lane SET batch_number = 5")
     code, said = repair(system, "lane", "all", "--yes", "--without-input", own)
@@ -284,8 +321,11 @@ def test_an_input_that_no_consumer_reads_any_more_is_left_out_by_name(
     code, said = repair(system, "lane", "all", "--yes", "--without-input", "another")
     assert (code, "another is no input of this database" in said) == (1, True), said
     code, said = repair(system, "lane", "all", "--yes")
-    assert (code, f"partition 0 of {retired} needs a repair first" in said) == (1, True), said
+    assert (code, f"wait: up to 3 records of {retired} are not consumed yet" in said) == (1, True), said
     assert f"{retired}-gone: does not exist any more" in said
+    system.query("UPDATE consumed_offsets SET topic_id = gen_random_uuid() WHERE topic = %s", retired)
+    code, said = repair(system, "lane", "all", "--yes")
+    assert (code, f"of {retired} needs a repair first" in said) == (1, True), said
     assert logged_repairs(system) == []
     code, said = repair(system, "lane", "all", "--yes", "--without-input", retired)
     assert (code, f"input {retired}: left out" in said) == (0, True), said
