@@ -3,8 +3,9 @@
 Bytes are parsed here, once; what comes out is valid. An error says what is wrong without quoting the
 record: a camera URL carries a password.
 
-Invariant: a worker's id is a function of its record's position in the input. If positions are ever lost
-or moved back, consuming again yields the same ids, and the unique constraint turns the repeat into a
+Invariant: a worker's id is a function of its record's position in the input, and a command that was
+retried has that of the record that it was first. If positions are ever lost or moved back, or a command
+is retried twice, consuming yields the same ids, and the unique constraint turns the repeat into a
 counted no-op instead of a second worker.
 """
 
@@ -26,8 +27,9 @@ from orchestrator.contract.records import (
     InvalidRecord,
     headers_of,
     partition_offset,
+    retry_origin,
 )
-from outbox import Message
+from outbox import Headers, Message
 
 TRACE_HEADERS = frozenset({"traceparent", "tracestate"})  # W3C Trace Context: travels along
 
@@ -92,9 +94,10 @@ class OrderBuilder:
     def build(self, record: Record, topic_id: UUID) -> tuple[DeployOrder, Message]:
         """Return the order and its message. topic_id: of the input. Raises InvalidCommand."""
         command = self._parse(record.value())
-        worker = worker_id(topic_id, *partition_offset(record), record.timestamp()[1])
+        headers = headers_of(record)
+        worker = worker_id_of(record, topic_id, headers)
         order = DeployOrder(worker, command.scenario_uuid, command.camera_url)
-        return order, deploy_order(self._topic, order, record, self._event_source)
+        return order, deploy_order(self._topic, order, record, headers, self._event_source)
 
 
 class CommandParser:
@@ -153,19 +156,27 @@ def worker_id(topic_id: UUID, partition: int, offset: int, timestamp_ms: int) ->
     return decode_uuid(SIXTEEN_BYTES + made.to_bytes(16, "big"))
 
 
+def worker_id_of(record: Record, topic_id: UUID, headers: Headers) -> UUID:
+    """Return the id of the worker that a record of the input becomes. headers: the record's.
+
+    A command that was retried is the one that the dead letter was, and gets the same id.
+    """
+    place = retry_origin(headers) if headers else None
+    return worker_id(topic_id, *(place or (*partition_offset(record), record.timestamp()[1])))
+
+
 def record_time_ms(worker: UUID) -> int:
     """Return the time of the record that a worker's id was made of, Unix ms; 0 if it had none."""
     return worker.int >> 80  # of 128 bits, the first 48
 
 
 def deploy_order(
-    topic: str, order: DeployOrder, record: Record, event_source: str | None = None
+    topic: str, order: DeployOrder, record: Record, own: Headers, event_source: str | None = None
 ) -> Message:
     """Return the outbox message of an order: keyed by scenario, about the worker.
 
-    event_source: makes it a CloudEvent from there.
+    own: the record's headers. event_source: makes it a CloudEvent from there.
     """
-    own = headers_of(record)
     headers = [header for header in own if header[0] in TRACE_HEADERS] if own else []
     if event_source:
         headers += cloud_event(order, record, event_source)

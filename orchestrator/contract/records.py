@@ -1,8 +1,12 @@
 """Consumed records, whatever they mean: what they hold, and the dead letter of an invalid one."""
 
+import re
 import struct
+from collections.abc import Sequence
+from hashlib import blake2b
 from operator import methodcaller
 from typing import cast
+from uuid import UUID
 
 from confluent_kafka import TIMESTAMP_CREATE_TIME, TIMESTAMP_LOG_APPEND_TIME
 from confluent_kafka import Message as Record
@@ -32,6 +36,37 @@ def headers_of(record: Record) -> Headers:
 def partition_offset(record: Record) -> tuple[int, int]:
     """Return partition and offset, which a consumed record always has."""
     return cast("tuple[int, int]", (record.partition(), record.offset()))
+
+
+RETRY_ORIGIN = "dlq-retry-origin"  # of a retried command: the record that it was first
+IS_PLACE = re.compile(rb"(\d{1,9}):(\d{1,18}):(\d{1,15})").fullmatch
+
+
+def retry_origin(headers: Headers) -> tuple[int, int, int] | None:
+    """Return partition, offset and timestamp (Unix ms) of the record that a command was at first.
+
+    None: it was not retried.
+    """
+    value = dict(headers).get(RETRY_ORIGIN)
+    found = IS_PLACE(value) if isinstance(value, bytes) else None
+    return (int(found[1]), int(found[2]), int(found[3])) if found else None
+
+
+def hash_parts(parts: Sequence[bytes]) -> UUID:
+    """Return a hash of the parts, each with its length before it."""
+    text = b"".join(len(part).to_bytes(4, "big") + part for part in parts)
+    return UUID(bytes=blake2b(text, digest_size=16).digest())
+
+
+def origin_id_of_record(record: Record) -> UUID:
+    """Return the id that all dead letters of this record share, see `origin_id_of`."""
+    place = [
+        (record.topic() or "").encode(),
+        struct.pack(">i", record.partition()),
+        struct.pack(">q", record.offset()),
+        struct.pack(">q", record.timestamp()[1]),
+    ]
+    return hash_parts([*place, record.key() or b"", record.value() or b""])
 
 
 class InvalidRecord(Exception):

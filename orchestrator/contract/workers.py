@@ -37,6 +37,14 @@ def insert_ignoring_existing(conn: Connection, orders: Sequence[DeployOrder]) ->
     return scalars(conn, UUID, INSERT_IGNORING_EXISTING, _order_columns(orders))
 
 
+FIND_EXISTING = "SELECT worker_id FROM workers WHERE worker_id = ANY(%(ids)b::uuid[])"
+
+
+def find_existing(conn: Connection, worker_ids: Sequence[UUID]) -> set[UUID]:
+    """Return those of the ids that have a worker."""
+    return set(scalars(conn, UUID, FIND_EXISTING, {"ids": arrays.uuids(worker_ids)}))
+
+
 def _order_columns(orders: Sequence[DeployOrder]) -> tuple[arrays.Array, arrays.Array, arrays.Array]:
     return (
         arrays.uuids(order.worker_id for order in orders),

@@ -21,8 +21,11 @@ from orchestrator.contract.messages import (
     InvalidReason,
     deploy_order,
     encode_order,
+    worker_id,
+    worker_id_of,
 )
-from orchestrator.contract.records import dead_letter
+from orchestrator.contract.records import RETRY_ORIGIN, dead_letter, headers_of
+from outbox import Message
 
 SCENARIO = UUID("6f1d2c3b-4a59-4687-9abc-def012345678")
 WORKER = UUID("018bcfe5-6800-8abc-8def-0123456789ab")
@@ -304,8 +307,13 @@ def consumed(
     return Record(**fields, headers=[*headers] or None)
 
 
+def order_message(order: DeployOrder, record: Record, event_source: str | None = None) -> Message:
+    """Return the message of an order, as the consumer makes it."""
+    return deploy_order("to_deploy", order, record, headers_of(record), event_source)
+
+
 def test_an_order_is_compact_json_of_exactly_three_fields_in_order() -> None:
-    message = deploy_order("to_deploy", DeployOrder(WORKER, SCENARIO, "rtsp://\u00e9/"), consumed())
+    message = order_message(DeployOrder(WORKER, SCENARIO, "rtsp://\u00e9/"), consumed())
     assert message.topic == "to_deploy"
     assert message.value == (
         b'{"worker_id":"018bcfe5-6800-8abc-8def-0123456789ab",'
@@ -318,19 +326,19 @@ def test_an_order_is_compact_json_of_exactly_three_fields_in_order() -> None:
 def test_an_order_is_keyed_by_its_scenario_in_lower_case() -> None:
     taken = parse(scenario(str(SCENARIO).upper()))
     order = DeployOrder(WORKER, taken.scenario_uuid, taken.camera_url)
-    assert deploy_order("t", order, consumed()).key == str(SCENARIO).encode()
+    assert order_message(order, consumed()).key == str(SCENARIO).encode()
 
 
 def test_only_the_trace_headers_travel_along_in_their_order() -> None:
     trace = [("tracestate", b"a=b"), ("traceparent", b"00"), ("tracestate", None)]
     record = consumed(("cookie", b"x"), trace[0], ("TraceParent", b"x"), *trace[1:], ("", b""))
-    message = deploy_order("t", DeployOrder(WORKER, SCENARIO, "rtsp://c"), record)
+    message = order_message(DeployOrder(WORKER, SCENARIO, "rtsp://c"), record)
     assert message.headers == trace
 
 
 def test_an_order_is_a_cloud_event_if_that_is_wanted() -> None:
     order = DeployOrder(WORKER, SCENARIO, "rtsp://c")
-    message = deploy_order("t", order, consumed(("traceparent", b"00")), "/orchestrator/in")
+    message = order_message(order, consumed(("traceparent", b"00")), "/orchestrator/in")
     event = [
         ("traceparent", b"00"),
         ("content-type", b"application/json"),
@@ -342,7 +350,7 @@ def test_an_order_is_a_cloud_event_if_that_is_wanted() -> None:
     ]
     assert message.headers == [*event, ("ce_time", b"2023-11-14T22:13:20.123Z")]
     for no_time in ((TIMESTAMP_NOT_AVAILABLE, -1), (TIMESTAMP_CREATE_TIME, 2**60)):
-        assert deploy_order("t", order, consumed(timestamp=no_time), "/s").headers == [
+        assert order_message(order, consumed(timestamp=no_time), "/s").headers == [
             (name, b"/s" if name == "ce_source" else value) for name, value in event[1:]
         ]
 
@@ -409,3 +417,31 @@ def test_the_dead_letters_reasons_are_a_contract() -> None:
 def test_an_order_decodes_to_itself() -> None:
     order = DeployOrder(WORKER, SCENARIO, GOOD_URLS["non-ASCII"])
     assert msgspec.json.decode(encode_order(order), type=DeployOrder) == order
+
+
+# ---- a retried command ----------------------------------------------------------------------------
+
+
+TOPIC_ID = UUID("0190163d-8694-739b-aea5-966c26f8ad90")
+NO_PLACES = [
+    b"",
+    b"1:2",
+    b"1:2:3:4",
+    b"-1:2:3",
+    b"1:2:x",
+    b"1:" + b"9" * 30 + b":3",
+    None,
+    "\u0661:2:3".encode(),
+]
+
+
+def test_a_retried_command_has_the_worker_id_of_the_record_that_it_was() -> None:
+    headers = [(RETRY_ORIGIN, b"3:17:1700000000123")]
+    assert worker_id_of(consumed(), TOPIC_ID, headers) == worker_id(TOPIC_ID, 3, 17, 1700000000123)
+    assert worker_id_of(consumed(), TOPIC_ID, ()) != worker_id(TOPIC_ID, 3, 17, 1700000000123)
+
+
+@pytest.mark.parametrize("value", NO_PLACES)
+def test_a_header_that_names_no_record_changes_no_worker_id(value: bytes | None) -> None:
+    plain = worker_id_of(consumed(), TOPIC_ID, ())
+    assert worker_id_of(consumed(), TOPIC_ID, [(RETRY_ORIGIN, value)]) == plain
