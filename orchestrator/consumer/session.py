@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Generic
+from uuid import UUID
 
 import psycopg
 from confluent_kafka import KafkaError, KafkaException
@@ -230,9 +231,17 @@ class ConsumerSession(Generic[T]):
             crash_point("consumer.inserted")
             messages = batch.messages
             if len(accepted) < len(messages):
-                new = set(accepted)
-                messages = [message for message in messages if message.aggregate_id in new]
+                messages = first_about_each(messages, accepted)
             enqueue(self._conn, messages + batch.dead_letters, self._lanes)
             crash_point("consumer.enqueued")
             topic.finish_check()  # or records of a recreated topic would count as the old topic's
         return len(accepted)
+
+
+def first_about_each(messages: Sequence[Message], aggregate_ids: Sequence[UUID]) -> list[Message]:
+    """Return one message about each of the aggregates: a record may come with its retried command."""
+    first: dict[UUID | None, Message] = {}
+    for message in messages:
+        first.setdefault(message.aggregate_id, message)
+    wanted = set(aggregate_ids)
+    return [message for aggregate_id, message in first.items() if aggregate_id in wanted]
