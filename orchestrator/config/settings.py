@@ -69,15 +69,16 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
     """Read and check the settings. Raises SettingsError with every fault."""
     env = Environment(environ)
     metrics_host, metrics_port = read_address(env)
+    input_topic = env.read("INPUT_TOPIC", parse_topic, "init_scenario")
     settings = Settings(
         database_url=env.read("DATABASE_URL", parse_database_url),
         kafka=read_kafka(env),
         log_level=env.read("LOG_LEVEL", one_of(*LOG_LEVELS), "INFO"),
         log_format=env.read("LOG_FORMAT", one_of("json", "text"), "json"),
         consumer_group=env.read("CONSUMER_GROUP", printable, "orchestrator-group"),
-        input_topic=env.read("INPUT_TOPIC", parse_topic, "init_scenario"),
+        input_topic=input_topic,
         output_topic=env.read("OUTPUT_TOPIC", parse_topic, "to_deploy"),
-        dead_letter_topic=env.read("DEAD_LETTER_TOPIC", parse_topic, "init_scenario.dlq"),
+        dead_letter_topic=env.read("DEAD_LETTER_TOPIC", parse_topic, f"{input_topic}.dlq"),
         marker_topic=env.read("MARKER_TOPIC", parse_topic, "outbox-markers", "PROGRESS_TOPIC"),
         batch_size=env.read("BATCH_SIZE", between(1, 100_000), "1000"),
         lanes=env.read("LANES", if_set(parse_lanes), ""),

@@ -89,6 +89,15 @@ def test_a_database_is_named_by_a_url_or_by_keywords(text: str) -> None:
     }
 
 
+def test_the_dead_letter_topic_is_named_after_the_input_topic() -> None:
+    """So two installations with inputs of their own have dead-letter topics of their own."""
+    assert read_settings(REQUIRED | {"INPUT_TOPIC": "orders"}).dead_letter_topic == "orders.dlq"
+    of_another_name = REQUIRED | {"INPUT_TOPIC": "orders", "DEAD_LETTER_TOPIC": "letters"}
+    assert read_settings(of_another_name).dead_letter_topic == "letters"
+    (fault,) = faults_of(REQUIRED | {"INPUT_TOPIC": "t" * 248})
+    assert fault.startswith("DEAD_LETTER_TOPIC ")
+
+
 WRONG = {
     "LOG_LEVEL": "LOUD",
     "LOG_FORMAT": "xml",
