@@ -3,39 +3,78 @@
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import chain, islice
+from uuid import UUID
 
 from orchestrator.cli import actions
+from orchestrator.cli.exit_codes import CHECK_FAILED, OK
 from orchestrator.cli.session import operator_session
-from orchestrator.cli.terminal import printable_key, table
+from orchestrator.cli.terminal import print_error, print_lines, printable_key, table
 from orchestrator.config.settings import Settings
-from orchestrator.operations.dead_letters.filter import RecordFilter
+from orchestrator.operations.dead_letters.filter import Id, RecordFilter
+from orchestrator.operations.dead_letters.handling import Handled, handle_dead_letters
+from orchestrator.operations.dead_letters.headers import Input
 from orchestrator.operations.dead_letters.letters import (
     DeadLetter,
+    DeadLetterTopic,
+    LetterState,
+    RecordId,
     find_dead_letters,
-    handle_dead_letters,
     read_dead_letters,
 )
+from orchestrator.operations.dead_letters.orders import SentOrders, find_orders
 from outbox import Connection
 
 DEAD_LETTERS = "dead letters"
-STATES = {None: "waiting", "retry": "retried", "discard": "discarded"}
+MAX_NAMED = 5  # other inputs, or ids, in one answer
 
 
 def dlq(options: argparse.Namespace) -> int:
     """List, show, retry or discard dead letters."""
     chosen = actions.filter_of(options)
     with operator_session("dlq") as (settings, conn):
+        topic = find_dead_letters(settings, chosen)  # dead letters that come later are not meant
         if options.action in {"retry", "discard"}:
-            return change_letters(options, chosen, settings, conn)
-        chunks = read_dead_letters(conn, find_dead_letters(settings, chosen), chosen, sys.stderr)
-        found = (one for chunk in chunks for one in chunk if options.handled or one.action is None)
-        if options.action == "show":
-            fields = (letter_fields(one, options.payload) for one in found)
-            return actions.print_each(fields, options.payload)
-        return actions.print_list(
-            options, DEAD_LETTERS, "dead_letters", found, letter_fields, letters_table
+            return change_letters(options, chosen, topic, conn)
+        foreign: Counter[Input] = Counter()
+        found = (
+            letter
+            for letter in ours(conn, topic, chosen, foreign)
+            if options.handled or letter.state is LetterState.WAITING
         )
+        if options.action == "show":
+            fields = (letter_fields(letter, options.payload) for letter in found)
+            code = actions.print_each(fields, options.payload)
+        else:
+            code = actions.print_list(
+                options, DEAD_LETTERS, "dead_letters", found, letter_fields, letters_table
+            )
+    return max(code, report_foreign(foreign, chosen))
+
+
+def ours(
+    conn: Connection, topic: DeadLetterTopic, chosen: RecordFilter, foreign: Counter[Input]
+) -> Iterator[DeadLetter]:
+    """Yield the dead letters of our input that match; count those of other inputs."""
+    for letter in chain.from_iterable(read_dead_letters(conn, topic, chosen, sys.stderr)):
+        if letter.state is not LetterState.FOREIGN:
+            yield letter
+        elif letter.input:
+            foreign[letter.input] += 1
+
+
+def report_foreign(foreign: Counter[Input], chosen: RecordFilter) -> int:
+    """Print how many dead letters are of other inputs, and how to reach them; return the exit code."""
+    code = CHECK_FAILED if foreign and chosen.ids else OK
+    for other, letters in foreign.most_common(MAX_NAMED):
+        text = f"{letters:,} {DEAD_LETTERS} of {other} are left out, since it is another input"
+        print_error(code, f"{text}: handle them with {other.settings}")
+    if len(foreign) > MAX_NAMED:
+        print_error(code, f"and those of {len(foreign) - MAX_NAMED:,} more inputs")
+    return code
 
 
 def letters_table(listed: Sequence[DeadLetter]) -> Iterator[str]:
@@ -45,14 +84,25 @@ def letters_table(listed: Sequence[DeadLetter]) -> Iterator[str]:
             str(one.record_id),
             f"{one.at:%Y-%m-%d %H:%M:%S}",
             one.reason,
-            one.origin,
+            one.origin and one.origin.name,
             printable_key(one.key),
             len(one.value or b""),
-            STATES[one.action],
+            describe_state(one),
         )
         for one in listed
     ]
     yield from table(("record id", "time (UTC)", "reason", "origin", "key", "bytes", "state"), rows)
+
+
+def describe_state(letter: DeadLetter) -> str:
+    """Return what became of a dead letter."""
+    match letter.state:
+        case LetterState.ACCEPTED:
+            return f"accepted as worker {letter.worker_id}"
+        case LetterState.FOREIGN:
+            return f"of {letter.input}"
+        case _:
+            return letter.state
 
 
 def letter_fields(letter: DeadLetter, payload: bool = False) -> dict[str, object]:
@@ -61,35 +111,120 @@ def letter_fields(letter: DeadLetter, payload: bool = False) -> dict[str, object
         "record_id": str(letter.record_id),
         "at": letter.at,
         "reason": letter.reason,
-        "origin": letter.origin,
+        "origin": letter.origin and letter.origin.name,
         "key": actions.key_text(letter.key),
         "bytes": len(letter.value or b""),
-        "action": letter.action,
+        "state": letter.state,
+        "worker_id": letter.worker_id,
         "headers": actions.headers_as_fields(letter.headers, payload),
     }
     return fields | ({"payload": actions.payload_text(letter.value)} if payload else {})
 
 
+# ---- retry and discard --------------------------------------------------------------------------
+
+
+LATEST = datetime.max.replace(tzinfo=UTC)
+
+
+@dataclass
+class Survey:
+    """What was found before anything is changed.
+
+    counts: dead letters that will be handled, by reason. workers: those that their commands will have.
+    oldest_at: before that, none of them had a deploy order. missing: why an id that was given is not
+    among them. unnamed: those that do not say which record they were: they must be chosen by id.
+    """
+
+    missing: dict[Id, str]
+    counts: Counter[str] = field(default_factory=Counter)
+    workers: set[UUID] = field(default_factory=set)
+    oldest_at: datetime = LATEST
+    foreign: Counter[Input] = field(default_factory=Counter)
+    unnamed: list[RecordId] = field(default_factory=list)
+
+
 def change_letters(
-    options: argparse.Namespace, chosen: RecordFilter, settings: Settings, conn: Connection
+    options: argparse.Namespace, chosen: RecordFilter, topic: DeadLetterTopic, conn: Connection
 ) -> int:
     """Count, ask, then retry or discard, each chunk in a transaction of its own."""
-    topic = find_dead_letters(settings, chosen)  # dead letters that come later are not meant
-
-    def waiting() -> Iterable[list[DeadLetter]]:
-        for chunk in read_dead_letters(conn, topic, chosen, sys.stderr):
-            yield [letter for letter in chunk if letter.action is None]
-
-    counts: Counter[str] = Counter()
-    missing = set(chosen.ids)
-    for chunk in waiting():
-        counts.update(letter.reason for letter in chunk)
-        missing.difference_update(letter.record_id for letter in chunk)
-    code = actions.report_missing("dead letter", missing)
-    if not actions.confirm(options, DEAD_LETTERS, counts):
+    survey = survey_letters(options.action, chosen, topic, conn)
+    code = report_left_out(survey, chosen)
+    if not actions.confirm(options, DEAD_LETTERS, survey.counts):
         return code
+    sent = find_sent(topic.settings, survey) if options.action == "retry" else SentOrders({})
     command = " ".join(["dlq", options.action, *chosen.to_arguments()])
-    chunks = filter(None, waiting())
-    done = sum(handle_dead_letters(conn, topic, chunk, options.action, command) for chunk in chunks)
-    actions.print_result(options.action, DEAD_LETTERS, counts, done)
+    done = [
+        handle_dead_letters(conn, topic, letters, options.action, command, sent.found)
+        for chunk in read_dead_letters(conn, topic, chosen, sys.stderr)
+        if (letters := [one for one in chunk if is_chosen(options.action, chosen, one)])
+    ]
+    total = Handled(*map(sum, zip(Handled(), *done, strict=True)))
+    print_lines(describe_result(options.action, sum(survey.counts.values()), total))
     return code
+
+
+def is_chosen(action: str, chosen: RecordFilter, letter: DeadLetter) -> bool:
+    """Return whether a dead letter that matches may be handled.
+
+    One that does not say which record it was is retried only by its id: it may be of any input.
+    """
+    is_named = letter.origin is not None or letter.record_id in chosen.ids or action != "retry"
+    return letter.state is LetterState.WAITING and is_named
+
+
+def survey_letters(
+    action: str, chosen: RecordFilter, topic: DeadLetterTopic, conn: Connection
+) -> Survey:
+    """Find out what would be handled, and what would not."""
+    survey = Survey(dict.fromkeys(chosen.ids, "not found"))
+    for letter in chain.from_iterable(read_dead_letters(conn, topic, chosen, sys.stderr)):
+        if is_chosen(action, chosen, letter):
+            survey.counts[letter.reason] += 1
+            survey.workers |= {worker} if (worker := topic.worker_of(letter)) else set()
+            survey.oldest_at = min(survey.oldest_at, letter.oldest_at)
+            survey.missing.pop(letter.record_id, None)
+        elif letter.state is LetterState.WAITING:
+            survey.unnamed.append(letter.record_id)
+        elif letter.record_id in survey.missing:
+            survey.missing[letter.record_id] = describe_state(letter)
+        if letter.state is LetterState.FOREIGN and letter.input:
+            survey.foreign[letter.input] += 1
+    return survey
+
+
+def report_left_out(survey: Survey, chosen: RecordFilter) -> int:
+    """Print what will not be handled, and why; return the exit code."""
+    code = report_foreign(survey.foreign, chosen)
+    if survey.missing:
+        ids = ", ".join(f"{p}:{offset} ({why})" for (p, offset), why in sorted(survey.missing.items()))
+        code = print_error(CHECK_FAILED, f"no dead letter is waiting with this id: {ids}")
+    if survey.unnamed:
+        ids = ", ".join(map(str, survey.unnamed[:MAX_NAMED]))
+        text = f"{len(survey.unnamed):,} {DEAD_LETTERS} do not say which record they were"
+        print_error(code, f"{text}: they are retried only by id, such as {ids}")
+    return code
+
+
+def find_sent(settings: Settings, survey: Survey) -> SentOrders:
+    """Look in the output for what was sent before; say where it is, and how far back that is known."""
+    sent = find_orders(settings, survey.workers, survey.oldest_at, sys.stderr)
+    topic = settings.output_topic
+    for worker, (partition, offset) in islice(sent.found.items(), MAX_NAMED):
+        print_lines(
+            [f"worker {worker}: its order is at {topic}[{partition}] {offset}, it is not sent again"]
+        )
+    if sent.complete_since:
+        text = f"{topic} has only records since {sent.complete_since:%Y-%m-%d %H:%M:%S} UTC"
+        advice = "a command whose order was sent before, and whose worker was deleted, is sent again"
+        print_lines([f"{text}: {advice}"])
+    return sent
+
+
+def describe_result(action: str, counted: int, total: Handled) -> Iterator[str]:
+    """Yield how many were handled, and why that may be fewer than were counted."""
+    yield f"{total.done:,} {DEAD_LETTERS} are {actions.RESULTS[action]}"
+    if total.sent_before:
+        yield f"{total.sent_before:,} were sent before: noted as retried, and not sent again"
+    if others := counted - sum(total):
+        yield f"{others:,} were not: handled or accepted meanwhile, or the same command as another one"

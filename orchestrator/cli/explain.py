@@ -57,9 +57,9 @@ def _render_failures(found: Explanation) -> Iterator[str]:
         left_out = f"{found.more_letters:,} earlier dead letters are left out"
         yield f"{left_out}: these are the latest {MAX_SHOWN}"
     for letter in found.letters:
-        done = f", handled: {letter.action}" if letter.action else ""
+        origin = letter.origin.name if letter.origin else "of unknown origin"
         yield f"dead letter {letter.record_id} of {letter.at:%Y-%m-%d %H:%M:%S} UTC"
-        yield f"  reason {letter.reason}; it was {letter.origin or 'of unknown origin'}{done}"
+        yield f"  reason {letter.reason}; it was {origin}; {letter.state}"
         yield f"  orchestrator dlq show {letter.record_id}"
     for row in found.parked:
         yield f"a row that mentions it, no deploy order: {_render_row(row)}"

@@ -6,7 +6,6 @@ import signal
 import struct
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -25,13 +24,13 @@ from orchestrator.cli.terminal import printable_key
 from orchestrator.contract.records import headers_of
 from orchestrator.embedded import Servers
 from orchestrator.kafka.reader import OffsetRange
+from orchestrator.operations.dead_letters.handling import Handled, handle_dead_letters
 from orchestrator.operations.dead_letters.headers import Origin, added_by_us, origin_id_of
 from orchestrator.operations.dead_letters.letters import (
     DeadLetter,
     DeadLetterTopic,
     RecordId,
     count_handled,
-    handle_dead_letters,
 )
 from orchestrator.operations.parked_rows import retry_rows
 from orchestrator.runtime.migrations import migrate
@@ -201,7 +200,7 @@ def test_a_key_with_a_url_is_shown_without_its_password() -> None:
         assert "ss" not in str(printable_key(url.encode()))
 
 
-def test_a_foreign_dead_letter_cannot_control_the_terminal(one_lane: System) -> None:
+def test_a_dead_letter_of_another_writer_cannot_control_the_terminal(one_lane: System) -> None:
     strange, numbers = b"\x1b]0;rtsp://u:pa hush-hush@h\x07", struct.pack(">iqq", 1, 2, 3)
     origin: list[tuple[str, str | bytes | None]] = [
         ("kafka_dlt-original-topic", strange),
@@ -217,10 +216,11 @@ def test_a_foreign_dead_letter_cannot_control_the_terminal(one_lane: System) -> 
     assert producer.flush(20) == 0
     code, said = run(one_lane, "dlq", "list")
     assert code == 0
-    assert "2 dead letters" in said
+    assert "1 dead letters: 1 \\x1b]0;rtsp:" in said  # that of the second, which has no valid origin
+    assert "1 dead letters of topic \\x1b]0;rtsp:" in said
     assert not {"\x1b", "\x07"} & set(said)
     assert SECRET not in said
-    assert run(one_lane, "dlq", "show", "0:0", "0:1")[0] == 0
+    assert run(one_lane, "dlq", "show", "0:1")[0] == 0
 
 
 def test_a_retry_puts_the_command_into_the_input_once(letters: System) -> None:
@@ -248,29 +248,66 @@ def test_a_retry_puts_the_command_into_the_input_once(letters: System) -> None:
     assert listed(letters, "dlq", "--handled") == {"not_json": 2, "url_scheme": 2, "empty": 1}
 
 
-def test_a_command_that_is_read_again_is_sent_again_once(one_lane: System) -> None:
-    """Another consumer group, or a repair, reads the input again: its dead letters are sent again."""
-    another = System(one_lane.environ | {"CONSUMER_GROUP": f"other-{uuid4()}"}, one_lane.directory)
+def copy_letters(system: System) -> None:
+    """Publish each dead letter again, as releases did that read records again."""
+    producer = Producer(dict(system.settings.kafka))
+    for letter in system.read(system.settings.dead_letter_topic):
+        headers: list[tuple[str, str | bytes | None]] = [*headers_of(letter)]
+        producer.produce(
+            system.settings.dead_letter_topic,
+            letter.value(),
+            letter.key(),
+            letter.partition() or 0,
+            headers=headers,
+        )
+    assert producer.flush(20) == 0
+
+
+def states(system: System) -> list[str]:
+    """Return the states of all dead letters of the input, by partition and offset."""
+    ran = run_in_process(system.environ, "dlq", "list", "--handled", "--json")
+    assert ran.returncode == 0, ran.stderr
+    return [one["state"] for one in msgspec.json.decode(ran.stdout)["dead_letters"]]
+
+
+def test_of_two_dead_letters_of_one_record_one_is_sent(one_lane: System) -> None:
     one_lane.produce(b"{", key=KEY)
     make_dead_letters(one_lane, 1)
-    make_dead_letters(another, 1)
+    copy_letters(one_lane)
     code, said = run(one_lane, "dlq", "retry", "--all", "--yes")
     assert code == 0, said
     assert "retry 2 dead letters" in said
     assert "1 dead letters are in the outbox now" in said
+    assert "the same command as another one" in said
     assert one_lane.query("SELECT count(*) FROM outbox") == [(1,)]
-    (done,) = one_lane.query("SELECT partition, record_offset FROM dead_letters_handled")
-
-    one_lane.query("UPDATE consumed_offsets SET next_offset = 0")
-    make_dead_letters(one_lane, 1)  # the retried command is published, too
-    record_ids = [
-        (r.partition(), r.offset()) for r in one_lane.read(one_lane.settings.dead_letter_topic)
-    ]
-    assert len(record_ids) == 3
+    copy_letters(one_lane)
     assert listed(one_lane, "dlq") == {}
-    other = next(record_id for record_id in record_ids if record_id != done)
-    assert shown(one_lane, "dlq", f"{other[0]}:{other[1]}")["action"] == "retry"
-    assert [counts for *_, counts in logged_changes(one_lane)] == [{"dead_letters": 1}]
+    assert states(one_lane) == ["retried"] * 4
+    assert [counts for *_, counts in logged_changes(one_lane)] == [SENT | {"dead_letters": 1}]
+
+
+SENT = {"dead_letters": 0, "sent_before": 0}
+
+
+def test_what_was_discarded_stays_discarded(one_lane: System) -> None:
+    one_lane.produce(b"{", key=KEY)
+    make_dead_letters(one_lane, 1)
+    assert run(one_lane, "dlq", "discard", "--all", "--yes")[0] == 0
+    copy_letters(one_lane)
+    assert listed(one_lane, "dlq") == {}
+    assert states(one_lane) == ["discarded"] * 2
+    ids = [str(RecordId(r.partition() or 0, r.offset() or 0)) for r in letters_of(one_lane)]
+    code, said = run(one_lane, "dlq", "retry", *ids, "--yes")
+    assert code == 1
+    assert all(f"{record_id} (discarded)" in said for record_id in ids), said
+    assert "retry 0 dead letters" in said
+    assert run(one_lane, "dlq", "discard", "--all", "--yes")[0] == 0
+    assert one_lane.query("SELECT count(*) FROM outbox") == [(0,)]
+    assert len(logged_changes(one_lane)) == 1
+
+
+def letters_of(system: System) -> list[Record]:
+    return system.read(system.settings.dead_letter_topic)
 
 
 def test_only_the_same_command_from_the_same_record_counts_as_sent_again() -> None:
@@ -289,16 +326,19 @@ def test_a_retried_command_has_its_own_key_value_and_headers(letters: System) ->
     for key, value, headers in retried(letters):
         assert key == KEY
         assert value in {f"not JSON {SECRET}".encode(), b"{"}
-        assert [name for name, _ in headers] == ["traceparent", "dlq-retry-of", "message-id"]
+        assert [name for name, _ in headers] == ["traceparent", *RETRY_HEADERS]
     make_dead_letters(letters, 2)  # they are as bad as before, and told apart from the first ones
     assert listed(letters, "dlq") == {"not_json": 2, "url_scheme": 2, "empty": 1}
+
+
+RETRY_HEADERS = ["dlq-retry-of", "dlq-retry-origin", "message-id"]
 
 
 def test_a_retry_hands_on_the_records_own_message_id_and_none_of_ours(one_lane: System) -> None:
     own = [("message-id", b"the API's"), ("twice", b"1"), ("message-id", b"its second")]
     one_lane.produce(b"{", key=KEY, headers=own)
     make_dead_letters(one_lane, 1)
-    ids = set()
+    ids, origins = set(), set()
     for round_ in (1, 2):  # what was retried, and is a dead letter again, is retried again
         code, said = run(one_lane, "dlq", "retry", "--all", "--yes")
         assert (code, "1 dead letters are in the outbox now" in said) == (0, True), said
@@ -306,10 +346,14 @@ def test_a_retry_hands_on_the_records_own_message_id_and_none_of_ours(one_lane: 
         assert len(retried(one_lane)) == round_
         *_, (_, _, headers) = retried(one_lane)
         assert headers[: len(own)] == own
-        assert [name for name, _ in headers[len(own) :]] == ["dlq-retry-of", "message-id"]
+        assert [name for name, _ in headers[len(own) :]] == RETRY_HEADERS
         ids.add(headers[-1][1])
+        origins.add(dict(headers)["dlq-retry-origin"])
         make_dead_letters(one_lane, 1)
     assert len(ids) == 2
+    (record, *_) = one_lane.read(one_lane.settings.input_topic)
+    first = f"{record.partition()}:{record.offset()}:{record.timestamp()[1]}"
+    assert origins == {first.encode()}  # of a second retry, too
 
 
 def test_a_message_id_of_a_dead_letter_of_an_earlier_release_is_the_records_own() -> None:
@@ -338,9 +382,7 @@ def test_a_retry_that_dies_sends_nothing_twice(letters: System, point: str) -> N
     publish(letters)
     make_dead_letters(letters, 5)
     assert len(retried(letters)) == 5
-    assert Counter(count for *_, counts in logged_changes(letters) for count in counts.values()) == {
-        5: 1
-    }
+    assert [counts for *_, counts in logged_changes(letters)] == [SENT | {"dead_letters": 5}]
 
 
 def test_discarded_dead_letters_are_handled_and_stay_in_the_topic(letters: System) -> None:
@@ -349,14 +391,16 @@ def test_discarded_dead_letters_are_handled_and_stay_in_the_topic(letters: Syste
     assert listed(letters, "dlq") == {"url_scheme": 2}
     handled = letters.query("SELECT partition, record_offset FROM dead_letters_handled")
     record_id = f"{handled[0][0]}:{handled[0][1]}"
-    assert shown(letters, "dlq", record_id)["action"] == "discard"
+    assert shown(letters, "dlq", record_id)["state"] == "discarded"
     code, said = run(letters, "dlq", "retry", record_id, "1:99999", "--yes")
     assert code == 1
     assert "retry 0 dead letters" in said
-    assert record_id in said.partition("no dead letter is waiting with this id")[2]
-    assert "1:99999" in said.partition("no dead letter is waiting with this id")[2]
+    why = said.partition("no dead letter is waiting with this id")[2]
+    assert f"{record_id} (discarded)" in why
+    assert "1:99999 (not found)" in why
     assert len(letters.read(letters.settings.dead_letter_topic)) == 5
-    assert logged_changes(letters) == [("dlq discard --key ***", "discard", {"dead_letters": 3})]
+    (change,) = logged_changes(letters)
+    assert change == ("dlq discard --key ***", "discard", SENT | {"dead_letters": 3})
 
 
 def answer(system: System, word: str, *words: str) -> int:
@@ -412,27 +456,32 @@ WAITING = """
 
 TAKE = """
     INSERT INTO dead_letters_handled (topic_id, partition, record_offset, action, origin)
-    VALUES (%s, 0, %s, 'retry', %s)
+    VALUES (%s, 0, %s, %s, %s)
 """
 
 
-def test_dead_letters_are_locked_in_one_order(database: System) -> None:
-    """Two copies of two commands: another order of the locks would be a deadlock."""
-    topic = DeadLetterTopic(database.settings, uuid4(), {})
-    first, second = UUID(int=1), UUID(int=2)
-    chosen = [dead_letter(1, second), dead_letter(2, first)]
+def topic_of(system: System) -> DeadLetterTopic:
+    """Return a dead-letter topic, and an input, of which nothing is read."""
+    return DeadLetterTopic(system.settings, uuid4(), {}, uuid4())
+
+
+@pytest.mark.parametrize("action", ["retry", "discard"])
+def test_of_two_operators_one_handles_the_dead_letters_of_a_record(
+    database: System, action: str
+) -> None:
+    topic, origin = topic_of(database), UUID(int=1)
+    chosen = [dead_letter(1, origin), dead_letter(2, UUID(int=2))]
     with (
         closing(database.connect("other")) as other,
         ThreadPoolExecutor(1) as pool,
-        held(database, TAKE, topic.topic_id, 8, first) as mine,
+        held(database, TAKE, topic.topic_id, 8, action, origin) as mine,
     ):
         sent = pool.submit(handle_dead_letters, other, topic, chosen, "retry", "dlq retry --all")
         eventually(lambda: database.query(WAITING))
-        mine.execute("SET LOCAL lock_timeout = '1ms'")
-        mine.execute(TAKE.encode(), (topic.topic_id, 9, second))
         mine.execute("COMMIT")
-        assert sent.result(20) == 0
-    assert logged_changes(database) == []
+        assert sent.result(20) == Handled(done=1)
+    handled = database.query("SELECT record_offset FROM dead_letters_handled ORDER BY 1")
+    assert handled == [(2,), (8,)]
 
 
 PARK = """
@@ -475,10 +524,11 @@ def test_the_logged_repair_has_the_rows_that_were_changed(database: System) -> N
 
 
 def test_handled_dead_letters_are_counted_while_they_are_in_the_topic(database: System) -> None:
-    topic = DeadLetterTopic(database.settings, uuid4(), {})
+    topic = topic_of(database)
     chosen = [dead_letter(number, UUID(int=number)) for number in range(1, 5)]
     with closing(database.connect()) as conn:
-        assert handle_dead_letters(conn, topic, chosen, "discard", "dlq discard --all") == 4
+        done = handle_dead_letters(conn, topic, chosen, "discard", "dlq discard")
+        assert done == Handled(done=4)
         for first, end, count in ((0, 9, 4), (3, 9, 2), (5, 9, 0), (0, 2, 1)):
             assert count_handled(conn, topic._replace(ranges={0: OffsetRange(first, end)})) == count
         assert count_handled(conn, topic._replace(ranges={1: OffsetRange(0, 9)})) == 0

@@ -20,6 +20,7 @@ from orchestrator.consumer.offsets import PartitionRefusal
 from orchestrator.contract.messages import InvalidReason
 from orchestrator.observability.health import Health
 from orchestrator.observability.metrics import ConsumerMetrics, RelayMetrics, new_registry
+from orchestrator.operations.dead_letters.letters import LetterState
 from orchestrator.operations.repair.partition import MANUAL
 from orchestrator.operations.status.lanes import LaneCondition
 from outbox import LaneState, OutboxError, Outcome, admin
@@ -200,6 +201,11 @@ def test_it_lists_the_outcomes() -> None:
 def test_it_lists_the_reasons_of_dead_letters() -> None:
     named = set(re.findall(r"`([a-z_]+)`", SECTIONS["Reasons of dead letters"].partition(": ")[2]))
     assert named == {reason.value for reason in InvalidReason}
+
+
+def test_it_lists_the_states_of_dead_letters() -> None:
+    named = re.findall(r"`([a-z_]+)`", SECTIONS["States of dead letters"].partition(": ")[2])
+    assert named == [state.value for state in LetterState]
 
 
 def exported(process: str) -> set[str]:

@@ -3,12 +3,14 @@
 A record that was a dead letter before has headers of the same names: the last one of each name is ours.
 """
 
-from collections.abc import Iterable, Sequence
+import shlex
+from collections.abc import Iterable
 from datetime import datetime
-from hashlib import blake2b
 from typing import NamedTuple
 from uuid import UUID
 
+from orchestrator.contract.messages import MS_BITS
+from orchestrator.contract.records import RETRY_ORIGIN, hash_parts
 from orchestrator.kafka.reader import datetime_from_ms
 from outbox import MESSAGE_ID_HEADER, Headers
 
@@ -33,9 +35,11 @@ ADDED_HEADERS = frozenset(
         "kafka_dlt-exception-message",
         REASON,
         RETRY_OF,
+        RETRY_ORIGIN,
     }
 )
 
+Place = tuple[int, int, int]  # partition, offset and timestamp (Unix ms) of a record of the input
 Header = tuple[str, str | bytes | None]
 
 
@@ -49,15 +53,41 @@ class Origin(NamedTuple):
     group: bytes
 
     @property
+    def place(self) -> Place:
+        """Return partition, offset and timestamp, Unix ms."""
+        return decode_number(self.partition), decode_number(self.offset), decode_number(self.timestamp)
+
+    @property
     def name(self) -> str:
         """Return `topic:partition:offset`."""
-        partition, offset = decode_number(self.partition), decode_number(self.offset)
+        partition, offset, _ = self.place
         return f"{escape_bytes(self.topic)}:{partition}:{offset}"
+
+    @property
+    def input(self) -> "Input":
+        """Return which input the record came from."""
+        return Input(self.topic, self.group)
 
     @property
     def created_at(self) -> datetime:
         """Return the record's timestamp."""
         return datetime_from_ms(decode_number(self.timestamp))
+
+
+class Input(NamedTuple):
+    """An input that dead letters come from. group: of the consumer."""
+
+    topic: bytes
+    group: bytes
+
+    def __str__(self) -> str:
+        return f"topic {escape_bytes(self.topic)}, group {escape_bytes(self.group)}"
+
+    @property
+    def settings(self) -> str:
+        """Return the settings of its installation, as a shell takes them."""
+        topic, group = (shlex.quote(escape_bytes(part)) for part in self)
+        return f"INPUT_TOPIC={topic} CONSUMER_GROUP={group}"
 
 
 def origin_of(headers: Iterable[Header]) -> Origin | None:
@@ -81,23 +111,23 @@ def origin_id_of(origin: Origin, key: bytes | None, value: bytes | None) -> UUID
     return hash_parts([*origin[:4], key or b"", value or b""])
 
 
-def hash_parts(parts: Sequence[bytes]) -> UUID:
-    """Return a hash of the parts, each with its length before it."""
-    text = b"".join(len(part).to_bytes(4, "big") + part for part in parts)
-    return UUID(bytes=blake2b(text, digest_size=16).digest())
-
-
 def added_by_us(headers: Headers) -> list[bool]:
     """Return for each header whether we added it: the last one of each of our names.
 
     A message id is the relay's if it follows what we enqueued last; elsewhere it is the record's own.
     """
     last = {name: number for number, (name, _) in enumerate(headers) if name in ADDED_HEADERS}
-    ends = {last.get(REASON), last.get(RETRY_OF)}
+    ends = {last.get(name) for name in (REASON, RETRY_OF, RETRY_ORIGIN)}
     return [
         number - 1 in ends if name == MESSAGE_ID_HEADER else last.get(name) == number
         for number, (name, _) in enumerate(headers)
     ]
+
+
+def encode_place(place: Place) -> bytes:
+    """Return the header by which a consumer knows which record a retried command was."""
+    partition, offset, time_ms = place
+    return f"{partition}:{offset}:{max(time_ms, 0) % (1 << MS_BITS)}".encode()
 
 
 def decode_number(value: bytes) -> int:

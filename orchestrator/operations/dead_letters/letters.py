@@ -1,12 +1,12 @@
-"""Dead letters: read them from their topic, retry their commands, discard them.
+"""Dead letters: read them from their topic, each with its state.
 
-Invariant: a dead letter is handled at most once, and a command is retried at most once, however many
-dead letters hold it: input that is read again leaves its dead letters again. That it was handled, its
-line in `repairs` and, for a retry, the command in the outbox are one Postgres transaction; the relay
-then publishes the command to the input topic exactly once, like everything in the outbox. So neither a
-crash nor a second operator retries anything twice.
+A dead letter belongs to the input that it came from, topic and consumer group: installations may share
+a dead-letter topic, and the command of one must not become a worker of another. Its state is that of
+the record that it was: input that is read again may leave a second dead letter or, if it is valid by
+then, become a worker.
 """
 
+import enum
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import NamedTuple, TextIO
@@ -16,32 +16,22 @@ from confluent_kafka import Message as Record
 from psycopg.rows import args_row
 
 from orchestrator.config.settings import Settings
-from orchestrator.contract.records import headers_of, partition_offset
+from orchestrator.contract.messages import worker_id
+from orchestrator.contract.records import headers_of, partition_offset, retry_origin
 from orchestrator.kafka import topics
-from orchestrator.kafka.reader import OffsetRange, find_ranges, read_ranges, time_of
+from orchestrator.kafka.reader import OffsetRange, datetime_from_ms, find_ranges, read_ranges, time_of
 from orchestrator.observability.logs import mask_text
 from orchestrator.operations.dead_letters.filter import RecordFilter
 from orchestrator.operations.dead_letters.headers import (
     REASON,
-    RETRY_OF,
-    added_by_us,
+    Input,
+    Origin,
+    Place,
     escape_bytes,
     origin_id_of,
     origin_of,
 )
-from orchestrator.operations.repair.log import log_repair
-from outbox import (
-    Connection,
-    Headers,
-    Message,
-    count_lanes,
-    crash_point,
-    enqueue,
-    query,
-    retry_transaction,
-    scalar,
-    transaction,
-)
+from outbox import Connection, Headers, query, scalar
 
 
 class RecordId(NamedTuple):
@@ -54,31 +44,73 @@ class RecordId(NamedTuple):
         return f"{self.partition}:{self.offset}"
 
 
+class LetterState(enum.StrEnum):
+    """What became of a dead letter, or of the record that it was."""
+
+    WAITING = "waiting"
+    RETRIED = "retried"
+    DISCARDED = "discarded"
+    ACCEPTED = "accepted"  # its record was read again, and is a worker
+    FOREIGN = "foreign"  # it came from another input
+
+
 class DeadLetter(NamedTuple):
     """A record of the dead-letter topic.
 
-    origin: topic, partition and offset of the record that it was, if its headers say so. origin_id: the
-    same for all dead letters of that record. action: what an operator did, `retry` (of any of them) or
-    `discard`; None: it is waiting.
+    origin: the record that it was, if its headers say so. origin_id: the same for all dead letters of
+    that record. worker_id: of an accepted one.
     """
 
     record_id: RecordId
     at: datetime
     reason: str
-    origin: str | None
+    origin: Origin | None
     origin_id: UUID | None
     key: bytes | None
     value: bytes | None
     headers: Headers
-    action: str | None = None
+    state: LetterState = LetterState.WAITING
+    worker_id: UUID | None = None
+
+    @property
+    def input(self) -> Input | None:
+        """Return which input it came from, if its headers say so."""
+        return self.origin and self.origin.input
+
+    @property
+    def first(self) -> Place | None:
+        """Return the record that its command was at first, before it was retried for the first time."""
+        return retry_origin(self.headers) or (self.origin and self.origin.place)
+
+    @property
+    def oldest_at(self) -> datetime:
+        """Return a time before which its command had no deploy order, apart from clock skew."""
+        return min(self.at, datetime_from_ms(self.first[2])) if self.first else self.at
 
 
 class DeadLetterTopic(NamedTuple):
-    """The dead-letter topic as it is at one moment. ranges: the part of it to read, by partition."""
+    """The dead-letter topic as it is at one moment.
+
+    ranges: the part of it to read, by partition. input_id: the topic id of our input.
+    """
 
     settings: Settings
     topic_id: UUID
     ranges: Mapping[int, OffsetRange]
+    input_id: UUID
+
+    def is_foreign(self, letter: DeadLetter) -> bool:
+        """Return whether a dead letter says that it came from another input."""
+        return letter.input not in {None, input_of(self.settings)}
+
+    def worker_of(self, letter: DeadLetter) -> UUID | None:
+        """Return the id of the worker that a command has or will have, however often it is retried."""
+        return letter.first and worker_id(self.input_id, *letter.first)
+
+
+def input_of(settings: Settings) -> Input:
+    """Return our input."""
+    return Input(settings.input_topic.encode(), settings.consumer_group.encode())
 
 
 def find_dead_letters(settings: Settings, chosen: RecordFilter) -> DeadLetterTopic:
@@ -89,7 +121,12 @@ def find_dead_letters(settings: Settings, chosen: RecordFilter) -> DeadLetterTop
     if chosen.ids:
         offsets = {p: [offset for number, offset in chosen.ids if number == p] for p in ranges}
         ranges = {p: _narrow_range(whole, offsets[p]) for p, whole in ranges.items()}
-    return DeadLetterTopic(settings, topics.read_topic_id(admin, topic), ranges)
+    return DeadLetterTopic(
+        settings,
+        topics.read_topic_id(admin, topic),
+        ranges,
+        topics.read_topic_id(admin, settings.input_topic),
+    )
 
 
 def _narrow_range(whole: OffsetRange, offsets: Sequence[int]) -> OffsetRange:
@@ -102,7 +139,7 @@ def _narrow_range(whole: OffsetRange, offsets: Sequence[int]) -> OffsetRange:
 def read_dead_letters(
     conn: Connection, topic: DeadLetterTopic, chosen: RecordFilter, progress: TextIO | None
 ) -> Iterator[list[DeadLetter]]:
-    """Yield those that match in chunks, in order per partition; those already handled, too."""
+    """Yield those that match in chunks, in order per partition, whatever their state."""
     settings = topic.settings
     for chunk in read_ranges(settings.kafka, settings.dead_letter_topic, topic.ranges, progress):
         found = [
@@ -112,8 +149,7 @@ def read_dead_letters(
             and chosen.matches(letter.record_id, letter.at, letter.key)
         ]
         if found:
-            actions = read_actions(conn, topic.topic_id, found)
-            yield [letter._replace(action=actions[letter.record_id]) for letter in found]
+            yield add_states(conn, topic, found)
 
 
 def parse_dead_letter(record: Record) -> DeadLetter:
@@ -124,7 +160,7 @@ def parse_dead_letter(record: Record) -> DeadLetter:
         RecordId(*partition_offset(record)),
         time_of(record),
         mask_text(escape_bytes(reason or b"unknown")),
-        origin and origin.name,
+        origin,
         origin and origin_id_of(origin, record.key(), record.value()),
         record.key(),
         record.value(),
@@ -132,27 +168,66 @@ def parse_dead_letter(record: Record) -> DeadLetter:
     )
 
 
-READ_ACTIONS = """
-    SELECT letter.partition, letter.record_offset, coalesce(own.action, same_record.action)
-      FROM unnest(%(partitions)s::int[], %(offsets)s::bigint[], %(origin_ids)s::uuid[])
-           AS letter (partition, record_offset, origin)
+# What was done about one dead letter of a record was done about all; that it was sent counts most.
+READ_HANDLED = """
+    SELECT letter.partition, letter.record_offset,
+           coalesce(own.action, same_record.action), workers.worker_id
+      FROM unnest(%(partitions)s::int[], %(offsets)s::bigint[], %(origin_ids)s::uuid[],
+                  %(worker_ids)s::uuid[])
+           AS letter (partition, record_offset, origin, worker_id)
       LEFT JOIN dead_letters_handled AS own
              ON own.topic_id = %(topic_id)s
             AND own.partition = letter.partition AND own.record_offset = letter.record_offset
-      LEFT JOIN dead_letters_handled AS same_record
-             ON same_record.origin = letter.origin AND same_record.action = 'retry'
+      LEFT JOIN (SELECT origin, max(action) AS action
+                   FROM dead_letters_handled
+                  WHERE origin = ANY(%(origin_ids)s::uuid[])
+                  GROUP BY origin) AS same_record
+             ON same_record.origin = letter.origin
+      LEFT JOIN workers ON workers.worker_id = letter.worker_id
 """
 
+STATES = {"retry": LetterState.RETRIED, "discard": LetterState.DISCARDED}  # by action
 
-def read_actions(
-    conn: Connection, topic_id: UUID, letters: Sequence[DeadLetter]
-) -> dict[RecordId, str | None]:
-    """Return what was done about each dead letter, None: nothing."""
 
-    def action_of(partition: int, offset: int, action: str | None) -> tuple[RecordId, str | None]:
-        return RecordId(partition, offset), action
+class HandledLetter(NamedTuple):
+    """What Postgres knows of a dead letter: what an operator did, the worker that its record became."""
 
-    return dict(query(conn, args_row(action_of), READ_ACTIONS, _letter_columns(topic_id, letters)))
+    partition: int
+    offset: int
+    action: str | None
+    worker_id: UUID | None
+
+
+def add_states(
+    conn: Connection, topic: DeadLetterTopic, letters: Sequence[DeadLetter]
+) -> list[DeadLetter]:
+    """Return the dead letters with their states."""
+    ours = [letter for letter in letters if not topic.is_foreign(letter)]
+    rows = query(conn, args_row(HandledLetter), READ_HANDLED, letter_columns(topic, ours))
+    handled = {RecordId(row.partition, row.offset): row for row in rows}
+    return [_with_state(letter, handled.get(letter.record_id)) for letter in letters]
+
+
+def _with_state(letter: DeadLetter, handled: HandledLetter | None) -> DeadLetter:
+    """Return a dead letter with its state; handled: None of a foreign one."""
+    if handled is None:
+        return letter._replace(state=LetterState.FOREIGN)
+    if handled.action is not None:
+        return letter._replace(state=STATES[handled.action])
+    if handled.worker_id is not None:
+        return letter._replace(state=LetterState.ACCEPTED, worker_id=handled.worker_id)
+    return letter
+
+
+def letter_columns(topic: DeadLetterTopic, letters: Sequence[DeadLetter]) -> dict[str, object]:
+    """Return the dead letters as parameters of a statement, an array for each column."""
+    return {
+        "topic_id": topic.topic_id,
+        "partitions": [letter.record_id.partition for letter in letters],
+        "offsets": [letter.record_id.offset for letter in letters],
+        "origin_ids": [letter.origin_id for letter in letters],
+        "worker_ids": [topic.worker_of(letter) for letter in letters],
+    }
 
 
 COUNT_HANDLED = """
@@ -173,64 +248,3 @@ def count_handled(conn: Connection, topic: DeadLetterTopic) -> int:
         "ends": [part.end for part in topic.ranges.values()],
     }
     return scalar(conn, int, COUNT_HANDLED, values)
-
-
-# ---- handling them --------------------------------------------------------------------------------
-
-
-# In one order, or two operators could wait for each other. A record id always has the same origin.
-INSERT_HANDLED = """
-    INSERT INTO dead_letters_handled (topic_id, partition, record_offset, action, origin)
-    SELECT %(topic_id)s, partition, record_offset, %(action)s, origin
-      FROM unnest(%(partitions)s::int[], %(offsets)s::bigint[], %(origin_ids)s::uuid[])
-           AS letter (partition, record_offset, origin)
-     ORDER BY origin, partition, record_offset
-        ON CONFLICT DO NOTHING
- RETURNING partition, record_offset
-"""
-
-
-@retry_transaction
-def handle_dead_letters(
-    conn: Connection, topic: DeadLetterTopic, letters: Sequence[DeadLetter], action: str, command: str
-) -> int:
-    """One Postgres transaction: `retry` or `discard` those still waiting; return how many they were."""
-    settings = topic.settings
-    values = _letter_columns(topic.topic_id, letters) | {"action": action}
-    with transaction(conn):
-        inserted = set(query(conn, args_row(RecordId), INSERT_HANDLED, values))
-        ours = [letter for letter in letters if letter.record_id in inserted]
-        if action == "retry":
-            commands = [retry_message(settings, topic.topic_id, letter) for letter in ours]
-            enqueue(conn, commands, count_lanes(conn))
-        if ours:
-            record_ids = [letter.record_id for letter in ours]
-            log_repair(
-                conn,
-                command,
-                f"dead letters of {settings.dead_letter_topic}",
-                action,
-                {"topic_id": topic.topic_id, "record_ids": record_ids},
-                {},
-                {"dead_letters": len(ours)},
-            )
-        crash_point("dlq.handled")
-    crash_point("dlq.committed")
-    return len(ours)
-
-
-def retry_message(settings: Settings, topic_id: UUID, letter: DeadLetter) -> Message:
-    """Return the record that a dead letter was, byte for byte, and a header that names it."""
-    added = added_by_us(letter.headers)
-    own = [header for header, is_ours in zip(letter.headers, added, strict=True) if not is_ours]
-    retry_of = f"{topic_id}:{letter.record_id}".encode()
-    return Message(settings.input_topic, letter.key, letter.value, [*own, (RETRY_OF, retry_of)])
-
-
-def _letter_columns(topic_id: UUID, letters: Sequence[DeadLetter]) -> dict[str, object]:
-    return {
-        "topic_id": topic_id,
-        "partitions": [letter.record_id.partition for letter in letters],
-        "offsets": [letter.record_id.offset for letter in letters],
-        "origin_ids": [letter.origin_id for letter in letters],
-    }

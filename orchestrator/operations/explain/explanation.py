@@ -91,8 +91,8 @@ def explanation_fields(found: Explanation) -> dict[str, object]:
                 **letter.record_id._asdict(),
                 "at": letter.at,
                 "reason": letter.reason,
-                "origin": letter.origin,
-                "action": letter.action,
+                "origin": letter.origin and letter.origin.name,
+                "state": letter.state,
             }
             for letter in found.letters
         ],

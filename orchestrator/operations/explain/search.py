@@ -17,6 +17,7 @@ from orchestrator.kafka.reader import OffsetRange, find_ranges, read_ranges
 from orchestrator.operations.dead_letters.filter import RecordFilter
 from orchestrator.operations.dead_letters.letters import (
     DeadLetter,
+    LetterState,
     find_dead_letters,
     read_dead_letters,
 )
@@ -75,13 +76,17 @@ def _unconsumed(position: Position | None, topic_id: UUID, log: OffsetRange) -> 
 def search_dead_letters(
     settings: Settings, conn: Connection, wanted: UUID, progress: TextIO | None
 ) -> tuple[list[DeadLetter], int]:
-    """Return the latest dead letters that mention the id, and the number of earlier ones."""
+    """Return the latest of our dead letters that mention the id, and the number of earlier ones."""
     everything = RecordFilter()
     latest: list[DeadLetter] = []
     found = 0
     topic = find_dead_letters(settings, everything)
     for chunk in read_dead_letters(conn, topic, everything, progress):
-        about = [letter for letter in chunk if mentions(wanted, letter.key, letter.value)]
+        about = [
+            letter
+            for letter in chunk
+            if letter.state is not LetterState.FOREIGN and mentions(wanted, letter.key, letter.value)
+        ]
         found += len(about)
         latest = sorted([*latest, *about], key=attrgetter("at"))[-MAX_SHOWN:]
     return latest, found - len(latest)

@@ -19,9 +19,9 @@ from confluent_kafka import Message as Record
 
 from orchestrator.config.settings import Settings
 from orchestrator.contract.messages import order_ids, record_time_ms
-from orchestrator.contract.records import LATEST_MS, headers_of
+from orchestrator.contract.records import LATEST_MS, hash_parts, headers_of
 from orchestrator.kafka.reader import datetime_from_ms
-from orchestrator.operations.dead_letters.headers import RETRY_OF, Header, hash_parts, origin_of
+from orchestrator.operations.dead_letters.headers import RETRY_OF, Header, origin_of
 from orchestrator.operations.repair.inputs import read_inputs
 from outbox import MESSAGE_ID_HEADER, Connection, Headers, scalars
 from outbox.admin import ParkedRow

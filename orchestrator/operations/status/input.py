@@ -14,6 +14,7 @@ from orchestrator.kafka import topics
 from orchestrator.kafka.reader import OffsetRange, find_ranges
 from orchestrator.operations.dead_letters.filter import RecordFilter
 from orchestrator.operations.dead_letters.letters import (
+    LetterState,
     count_handled,
     find_dead_letters,
     read_dead_letters,
@@ -51,7 +52,10 @@ class Rates(NamedTuple):
 
 
 class DeadLetterCount(NamedTuple):
-    """Dead letters that are not handled. is_upper_bound: ends of transactions are counted, too."""
+    """Dead letters of our input that wait.
+
+    is_upper_bound: letters of other inputs and ends of transactions are counted, too.
+    """
 
     letters: int
     is_upper_bound: bool
@@ -120,12 +124,12 @@ FEW_LETTERS = 1000  # offsets that are read one by one; of more, an upper bound 
 
 
 def count_dead_letters(settings: Settings, conn: Connection) -> DeadLetterCount:
-    """Count the dead letters that are not handled."""
+    """Count the dead letters of our input that wait: `dlq list` lists the same."""
     everything = RecordFilter()
     topic = find_dead_letters(settings, everything)
     length = sum(part.length for part in topic.ranges.values())
     if length > FEW_LETTERS:
         return DeadLetterCount(length - count_handled(conn, topic), is_upper_bound=True)
     chunks = read_dead_letters(conn, topic, everything, None)
-    waiting = sum(letter.action is None for chunk in chunks for letter in chunk)
+    waiting = sum(letter.state is LetterState.WAITING for chunk in chunks for letter in chunk)
     return DeadLetterCount(waiting, is_upper_bound=False)
