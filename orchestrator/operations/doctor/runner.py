@@ -15,7 +15,7 @@ from confluent_kafka import KafkaException
 
 from orchestrator.config.settings import Settings
 from orchestrator.observability import logs
-from orchestrator.operations.doctor import consistency, kafka, postgres, tables
+from orchestrator.operations.doctor import consistency, dead_letters, kafka, postgres, tables
 from orchestrator.operations.doctor.broker_version import kafka_version
 from orchestrator.operations.doctor.check import Check, Finding, Installation, Result, Unreachable
 from orchestrator.operations.doctor.kafka_permissions import kafka_acls
@@ -95,5 +95,6 @@ CHECKS: Mapping[str, Check] = {
     "kafka transactions": consistency.kafka_transactions,
     "kafka acls": kafka_acls,
     "input positions": consistency.input_positions,
+    "dead letters": dead_letters.dead_letter_topic,
     "markers": consistency.lane_markers,
 }
