@@ -21,6 +21,9 @@ SESSION_TEST = "tests/integration/test_session.py"
 EVIDENCE_TEST = "tests/integration/test_evidence.py"
 DEFERRED_TEST = "tests/integration/test_deferred.py"
 RESTORES_TEST = "tests/faults/test_restores.py"
+LETTERS_TEST = "tests/faults/test_dead_letters.py"
+HANDLING = "orchestrator/operations/dead_letters/handling.py"
+LETTERS = "orchestrator/operations/dead_letters/letters.py"
 
 
 @dataclass(frozen=True)
@@ -425,6 +428,62 @@ GUARDS = [
         "        published_rows.list_parked(conn, settings, rows)\n",
         "",
         f"{RESTORES_TEST} -k sent_again",
+    ),
+    Guard(
+        "dead letters of our own input",
+        LETTERS,
+        "        return letter.input not in {None, input_of(self.settings)}\n",
+        "        return False\n",
+        f"{LETTERS_TEST} -k back_to_their_own_input",
+    ),
+    Guard(
+        "dead letters whose record is a worker are not waiting",
+        LETTERS,
+        "ON workers.worker_id = letter.worker_id",
+        "ON false",
+        f"{LETTERS_TEST} -k record_is_a_worker",
+    ),
+    Guard(
+        "dead letters of a discarded record are discarded",
+        LETTERS,
+        "WHERE origin = ANY(%(origin_ids)s::uuid[])\n",
+        "WHERE origin = ANY(%(origin_ids)s::uuid[]) AND action = 'retry'\n",
+        "tests/acceptance/test_dlq_and_parked.py -k stays_discarded",
+    ),
+    Guard(
+        "dead letters handled by one operator at a time",
+        HANDLING,
+        "        conn.execute(LOCK_HANDLED)\n",
+        "",
+        "tests/acceptance/test_dlq_and_parked.py -k of_two_operators",
+    ),
+    Guard(
+        "dead letters compared with the workers",
+        HANDLING,
+        "       AND NOT EXISTS (SELECT FROM workers WHERE workers.worker_id = letter.worker_id)\n",
+        "",
+        f"{LETTERS_TEST} -k accepted_meanwhile",
+    ),
+    Guard(
+        "dead letters compared with the orders",
+        HANDLING,
+        "if topic.worker_of(letter) not in ordered]",
+        "]",
+        f"{LETTERS_TEST} -k worker_was_deleted",
+    ),
+    Guard(
+        "a retried dead letter names the record that it was",
+        HANDLING,
+        "names.append((RETRY_ORIGIN, encode_place(letter.first)))",
+        "pass",
+        f"{LETTERS_TEST} -k make_one_worker",
+    ),
+    Guard(
+        "a dead letter that was retried names the first record",
+        LETTERS,
+        "return retry_origin(self.headers) or (self.origin and self.origin.place)",
+        "return self.origin and self.origin.place",
+        "tests/acceptance/test_dlq_and_parked.py -k none_of_ours",
     ),
 ]
 
