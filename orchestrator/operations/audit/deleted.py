@@ -10,12 +10,11 @@ from typing import NamedTuple, TextIO
 from uuid import UUID
 
 from confluent_kafka import KafkaError, KafkaException
-from confluent_kafka import Message as Record
 from confluent_kafka.admin import AdminClient
 from psycopg.rows import args_row
 
-from orchestrator.contract.messages import record_time_ms, worker_id
-from orchestrator.contract.records import partition_offset
+from orchestrator.contract.messages import record_time_ms, worker_id_of
+from orchestrator.contract.records import headers_of
 from orchestrator.kafka import topics
 from orchestrator.kafka.reader import OffsetRange, find_ranges, read_ranges
 from outbox import Connection, arrays, query, scalars
@@ -61,16 +60,11 @@ def find_deleted(
     read = []
     for consumed in read_consumed(conn, topics.Admin(kafka), record_time_ms(oldest)):
         for chunk in read_ranges(kafka, consumed.topic, consumed.ranges, progress):
-            ids = [worker_of(consumed.topic_id, record) for record in chunk]
+            ids = [worker_id_of(one, consumed.topic_id, headers_of(one)) for one in chunk]
             conn.execute(NOTE_COMMANDS, {"worker_ids": arrays.uuids(ids)})
         read.append(consumed.topic)
     conn.execute(NOTE_DELETED)
     return read
-
-
-def worker_of(topic_id: UUID, record: Record) -> UUID:
-    """Return the worker that a command becomes."""
-    return worker_id(topic_id, *partition_offset(record), record.timestamp()[1])
 
 
 class ConsumedInput(NamedTuple):
