@@ -104,12 +104,13 @@ def retry(
     """Look the rows up in their topics, ask, then retry the others in one Postgres transaction."""
     code = actions.report_missing("parked row", chosen.ids.difference(row.row_id for row in rows))
     found = look_up(conn, settings, rows, sys.stderr)
-    print_lines(describe_sent(found.sent))
+    if found.sent:
+        print_lines(describe_sent(found.sent))
     if found.unknown:
         accept_unknown(options, found.unknown)
     if not actions.confirm(options, PARKED_ROWS, Counter(row.reason for row in rows)):
         return code
-    sent = [one.row_id for one in found.sent]
+    sent = frozenset(one.row_id for one in found.sent)
     done = retry_rows(conn, rows, sent, typed_command(options, chosen))
     if done.acknowledged:
         print_lines([f"{done.acknowledged:,} were sent before: acknowledged, and not sent again"])

@@ -72,14 +72,14 @@ class Retried(NamedTuple):
 
 @retry_transaction
 def retry_rows(
-    conn: Connection, rows: Sequence[ParkedRow], sent: Sequence[RowId], command: str
+    conn: Connection, rows: Sequence[ParkedRow], sent: frozenset[RowId], command: str
 ) -> Retried:
     """One Postgres transaction: retry those still waiting, and acknowledge those that were sent."""
     workers = {row.row_id: row.aggregate_id for row in rows}
     with transaction(conn):
-        acknowledged = acknowledge_parked(conn, sent)
+        acknowledged = acknowledge_parked(conn, sorted(sent))
         defer(conn, set_deployed(conn, [row.aggregate_id for row in acknowledged if row.aggregate_id]))
-        retried = retry_parked(conn, sorted(workers.keys() - set(sent)))
+        retried = retry_parked(conn, sorted(workers.keys() - sent))
         done = sorted([*retried, *(RowId(row.lane, row.id) for row in acknowledged)])
         if done:
             log_repair(

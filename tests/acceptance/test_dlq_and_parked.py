@@ -516,8 +516,8 @@ def test_the_logged_repair_has_the_rows_that_were_changed(database: System) -> N
     with closing(database.connect()) as conn:
         chosen = list(read_parked(conn))
         assert retry_parked(conn, [RowId(0, 2)]) == [(0, 2)]  # another operator was faster
-        assert retry_rows(conn, chosen, [], "parked retry --all") == (1, 0)
-        assert retry_rows(conn, chosen, [RowId(0, 1)], "parked retry --all") == (0, 0)
+        assert retry_rows(conn, chosen, frozenset(), "parked retry --all") == (1, 0)
+        assert retry_rows(conn, chosen, frozenset({RowId(0, 1)}), "parked retry --all") == (0, 0)
     repairs = database.query("SELECT before, counts FROM repairs")
     about = {"row_ids": [[0, 1]], "worker_ids": []}
     assert repairs == [(about, {"parked_rows": 1, "sent_before": 0})]

@@ -38,7 +38,7 @@ def check_left_out(run: RepairRun) -> None:
     admin, stored = topics.Admin(run.settings.kafka), read_inputs(run.conn)
     for topic in sorted(run.without_inputs):
         if topic == run.settings.input_topic:
-            raise NotRepaired(f"{topic} is this installation's INPUT_TOPIC: it cannot be left out")
+            raise NotRepaired(f"{topic} is INPUT_TOPIC here: it cannot be left out")
         if topic not in stored:
             raise NotRepaired(f"{topic} is no input of this database: {', '.join(stored) or 'none is'}")
         run.report(f"input {topic}: left out; commands in it may be published twice if they are read")
@@ -70,7 +70,7 @@ def exists(admin: AdminClient, topic: str) -> bool:
 
 
 def or_leave_out(topic: str) -> str:
-    """Return what else can be done about an input of another installation."""
+    """Return what else can be done about another input than INPUT_TOPIC."""
     return f"; or, if no consumer will read it any more: --without-input {topic}"
 
 

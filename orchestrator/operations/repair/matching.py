@@ -5,8 +5,8 @@ it was, a retried command by the dead letter that it was. So a command that is r
 restore, which gets a new row, is still found. Other rows have their message id alone, which a new row
 would not have: that is enough for a parked row, which stays the same row.
 
-Several installations may share a database. Their rows are told by what is in the database: the workers,
-and the inputs.
+A database may have several inputs, each with a consumer and settings of its own. Their rows are told by
+what is in the database: the workers, and the inputs.
 """
 
 import enum
@@ -18,12 +18,13 @@ from uuid import UUID
 from confluent_kafka import Message as Record
 
 from orchestrator.config.settings import Settings
+from orchestrator.contract import workers
 from orchestrator.contract.messages import order_ids, record_time_ms
 from orchestrator.contract.records import LATEST_MS, hash_parts, headers_of
 from orchestrator.kafka.reader import datetime_from_ms
 from orchestrator.operations.dead_letters.headers import RETRY_OF, Header, origin_of
 from orchestrator.operations.repair.inputs import read_inputs
-from outbox import MESSAGE_ID_HEADER, Connection, Headers, scalars
+from outbox import MESSAGE_ID_HEADER, Connection, Headers
 from outbox.admin import ParkedRow
 
 
@@ -67,7 +68,7 @@ class Matcher:
         self._inputs = {settings.input_topic, *read_inputs(conn)}
 
     def is_usual(self, topic: str, has_aggregate_id: bool) -> bool:
-        """Return whether such rows are written by this installation, or by another one for an input."""
+        """Return whether consumers and commands with our settings write such rows, or for an input."""
         if topic == self._settings.output_topic:
             return has_aggregate_id
         return topic == self._settings.dead_letter_topic or topic in self._inputs
@@ -82,19 +83,16 @@ class Matcher:
         ids = [row.aggregate_id for row in rows if row.aggregate_id]
         if topic == self._settings.output_topic:
             return set(ids)
-        return set(scalars(self._conn, UUID, FIND_WORKERS, {"ids": ids})) if ids else set()
+        return workers.find_existing(self._conn, ids) if ids else set()
 
-    def _match_row(self, topic: str, row: Row, workers: Collection[UUID]) -> Match | None:
-        if row.aggregate_id and row.aggregate_id in workers:
+    def _match_row(self, topic: str, row: Row, known: Collection[UUID]) -> Match | None:
+        if row.aggregate_id and row.aggregate_id in known:
             return match_order(row.aggregate_id)
         if topic in self._inputs:
             return match_command(row.headers)
         if topic == self._settings.dead_letter_topic or input_of(row.headers) in self._inputs:
             return match_letter(row.headers)
         return None
-
-
-FIND_WORKERS = "SELECT worker_id FROM workers WHERE worker_id = ANY(%(ids)s)"
 
 
 def match_order(worker: UUID) -> Match:

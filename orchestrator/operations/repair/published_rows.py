@@ -77,9 +77,9 @@ def list_lanes(conn: Connection, settings: Settings, lanes: Sequence[int]) -> No
 
 
 def check_origin(conn: Connection, settings: Settings, lanes: Sequence[int]) -> None:
-    """Raise ForeignRows if the lanes hold rows that no installation of this database wrote.
+    """Raise ForeignRows if the lanes hold rows that do not say what they were.
 
-    Reads only the rows for topics that this installation does not write to.
+    Reads only the rows for topics that processes with our settings do not write to.
     """
     matcher = Matcher(conn, settings)
     counts = count_lane_rows(conn, lanes)
@@ -126,8 +126,8 @@ def foreign_rows(foreign: Mapping[tuple[int, str], int]) -> ForeignRows:
     rows = "; ".join(f"lane {lane}: {n} for topic {topic}" for (lane, topic), n in foreign.items())
     return ForeignRows(
         f"rows of the outbox do not say what they were ({rows}): they are neither deploy orders of a"
-        " worker, nor dead letters of an input, nor retried commands. If another installation of this"
-        " database wrote them, repair with its INPUT_TOPIC, OUTPUT_TOPIC and DEAD_LETTER_TOPIC;"
+        " worker, nor dead letters of an input, nor retried commands. If a consumer with other"
+        " settings wrote them, repair with its INPUT_TOPIC, OUTPUT_TOPIC and DEAD_LETTER_TOPIC;"
         " otherwise only their writer can tell whether they were published"
     )
 
