@@ -479,6 +479,20 @@ GUARDS = [
         f"{LETTERS_TEST} -k make_one_worker",
     ),
     Guard(
+        "a retried dead letter has the worker id of the record that it was",
+        "orchestrator/contract/messages.py",
+        "    place = retry_origin(headers) if headers else None\n",
+        "    place = retry_origin([])\n",
+        f"{LETTERS_TEST} -k make_one_worker",
+    ),
+    Guard(
+        "one order for a record and its retried dead letter",
+        "orchestrator/consumer/session.py",
+        "                messages = first_about_each(messages, accepted)\n",
+        "                messages = [one for one in messages if one.aggregate_id in accepted]\n",
+        f"{LETTERS_TEST} -k and_one_order",
+    ),
+    Guard(
         "a dead letter that was retried names the first record",
         LETTERS,
         "return retry_origin(self.headers) or (self.origin and self.origin.place)",

@@ -52,7 +52,7 @@ def dlq(options: argparse.Namespace) -> int:
             code = actions.print_list(
                 options, DEAD_LETTERS, "dead_letters", found, letter_fields, letters_table
             )
-    return max(code, report_foreign(foreign, chosen))
+    return max(code, report_foreign(foreign, chosen, settings))
 
 
 def ours(
@@ -66,12 +66,13 @@ def ours(
             foreign[letter.input] += 1
 
 
-def report_foreign(foreign: Counter[Input], chosen: RecordFilter) -> int:
+def report_foreign(foreign: Counter[Input], chosen: RecordFilter, settings: Settings) -> int:
     """Print how many dead letters are of other inputs, and how to reach them; return the exit code."""
     code = CHECK_FAILED if foreign and chosen.ids else OK
     for other, letters in foreign.most_common(MAX_NAMED):
         text = f"{letters:,} {DEAD_LETTERS} of {other} are left out, since it is another input"
-        print_error(code, f"{text}: handle them with {other.settings}")
+        topic = f"DEAD_LETTER_TOPIC={settings.dead_letter_topic}"
+        print_error(code, f"{text}: handle them with {other.settings} {topic}, and its DATABASE_URL")
     if len(foreign) > MAX_NAMED:
         print_error(code, f"and those of {len(foreign) - MAX_NAMED:,} more inputs")
     return code
@@ -149,7 +150,7 @@ def change_letters(
 ) -> int:
     """Count, ask, then retry or discard, each chunk in a transaction of its own."""
     survey = survey_letters(options.action, chosen, topic, conn)
-    code = report_left_out(survey, chosen)
+    code = report_left_out(survey, chosen, topic.settings)
     if not actions.confirm(options, DEAD_LETTERS, survey.counts):
         return code
     sent = find_sent(topic.settings, survey) if options.action == "retry" else SentOrders({})
@@ -193,9 +194,9 @@ def survey_letters(
     return survey
 
 
-def report_left_out(survey: Survey, chosen: RecordFilter) -> int:
+def report_left_out(survey: Survey, chosen: RecordFilter, settings: Settings) -> int:
     """Print what will not be handled, and why; return the exit code."""
-    code = report_foreign(survey.foreign, chosen)
+    code = report_foreign(survey.foreign, chosen, settings)
     if survey.missing:
         ids = ", ".join(f"{p}:{offset} ({why})" for (p, offset), why in sorted(survey.missing.items()))
         code = print_error(CHECK_FAILED, f"no dead letter is waiting with this id: {ids}")

@@ -115,6 +115,7 @@ def test_the_letters_of_another_input_are_named(two: tuple[System, System]) -> N
     record_id = f"{foreign.partition()}:{foreign.offset()}"
     settings = other.settings
     hint = f"INPUT_TOPIC={settings.input_topic} CONSUMER_GROUP={settings.consumer_group}"
+    hint += f" DEAD_LETTER_TOPIC={settings.dead_letter_topic}, and its DATABASE_URL"
     named = f"topic {settings.input_topic}, group {settings.consumer_group}"
     for action in (["list"], ["retry", "--all", "--dry-run"]):
         code, said = run(one, "dlq", *action)
