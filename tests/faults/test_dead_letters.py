@@ -186,10 +186,12 @@ def test_a_command_that_was_accepted_is_not_retried_after_narrower_settings(syst
 def test_a_command_and_its_retry_make_one_worker_and_one_order(
     one_lane: System, together: bool
 ) -> None:
-    (command,) = commands(1)
-    one_lane.produce(command, partition=0, timestamp=1_700_000_000_000)
-    origin = [("dlq-retry-origin", b"0:0:1700000000000")]
-    one_lane.produce(command, partition=0, headers=origin)
+    (command,), topic = commands(1), one_lane.settings.input_topic
+    producer = Producer({**one_lane.settings.kafka, "linger.ms": 100})  # one batch: one fetch has both
+    producer.produce(topic, command, partition=0, timestamp=1_700_000_000_000)
+    origin: list[tuple[str, str | bytes | None]] = [("dlq-retry-origin", b"0:0:1700000000000")]
+    producer.produce(topic, command, partition=0, headers=origin)
+    assert producer.flush(20) == 0
     wide = System(
         one_lane.environ | WIDE | ({} if together else {"BATCH_SIZE": "1"}), one_lane.directory
     )
