@@ -50,7 +50,7 @@ test-fast: install ## what needs no server, in 20 seconds: unit tests and the la
 guards: install ## remove the protocol's guards one by one and check that tests fail
 	$(BIN)/python -m tests.guards
 
-model: install ## check the formal models of the protocol, and each guard's removal (BOUND=small: 3 minutes)
+model: install ## check the formal models of the protocol, and each guard's removal (BOUND=small: 5 minutes)
 	$(BIN)/python -m tests.model $(BOUND:%=--%)
 
 faults: install ## every row of the fault matrix, slow ones too, then the guards; prints the matrix

@@ -334,7 +334,7 @@ Restore ==
 
 (* The platform deletes old workers: their orders were sent. *)
 DeleteWorker == \E w \in workers :
-    /\ Fault("worker deleted") /\ \A row \in outbox \cup parked : row.of # w
+    /\ Fault("worker deleted") /\ \A row \in outbox \cup parked : row.kind = "order" => row.of # w
     /\ workers' = workers \ {w}
     /\ UNCHANGED <<position, outbox, parked, handled, backup, kafka, consumer, narrow, told, found>>
 
