@@ -165,9 +165,9 @@ class OutputTopics:
 
     def _end_of(self, end: TopicEnd, one: TopicPartition, listed: Future[Any]) -> int:
         """Return a partition's end; if it has no leader now, the end before: a longer search."""
-        if listed.exception() is None:
-            return int(listed.result().offset)
-        self._error = str(listed.exception())
+        if listed.exception() is None and (offset := int(listed.result().offset)) >= 0:
+            return offset
+        self._error = str(listed.exception() or "no end offset")
         before = self._ends.get(one.topic)
         return before.start(one.partition) if before and before.topic_id == end.topic_id else 0
 
