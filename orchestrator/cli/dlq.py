@@ -134,7 +134,8 @@ class Survey:
 
     counts: dead letters that will be handled, by reason. workers: those that their commands will have.
     oldest_at: before that, none of them had a deploy order. missing: why an id that was given is not
-    among them. unnamed: those that do not say which record they were: they must be chosen by id.
+    among them. unnamed: those that do not say which record they were; ahead: those whose record this
+    database has not consumed: both must be chosen by id.
     """
 
     missing: dict[Id, str]
@@ -143,6 +144,7 @@ class Survey:
     oldest_at: datetime = LATEST
     foreign: Counter[Input] = field(default_factory=Counter)
     unnamed: list[RecordId] = field(default_factory=list)
+    ahead: list[RecordId] = field(default_factory=list)
 
 
 def change_letters(
@@ -168,10 +170,11 @@ def change_letters(
 def is_chosen(action: str, chosen: RecordFilter, letter: DeadLetter) -> bool:
     """Return whether a dead letter that matches may be handled.
 
-    One that does not say which record it was is retried only by its id: it may be of any input.
+    One that does not say which record it was is retried only by its id: it may be of any input. So is
+    one whose record this database is still to consume: what is decided of it now would not count then.
     """
-    is_named = letter.origin is not None or letter.record_id in chosen.ids or action != "retry"
-    return letter.state is LetterState.WAITING and is_named
+    needs_id = letter.is_ahead or (letter.origin is None and action == "retry")
+    return letter.state is LetterState.WAITING and (not needs_id or letter.record_id in chosen.ids)
 
 
 def survey_letters(
@@ -186,7 +189,7 @@ def survey_letters(
             survey.oldest_at = min(survey.oldest_at, letter.oldest_at)
             survey.missing.pop(letter.record_id, None)
         elif letter.state is LetterState.WAITING:
-            survey.unnamed.append(letter.record_id)
+            (survey.ahead if letter.is_ahead else survey.unnamed).append(letter.record_id)
         elif letter.record_id in survey.missing:
             survey.missing[letter.record_id] = describe_state(letter)
         if letter.state is LetterState.FOREIGN and letter.input:
@@ -204,6 +207,11 @@ def report_left_out(survey: Survey, chosen: RecordFilter, settings: Settings) ->
         ids = ", ".join(map(str, survey.unnamed[:MAX_NAMED]))
         text = f"{len(survey.unnamed):,} {DEAD_LETTERS} do not say which record they were"
         print_error(code, f"{text}: they are retried only by id, such as {ids}")
+    if survey.ahead:
+        ids = ", ".join(map(str, survey.ahead[:MAX_NAMED]))
+        text = f"{len(survey.ahead):,} {DEAD_LETTERS} were records that this database has not consumed"
+        advice = "if it was restored, let a consumer run first; else handle them by id, such as"
+        code = print_error(CHECK_FAILED, f"{text}: {advice} {ids}")
     return code
 
 

@@ -16,6 +16,7 @@ from confluent_kafka import Message as Record
 from psycopg.rows import args_row
 
 from orchestrator.config.settings import Settings
+from orchestrator.consumer.offsets import Position, read_positions
 from orchestrator.contract.messages import worker_id
 from orchestrator.contract.records import headers_of, partition_offset, retry_origin
 from orchestrator.kafka import topics
@@ -58,7 +59,8 @@ class DeadLetter(NamedTuple):
     """A record of the dead-letter topic.
 
     origin: the record that it was, if its headers say so. origin_id: the same for all dead letters of
-    that record. worker_id: of an accepted one.
+    that record. worker_id: of an accepted one. is_ahead: this database has not consumed that record:
+    it was restored, or the topic was recreated.
     """
 
     record_id: RecordId
@@ -71,6 +73,7 @@ class DeadLetter(NamedTuple):
     headers: Headers
     state: LetterState = LetterState.WAITING
     worker_id: UUID | None = None
+    is_ahead: bool = False
 
     @property
     def input(self) -> Input | None:
@@ -205,7 +208,19 @@ def add_states(
     ours = [letter for letter in letters if not topic.is_foreign(letter)]
     rows = query(conn, args_row(HandledLetter), READ_HANDLED, letter_columns(topic, ours))
     handled = {RecordId(row.partition, row.offset): row for row in rows}
-    return [_with_state(letter, handled.get(letter.record_id)) for letter in letters]
+    decided = read_positions(conn, topic.settings.input_topic)
+    return [
+        _with_state(letter, handled.get(letter.record_id))._replace(is_ahead=_is_ahead(letter, decided))
+        for letter in letters
+    ]
+
+
+def _is_ahead(letter: DeadLetter, decided: Mapping[int, Position]) -> bool:
+    """Return whether the record that a dead letter was is still to be decided."""
+    if letter.origin is None:
+        return False
+    partition, offset, _ = letter.origin.place
+    return partition in decided and offset >= decided[partition].decided_end
 
 
 def _with_state(letter: DeadLetter, handled: HandledLetter | None) -> DeadLetter:
