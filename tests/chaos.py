@@ -5,14 +5,16 @@
     python -m tests.chaos --scenarios 5000 --kills 20
 
 Two consumers and three relays are killed, frozen, stopped, cut off at a message; the broker and
-Postgres are killed, frozen and restarted. When the faults end, everything must be deployed and read,
-which may take as long as it moves. Exit code 1, and a report in build/, if a record was lost, doubled
-or out of order; if commands or rows still wait and nothing moves; or if the reader stands still.
+Postgres are killed, frozen and restarted; the input's log is cut, and repaired. When the faults end,
+everything must be deployed and read, which may take as long as it moves. Exit code 1, and a report in
+build/, if a record was lost, doubled or out of order; if commands or rows still wait and nothing moves;
+or if the reader stands still.
 """
 
 import argparse
 import json
 import re
+import shutil
 import signal
 import sys
 import time
@@ -38,6 +40,7 @@ from orchestrator.contract.messages import Command, DeployOrder
 from orchestrator.embedded.server import HOST
 from orchestrator.kafka.reader import LastingReader, find_ranges
 from orchestrator.kafka.topics import Admin
+from testkit.empty_installation import run_command
 from testkit.eventually import eventually
 from testkit.private_servers import Work, own_servers, pause, wake
 from testkit.proxied import postgres_proxied
@@ -53,6 +56,7 @@ SECONDS_A_KILL = 1.0  # how long the commands are spread over
 PAUSE_S = (0.05, 0.5)  # between two faults
 FROZEN_S = (0.5, 2, 8, 12)  # shorter and longer than the time-outs of group, session, transaction
 SERVERS_EVERY_S = (12, 25)  # a fault of a whole server
+CUT_COMMANDS = 500  # that are sent before the log is cut, at least
 STILL_S = 60  # without any progress: longer than the time-outs after which the processes go on
 SAY_S = 10
 FETCHING = (
@@ -144,6 +148,8 @@ class Chaos:
     _frozen: list[tuple[float, Running]] = field(default_factory=list)
     _rules: list[Rule] = field(default_factory=list)  # of both proxies
     _through: dict[str, str] = field(default_factory=dict)  # the addresses that lead through them
+    _hold: Event = field(default_factory=Event)  # the sender waits
+    _held: Event = field(default_factory=Event)  # and all that it sent is acknowledged
 
     # ---- the course of it -----------------------------------------------------------------------
 
@@ -211,18 +217,26 @@ class Chaos:
         done, broken = Event(), Event()
         rate = self.scenarios / (self.kills * SECONDS_A_KILL)
         keys = [UUID(int=self.random.getrandbits(128)) for _ in range(KEYS)]
-        producer = Producer(
-            {
-                **self.work.system.settings.kafka,
-                "enable.idempotence": True,
-                "message.timeout.ms": 600_000,
-            }
-        )
+        idempotent = {"enable.idempotence": True, "message.timeout.ms": 600_000}
         topic = self.work.system.settings.input_topic
 
+        def flush(producer: Producer) -> None:
+            while producer.flush(1) and not broken.is_set():
+                """Wait for the broker, which may be away."""
+
         def send() -> None:
+            producer = Producer({**self.work.system.settings.kafka, **idempotent})
             started = time.monotonic()
-            while self.sent < self.scenarios and not broken.is_set():
+            while (self.sent < self.scenarios or self._hold.is_set()) and not broken.is_set():
+                if self._hold.is_set():
+                    held_at = time.monotonic()
+                    flush(producer)
+                    self._held.set()
+                    while self._hold.is_set() and not broken.is_set():
+                        time.sleep(0.05)
+                    # To a log that was cut, the old one's numbers would look as if some were missing.
+                    producer = Producer({**self.work.system.settings.kafka, **idempotent})
+                    started += time.monotonic() - held_at
                 due = int((time.monotonic() - started) * rate) + 1
                 for _ in range(min(due, self.scenarios) - self.sent):
                     key = keys[self.sent % KEYS]
@@ -232,8 +246,7 @@ class Chaos:
                     if self.sent % BAD_EVERY == 0:
                         producer.produce(topic, b"{no command", str(key).encode())
                 producer.poll(0.05)
-            while producer.flush(1) and not broken.is_set():
-                """Wait for the broker, which may be away."""
+            flush(producer)
             done.set()
 
         sender = Thread(target=send)
@@ -335,6 +348,52 @@ class Chaos:
         time.sleep(self.random.uniform(1, 8))
         wake(self.work.kafka.pid)
 
+    def cut_input(self) -> None:
+        """Let a partition of the input lose records that were consumed, and repair it.
+
+        The sender sends in between, so that the log grows past the position before that is read again.
+        """
+        if self.sent >= self.scenarios:
+            return
+        self._thaw(everything=True)
+        log = self.work.kafka.data / f"{self.work.system.settings.input_topic}-0"
+        kept = log.parent.parent / "kept"
+        shutil.rmtree(kept, ignore_errors=True)
+        with self._sender_held():
+            self._replace(log, kept)
+        before = self.sent
+        reach(lambda: self.sent, min(before + CUT_COMMANDS, self.scenarios), "the sender")
+        with self._sender_held():
+            reach(lambda: -count_unconsumed(self.work.system), 0, "the consumer")
+            self._replace(kept, log)
+        eventually(self._repair, STILL_S)
+
+    @contextmanager
+    def _sender_held(self) -> Iterator[None]:
+        """Let the sender wait, with all acknowledged, while the block runs."""
+        self._held.clear()
+        self._hold.set()
+        try:
+            assert self._held.wait(STILL_S), "the sender stands still"
+            yield
+        finally:
+            self._hold.clear()
+
+    def _replace(self, source: Path, target: Path) -> None:
+        """Kill the broker, put a copy of one directory in place of another, and start it again."""
+        self.work.kafka.kill()
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(source, target)
+        self.work.kafka.start()
+
+    def _repair(self) -> bool:
+        """Repair the partition, as an operator does, once it is refused; say whether that is done."""
+        refused = "SELECT refusal FROM consumed_offsets WHERE partition = 0"
+        if self.work.system.query(refused) != [("log_truncated",)]:
+            return False
+        repaired = run_command(self.work.system.environ, "repair", "partition", "0", "--yes")
+        return repaired.returncode == 0
+
     def crash_postgres(self) -> None:
         """Stop Postgres at once, as a crash does, and start it again after a while."""
         self.work.postgres.stop("immediate")
@@ -361,6 +420,7 @@ FAULTS = {  # by weight
 SERVER_FAULTS = [
     Chaos.kill_broker,
     Chaos.freeze_broker,
+    Chaos.cut_input,
     Chaos.crash_postgres,
     Chaos.restart_postgres,
 ]
