@@ -7,7 +7,7 @@ from contextlib import closing
 from pathlib import Path
 
 from bench.load import fill_outbox
-from bench.sql import BATCH, GROUP, TOPIC_ID
+from bench.sql import BATCH, TOPIC_ID
 from bench.testbed import Testbed
 from orchestrator.consumer import offsets
 from orchestrator.embedded.postgres import postgres_binaries
@@ -28,7 +28,7 @@ def sql_pgbench(testbed: Testbed, rows: int) -> dict[str, float]:
     with testbed.system(lanes=1) as system:
         fill_outbox(system, rows)
         with closing(system.connect()) as conn:
-            offsets.insert_position(conn, GROUP, "in", 0, TOPIC_ID, 0)
+            offsets.insert_position(conn, "in", 0, TOPIC_ID, 0)
         began = time.time()
         sides = [
             start_pgbench(program, system, script, rows // BATCH)

@@ -1,6 +1,6 @@
 BEGIN;
 UPDATE consumed_offsets SET next_offset = next_offset + 1000
- WHERE consumer_group = 'bench' AND topic = 'in' AND partition = 0;
+ WHERE topic = 'in' AND partition = 0;
 WITH fresh AS MATERIALIZED (
     SELECT uuidv7() AS worker_id, gen_random_uuid() AS scenario,
            'rtsp://bench-secret@camera.example/' || number AS url

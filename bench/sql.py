@@ -21,7 +21,7 @@ from bench.plain_calls import Call, Plain, array_of, column, record
 from bench.publishers import NoPublisher
 from bench.testbed import Testbed
 from orchestrator.consumer import offsets
-from orchestrator.consumer.offsets import OffsetMove
+from orchestrator.consumer.offsets import OffsetMove, Position
 from orchestrator.contract import workers
 from orchestrator.contract.messages import DeployOrder, encode_order, worker_id
 from orchestrator.runtime.process import configure_gc
@@ -30,7 +30,6 @@ from testkit.system import OwnedLane, System
 
 BATCH = 1000
 TOPIC_ID = UUID(int=1)
-GROUP = "bench"
 
 Side = Callable[[dict[str, str], int], tuple[float, float]]  # environ, rows: start and end
 
@@ -83,6 +82,7 @@ class Input(NamedTuple):
 def inputs(topic: str, rows: int) -> Iterator[Input]:
     """Yield batches, ten orders for each scenario."""
     scenarios = [uuid4() for _ in range(rows // 10)]
+    before = Position(TOPIC_ID, 0, -1)
     for first in range(0, rows, BATCH):
         orders = [
             DeployOrder(
@@ -96,7 +96,9 @@ def inputs(topic: str, rows: int) -> Iterator[Input]:
             Message(topic, str(o.scenario_uuid).encode(), encode_order(o), aggregate_id=o.worker_id)
             for o in orders
         ]
-        yield Input([OffsetMove(0, first, first + BATCH, 0)], orders, messages)
+        move = OffsetMove(0, before, first + BATCH, 0)
+        before = before.moved(move)
+        yield Input([move], orders, messages)
 
 
 def insert_product(environ: dict[str, str], rows: int) -> tuple[float, float]:
@@ -104,12 +106,12 @@ def insert_product(environ: dict[str, str], rows: int) -> tuple[float, float]:
     settings = System(environ, Path()).settings
     batches = list(inputs(settings.output_topic, rows))
     with closing(connect(settings.database_url, "bench")) as conn:
-        offsets.insert_position(conn, GROUP, "in", 0, TOPIC_ID, 0)
+        offsets.insert_position(conn, "in", 0, TOPIC_ID, 0)
         _together.wait()
         began = time.time()
         for batch in batches:
             with transaction(conn):
-                offsets.advance(conn, GROUP, "in", TOPIC_ID, batch.moves)
+                offsets.advance(conn, "in", TOPIC_ID, batch.moves)
                 workers.insert(conn, batch.orders)
                 enqueue(conn, batch.messages, 1)
         return began, time.time()
@@ -119,12 +121,12 @@ def insert_replay(environ: dict[str, str], rows: int) -> tuple[float, float]:
     """Insert the same with parameters that were encoded beforehand."""
     settings = System(environ, Path()).settings
     with closing(connect(settings.database_url, "bench")) as conn:
-        offsets.insert_position(conn, GROUP, "in", 0, TOPIC_ID, 0)
+        offsets.insert_position(conn, "in", 0, TOPIC_ID, 0)
         calls = record(conn, run=False)
         recorded = []
         for batch in inputs(settings.output_topic, rows):
             calls.clear()
-            offsets.advance(conn, GROUP, "in", TOPIC_ID, batch.moves)
+            offsets.advance(conn, "in", TOPIC_ID, batch.moves)
             workers.insert(conn, batch.orders)
             enqueue(conn, batch.messages, 1)
             recorded.append(list(calls))

@@ -82,9 +82,10 @@ GRANT SELECT (worker_id) ON workers TO orchestrator_consumer;                 --
 GRANT INSERT (lane, topic, key, value, headers, aggregate_id) ON outbox TO orchestrator_consumer;
 GRANT SELECT (lane) ON outbox_lane TO orchestrator_consumer;                  -- how many there are
 GRANT SELECT ON consumed_offsets TO orchestrator_consumer;
-GRANT INSERT (consumer_group, topic, partition, topic_id, next_offset) ON consumed_offsets
+GRANT INSERT (topic, partition, topic_id, next_offset) ON consumed_offsets TO orchestrator_consumer;
+GRANT UPDATE (next_offset, leader_epoch, decided_end, decide_again, refusal) ON consumed_offsets
    TO orchestrator_consumer;
-GRANT UPDATE (next_offset, leader_epoch) ON consumed_offsets TO orchestrator_consumer;
+GRANT SELECT (origin) ON dead_letters_handled TO orchestrator_consumer;       -- where records are decided again
 
 -- The relay publishes the outbox. SELECT ... FOR UPDATE requires UPDATE on one column: created_at does the
 -- least harm.

@@ -65,6 +65,7 @@ QUICK = {
     "OUTBOX_TIMINGS": json.dumps(
         {
             "refused_recheck_s": 0.5,
+            "position_check_s": 0.5,
             "deferred_retry_s": 0.2,
             "gauge_period_s": 0.5,
             "gauge_max_pause_s": 2.0,

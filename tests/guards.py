@@ -23,6 +23,8 @@ INGEST_TEST = "tests/integration/test_ingest.py"
 DEFERRED_TEST = "tests/integration/test_deferred.py"
 RESTORES_TEST = "tests/faults/test_restores.py"
 LETTERS_TEST = "tests/faults/test_dead_letters.py"
+CUT_LOG_TEST = "tests/faults/test_cut_log.py"
+DECIDED_TEST = "tests/integration/test_decided_once.py"
 HANDLING = "orchestrator/operations/dead_letters/handling.py"
 LETTERS = "orchestrator/operations/dead_letters/letters.py"
 
@@ -46,22 +48,6 @@ class Guard:
 ONLY_IN_MODEL = {
     "publishing producer before the barrier": "the code has no other producer that could publish",
     "list shortened in the transaction": "the code has no second transaction that could be lost",
-}
-
-# Guards of Consumer.tla that this list does not take out yet.
-NOT_TAKEN_OUT = {
-    "decided_end in the compare",
-    "durable refusal",
-    "epoch in the compare",
-    "handled letters stay handled",
-    "letters wait for their record after a restore",
-    "no dead letter where a worker exists",
-    "position validated after the assignment",
-    "refusal in the compare",
-    "repair keeps the epoch",
-    "repair of a cut log sets decided_end back",
-    "repair of a cut log takes the leader's epoch",
-    "what was decided is skipped",
 }
 
 
@@ -347,10 +333,100 @@ GUARDS = [
     Guard(
         "compare-and-set of consumed offsets",
         "orchestrator/consumer/offsets.py",
-        "       AND position.next_offset = move.expected\n",
+        "       AND position.next_offset = move.next_offset\n",
         "",
         f"{INGEST_TEST} -k guard",
         in_model="compare-and-set on the position",
+    ),
+    Guard(
+        "epoch of a consumed offset compared",
+        "orchestrator/consumer/offsets.py",
+        "       AND position.leader_epoch = move.epoch\n",
+        "",
+        f"{INGEST_TEST} -k guard",
+        in_model="epoch in the compare",
+    ),
+    Guard(
+        "decided_end in the compare",
+        "orchestrator/consumer/offsets.py",
+        "       AND position.decided_end = move.decided_end\n",
+        "",
+        f"{INGEST_TEST} -k guard",
+    ),
+    Guard(
+        "refusal in the compare",
+        "orchestrator/consumer/offsets.py",
+        "       AND position.refusal IS NULL\n",
+        "",
+        f"{INGEST_TEST} -k guard",
+    ),
+    Guard(
+        "seek after the assignment",
+        "orchestrator/consumer/partitions.py",
+        "            self._seek(start)\n",
+        "            pass\n",
+        f"{CUT_LOG_TEST} -k seen_before_it_grew",
+        in_model="position validated after the assignment",
+    ),
+    Guard(
+        "refusal written down",
+        "orchestrator/consumer/partitions.py",
+        "            offsets.refuse(self._conn, self._topic.name, partition, position, reason)\n",
+        "",
+        f"{CUT_LOG_TEST} -k written_down",
+        in_model="durable refusal",
+    ),
+    Guard(
+        "repair of a cut log sets decided_end back",
+        "orchestrator/operations/repair/partition.py",
+        "undecided if is_new else position.decided_end",
+        "position.decided_end",
+        f"{CUT_LOG_TEST} -k before_any_consumer",
+    ),
+    Guard(
+        "repair keeps the epoch",
+        "orchestrator/operations/repair/partition.py",
+        '"leader_epoch": check.leader_epoch,',
+        '"leader_epoch": -1,',
+        f"{CUT_LOG_TEST} -k cut_again",
+    ),
+    Guard(
+        "repair of a cut log takes the leader's epoch",
+        "orchestrator/operations/repair/partition.py",
+        '"leader_epoch": check.leader_epoch,',
+        '"leader_epoch": check.position.leader_epoch,',
+        f"{CUT_LOG_TEST} -k before_any_consumer",
+    ),
+    Guard(
+        "decided once",
+        "orchestrator/consumer/offsets.py",
+        "       SET next_offset = decided_end\n",
+        "       SET next_offset = next_offset\n",
+        f"{DECIDED_TEST} -k set_back_by_hand",
+        in_model="what was decided is skipped",
+    ),
+    Guard(
+        "accepted once",
+        "orchestrator/consumer/session.py",
+        "        return [one for one in invalid if one.aggregate_id not in accepted]\n",
+        "        return list(invalid)\n",
+        f"{DECIDED_TEST} -k was_accepted",
+        in_model="no dead letter where a worker exists",
+    ),
+    Guard(
+        "dealt with once",
+        "orchestrator/consumer/session.py",
+        "            if batch.again:\n",
+        "            if False:\n",
+        f"{DECIDED_TEST} -k dealt_with",
+        in_model="handled letters stay handled",
+    ),
+    Guard(
+        "letters wait for their record after a restore",
+        "orchestrator/operations/dead_letters/letters.py",
+        "    return partition in decided and offset >= decided[partition].decided_end\n",
+        "    return False\n",
+        f"{DECIDED_TEST} -k not_consumed_yet",
     ),
     Guard(
         "lane locked before the select",

@@ -54,6 +54,7 @@ ROWS = {
     41: "a relay that reaches Postgres and not Kafka: its lanes go to the healthy ones within 15 s",
     42: "rows of `workers` locked or their update refused: lanes go on, named, deployed later",
     43: "idle connections forgotten in silence: first order within 12 s, at once after 4 minutes",
+    52: "the input's log is cut and grows again: refused by name, what was never read is read",
     53: "restore, then repair with two inputs, or retry of parked rows or letters: nothing sent twice",
     54: "two installations share a dead-letter topic: letters go back to their own input only",
     55: "settings change between two readings of a command: one worker",

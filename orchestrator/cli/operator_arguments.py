@@ -75,7 +75,7 @@ def add_repair(add: Add) -> None:
         "Let a refused lane or partition continue.",
         "orchestrator repair lane 2 --dry-run",
     )
-    repair.set_defaults(unknown_rows=None, without_inputs=[], start=None)
+    repair.set_defaults(unknown_rows=None, without_inputs=[], start=None, again=False)
     kinds = repair.add_subparsers(required=True, dest="what", metavar="lane|partition")
     lane = kinds.add_parser(
         "lane",
@@ -86,7 +86,7 @@ def add_repair(add: Add) -> None:
     )
     partition = kinds.add_parser(
         "partition",
-        help="a partition whose topic was recreated, or whose position is not in the log",
+        help="a partition whose topic was recreated, or whose log was cut or lacks its position",
         description="Set the position from which a refused partition of the input continues. Consumers"
         " may run.",
         epilog="example: orchestrator repair partition 0 --from beginning",
@@ -116,6 +116,11 @@ def add_repair(add: Add) -> None:
         type=offset_or_beginning,
         metavar="beginning|OFFSET",
         help="the new position (beginning: the log start offset)",
+    )
+    partition.add_argument(
+        "--again",
+        action="store_true",
+        help="decide records once more that were decided before: existing workers stay as they are",
     )
 
 

@@ -31,7 +31,7 @@ def repair(options: argparse.Namespace) -> int:
         if options.what == "lane":
             repair_lanes(run, options.number)
         else:
-            repair_partitions(run, options.number, options.start)
+            repair_partitions(run, options.number, options.start, options.again)
     return OK
 
 
@@ -44,4 +44,6 @@ def typed_command(options: argparse.Namespace) -> str:
         words += ["--without-input", topic]
     if options.start is not None:
         words += ["--from", str(options.start)]
+    if options.again:
+        words.append("--again")
     return " ".join(words)

@@ -12,18 +12,17 @@ class ConsumerTimings:
     """The consumer's waits, in seconds.
 
     poll_s: for a first record, before the loop looks at `stop`. max_pause_s: the longest pause between
-    two batches of a busy consumer. ping_s: how soon an idle session sees that Postgres has gone.
-    topic_check_s: how soon it is seen that the topic was recreated. refused_recheck_s: how soon it is
-    seen that a refused partition was repaired. commit_offsets_s: how old the copy of the positions in
-    Kafka may be. min_healthy_s: a session that failed sooner may have met what every session meets, so
-    the next one waits.
+    two batches of a busy consumer. topic_check_s: how soon it is seen that the topic was recreated.
+    position_check_s: how soon it is seen that an operator has set a position, and by an idle session
+    that Postgres has gone. commit_offsets_s: how old the copy of the positions in Kafka may be.
+    min_healthy_s: a session that failed sooner may have met what every session meets, so the next one
+    waits.
     """
 
     poll_s: float = 0.5
     max_pause_s: float = 0.02
-    ping_s: float = 2.0
     topic_check_s: float = 1.0
-    refused_recheck_s: float = 10.0
+    position_check_s: float = 2.0
     commit_offsets_s: float = 0.5
     min_healthy_s: float = 5.0
 

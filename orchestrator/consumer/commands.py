@@ -3,7 +3,7 @@
 from orchestrator.config.settings import Settings
 from orchestrator.consumer.subscription import Subscription
 from orchestrator.contract import workers
-from orchestrator.contract.messages import CommandParser, DeployOrder, OrderBuilder
+from orchestrator.contract.messages import CommandParser, DeployOrder, OrderBuilder, worker_id_of
 from orchestrator.contract.repair_commands import repair_of_partition
 from orchestrator.runtime.migrations import check_current
 from outbox import Connection, DatabaseNotReady, scalar
@@ -23,6 +23,8 @@ def command_subscription(settings: Settings) -> Subscription[DeployOrder]:
         parse=OrderBuilder(parser, settings.output_topic, event_source).build,
         insert=workers.insert,
         insert_ignoring_existing=workers.insert_ignoring_existing,
+        aggregate_id=worker_id_of,
+        find_existing=workers.find_existing,
         repair_command=repair_of_partition,
     )
 

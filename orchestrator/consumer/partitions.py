@@ -2,24 +2,35 @@
 
 Invariant: reading continues from the positions in Postgres, and from nothing else. A partition whose
 position is not in its log, or belongs to another topic of that name, is refused: it is not read until
-an operator has repaired its position. The other partitions continue.
+an operator has repaired its position. That is written into Postgres: a log that was cut grows again,
+and then has the offset, but other records before it. The other partitions continue.
 """
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
-from confluent_kafka import KafkaException, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
+from tenacity import retry, retry_if_exception, stop_after_delay, wait_fixed
 
 from orchestrator.config.timings import ConsumerTimings
 from orchestrator.consumer import offsets
 from orchestrator.consumer.client import GroupMember
 from orchestrator.consumer.offsets import OffsetMove, PartitionRefusal, Position
+from orchestrator.consumer.refusals import check_position
 from orchestrator.kafka.topics import Admin, TopicWatch, read_log_start_offsets
 from outbox import Connection, crash_point
 
 log = logging.getLogger(__name__)
+
+
+SEEK_S = 1.0  # until the client has begun to read a partition that was assigned
+
+
+def is_not_started(error: BaseException) -> bool:
+    """Return whether the client has not begun to read a partition yet."""
+    return isinstance(error, KafkaException) and error.args[0].code() == KafkaError._STATE
 
 
 class AssignedPartitions:
@@ -33,22 +44,22 @@ class AssignedPartitions:
         conn: Connection,
         client: GroupMember,
         admin: Admin,
+        kafka: Mapping[str, str],
         topic: TopicWatch,
-        group: str,
         repair_command: Callable[[int], str],
         timings: ConsumerTimings,
     ) -> None:
         self._conn = conn
         self._client = client
         self._admin = admin
+        self._kafka = kafka
         self._topic = topic
-        self._group = group
         self._repair_command = repair_command
         self._timings = timings
         self.positions: dict[int, Position] = {}
         self.refused: dict[int, PartitionRefusal] = {}  # partitions that wait for an operator, and why
         self.generation = 0  # counts assignments: records polled under an older one are dropped
-        self._recheck_at = 0.0
+        self._check_at = 0.0
         self._unmirrored: dict[int, int] = {}  # positions that Kafka has no copy of yet
         self._mirror_at = 0.0
 
@@ -57,30 +68,51 @@ class AssignedPartitions:
     def assign(self, partitions: Sequence[int]) -> None:
         """Read these partitions from their positions in Postgres, except the refused ones."""
         self._topic.check_now()
+        self._check_at = time.monotonic() + self._timings.position_check_s
         self.generation += 1
         self.positions = self._load_positions(partitions)
         crash_point("consumer.assigned")
         self.refused = {p: why for p, why in self.refused.items() if p in self.positions}
         for partition, position in self.positions.items():
             if position.topic_id != self._topic.id:
-                self.refuse(partition, PartitionRefusal.TOPIC_RECREATED)
+                self._report_refused(partition, PartitionRefusal.TOPIC_RECREATED)
+            elif position.refusal:
+                self._report_refused(partition, position.refusal)
             else:
                 self.refused.pop(partition, None)
         read = {p: position for p, position in self.positions.items() if p not in self.refused}
-        self._client.assign(
-            [
-                TopicPartition(
-                    self._topic.name,
-                    partition,
-                    position.next_offset,
-                    leader_epoch=position.leader_epoch,
-                )
-                for partition, position in read.items()
-            ]
-        )
+        self._read_from(read)
         # The owner before may have had no time to copy its last positions.
         self._unmirrored = {partition: position.next_offset for partition, position in read.items()}
         log.info("partitions assigned", extra={"offsets": self.next_offsets()})
+
+    def _read_from(self, positions: Mapping[int, Position]) -> None:
+        """Read these partitions from their positions, and none else.
+
+        Only after a seek does the client compare a position's epoch with the log: one that is assigned
+        it compares when metadata comes, which a member of a group has before (librdkafka issue 5158).
+        """
+        starts = [
+            TopicPartition(self._topic.name, partition, one.next_offset, leader_epoch=one.leader_epoch)
+            for partition, one in positions.items()
+        ]
+        self._client.assign(starts)
+        for start in starts:
+            try:
+                self._seek(start)
+            except KafkaException as error:  # or it has stopped already: the log lacks the position
+                if not (is_not_started(error) and self.refuse(start.partition)):
+                    raise
+
+    @retry(
+        retry=retry_if_exception(is_not_started),
+        wait=wait_fixed(0.01),
+        stop=stop_after_delay(SEEK_S),
+        reraise=True,
+    )
+    def _seek(self, start: TopicPartition) -> None:
+        """Seek; wait until the client has begun to read the partition. Raises KafkaException."""
+        self._client.seek(start)
 
     def revoke(self) -> None:
         """Forget the partitions. No batch is in progress: this is called while the client polls."""
@@ -91,16 +123,18 @@ class AssignedPartitions:
 
     def _load_positions(self, partitions: Sequence[int]) -> dict[int, Position]:
         """Return the positions of all partitions; a new one starts at its log start offset."""
-        known = offsets.lock_positions(self._conn, self._group, self._topic.name, partitions)
-        new = [partition for partition in partitions if partition not in known]
-        if not new:
-            return known
-        starts = read_log_start_offsets(self._admin, self._topic.name, new)
-        for number in new:
-            offsets.insert_position(
-                self._conn, self._group, self._topic.name, number, self._topic.id, starts[number]
-            )
-        return offsets.lock_positions(self._conn, self._group, self._topic.name, partitions)
+        topic, topic_id = self._topic.name, self._topic.id
+        known = offsets.lock_positions(self._conn, topic, partitions)
+        if new := [partition for partition in partitions if partition not in known]:
+            starts = read_log_start_offsets(self._admin, topic, new)
+            for number in new:
+                offsets.insert_position(self._conn, topic, number, topic_id, starts[number])
+        skipped = offsets.skip_decided(self._conn, topic, topic_id, partitions)
+        if new or skipped:
+            for number in skipped:
+                log.warning("position skipped", extra=_describe_skip(number, known[number]))
+            return offsets.lock_positions(self._conn, topic, partitions)
+        return known
 
     # ---- positions move --------------------------------------------------------------------------
 
@@ -111,8 +145,7 @@ class AssignedPartitions:
     def advanced(self, moves: Sequence[OffsetMove]) -> None:
         """Follow moves that were committed in Postgres."""
         for move in moves:
-            position = Position(self._topic.id, move.next, move.leader_epoch)
-            self.positions[move.partition] = position
+            self.positions[move.partition] = self.positions[move.partition].moved(move)
             self._unmirrored[move.partition] = move.next
 
     def mirror_if_due(self) -> None:
@@ -133,9 +166,23 @@ class AssignedPartitions:
 
     # ---- refused partitions ----------------------------------------------------------------------
 
-    def refuse(self, partition: int, reason: PartitionRefusal) -> None:
-        """Stop reading one partition until an operator has repaired it."""
-        self._recheck_at = time.monotonic() + self._timings.refused_recheck_s
+    def refuse(self, partition: int) -> bool:
+        """Stop reading a partition whose log lacks its position, until an operator has repaired it.
+
+        Return whether that is so. Raises OffsetConflict or KafkaException.
+        """
+        position = self.positions[partition]
+        if position.refusal is None:
+            reason = check_position(self._admin, self._kafka, self._topic, partition, position)
+            if reason is None:
+                return False
+            offsets.refuse(self._conn, self._topic.name, partition, position, reason)
+            self.positions[partition] = position._replace(refusal=reason)
+            self._report_refused(partition, reason)
+        return True
+
+    def _report_refused(self, partition: int, reason: PartitionRefusal) -> None:
+        """Remember that a partition is refused; log it once."""
         if self.refused.get(partition) != reason:
             log.error(
                 "partition refused",
@@ -148,11 +195,21 @@ class AssignedPartitions:
             )
         self.refused[partition] = reason
 
-    def recheck_refused(self) -> None:
-        """Read a refused partition again once its position in Postgres has been repaired."""
-        if not self.refused or time.monotonic() < self._recheck_at:
+    def check_positions(self) -> None:
+        """Read on from a position that an operator has set. Raises psycopg.Error."""
+        if time.monotonic() < self._check_at:
             return
-        self._recheck_at = time.monotonic() + self._timings.refused_recheck_s
-        stored = offsets.lock_positions(self._conn, self._group, self._topic.name, list(self.refused))
-        if any(stored.get(number) != self.positions[number] for number in self.refused):
+        self._check_at = time.monotonic() + self._timings.position_check_s
+        stored = offsets.read_positions(self._conn, self._topic.name)
+        if any(stored.get(number) != position for number, position in self.positions.items()):
             self.assign(list(self.positions))
+
+
+def _describe_skip(partition: int, position: Position) -> dict[str, object]:
+    """Return what the log says of a position that was set back without a command of ours."""
+    return {
+        "partition": partition,
+        "offset": position.next_offset,
+        "decided_end": position.decided_end,
+        "advice": "records are decided once: `orchestrator repair partition` has an option for more",
+    }

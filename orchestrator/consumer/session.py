@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from typing import Generic
+from typing import Generic, NamedTuple
 from uuid import UUID
 
 import psycopg
@@ -20,10 +20,16 @@ from confluent_kafka import Message as Record
 from orchestrator.config.timings import ConsumerTimings
 from orchestrator.consumer import offsets
 from orchestrator.consumer.client import GroupMember
-from orchestrator.consumer.offsets import OffsetConflict, OffsetMove, PartitionRefusal
+from orchestrator.consumer.handled import find_handled
+from orchestrator.consumer.offsets import OffsetConflict, OffsetMove
 from orchestrator.consumer.partitions import AssignedPartitions
 from orchestrator.consumer.subscription import ConsumerObserver, Insert, Subscription, T
-from orchestrator.contract.records import InvalidRecord, dead_letter, partition_offset
+from orchestrator.contract.records import (
+    InvalidRecord,
+    dead_letter,
+    origin_id_of_record,
+    partition_offset,
+)
 from orchestrator.kafka.topics import Admin, TopicMissing, TopicRecreated, TopicWatch, read_topic_id
 from outbox import (
     AdaptivePause,
@@ -59,13 +65,32 @@ SESSION_ERRORS = (
 
 @dataclass(slots=True)
 class ParsedBatch(Generic[T]):
-    """What the records of one poll become. messages: one for each row, in the same order."""
+    """What so many records of one poll become. messages: one for each row, in the same order.
+
+    again: those of records that are decided again, by the id that their dead letters have.
+    """
 
     moves: list[OffsetMove]
+    records: int
     rows: list[T] = field(default_factory=list)
     messages: list[Message] = field(default_factory=list)
-    dead_letters: list[Message] = field(default_factory=list)
-    dead_reasons: Counter[str] = field(default_factory=Counter)
+    invalid: list["InvalidOne"] = field(default_factory=list)
+    again: dict[UUID, Message] = field(default_factory=dict)
+
+
+class InvalidOne(NamedTuple):
+    """A record that is no valid one. aggregate_id: that of its row, had it been accepted earlier."""
+
+    aggregate_id: UUID
+    reason: str
+    dead_letter: Message
+
+
+class Written(NamedTuple):
+    """What a transaction has added: so many rows, and dead letters by reason."""
+
+    rows: int
+    dead: Counter[str]
 
 
 @contextmanager
@@ -83,7 +108,13 @@ def open_consumer_session(
     topic = TopicWatch(admin, subscription.topic, topic_id, timings.topic_check_s)
     with closing(GroupMember(subscription.kafka, subscription.group)) as client:
         partitions = AssignedPartitions(
-            conn, client, admin, topic, subscription.group, subscription.repair_command, timings
+            conn,
+            client,
+            admin,
+            subscription.kafka,
+            topic,
+            subscription.repair_command,
+            timings,
         )
         client.subscribe(
             [topic.name],
@@ -121,7 +152,6 @@ class ConsumerSession(Generic[T]):
         self._observer = observer
         self._timings = timings
         self._pause = AdaptivePause(timings.max_pause_s)
-        self._ping_at = 0.0
 
     def positions(self) -> dict[int, int]:
         """Return the next offset of each partition assigned here, including refused ones."""
@@ -135,7 +165,7 @@ class ConsumerSession(Generic[T]):
         """Consume one batch; return the number of its records."""
         self._client.check_reachable()
         self._topic.poll()
-        self._partitions.recheck_refused()
+        self._partitions.check_positions()
         records = self._poll()
         if records:
             crash_point("consumer.polled")
@@ -144,9 +174,6 @@ class ConsumerSession(Generic[T]):
             self._commit(self._parse(records))
             if len(records) < self._subscription.batch_size:
                 time.sleep(self._pause.after(time.perf_counter() - started))
-        elif time.monotonic() > self._ping_at:  # before a record has to wait for a new session
-            self._conn.execute("SELECT")
-            self._ping_at = time.monotonic() + self._timings.ping_s
         self._partitions.mirror_if_due()
         return len(records)
 
@@ -164,7 +191,9 @@ class ConsumerSession(Generic[T]):
         records = self._client.consume(more, 0) if more else []
         if self._partitions.generation == generation:
             records.insert(0, first)
-        return [record for record in records if self._is_assigned_record(record)]
+        found = [record for record in records if self._is_assigned_record(record)]
+        refused = self._partitions.refused
+        return [one for one in found if one.partition() not in refused] if refused else found
 
     def _is_assigned_record(self, record: Record) -> bool:
         """Say whether it is a record, and of a partition that is ours."""
@@ -178,64 +207,85 @@ class ConsumerSession(Generic[T]):
         if error.code() not in OFFSET_LOST_ERRORS:
             raise KafkaException(error)
         partition, _ = partition_offset(record)
-        if partition in self._partitions.positions:
-            self._partitions.refuse(partition, PartitionRefusal.OFFSET_OUT_OF_RANGE)
+        is_ours = partition in self._partitions.positions
+        if is_ours and not self._partitions.refuse(partition):
+            raise KafkaException(error)  # the log has it now
 
     def _parse(self, records: Sequence[Record]) -> ParsedBatch[T]:
         """Turn each record into a row and a message, or into a dead letter."""
         subscription, topic_id = self._subscription, self._topic.id
         last = {record.partition(): record for record in records}
-        batch = ParsedBatch[T]([self._move(record) for record in last.values()])
+        batch = ParsedBatch[T]([self._move(record) for record in last.values()], len(records))
+        again = {move.partition for move in batch.moves if move.before.decide_again}
         for record in records:
             try:
                 row, message = subscription.parse(record, topic_id)
             except InvalidRecord as invalid:
-                batch.dead_letters.append(
-                    dead_letter(subscription.dead_letter_topic, subscription.group, record, invalid)
+                letter = dead_letter(
+                    subscription.dead_letter_topic, subscription.group, record, invalid
                 )
-                batch.dead_reasons[invalid.reason] += 1
+                aggregate_id = subscription.aggregate_id(record, topic_id, letter.headers)
+                batch.invalid.append(InvalidOne(aggregate_id, invalid.reason, letter))
                 continue
             batch.rows.append(row)
             batch.messages.append(message)
+            if record.partition() in again:
+                batch.again[origin_id_of_record(record)] = message
         return batch
 
     def _move(self, last: Record) -> OffsetMove:
         """Return the move of a partition whose last record of the batch this is."""
         partition, offset = partition_offset(last)
-        expected = self._partitions.positions[partition].next_offset
-        epoch = last.leader_epoch()
-        return OffsetMove(partition, expected, offset + 1, -1 if epoch is None else epoch)
+        before, epoch = self._partitions.positions[partition], last.leader_epoch()
+        return OffsetMove(partition, before, offset + 1, -1 if epoch is None else epoch)
 
     def _commit(self, batch: ParsedBatch[T]) -> None:
         """Commit the batch in Postgres; only then follow its moves."""
         started = time.perf_counter()
         try:
-            accepted = self._write(batch, self._subscription.insert)
+            written = self._write(batch, self._subscription.insert)
         except psycopg.errors.UniqueViolation as error:  # records read again: rare, so it may cost more
             error.__traceback__ = None  # it would keep the batch in memory until the next collection
-            accepted = self._write(batch, self._subscription.insert_ignoring_existing)
+            written = self._write(batch, self._subscription.insert_ignoring_existing)
         took_s = time.perf_counter() - started
         crash_point("consumer.committed")
         self._partitions.advanced(batch.moves)
-        duplicates = len(batch.rows) - accepted
-        self._observer.consumed(accepted, duplicates, batch.dead_reasons, took_s, batch.messages)
+        duplicates = batch.records - written.rows - written.dead.total()
+        self._observer.consumed(written.rows, duplicates, written.dead, took_s, batch.messages)
 
     @retry_transaction
-    def _write(self, batch: ParsedBatch[T], insert: Insert[T]) -> int:
-        """One Postgres transaction: positions, rows, outbox. Return the number of new rows."""
-        group, topic = self._subscription.group, self._topic
+    def _write(self, batch: ParsedBatch[T], insert: Insert[T]) -> Written:
+        """One Postgres transaction: positions, rows, outbox."""
+        topic = self._topic
         with transaction(self._conn):
-            offsets.advance(self._conn, group, topic.name, topic.id, batch.moves)
+            offsets.advance(self._conn, topic.name, topic.id, batch.moves)
             crash_point("consumer.advanced")
-            accepted = insert(self._conn, batch.rows) if batch.rows else ()
+            rows, messages = batch.rows, batch.messages
+            if batch.again:
+                rows, messages = self._without_handled(batch)
+            accepted = insert(self._conn, rows) if rows else ()
             crash_point("consumer.inserted")
-            messages = batch.messages
             if len(accepted) < len(messages):
                 messages = first_about_each(messages, accepted)
-            enqueue(self._conn, messages + batch.dead_letters, self._lanes)
+            dead = self._never_accepted(batch.invalid) if batch.invalid else ()
+            enqueue(self._conn, messages + [one.dead_letter for one in dead], self._lanes)
             crash_point("consumer.enqueued")
             topic.finish_check()  # or records of a recreated topic would count as the old topic's
-        return len(accepted)
+        return Written(len(accepted), Counter(one.reason for one in dead))
+
+    def _without_handled(self, batch: ParsedBatch[T]) -> tuple[list[T], list[Message]]:
+        """Leave out records whose dead letters an operator has dealt with."""
+        handled = find_handled(self._conn, list(batch.again))
+        dropped = {id(batch.again[origin]) for origin in handled}
+        pairs = zip(batch.rows, batch.messages, strict=True)
+        kept = [pair for pair in pairs if id(pair[1]) not in dropped]
+        return [row for row, _ in kept], [message for _, message in kept]
+
+    def _never_accepted(self, invalid: Sequence[InvalidOne]) -> list[InvalidOne]:
+        """Leave out records that were accepted before, by settings that have changed since."""
+        ids = [one.aggregate_id for one in invalid]
+        accepted = self._subscription.find_existing(self._conn, ids)
+        return [one for one in invalid if one.aggregate_id not in accepted]
 
 
 def first_about_each(messages: Sequence[Message], aggregate_ids: Sequence[UUID]) -> list[Message]:

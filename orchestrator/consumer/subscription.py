@@ -1,13 +1,13 @@
 """The boundary between consuming, which knows no meaning of a record, and the service, which does."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 from uuid import UUID
 
 from confluent_kafka import Message as Record
 
-from outbox import Connection, Message
+from outbox import Connection, Headers, Message
 
 T = TypeVar("T")
 Insert = Callable[[Connection, Sequence[T]], Sequence[UUID]]
@@ -22,7 +22,10 @@ class Subscription(Generic[T]):
     InvalidRecord, before it reads the record's headers. insert(conn, rows): writes them, in the
     transaction that moves the positions, and returns the aggregate ids of the messages to send; raises
     UniqueViolation if a row exists. Then records are read again, and `insert_ignoring_existing` returns
-    the ids of the new rows. repair_command(partition): the command that repairs a refused partition.
+    the ids of the new rows. aggregate_id(record, topic_id, headers): the id
+    that a row of this record has.
+    find_existing(conn, ids): those of them that have a row. repair_command(partition): the command that
+    repairs a refused partition.
     """
 
     kafka: Mapping[str, str] = field(repr=False)  # it may hold a password
@@ -34,6 +37,8 @@ class Subscription(Generic[T]):
     parse: Callable[[Record, UUID], tuple[T, Message]]
     insert: Insert[T]
     insert_ignoring_existing: Insert[T]
+    aggregate_id: Callable[[Record, UUID, Headers], UUID]
+    find_existing: Callable[[Connection, Sequence[UUID]], Collection[UUID]]
     repair_command: Callable[[int], str]
 
 

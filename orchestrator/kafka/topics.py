@@ -180,6 +180,14 @@ def read_high_watermarks(admin: AdminClient, topic: str, partitions: Sequence[in
     return _read_offsets(admin, topic, partitions, OffsetSpec.latest())  # type: ignore[no-untyped-call]
 
 
+def read_leader_epochs(admin: AdminClient, topic: str, partitions: Sequence[int]) -> dict[int, int]:
+    """Return the leader epoch that each partition has now; -1 if the brokers do not say."""
+    ends = {TopicPartition(topic, partition): OffsetSpec.latest() for partition in partitions}  # type: ignore[no-untyped-call]
+    futures = admin.list_offsets(ends, request_timeout=REQUEST_S)
+    epochs = {one.partition: future.result().leader_epoch for one, future in futures.items()}
+    return {partition: -1 if epoch is None else epoch for partition, epoch in epochs.items()}
+
+
 def read_offsets_at(
     admin: AdminClient, topic: str, partitions: Sequence[int], time_ms: int
 ) -> dict[int, int]:

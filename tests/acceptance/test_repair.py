@@ -358,17 +358,19 @@ def test_a_partition_that_is_not_refused_is_moved_only_with_from(system: System)
     assert repair(system, "partition", "all", "--yes")[1].count("needs no repair") == 2
     assert logged_repairs(system) == []
     code, said = repair(system, "partition", "0", "--from", "1", "--yes")
-    assert (code, "up to 3 records are read again" in said) == (0, True), said
+    assert (code, "from 1 to 3 were decided before" in said) == (1, True), said
+    code, said = repair(system, "partition", "0", "--from", "1", "--again", "--yes")
+    assert (code, "up to 3 records are decided again" in said) == (0, True), said
     system.produce(command(), partition=0)
     system.check_exactly_once(5, RECHECKED_S)
-    code, said = repair(system, "partition", "0", "--from", "beginning", "--yes")
-    assert (code, "with its next record" in said) == (0, True), said
+    code, said = repair(system, "partition", "0", "--from", "beginning", "--again", "--yes")
+    assert (code, "within seconds" in said) == (0, True), said
     system.produce(command(), partition=0)
     system.check_exactly_once(6, RECHECKED_S)
     assert system.query("SELECT sum(next_offset) FROM consumed_offsets") == [(6,)]
     assert [(words, reason) for words, _, reason, _ in logged_repairs(system)] == [
-        ("repair partition 0 --from 1", "manual"),
-        ("repair partition 0 --from beginning", "manual"),
+        ("repair partition 0 --from 1 --again", "manual"),
+        ("repair partition 0 --from beginning --again", "manual"),
     ]
     consumer.stop()
     relay.stop()
@@ -390,9 +392,8 @@ def test_a_lane_partition_or_offset_that_does_not_exist_is_exit_code_1(
     system: System, words: tuple[str, ...], why: str
 ) -> None:
     system.query(
-        "INSERT INTO consumed_offsets (consumer_group, topic, partition, topic_id, next_offset)"
-        " VALUES (%s, %s, 0, gen_random_uuid(), 3)",
-        system.settings.consumer_group,
+        "INSERT INTO consumed_offsets (topic, partition, topic_id, next_offset)"
+        " VALUES (%s, 0, gen_random_uuid(), 3)",
         system.settings.input_topic,
     )
     code, said = repair(system, *words, "--yes")
@@ -430,12 +431,12 @@ def refuse_everything(system: System) -> None:
 def test_a_dry_run_reports_what_it_would_do_and_changes_nothing(system: System, what: str) -> None:
     refuse_everything(system)
     if what == "lane":
-        system.query("UPDATE consumed_offsets SET next_offset = 3 WHERE partition = 0")
+        system.query("UPDATE consumed_offsets SET next_offset = decided_end")
     before = states(system)
     code, said = repair(system, what, "all", "--dry-run")
     assert code == 0, said
     assert "nothing was changed" in said
-    assert ("will be published" if what == "lane" else "it will continue at offset 0") in said
+    assert ("will be published" if what == "lane" else "it will continue at offset ") in said
     assert states(system) == before
 
 

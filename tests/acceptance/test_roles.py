@@ -25,7 +25,8 @@ from psycopg.conninfo import make_conninfo
 
 from orchestrator.config.settings import read_settings
 from orchestrator.consumer import offsets
-from orchestrator.consumer.offsets import OffsetMove
+from orchestrator.consumer.handled import find_handled
+from orchestrator.consumer.offsets import OffsetMove, PartitionRefusal
 from orchestrator.contract import workers
 from orchestrator.contract.messages import DeployOrder
 from orchestrator.embedded import Servers
@@ -162,8 +163,8 @@ def test_each_process_does_all_its_work_under_its_own_role(logins: Logins) -> No
     eventually(lambda: "outbox_pending_rows{" in relay.get("/metrics"), NOW_S)
 
     consumer.stop()
-    system.query("UPDATE consumed_offsets SET next_offset = 0")
-    again = logins.start("consumer")  # reads everything again, without effect
+    system.query("UPDATE consumed_offsets SET next_offset = 0, decide_again = true")
+    again = logins.start("consumer")  # decides everything again, without effect on workers
     eventually(lambda: len(system.read(system.settings.dead_letter_topic)) == 4, NOW_S)
     assert system.query("SELECT count(*) FROM workers") == [(41,)]
     for process in (again, relay):
@@ -231,10 +232,15 @@ def consume(conn: Connection) -> None:
     """Run every statement of the consumer."""
     check_current(conn)
     topic_id, order = uuid4(), DeployOrder(uuid4(), uuid4(), "rtsp://user:pw@camera/1")
-    offsets.insert_position(conn, "group", "topic", 0, topic_id, 0)
-    offsets.lock_positions(conn, "group", "topic", [0])
-    offsets.advance(conn, "group", "topic", topic_id, [OffsetMove(0, 0, 1, 5)])
+    offsets.insert_position(conn, "topic", 0, topic_id, 0)
+    position = offsets.lock_positions(conn, "topic", [0])[0]
+    offsets.skip_decided(conn, "topic", topic_id, [0])
+    offsets.advance(conn, "topic", topic_id, [OffsetMove(0, position, 1, 5)])
+    after = offsets.read_positions(conn, "topic")[0]
+    offsets.refuse(conn, "topic", 0, after, PartitionRefusal.LOG_TRUNCATED)
+    find_handled(conn, [uuid4()])
     workers.insert(conn, [order])
+    workers.find_existing(conn, [order.worker_id])
     workers.insert_ignoring_existing(conn, [order])
     message = Message("topic", b"key", b"value", [("name", b"value")], order.worker_id)
     enqueue(conn, [message], count_lanes(conn))

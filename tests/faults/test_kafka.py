@@ -113,7 +113,9 @@ def go_on_from(system: System, offset: int) -> None:
     """Do what the README says of a paused partition, with all of them."""
     admin = AdminClient(dict(system.settings.kafka))
     system.query(
-        "UPDATE consumed_offsets SET next_offset = %s, topic_id = %s WHERE topic = %s",
+        "UPDATE consumed_offsets SET next_offset = %s, decided_end = %s, topic_id = %s,"
+        " refusal = NULL WHERE topic = %s",
+        offset,
         offset,
         topics.read_topic_id(admin, system.settings.input_topic),
         system.settings.input_topic,
@@ -128,7 +130,8 @@ def scenarios_in(system: System) -> set[UUID]:
 
 def accepted_of(system: System, scenarios: set[UUID]) -> int:
     """Count the workers of these scenarios."""
-    return len(system.query("SELECT FROM workers WHERE scenario_uuid = ANY(%s)", list(scenarios)))
+    found = "SELECT count(*) FROM workers WHERE scenario_uuid = ANY(%s)"
+    return int(system.query(found, list(scenarios))[0][0])
 
 
 @pytest.mark.fault(24)
@@ -171,7 +174,7 @@ def test_records_deleted_before_they_were_read_pause_their_partition(own: System
     own.produce(*[command(uuid4(), number) for number in range(5)], partition=1)  # the others go on
     own.check_exactly_once(4 + 5)
     second.stop()
-    own.query("UPDATE consumed_offsets SET next_offset = 12 WHERE partition = 0")
+    own.query("UPDATE consumed_offsets SET next_offset = 12, refusal = NULL WHERE partition = 0")
     own.start("consumer")
     own.check_exactly_once(4 + 5 + 8)
 
@@ -193,7 +196,7 @@ def test_a_log_cut_by_its_retention_pauses_the_partition(own: System) -> None:
     eventually(lambda: "partition 0: offset_out_of_range" in consumer.get("/readyz"), 30)
     assert own.statuses() == {"deployed": 3}
     consumer.stop()
-    own.query("UPDATE consumed_offsets SET next_offset = 8 WHERE partition = 0")
+    own.query("UPDATE consumed_offsets SET next_offset = 8, refusal = NULL WHERE partition = 0")
     own.start("consumer")
     own.check_exactly_once(4)
 

@@ -49,7 +49,8 @@ from testkit.system import (
 KEY = b"one partition"
 OFTEN_REFRESHED = {"KAFKA_CONFIG_TOPIC_METADATA_REFRESH_INTERVAL_MS": "500"}
 REBALANCED_S = 6.0  # longer than a rebalance of one member
-SOON_RECHECKED = ConsumerTimings(refused_recheck_s=0.1)
+SOON_RECHECKED = ConsumerTimings(position_check_s=0.1)
+NEVER_RECHECKED = ConsumerTimings(position_check_s=600)
 
 
 def command() -> bytes:
@@ -82,9 +83,10 @@ def set_offset(system: System, partition: int, offset: int) -> None:
     """Repair a partition as `orchestrator repair partition` does."""
     admin = AdminClient(dict(system.settings.kafka))
     system.query(
-        "UPDATE consumed_offsets SET topic_id = %s, next_offset = %s, leader_epoch = -1"
-        " WHERE partition = %s",
+        "UPDATE consumed_offsets SET topic_id = %s, next_offset = %s, decided_end = %s,"
+        " leader_epoch = -1, refusal = NULL WHERE partition = %s",
         topics.read_topic_id(admin, system.settings.input_topic),
+        offset,
         offset,
         partition,
     )
@@ -172,6 +174,10 @@ def test_records_read_again_make_no_second_worker_and_new_ones_beside_them_count
 MOVED = {
     "offset": "UPDATE consumed_offsets SET next_offset = next_offset + 1",
     "topic": "UPDATE consumed_offsets SET topic_id = gen_random_uuid()",
+    "epoch": "UPDATE consumed_offsets SET leader_epoch = leader_epoch + 1",
+    "decided": "UPDATE consumed_offsets SET decided_end = decided_end + 9",
+    "again": "UPDATE consumed_offsets SET decide_again = NOT decide_again",
+    "refused": "UPDATE consumed_offsets SET refusal = 'log_truncated'",
     "gone": "DELETE FROM consumed_offsets",
 }
 
@@ -181,7 +187,7 @@ MOVED = {
 def test_guard_a_batch_whose_offset_another_consumer_moved_leaves_nothing(
     system: System, moved: str
 ) -> None:
-    with system.consumer() as session:
+    with system.consumer(NEVER_RECHECKED) as session:
         eventually(lambda: session.run_once() == 0 and session.positions())
         system.query(MOVED[moved])
         before = stored(system)
@@ -555,7 +561,7 @@ def test_a_serialization_failure_repeats_the_transaction(system: System) -> None
         session._conn.execute("SET default_transaction_isolation = 'repeatable read'")
         system.submit(1)
         other.execute("BEGIN")
-        other.execute("UPDATE consumed_offsets SET leader_epoch = 7")
+        other.execute("UPDATE consumed_offsets SET topic = topic")
         with blocked(system, session):
             other.execute("COMMIT")
     assert accepted(system) == 1

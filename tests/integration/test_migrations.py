@@ -34,6 +34,7 @@ FILES = [
     "010_words.sql",
     "011_deferred.sql",
     "012_log_decides.sql",
+    "013_decided_once.sql",
 ]
 NEXT = len(FILES) + 1
 

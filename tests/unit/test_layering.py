@@ -89,12 +89,16 @@ def test_imports_point_down() -> None:
 GENERIC = {
     "orchestrator.config.timings",
     "orchestrator.consumer.client",
+    "orchestrator.consumer.handled",
     "orchestrator.consumer.loop",
     "orchestrator.consumer.offsets",
     "orchestrator.consumer.partitions",
+    "orchestrator.consumer.refusals",
     "orchestrator.consumer.session",
     "orchestrator.consumer.subscription",
     "orchestrator.contract.records",
+    "orchestrator.kafka.continuations",
+    "orchestrator.kafka.reader",
     "orchestrator.kafka.topics",
 }
 SERVICE_WORDS = re.compile("scenario|camera|worker", re.IGNORECASE)

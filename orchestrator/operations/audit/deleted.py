@@ -86,9 +86,8 @@ class ConsumedEnd(NamedTuple):
 
 READ_CONSUMED_ENDS = """
     SELECT topic, topic_id, partition,
-           max(greatest(next_offset, (to_jsonb(consumed_offsets) ->> 'decided_end')::bigint))
+           greatest(next_offset, decided_end)
       FROM consumed_offsets
-     GROUP BY topic, topic_id, partition
      ORDER BY topic, topic_id, partition
 """
 

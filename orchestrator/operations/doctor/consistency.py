@@ -6,6 +6,7 @@ from contextlib import closing
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from orchestrator.consumer import offsets
+from orchestrator.consumer.refusals import continuations_of, find_refusal
 from orchestrator.contract.repair_commands import repair_of_lane, repair_of_partition
 from orchestrator.kafka import topics
 from orchestrator.kafka.reader import OffsetRange
@@ -23,7 +24,6 @@ from orchestrator.operations.doctor.kafka import (
     read_configs,
 )
 from orchestrator.operations.doctor.kafka_permissions import WRITE, topic_operations
-from orchestrator.operations.repair.partition import find_refusal
 from orchestrator.operations.text import duration
 from outbox import count_lanes, topic_id_of
 from outbox.admin import DEFAULT_CONFIG, check_lanes, try_transactional_id
@@ -80,15 +80,19 @@ def input_positions(installation: Installation) -> Result:
     topic_id, ids = topic_id_of(found), [partition.id for partition in found.partitions]
     copies = read_committed_offsets(installation, group, topic)
     starts = topics.read_log_start_offsets(installation.admin, topic, ids)
-    positions = offsets.read_positions(installation.conn, group, topic)
+    positions = offsets.read_positions(installation.conn, topic)
     ends = topics.read_high_watermarks(installation.admin, topic, ids)
+    continuations = continuations_of(installation.kafka, topic, topic_id, positions)
     remarks: list[Result] = []
     for partition, position in positions.items():
         if partition not in ids:
             text = f"partition {partition} is no longer in {topic}: was it recreated with fewer?"
             remarks.append(("warning", text))
         elif refusal := find_refusal(
-            position, topic_id, OffsetRange(starts[partition], ends[partition])
+            position,
+            topic_id,
+            OffsetRange(starts[partition], ends[partition]),
+            continuations.get(partition),
         ):
             text = f"partition {partition}: {refusal}: {repair_of_partition(partition)}"
             remarks.append(("failed", text))

@@ -21,11 +21,14 @@ TABLE_PERMISSIONS = {
         *WRITER_PERMISSIONS,
         TablePermission("consumed_offsets", "SELECT"),
         TablePermission(
-            "consumed_offsets",
-            "INSERT",
-            ("consumer_group", "topic", "partition", "topic_id", "next_offset"),
+            "consumed_offsets", "INSERT", ("topic", "partition", "topic_id", "next_offset")
         ),
-        TablePermission("consumed_offsets", "UPDATE", ("next_offset", "leader_epoch")),
+        TablePermission(
+            "consumed_offsets",
+            "UPDATE",
+            ("next_offset", "leader_epoch", "decided_end", "decide_again", "refusal"),
+        ),
+        TablePermission("dead_letters_handled", "SELECT", ("origin",)),
         SCHEMA_VERSION,
     ),
     "relay": (

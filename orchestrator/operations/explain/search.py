@@ -12,6 +12,7 @@ from uuid import UUID
 from orchestrator.config.settings import Settings
 from orchestrator.consumer import offsets
 from orchestrator.consumer.offsets import Position
+from orchestrator.consumer.refusals import find_refusal
 from orchestrator.kafka import topics
 from orchestrator.kafka.reader import OffsetRange, find_ranges, read_ranges
 from orchestrator.operations.dead_letters.filter import RecordFilter
@@ -22,7 +23,6 @@ from orchestrator.operations.dead_letters.letters import (
     read_dead_letters,
 )
 from orchestrator.operations.explain.worker_history import MAX_SHOWN, FoundRecord, found_record
-from orchestrator.operations.repair.partition import find_refusal
 from outbox import Connection
 
 MAX_SEARCHED = 100_000  # unconsumed records that are searched, in all partitions together
@@ -51,7 +51,7 @@ def search_input(settings: Settings, conn: Connection, wanted: UUID) -> tuple[li
     """
     admin, topic = topics.Admin(settings.kafka), settings.input_topic
     # Before the logs: a position must not be ahead of its high watermark.
-    positions = offsets.read_positions(conn, settings.consumer_group, topic)
+    positions = offsets.read_positions(conn, topic)
     topic_id, logs = topics.read_topic_id(admin, topic), find_ranges(admin, topic)
     unread = {p: _unconsumed(positions.get(p), topic_id, log) for p, log in logs.items()}
     share = MAX_SEARCHED // max(sum(one.length > 0 for one in unread.values()), 1)

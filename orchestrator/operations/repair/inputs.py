@@ -8,19 +8,18 @@ look-up would be published twice, whichever input it comes from.
 import time
 from collections.abc import Mapping
 from contextlib import closing
-from typing import NamedTuple
-from uuid import UUID
 
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
-from psycopg.rows import args_row
 
+from orchestrator.consumer import offsets
+from orchestrator.consumer.refusals import continuations_of, find_refusal
 from orchestrator.contract.repair_commands import repair_of_partition
 from orchestrator.errors import NotRepaired
 from orchestrator.kafka import topics
 from orchestrator.kafka.reader import OffsetRange, read_ranges
 from orchestrator.operations.repair.run import RepairRun
-from outbox import Connection, query, scalars
+from outbox import Connection, scalars
 
 CATCH_UP_S = 10.0  # a running consumer consumes what was already there within this time
 CATCH_UP_POLL_S = 0.5
@@ -97,15 +96,19 @@ def find_unread(
     run: RepairRun, admin: AdminClient, topic: str, ends: Mapping[int, int]
 ) -> dict[int, OffsetRange]:
     """Return what is left to consume up to `ends`. Raises NotRepaired for a refused partition."""
+    topic_id = topics.read_topic_id(admin, topic)
     starts = topics.read_log_start_offsets(admin, topic, list(ends))
-    stored = lock_next_offsets(run.conn, topic, topics.read_topic_id(admin, topic))
+    positions = offsets.lock_positions(
+        run.conn, topic, list(ends)
+    )  # waits for a COMMIT that still runs
     latest = topics.read_high_watermarks(admin, topic, list(ends))  # the consumer may be beyond `ends`
+    continuations = continuations_of(run.settings.kafka, topic, topic_id, positions)
     nexts = dict(starts)
-    for partition in ends.keys() & stored:
-        offset = stored[partition]
-        if offset is None or not starts[partition] <= offset <= latest[partition]:
+    for partition, position in positions.items():
+        log = OffsetRange(starts[partition], latest[partition])
+        if find_refusal(position, topic_id, log, continuations.get(partition)):
             raise partition_refused(run, topic, partition)
-        nexts[partition] = offset
+        nexts[partition] = position.next_offset
     return {p: OffsetRange(nexts[p], end) for p, end in ends.items() if nexts[p] < end}
 
 
@@ -118,32 +121,3 @@ def partition_refused(run: RepairRun, topic: str, partition: int) -> NotRepaired
         f"partition {partition} of {topic} needs a repair first:"
         f" {repair_of_partition(partition)}{by_whom}"
     )
-
-
-class StoredPosition(NamedTuple):
-    """The position of an input's partition, of whichever group."""
-
-    partition: int
-    topic_id: UUID
-    next_offset: int
-    refusal: str | None
-
-
-# The lock waits for a COMMIT of another session that is still running.
-LOCK_POSITIONS = """
-    SELECT partition, topic_id, next_offset, to_jsonb(consumed_offsets) ->> 'refusal'
-      FROM consumed_offsets
-     WHERE topic = %(topic)s
-     ORDER BY partition, next_offset
-       FOR UPDATE
-"""
-
-
-def lock_next_offsets(conn: Connection, topic: str, topic_id: UUID) -> dict[int, int | None]:
-    """Return the next offset of each partition, the furthest one; None if it cannot be used."""
-    stored = query(conn, args_row(StoredPosition), LOCK_POSITIONS, {"topic": topic})
-    found: dict[int, int | None] = {position.partition: None for position in stored}
-    for position in stored:
-        if position.topic_id == topic_id and position.refusal is None:
-            found[position.partition] = position.next_offset
-    return found

@@ -12,6 +12,7 @@ from confluent_kafka.admin import AdminClient
 
 from orchestrator.consumer import offsets
 from orchestrator.consumer.offsets import PartitionRefusal, Position
+from orchestrator.consumer.refusals import continuations_of, find_refusal, is_cut
 from orchestrator.errors import NotRepaired
 from orchestrator.kafka import topics
 from orchestrator.kafka.reader import OffsetRange
@@ -25,13 +26,35 @@ Start = int | Literal["beginning"] | None
 
 
 class PartitionCheck(NamedTuple):
-    """A partition's position beside its log. refusal: why it is refused; None: it is not."""
+    """A partition's position beside its log.
+
+    leader_epoch: of the partition, read before all else: a later cut of the log has a higher one.
+    continues_at: where a reader of the position would continue; None: unknown. refusal: why the
+    partition is refused; None: it is not.
+    """
 
     partition: int
     position: Position
     topic_id: UUID
     log: OffsetRange
+    leader_epoch: int
+    continues_at: int | None
     refusal: PartitionRefusal | None
+
+    @property
+    def is_cut(self) -> bool:
+        """Return whether the log has lost records that were consumed."""
+        return is_cut(self.position, self.log, self.continues_at)
+
+    @property
+    def kept_end(self) -> int | None:
+        """Return up to where the log holds what was consumed, or began since; None: unknown."""
+        if self.refusal == PartitionRefusal.TOPIC_RECREATED:
+            return self.log.first
+        if self.is_cut and (self.continues_at is None or self.position.leader_epoch < 0):
+            return None
+        kept = min(self.position.next_offset, self.continues_at or self.position.next_offset)
+        return max(kept, self.log.first)
 
 
 class Plan(NamedTuple):
@@ -40,15 +63,17 @@ class Plan(NamedTuple):
     check: PartitionCheck
     reason: str
     next_offset: int
+    decided_end: int
     deleted: int | None  # no longer in the log, never consumed; None: unknown
     skipped: int  # in the log, never consumed, will not be
-    reread: int  # consumed before, will be read again
+    again: int  # decided before, or perhaps, and will be decided again
 
 
-def repair_partitions(run: RepairRun, wanted: int | None, start: Start) -> None:
-    """Let one partition, or all that are refused, continue at `start`, else at the log start offset.
+def repair_partitions(run: RepairRun, wanted: int | None, start: Start, again: bool = False) -> None:
+    """Let one partition, or all that are refused, continue at `start`, else at what is undecided.
 
-    A partition that is not refused is moved only if it is named and `start` is given.
+    A partition that is not refused is moved only if it is named and `start` is given. again: decide
+    records once more that were decided before.
     Raises NotRepaired, TopicMissing, KafkaException or psycopg.Error.
     """
     admin = topics.Admin(run.settings.kafka)
@@ -58,7 +83,7 @@ def repair_partitions(run: RepairRun, wanted: int | None, start: Start) -> None:
     for check in checks:
         if check not in chosen:
             run.report(f"partition {check.partition}: needs no repair")
-    plans = [make_plan(check, start) for check in chosen]
+    plans = [make_plan(check, start, again) for check in chosen]
     for line in (line for plan in plans for line in describe_plan(plan)):
         run.report(line)
     if not plans:
@@ -81,72 +106,94 @@ def check_partitions(
     if wanted is not None and wanted not in numbers:
         raise NotRepaired(f"there is no partition {wanted}: {topic} has 0 to {max(numbers)}")
     partitions = numbers if wanted is None else [wanted]
-    positions = offsets.lock_positions(run.conn, settings.consumer_group, topic, partitions)
+    epochs = topics.read_leader_epochs(admin, topic, partitions)
+    positions = offsets.lock_positions(run.conn, topic, partitions)
     # After the positions: a watermark older than a position would look like a truncated log.
     starts = topics.read_log_start_offsets(admin, topic, partitions)
     ends = topics.read_high_watermarks(admin, topic, partitions)
+    continuations = continuations_of(settings.kafka, topic, topic_id, positions)
     for partition, position in positions.items():
         log = OffsetRange(starts[partition], ends[partition])
-        refusal = find_refusal(position, topic_id, log)
-        yield PartitionCheck(partition, position, topic_id, log, refusal)
+        continues_at = continuations.get(partition)
+        refusal = find_refusal(position, topic_id, log, continues_at)
+        epoch = epochs[partition]
+        yield PartitionCheck(partition, position, topic_id, log, epoch, continues_at, refusal)
     for partition in sorted(set(partitions) - positions.keys()):
         run.report(f"partition {partition}: was never consumed by {settings.consumer_group}")
 
 
-def find_refusal(position: Position, topic_id: UUID, log: OffsetRange) -> PartitionRefusal | None:
-    """Return why a consumer refuses the partition, None if it does not."""
-    if position.topic_id != topic_id:
-        return PartitionRefusal.TOPIC_RECREATED
-    in_log = log.first <= position.next_offset <= log.end
-    return None if in_log else PartitionRefusal.OFFSET_OUT_OF_RANGE
+def make_plan(check: PartitionCheck, start: Start, again: bool) -> Plan:
+    """Work out what it means to continue at `start`.
 
-
-def make_plan(check: PartitionCheck, start: Start) -> Plan:
-    """Work out what it means to continue at `start`. Raises NotRepaired if that is not in the log."""
-    log, before = check.log, check.position.next_offset
-    next_offset = start if isinstance(start, int) else log.first
+    Raises NotRepaired if that is not in the log, or before records that were decided, without `again`.
+    """
+    log, position, kept_end = check.log, check.position, check.kept_end
+    undecided = log.first if kept_end is None else kept_end
+    next_offset = undecided if start is None else log.first if start == "beginning" else start
     if not log.first <= next_offset <= log.end:
         raise NotRepaired(
             f"partition {check.partition}: offset {next_offset} is not in the log, which goes from"
             f" {log.first} to {log.end}"
         )
-    reason = check.refusal or MANUAL
-    if reason == PartitionRefusal.TOPIC_RECREATED:  # nothing of this topic was ever consumed
-        return Plan(check, reason, next_offset, None, next_offset - log.first, 0)
+    is_new = check.is_cut or check.refusal == PartitionRefusal.TOPIC_RECREATED
+    decided_end = max(next_offset, undecided if is_new else position.decided_end)
+    if next_offset < decided_end and not again:
+        raise NotRepaired(
+            f"partition {check.partition}: the records from {next_offset} to {decided_end - 1} were"
+            " decided before, and reading them again changes nothing. --again decides them once more:"
+            " workers that exist stay as they are, one that was deleted gets another order, and what"
+            " is no valid command becomes a dead letter again"
+        )
+    deleted: int | None = max(log.first - position.next_offset, 0)
+    if check.refusal == PartitionRefusal.TOPIC_RECREATED:
+        deleted = None
     return Plan(
         check,
-        reason,
+        check.refusal or MANUAL,
         next_offset,
-        deleted=max(log.first - before, 0),
-        skipped=max(next_offset - max(before, log.first), 0),
-        reread=max(min(before, log.end) - next_offset, 0),
+        decided_end,
+        deleted,
+        skipped=max(next_offset - undecided, 0),
+        again=log.end - next_offset if kept_end is None else decided_end - next_offset,
     )
 
 
 def describe_plan(plan: Plan) -> Iterator[str]:
     """Yield what happened to the partition and what the plan does, as lines for the operator."""
-    check, reason, next_offset, deleted, skipped, reread = plan
-    before, log = check.position.next_offset, check.log
-    yield f"partition {check.partition}: {reason}: its position is {before}"
+    check, next_offset = plan.check, plan.next_offset
+    before, log, kept_end = check.position.next_offset, check.log, check.kept_end
+    yield f"partition {check.partition}: {plan.reason}: its position is {before}"
     yield f"  log start offset {log.first}, high watermark {log.end}"
-    if deleted is None:
+    if plan.deleted is None:
         yield f"  the topic with the id {check.position.topic_id} was deleted; its records from"
         yield f"  offset {before} on are lost, and their number is unknown"
-    elif before > log.end:
-        yield f"  {before - log.end:,} consumed records are no longer in it; their workers stay"
-    elif deleted:
-        yield f"  up to {deleted:,} records, {before} to {log.first - 1}, were deleted: no worker"
+    elif plan.deleted:
+        yield f"  up to {plan.deleted:,} records, {before} to {log.first - 1}, were deleted: no worker"
+    elif check.is_cut and kept_end is None:
+        yield "  the log was cut before the position. Its leader epoch is unknown, and so is where the"
+        yield "  log was cut: all its records are decided again"
+    elif check.is_cut and kept_end is not None:
+        yield f"  the log was cut at offset {kept_end}: {before - kept_end:,} consumed records are no"
+        yield "  longer in it; their workers stay"
+        if log.end > kept_end:
+            last = min(before, log.end) - 1
+            yield f"  offsets {kept_end} to {last} hold other records now, which were never read"
     yield f"  it will continue at offset {next_offset}"
-    if skipped:
-        yield f"  up to {skipped:,} records in the log are skipped: no worker"
-    if reread:
-        yield f"  up to {reread:,} records are read again: no new workers, but dead letters again"
+    if plan.skipped:
+        yield f"  up to {plan.skipped:,} records in the log are skipped: no worker"
+    if plan.again:
+        yield f"  up to {plan.again:,} records are decided again: no new workers for those that exist"
 
 
 SET_POSITION = """
     UPDATE consumed_offsets
-       SET topic_id = %(topic_id)s, next_offset = %(next_offset)s, leader_epoch = -1
-     WHERE consumer_group = %(group)s AND topic = %(topic)s AND partition = %(partition)s
+       SET topic_id = %(topic_id)s,
+           next_offset = %(next_offset)s,
+           leader_epoch = %(leader_epoch)s,
+           decided_end = %(decided_end)s,
+           decide_again = %(next_offset)s < %(decided_end)s,
+           refusal = NULL
+     WHERE topic = %(topic)s AND partition = %(partition)s
 """
 
 
@@ -156,9 +203,9 @@ def set_position(run: RepairRun, admin: AdminClient, plan: Plan) -> None:
     Raises NotRepaired if the partition is no longer as it was checked.
     """
     settings, conn, check = run.settings, run.conn, plan.check
-    group, topic, partition = settings.consumer_group, settings.input_topic, check.partition
+    topic, partition = settings.input_topic, check.partition
     with transaction(conn):
-        position = offsets.lock_positions(conn, group, topic, [partition]).get(partition)
+        position = offsets.lock_positions(conn, topic, [partition]).get(partition)
         if position != check.position or topics.read_topic_id(admin, topic) != check.topic_id:
             raise NotRepaired(f"partition {partition} has changed meanwhile: repeat the repair")
         conn.execute(
@@ -166,7 +213,8 @@ def set_position(run: RepairRun, admin: AdminClient, plan: Plan) -> None:
             {
                 "topic_id": check.topic_id,
                 "next_offset": plan.next_offset,
-                "group": group,
+                "leader_epoch": check.leader_epoch,
+                "decided_end": plan.decided_end,
                 "topic": topic,
                 "partition": partition,
             },
@@ -178,10 +226,14 @@ def set_position(run: RepairRun, admin: AdminClient, plan: Plan) -> None:
             plan.reason,
             check.position._asdict(),
             {"topic_id": check.topic_id, "next_offset": plan.next_offset},
-            {"deleted": plan.deleted, "skipped": plan.skipped, "reread": plan.reread},
+            {
+                "cut_at": check.kept_end if check.is_cut else None,
+                "deleted": plan.deleted,
+                "skipped": plan.skipped,
+                "again": plan.again,
+            },
         )
-    when = "with its next record" if plan.reason == MANUAL else "within 10 s"
     run.report(
         f"partition {partition}: continues at offset {plan.next_offset}; a running consumer sees it"
-        f" {when}"
+        " within seconds"
     )

@@ -9,6 +9,7 @@ from psycopg.rows import args_row
 from orchestrator.config.settings import Settings
 from orchestrator.consumer import offsets
 from orchestrator.consumer.offsets import Position
+from orchestrator.consumer.refusals import continuations_of, find_refusal
 from orchestrator.contract.repair_commands import repair_of_partition
 from orchestrator.kafka import topics
 from orchestrator.kafka.reader import OffsetRange, find_ranges
@@ -19,7 +20,6 @@ from orchestrator.operations.dead_letters.letters import (
     find_dead_letters,
     read_dead_letters,
 )
-from orchestrator.operations.repair.partition import find_refusal
 from orchestrator.operations.status.statements import in_time
 from outbox import Connection, query
 
@@ -66,21 +66,26 @@ def report_partitions(
 ) -> list[PartitionReport]:
     """Compare every partition's position in Postgres with its log."""
     topic = settings.input_topic
-    positions = offsets.read_positions(conn, settings.consumer_group, topic)
+    positions = offsets.read_positions(conn, topic)
     # After the positions: an older high watermark would look like a truncated log.
     topic_id, logs = topics.read_topic_id(admin, topic), find_ranges(admin, topic)
+    continuations = continuations_of(settings.kafka, topic, topic_id, positions)
     return [
-        _report_partition(number, positions.get(number), topic_id, log)
+        _report_partition(number, positions.get(number), topic_id, log, continuations.get(number))
         for number, log in sorted(logs.items())
     ]
 
 
 def _report_partition(
-    number: int, position: Position | None, topic_id: UUID, log: OffsetRange
+    number: int,
+    position: Position | None,
+    topic_id: UUID,
+    log: OffsetRange,
+    continues_at: int | None,
 ) -> PartitionReport:
     if position is None:
         return PartitionReport(number, None, log.end, log.length, None, None)
-    refusal = find_refusal(position, topic_id, log)
+    refusal = find_refusal(position, topic_id, log, continues_at)
     return PartitionReport(
         number,
         position.next_offset,

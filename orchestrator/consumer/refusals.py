@@ -1,0 +1,57 @@
+"""The positions of an input beside its log: what a consumer refuses, or would if one met it.
+
+The consumer asks here before it refuses a partition for good; so do the commands of the operator.
+"""
+
+from collections.abc import Mapping
+from uuid import UUID
+
+from confluent_kafka.admin import AdminClient
+
+from orchestrator.consumer.offsets import PartitionRefusal, Position
+from orchestrator.kafka.continuations import ReadFrom, find_continuations
+from orchestrator.kafka.reader import OffsetRange
+from orchestrator.kafka.topics import TopicWatch, read_high_watermarks, read_log_start_offsets
+
+
+def continuations_of(
+    kafka: Mapping[str, str], topic: str, topic_id: UUID, positions: Mapping[int, Position]
+) -> dict[int, int]:
+    """Return where a reader of each position would continue, of those that the brokers answer."""
+    asked = {
+        partition: ReadFrom(position.next_offset, position.leader_epoch)
+        for partition, position in positions.items()
+        if position.topic_id == topic_id
+    }
+    return find_continuations(kafka, topic, asked) if asked else {}
+
+
+def find_refusal(
+    position: Position, topic_id: UUID, log: OffsetRange, continues_at: int | None = None
+) -> PartitionRefusal | None:
+    """Return why a consumer refuses the partition, or would; None if it does not."""
+    if position.topic_id != topic_id:
+        return PartitionRefusal.TOPIC_RECREATED
+    if position.refusal:
+        return position.refusal
+    if position.next_offset < log.first:
+        return PartitionRefusal.OFFSET_OUT_OF_RANGE
+    return PartitionRefusal.LOG_TRUNCATED if is_cut(position, log, continues_at) else None
+
+
+def is_cut(position: Position, log: OffsetRange, continues_at: int | None) -> bool:
+    """Return whether a log has lost records before a position, even if it has grown since."""
+    if position.next_offset < log.first:
+        return False
+    end = log.end if continues_at is None else min(log.end, continues_at)
+    return end < position.next_offset
+
+
+def check_position(
+    admin: AdminClient, kafka: Mapping[str, str], topic: TopicWatch, partition: int, position: Position
+) -> PartitionRefusal | None:
+    """Compare one position with its log, as it is now. Raises KafkaException."""
+    (first,) = read_log_start_offsets(admin, topic.name, [partition]).values()
+    (end,) = read_high_watermarks(admin, topic.name, [partition]).values()
+    continues_at = continuations_of(kafka, topic.name, topic.id, {partition: position}).get(partition)
+    return find_refusal(position, topic.id, OffsetRange(first, end), continues_at)
