@@ -22,7 +22,7 @@ from orchestrator.operations.doctor.runner import run_all_checks
 from testkit.disagreement import back_up, logged_repairs, repair, restore
 from testkit.eventually import eventually
 from testkit.installations import Installations
-from testkit.system import LANES, System, delete_before
+from testkit.system import LANES, PARTITIONS, System, delete_before
 from tests.acceptance.test_dlq_and_parked import (
     letters_of,
     listed,
@@ -155,7 +155,10 @@ def test_the_doctor_warns_of_a_shared_dead_letter_topic(two: tuple[System, Syste
 
 def read_again(system: System, **environ: str) -> None:
     """Let a consumer with these settings read the whole input again, and publish what it writes."""
-    system.query("UPDATE consumed_offsets SET next_offset = 0")
+    for partition in range(PARTITIONS):
+        words = ["--from", "beginning", "--again", "--yes"]
+        code, said = repair(system, "partition", str(partition), *words)
+        assert code == 0, said
     consumer, relay = system.start("consumer", **environ), system.start("relay")
     eventually(lambda: has_no_work(system), WORKS_S)
     consumer.stop()
