@@ -229,7 +229,7 @@ class ConsumerSession(Generic[T]):
                 continue
             batch.rows.append(row)
             batch.messages.append(message)
-            if record.partition() in again:
+            if again and record.partition() in again:
                 batch.again[origin_id_of_record(record)] = message
         return batch
 

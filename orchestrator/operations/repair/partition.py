@@ -4,8 +4,8 @@ The position in Postgres is the only one that counts, and consumers move it by c
 still works from the old position rolls back and reads on from the new one.
 """
 
-from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Literal, NamedTuple, TypeVar
 from uuid import UUID
 
 from confluent_kafka.admin import AdminClient
@@ -22,6 +22,7 @@ from outbox import topic_id_of, transaction
 
 MANUAL = "manual"  # reason of a repair of a partition that is not refused
 
+T = TypeVar("T")
 Start = int | Literal["beginning"] | None
 
 
@@ -53,7 +54,9 @@ class PartitionCheck(NamedTuple):
             return self.log.first
         if self.is_cut and (self.continues_at is None or self.position.leader_epoch < 0):
             return None
-        kept = min(self.position.next_offset, self.continues_at or self.position.next_offset)
+        kept = self.position.next_offset
+        if self.continues_at is not None:
+            kept = min(kept, self.continues_at)
         return max(kept, self.log.first)
 
 
@@ -66,7 +69,7 @@ class Plan(NamedTuple):
     decided_end: int
     deleted: int | None  # no longer in the log, never consumed; None: unknown
     skipped: int  # in the log, never consumed, will not be
-    again: int  # decided before, or perhaps, and will be decided again
+    again: int  # decided before, and will be decided again
 
 
 def repair_partitions(run: RepairRun, wanted: int | None, start: Start, again: bool = False) -> None:
@@ -83,17 +86,26 @@ def repair_partitions(run: RepairRun, wanted: int | None, start: Start, again: b
     for check in checks:
         if check not in chosen:
             run.report(f"partition {check.partition}: needs no repair")
-    plans = [make_plan(check, start, again) for check in chosen]
+    plans: list[Plan] = []
+    not_repaired = [*attempt(lambda check: plans.append(make_plan(check, start, again)), chosen)]
     for line in (line for plan in plans for line in describe_plan(plan)):
         run.report(line)
-    if not plans:
-        return
-    if run.dry_run:
+    if plans and run.dry_run:
         run.report_dry_run()
-        return
-    run.require_confirmation()
-    for plan in plans:
-        set_position(run, admin, plan)
+    elif plans:
+        run.require_confirmation()
+        not_repaired += attempt(lambda plan: set_position(run, admin, plan), plans)
+    if not_repaired:
+        raise NotRepaired("; ".join(not_repaired))
+
+
+def attempt(do: Callable[[T], None], each: Iterable[T]) -> Iterator[str]:
+    """Do it with each; yield why one is not repaired, which does not stop the others."""
+    for one in each:
+        try:
+            do(one)
+        except NotRepaired as error:
+            yield str(error)
 
 
 def check_partitions(
@@ -125,9 +137,16 @@ def check_partitions(
 def make_plan(check: PartitionCheck, start: Start, again: bool) -> Plan:
     """Work out what it means to continue at `start`.
 
-    Raises NotRepaired if that is not in the log, or before records that were decided, without `again`.
+    Raises NotRepaired if that is not in the log, or before records that were decided, without `again`;
+    or if it is not given, and not known.
     """
     log, position, kept_end = check.log, check.position, check.kept_end
+    if kept_end is None and start is None:
+        raise NotRepaired(
+            f"partition {check.partition}: the log was cut before its position, {position.next_offset}."
+            " The leader epoch of that is unknown, and so is where it was cut. Give --from OFFSET, the"
+            f" first of {log.first} to {log.end} that was not consumed, or --from beginning --again"
+        )
     undecided = log.first if kept_end is None else kept_end
     next_offset = undecided if start is None else log.first if start == "beginning" else start
     if not log.first <= next_offset <= log.end:
@@ -137,7 +156,9 @@ def make_plan(check: PartitionCheck, start: Start, again: bool) -> Plan:
         )
     is_new = check.is_cut or check.refusal == PartitionRefusal.TOPIC_RECREATED
     decided_end = max(next_offset, undecided if is_new else position.decided_end)
-    if next_offset < decided_end and not again:
+    if kept_end is None:
+        decided_end = log.end if again else next_offset
+    if next_offset < decided_end and not (again or position.decide_again):
         raise NotRepaired(
             f"partition {check.partition}: the records from {next_offset} to {decided_end - 1} were"
             " decided before, and reading them again changes nothing. --again decides them once more:"
@@ -154,7 +175,7 @@ def make_plan(check: PartitionCheck, start: Start, again: bool) -> Plan:
         decided_end,
         deleted,
         skipped=max(next_offset - undecided, 0),
-        again=log.end - next_offset if kept_end is None else decided_end - next_offset,
+        again=decided_end - next_offset,
     )
 
 
@@ -170,8 +191,7 @@ def describe_plan(plan: Plan) -> Iterator[str]:
     elif plan.deleted:
         yield f"  up to {plan.deleted:,} records, {before} to {log.first - 1}, were deleted: no worker"
     elif check.is_cut and kept_end is None:
-        yield "  the log was cut before the position. Its leader epoch is unknown, and so is where the"
-        yield "  log was cut: all its records are decided again"
+        yield "  the log was cut before the position: it is unknown where"
     elif check.is_cut and kept_end is not None:
         yield f"  the log was cut at offset {kept_end}: {before - kept_end:,} consumed records are no"
         yield "  longer in it; their workers stay"
