@@ -365,7 +365,7 @@ GUARDS = [
         "orchestrator/consumer/partitions.py",
         "            self._seek(start)\n",
         "            pass\n",
-        f"{CUT_LOG_TEST} -k seen_before_it_grew",
+        f"{CUT_LOG_TEST} -k stopped",
         in_model="position validated after the assignment",
     ),
     Guard(
