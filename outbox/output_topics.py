@@ -208,12 +208,16 @@ class OutputTopics:
         except KafkaException as error:
             raise self._doubt(f"cleanup.policy of {topic}: {error.args[0].str()}") from error
 
+    def reconnect(self) -> None:
+        """Ask by new connections: the old ones may have been forgotten, as those of a doubt were."""
+        self._admin, self._question = new_admin_client(self._kafka), None
+
     def _doubt(self, reason: str) -> InDoubt:
         """Return the error to raise; a client that got no answer is not asked again.
 
         It may have lost all brokers for good (librdkafka issue 5301).
         """
-        self._admin, self._question = new_admin_client(self._kafka), None
+        self.reconnect()
         return InDoubt(reason)
 
     def _list_offsets(

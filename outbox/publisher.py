@@ -80,6 +80,7 @@ class Publisher:
         Raises InDoubt.
         """
         self._timeout_s = self._timings.kafka_call_s
+        self.topics.reconnect()
         self.discard()
         self.transactional_lane = transactional_lane
         self._producer = producer = self._producers.new(transactional_lane)
