@@ -83,7 +83,8 @@ GRANT INSERT (lane, topic, key, value, headers, aggregate_id) ON outbox TO orche
 GRANT SELECT (lane) ON outbox_lane TO orchestrator_consumer;                  -- how many there are
 GRANT SELECT ON consumed_offsets TO orchestrator_consumer;
 GRANT INSERT (topic, partition, topic_id, next_offset) ON consumed_offsets TO orchestrator_consumer;
-GRANT UPDATE (next_offset, leader_epoch, decided_end, decide_again, refusal) ON consumed_offsets
+GRANT UPDATE (next_offset, leader_epoch, decided_end, decide_again, refusal, cut_at)
+   ON consumed_offsets
    TO orchestrator_consumer;
 GRANT SELECT (origin) ON dead_letters_handled TO orchestrator_consumer;       -- where records are decided again
 

@@ -371,7 +371,7 @@ GUARDS = [
     Guard(
         "refusal written down",
         "orchestrator/consumer/partitions.py",
-        "            offsets.refuse(self._conn, self._topic.name, partition, position, reason)\n",
+        "            offsets.refuse(self._conn, self._topic.name, partition, position, refused)\n",
         "",
         f"{CUT_LOG_TEST} -k written_down",
         in_model="durable refusal",

@@ -35,7 +35,7 @@ class Position(NamedTuple):
     """The next offset of a partition. leader_epoch: of the last consumed record, -1 unknown.
 
     decided_end: the records before it were decided. decide_again: they are decided once more.
-    refusal: why the partition is not read.
+    refusal: why the partition is not read. cut_at: where its log was cut, if that was found.
     """
 
     topic_id: UUID
@@ -44,6 +44,7 @@ class Position(NamedTuple):
     decided_end: int = 0
     decide_again: bool = False
     refusal: PartitionRefusal | None = None
+    cut_at: int | None = None
 
     def moved(self, move: "OffsetMove") -> "Position":
         """Return the position after a move, as `advance` writes it."""
@@ -66,7 +67,7 @@ class OffsetMove:
 
 
 LOCK_POSITIONS = """
-    SELECT partition, topic_id, next_offset, leader_epoch, decided_end, decide_again, refusal
+    SELECT partition, topic_id, next_offset, leader_epoch, decided_end, decide_again, refusal, cut_at
       FROM consumed_offsets
      WHERE topic = %(topic)s AND partition = ANY(%(partitions)s)
      ORDER BY partition
@@ -84,7 +85,7 @@ def lock_positions(conn: Connection, topic: str, partitions: Sequence[int]) -> d
 
 
 READ_POSITIONS = """
-    SELECT partition, topic_id, next_offset, leader_epoch, decided_end, decide_again, refusal
+    SELECT partition, topic_id, next_offset, leader_epoch, decided_end, decide_again, refusal, cut_at
       FROM consumed_offsets
      WHERE topic = %(topic)s
      ORDER BY partition
@@ -104,9 +105,12 @@ def _by_partition(
     decided_end: int,
     decide_again: bool,
     refusal: str | None,
+    cut_at: int | None,
 ) -> tuple[int, Position]:
     reason = None if refusal is None else PartitionRefusal(refusal)
-    return partition, Position(topic_id, next_offset, leader_epoch, decided_end, decide_again, reason)
+    return partition, Position(
+        topic_id, next_offset, leader_epoch, decided_end, decide_again, reason, cut_at
+    )
 
 
 INSERT_POSITION = """
@@ -139,18 +143,16 @@ def skip_decided(conn: Connection, topic: str, topic_id: UUID, partitions: Seque
 
 REFUSE = """
     UPDATE consumed_offsets
-       SET refusal = %(refusal)s
+       SET refusal = %(refusal)s, cut_at = %(cut_at)s
      WHERE topic = %(topic)s AND topic_id = %(topic_id)s AND partition = %(partition)s
        AND next_offset = %(offset)s AND leader_epoch = %(epoch)s AND refusal IS NULL
 """
 
 
-def refuse(
-    conn: Connection, topic: str, partition: int, position: Position, reason: PartitionRefusal
-) -> None:
-    """Write down that the log does not hold a position; no consumer reads on until it is repaired.
+def refuse(conn: Connection, topic: str, partition: int, position: Position, refused: Position) -> None:
+    """Write down why the log does not hold a position; no consumer reads on until it is repaired.
 
-    Raises OffsetConflict if the position is no longer that one.
+    refused: the same position, with its refusal. Raises OffsetConflict if it is no longer that one.
     """
     values = {
         "topic": topic,
@@ -158,7 +160,8 @@ def refuse(
         "partition": partition,
         "offset": position.next_offset,
         "epoch": position.leader_epoch,
-        "refusal": reason,
+        "refusal": refused.refusal,
+        "cut_at": refused.cut_at,
     }
     if conn.execute(REFUSE, values).rowcount != 1:
         raise OffsetConflict(f"another consumer has moved partition {partition}")

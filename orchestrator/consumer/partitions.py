@@ -173,12 +173,12 @@ class AssignedPartitions:
         """
         position = self.positions[partition]
         if position.refusal is None:
-            reason = check_position(self._admin, self._kafka, self._topic, partition, position)
-            if reason is None:
+            refused = check_position(self._admin, self._kafka, self._topic, partition, position)
+            if refused.refusal is None:
                 return False
-            offsets.refuse(self._conn, self._topic.name, partition, position, reason)
-            self.positions[partition] = position._replace(refusal=reason)
-            self._report_refused(partition, reason)
+            offsets.refuse(self._conn, self._topic.name, partition, position, refused)
+            self.positions[partition] = refused
+            self._report_refused(partition, refused.refusal)
         return True
 
     def _report_refused(self, partition: int, reason: PartitionRefusal) -> None:
@@ -211,5 +211,6 @@ def _describe_skip(partition: int, position: Position) -> dict[str, object]:
         "partition": partition,
         "offset": position.next_offset,
         "decided_end": position.decided_end,
-        "advice": "records are decided once: `orchestrator repair partition` has an option for more",
+        "advice": f"records are decided once: `orchestrator repair partition {partition} --from"
+        f" {position.next_offset} --again` has them decided again",
     }

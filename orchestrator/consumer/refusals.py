@@ -49,9 +49,11 @@ def is_cut(position: Position, log: OffsetRange, continues_at: int | None) -> bo
 
 def check_position(
     admin: AdminClient, kafka: Mapping[str, str], topic: TopicWatch, partition: int, position: Position
-) -> PartitionRefusal | None:
-    """Compare one position with its log, as it is now. Raises KafkaException."""
+) -> Position:
+    """Compare a position with its log; return it with its refusal. Raises KafkaException."""
     (first,) = read_log_start_offsets(admin, topic.name, [partition]).values()
     (end,) = read_high_watermarks(admin, topic.name, [partition]).values()
     continues_at = continuations_of(kafka, topic.name, topic.id, {partition: position}).get(partition)
-    return find_refusal(position, topic.id, OffsetRange(first, end), continues_at)
+    reason = find_refusal(position, topic.id, OffsetRange(first, end), continues_at)
+    is_known = reason is PartitionRefusal.LOG_TRUNCATED and position.leader_epoch >= 0
+    return position._replace(refusal=reason, cut_at=continues_at if is_known else None)

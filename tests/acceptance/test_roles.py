@@ -237,7 +237,8 @@ def consume(conn: Connection) -> None:
     offsets.skip_decided(conn, "topic", topic_id, [0])
     offsets.advance(conn, "topic", topic_id, [OffsetMove(0, position, 1, 5)])
     after = offsets.read_positions(conn, "topic")[0]
-    offsets.refuse(conn, "topic", 0, after, PartitionRefusal.LOG_TRUNCATED)
+    refused = after._replace(refusal=PartitionRefusal.LOG_TRUNCATED, cut_at=1)
+    offsets.refuse(conn, "topic", 0, after, refused)
     find_handled(conn, [uuid4()])
     workers.insert(conn, [order])
     workers.find_existing(conn, [order.worker_id])

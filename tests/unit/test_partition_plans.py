@@ -39,7 +39,10 @@ PLANS = [
     (at(1000), (0, 1200), 500, "beginning", True, CUT, 0, 500),
     (at(1000), (300, 1200), 500, None, False, CUT, 500, 500),
     (at(1000), (0, 1200), None, 700, False, None, 700, 1000),
-    (at(1000, -1), (0, 700), 0, 300, False, CUT, 300, 300),
+    (at(1000, -1), (0, 700), 0, 300, False, CUT, 300, 700),
+    (at(1000)._replace(refusal=CUT, cut_at=500), (0, 1200), 1000, None, False, CUT, 500, 500),
+    (at(1000)._replace(refusal=CUT, cut_at=500), (0, 800), 800, None, False, CUT, 500, 500),
+    (at(1000)._replace(refusal=CUT, cut_at=500), (0, 800), None, None, False, CUT, 500, 500),
     (at(1000, -1), (0, 700), 0, "beginning", True, CUT, 0, 700),
     (at(10), (60, 80), 60, None, False, GONE, 60, 60),
     (at(10), (60, 80), 60, 70, False, GONE, 70, 70),
@@ -79,9 +82,8 @@ def test_a_cut_whose_place_is_unknown_needs_the_operators_word() -> None:
     with pytest.raises(NotRepaired, match="Give --from OFFSET, the first of 0 to 700"):
         make_plan(checked(at(1000, -1), (0, 700), 0), None, again=False)
 
-
-def test_a_refusal_that_was_written_down_stays_though_the_log_has_the_position_again() -> None:
-    position = at(1000)._replace(refusal=CUT)
-    check = checked(position, (0, 1200), 1000)
-    assert check.refusal is CUT
-    assert make_plan(check, None, again=False).next_offset == 1000
+    with pytest.raises(NotRepaired, match="--again"):
+        make_plan(checked(at(1000, -1), (0, 700), 0), "beginning", again=False)
+    stored = at(1000, -1)._replace(refusal=CUT)
+    with pytest.raises(NotRepaired, match="Give --from OFFSET"):
+        make_plan(checked(stored, (0, 1200), 1000), None, again=False)

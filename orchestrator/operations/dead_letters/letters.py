@@ -119,7 +119,7 @@ def input_of(settings: Settings) -> Input:
 def find_dead_letters(settings: Settings, chosen: RecordFilter) -> DeadLetterTopic:
     """Return what of the topic, as it is now, can match. Raises TopicMissing or KafkaException."""
     admin, topic = topics.Admin(settings.kafka), settings.dead_letter_topic
-    since_ms = None if chosen.since is None else int(chosen.since.timestamp() * 1000)
+    since_ms = None if chosen.since is None else max(int(chosen.since.timestamp() * 1000), 0)
     ranges = find_ranges(admin, topic, since_ms)
     if chosen.ids:
         offsets = {p: [offset for number, offset in chosen.ids if number == p] for p in ranges}

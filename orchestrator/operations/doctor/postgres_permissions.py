@@ -26,7 +26,7 @@ TABLE_PERMISSIONS = {
         TablePermission(
             "consumed_offsets",
             "UPDATE",
-            ("next_offset", "leader_epoch", "decided_end", "decide_again", "refusal"),
+            ("next_offset", "leader_epoch", "decided_end", "decide_again", "refusal", "cut_at"),
         ),
         TablePermission("dead_letters_handled", "SELECT", ("origin",)),
         SCHEMA_VERSION,

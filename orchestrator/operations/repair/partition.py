@@ -45,19 +45,21 @@ class PartitionCheck(NamedTuple):
     @property
     def is_cut(self) -> bool:
         """Return whether the log has lost records that were consumed."""
-        return is_cut(self.position, self.log, self.continues_at)
+        return self.refusal == PartitionRefusal.LOG_TRUNCATED
 
     @property
     def kept_end(self) -> int | None:
         """Return up to where the log holds what was consumed, or began since; None: unknown."""
         if self.refusal == PartitionRefusal.TOPIC_RECREATED:
             return self.log.first
-        if self.is_cut and (self.continues_at is None or self.position.leader_epoch < 0):
-            return None
-        kept = self.position.next_offset
-        if self.continues_at is not None:
-            kept = min(kept, self.continues_at)
-        return max(kept, self.log.first)
+        if not self.is_cut:
+            return max(self.position.next_offset, self.log.first)
+        # What was found when it was refused counts, too: the log may have grown since to look whole.
+        seen = [self.position.cut_at]
+        if self.position.leader_epoch >= 0 and is_cut(self.position, self.log, self.continues_at):
+            seen.append(self.continues_at)
+        known = [offset for offset in seen if offset is not None]
+        return max(min(known), self.log.first) if known else None
 
 
 class Plan(NamedTuple):
@@ -131,7 +133,7 @@ def check_partitions(
         epoch = epochs[partition]
         yield PartitionCheck(partition, position, topic_id, log, epoch, continues_at, refusal)
     for partition in sorted(set(partitions) - positions.keys()):
-        run.report(f"partition {partition}: was never consumed by {settings.consumer_group}")
+        run.report(f"partition {partition}: was never consumed")
 
 
 def make_plan(check: PartitionCheck, start: Start, again: bool) -> Plan:
@@ -157,13 +159,14 @@ def make_plan(check: PartitionCheck, start: Start, again: bool) -> Plan:
     is_new = check.is_cut or check.refusal == PartitionRefusal.TOPIC_RECREATED
     decided_end = max(next_offset, undecided if is_new else position.decided_end)
     if kept_end is None:
-        decided_end = log.end if again else next_offset
-    if next_offset < decided_end and not (again or position.decide_again):
+        decided_end = log.end
+    is_told = again or position.decide_again or (kept_end is None and isinstance(start, int))
+    if next_offset < decided_end and not is_told:
         raise NotRepaired(
             f"partition {check.partition}: the records from {next_offset} to {decided_end - 1} were"
-            " decided before, and reading them again changes nothing. --again decides them once more:"
-            " workers that exist stay as they are, one that was deleted gets another order, and what"
-            " is no valid command becomes a dead letter again"
+            " decided before, or skipped by an operator: a consumer does not read them again. --again"
+            " decides them once more: workers that exist stay as they are, one that was deleted gets"
+            " another order, and what is no valid command becomes a dead letter again"
         )
     deleted: int | None = max(log.first - position.next_offset, 0)
     if check.refusal == PartitionRefusal.TOPIC_RECREATED:
@@ -174,7 +177,7 @@ def make_plan(check: PartitionCheck, start: Start, again: bool) -> Plan:
         next_offset,
         decided_end,
         deleted,
-        skipped=max(next_offset - undecided, 0),
+        skipped=max(next_offset - max(undecided, position.decided_end if not is_new else 0), 0),
         again=decided_end - next_offset,
     )
 
@@ -200,7 +203,7 @@ def describe_plan(plan: Plan) -> Iterator[str]:
             yield f"  offsets {kept_end} to {last} hold other records now, which were never read"
     yield f"  it will continue at offset {next_offset}"
     if plan.skipped:
-        yield f"  up to {plan.skipped:,} records in the log are skipped: no worker"
+        yield f"  up to {plan.skipped:,} records in the log are skipped: they get no worker"
     if plan.again:
         yield f"  up to {plan.again:,} records are decided again: no new workers for those that exist"
 
@@ -212,7 +215,8 @@ SET_POSITION = """
            leader_epoch = %(leader_epoch)s,
            decided_end = %(decided_end)s,
            decide_again = %(next_offset)s < %(decided_end)s,
-           refusal = NULL
+           refusal = NULL,
+           cut_at = NULL
      WHERE topic = %(topic)s AND partition = %(partition)s
 """
 
