@@ -420,7 +420,7 @@ def test_without_a_terminal_or_with_wrong_arguments_it_is_exit_code_2(
 
 def refuse_everything(system: System) -> None:
     system.accept(3)
-    system.submit(3)
+    system.produce(*[command() for _ in range(3)], partition=0)
     with system.consumer() as session:
         eventually(lambda: session.run_once() >= 0 and system.statuses() == {"pending": 6})
     system.query("UPDATE outbox_lane SET batch_number = 5")
