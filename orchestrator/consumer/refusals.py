@@ -36,11 +36,11 @@ def find_refusal(
         return position.refusal
     if position.next_offset < log.first:
         return PartitionRefusal.OFFSET_OUT_OF_RANGE
-    return PartitionRefusal.LOG_TRUNCATED if is_cut(position, log, continues_at) else None
+    return PartitionRefusal.LOG_TRUNCATED if shows_cut(position, log, continues_at) else None
 
 
-def is_cut(position: Position, log: OffsetRange, continues_at: int | None) -> bool:
-    """Return whether a log has lost records before a position, even if it has grown since."""
+def shows_cut(position: Position, log: OffsetRange, continues_at: int | None) -> bool:
+    """Return whether log and epochs show now that records before a position are lost."""
     if position.next_offset < log.first:
         return False
     end = log.end if continues_at is None else min(log.end, continues_at)

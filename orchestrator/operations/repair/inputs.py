@@ -98,9 +98,7 @@ def find_unread(
     """Return what is left to consume up to `ends`. Raises NotRepaired for a refused partition."""
     topic_id = topics.read_topic_id(admin, topic)
     starts = topics.read_log_start_offsets(admin, topic, list(ends))
-    positions = offsets.lock_positions(
-        run.conn, topic, list(ends)
-    )  # waits for a COMMIT that still runs
+    positions = offsets.lock_positions(run.conn, topic, list(ends))
     latest = topics.read_high_watermarks(admin, topic, list(ends))  # the consumer may be beyond `ends`
     continuations = continuations_of(run.settings.kafka, topic, topic_id, positions)
     nexts = dict(starts)

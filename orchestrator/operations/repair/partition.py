@@ -12,7 +12,7 @@ from confluent_kafka.admin import AdminClient
 
 from orchestrator.consumer import offsets
 from orchestrator.consumer.offsets import PartitionRefusal, Position
-from orchestrator.consumer.refusals import continuations_of, find_refusal, is_cut
+from orchestrator.consumer.refusals import continuations_of, find_refusal, shows_cut
 from orchestrator.errors import NotRepaired
 from orchestrator.kafka import topics
 from orchestrator.kafka.reader import OffsetRange
@@ -56,7 +56,7 @@ class PartitionCheck(NamedTuple):
             return max(self.position.next_offset, self.log.first)
         # What was found when it was refused counts, too: the log may have grown since to look whole.
         seen = [self.position.cut_at]
-        if self.position.leader_epoch >= 0 and is_cut(self.position, self.log, self.continues_at):
+        if self.position.leader_epoch >= 0 and shows_cut(self.position, self.log, self.continues_at):
             seen.append(self.continues_at)
         known = [offset for offset in seen if offset is not None]
         return max(min(known), self.log.first) if known else None
