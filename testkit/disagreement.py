@@ -17,8 +17,13 @@ SECRET = "user:pw@"
 
 
 def repair(system: System, *words: str) -> tuple[int, str]:
-    """Run the command without a terminal; return its exit code and its output, without a secret."""
-    ran = run_in_process(system.environ, "repair", *words)
+    """Run `orchestrator repair`, as `operate` does."""
+    return operate(system, "repair", *words)
+
+
+def operate(system: System, *command: str) -> tuple[int, str]:
+    """Run a command without a terminal; return its exit code and its output, without a secret."""
+    ran = run_in_process(system.environ, *command)
     said = ran.stdout + ran.stderr
     assert SECRET not in said
     assert "Traceback" not in said, said

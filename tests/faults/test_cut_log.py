@@ -141,11 +141,8 @@ def seen_before_it_grew(cut: CutLog, consumer: Running) -> Running:
 
 def renamed_group(cut: CutLog, consumer: Running) -> Running:
     """The consumer after it has another group."""
-    consumer.stop()
-    cut.cut()
-    cut.produce(NEW, "new")
     cut.system.environ["CONSUMER_GROUP"] = f"renamed-{uuid4()}"
-    return cut.system.start("consumer")
+    return stopped(cut, consumer)
 
 
 WAYS = [

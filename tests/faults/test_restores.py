@@ -12,8 +12,15 @@ from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-def
 
 from orchestrator.contract.messages import DeployOrder, encode_order
 from outbox import Message, enqueue, transaction
-from testkit.disagreement import SECRET, back_up, is_refused, logged_repairs, repair, restore
-from testkit.empty_installation import run_in_process
+from testkit.disagreement import (
+    SECRET,
+    back_up,
+    is_refused,
+    logged_repairs,
+    operate,
+    repair,
+    restore,
+)
 from testkit.eventually import eventually
 from testkit.system import (
     PARTITIONS,
@@ -34,12 +41,8 @@ def command(url: str = f"rtsp://{SECRET}c/1") -> bytes:
 
 
 def parked(system: System, *words: str) -> tuple[int, str]:
-    """Run `orchestrator parked`; return its exit code and what it printed, which holds no secret."""
-    ran = run_in_process(system.environ, "parked", *words)
-    said = ran.stdout + ran.stderr
-    assert SECRET not in said
-    assert "Traceback" not in said, said
-    return ran.returncode, said
+    """Run `orchestrator parked`, as `operate` does."""
+    return operate(system, "parked", *words)
 
 
 def records_of(system: System) -> dict[UUID, int]:

@@ -10,7 +10,7 @@ from orchestrator.observability.metrics import ConsumerMetrics, new_registry
 from testkit.disagreement import repair
 from testkit.empty_installation import run_in_process
 from testkit.eventually import eventually
-from testkit.system import System
+from testkit.system import System, take
 
 KEY = b"key"  # all records in one partition
 AGAIN = "UPDATE consumed_offsets SET next_offset = 0, decide_again = true"
@@ -26,14 +26,7 @@ def command(number: int, length: int = 0) -> bytes:
 def consume(system: System, records: int) -> None:
     """Run a session until it has read so many records."""
     with system.consumer() as session:
-        seen = 0
-
-        def enough() -> bool:
-            nonlocal seen
-            seen += session.run_once()
-            return seen >= records
-
-        eventually(enough, 30)
+        take(session, records)
 
 
 def consume_nothing(system: System) -> None:
