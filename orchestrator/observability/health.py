@@ -1,7 +1,8 @@
 """Is the process alive, is it ready: what /livez and /readyz answer from.
 
 Alive: every loop has ticked lately; a loop that waits for a server ticks, too. Ready: every named check
-passes; a check returns what is wrong, or None. Notes are shown beside the checks and change nothing.
+passes; a check returns what is wrong, or None. A check fails only where this process cannot work.
+What else is wrong is a note: it is shown beside the checks, and the process stays ready.
 """
 
 import time
@@ -10,13 +11,15 @@ from dataclasses import dataclass, field
 
 from orchestrator.config.timings import ProcessTimings
 
+Check = Callable[[], str | None]  # what is wrong, if anything is
+
 
 @dataclass
 class Health:
-    """Ticks by loop and checks by name. Threads write, the HTTP server reads."""
+    """Ticks by loop, checks and notes by name. Threads write, the HTTP server reads."""
 
-    checks: dict[str, Callable[[], str | None]] = field(default_factory=dict)
-    notes: dict[str, str] = field(default_factory=dict)
+    checks: dict[str, Check] = field(default_factory=dict)
+    notes: dict[str, Check] = field(default_factory=dict)
     clock: Callable[[], float] = time.monotonic
     stalled_s: float = ProcessTimings.stalled_s
     _stopping: bool = False
@@ -41,3 +44,8 @@ class Health:
         if self._stopping:
             found["process"] = "stopping"
         return found
+
+    def run_notes(self) -> dict[str, str]:
+        """Return what is wrong beside the checks, by name."""
+        found = {name: note() for name, note in self.notes.items()}
+        return {name: text for name, text in found.items() if text}

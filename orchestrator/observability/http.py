@@ -52,9 +52,10 @@ def serve_http(host: str, port: int, registry: CollectorRegistry, health: Health
                 case "/readyz":
                     checks = health.run_checks()
                     failed = any(checks.values())
-                    answer = {"ready": not failed, "checks": checks}
-                    notes = {"notes": health.notes} if health.notes else {}
-                    self._answer_json(503 if failed else 200, answer | notes)
+                    answer: dict[str, object] = {"ready": not failed, "checks": checks}
+                    if notes := health.run_notes():
+                        answer["notes"] = notes
+                    self._answer_json(503 if failed else 200, answer)
                 case _:
                     self._answer_json(404, {"paths": ["/metrics", "/livez", "/readyz"]})
 

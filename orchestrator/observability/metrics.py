@@ -210,9 +210,8 @@ class RelayMetrics(Observer):
         """Report deferred workers, also in /readyz: delivery goes on. None: they are not known."""
         self.deferred.set(math.nan if backlog is None else backlog.rows)
         self.oldest_deferred.set(math.nan if backlog is None else backlog.oldest_s)
-        self._health.notes = (
-            {"deferred": _describe_deferred(backlog)} if backlog and backlog.rows else {}
-        )
+        note = _describe_deferred(backlog) if backlog and backlog.rows else None
+        self._health.notes["deferred"] = lambda: note
 
     def tick(self) -> None:
         """Record that the loop is alive."""
