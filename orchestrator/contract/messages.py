@@ -107,9 +107,7 @@ class CommandParser:
         self._max_bytes = max_bytes
         self._decode = msgspec.json.Decoder(Command).decode
         names = "|".join(re.escape(scheme) for scheme in schemes)
-        self._is_url = re.compile(
-            rf"(?a:{names})://[^/?#{FORBIDDEN}][^{FORBIDDEN}]*", re.IGNORECASE
-        ).fullmatch
+        self._is_url = re.compile(rf"(?a:{names})://(?:{HOST_URL})", re.IGNORECASE).fullmatch
 
     def parse(self, value: bytes | None) -> Command:
         """Return the command in a record's value. Raises InvalidCommand, and nothing else."""
@@ -133,6 +131,13 @@ class CommandParser:
 # Postgres's text has none), and surrogates, which UTF-8 lacks.
 FORBIDDEN = "\\s\x00-\x1f\x7f-\x9f\ud800-\udfff"
 HAS_FORBIDDEN = re.compile(f"[{FORBIDDEN}]").search
+
+# What follows "://": a host, behind user and password if there are any. A password may hold "@" or "/".
+HOST = rf"(?!\[\])[^/?#:@{FORBIDDEN}]"  # its first character; "[]" is no address
+HOST_URL = (
+    rf"(?:[^/?#{FORBIDDEN}]*@)?{HOST}[^/?#@{FORBIDDEN}]*(?:[/?#][^{FORBIDDEN}]*)?"
+    rf"|[^/?#{FORBIDDEN}]+/[^?#{FORBIDDEN}]*@{HOST}[^{FORBIDDEN}]*"
+)
 
 RECORD_POSITION = struct.Struct(">16siq")  # topic id, partition, offset
 MS_BITS, HASH_BITS, LOW_BITS = 48, 74, 62

@@ -158,6 +158,7 @@ hosts = (
     st.text(max_size=8)
     | st.just("camera")
     | st.text("\x00\x1f \x7f\x85\xa0\u2028\ufeff/?#@x", max_size=3)
+    | st.text("/?#@:[]x", max_size=6)
 )
 urls = st.tuples(st.sampled_from(["rtsp", "RTSPS", "hTtp", "https", "ftp", "", "rtspx"]), hosts).map(
     lambda made: f"{made[0]}://{made[1]}"
