@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SUPPLY := $(VENV)/supply
 .DEFAULT_GOAL := help
-.PHONY: help install run demo image up down test test-fast guards model faults chaos bench bench-quick bench-check bench-peers check format lock sbom audit-deps ci clean
+.PHONY: help install run demo image up down test test-fast guards model faults chaos bench bench-quick bench-check bench-peers check format lock lock-jars sbom audit-deps ci clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -96,6 +96,11 @@ lock: $(SUPPLY)/installed ## update requirements*.txt from pyproject.toml (UPGRA
 COMPILE = $(SUPPLY)/bin/pip-compile --quiet $(UPGRADE) --generate-hashes --allow-unsafe --strip-extras --no-header --no-emit-options
 COMPILE_AS_DEV = $(COMPILE) --constraint requirements-dev.txt
 UPGRADE ?= --upgrade
+
+lock-jars: install ## update the SHA-256 of Kafka's jars from Maven Central (a new version: first write the lock's first line)
+	rm -rf build/maven
+	M2_REPO=build/maven $(BIN)/python -m testkit.lock_jars $(JARS)
+JARS := $(wildcard orchestrator/embedded/*.lock bench/peers/*.lock)
 
 sbom: $(SUPPLY)/installed ## write the components of the image to build/sbom.cdx.json (CycloneDX)
 	@mkdir -p build

