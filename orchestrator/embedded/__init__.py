@@ -14,7 +14,8 @@ try:
     from orchestrator.errors import ServerStartError
 except ModuleNotFoundError as missing:
     raise ModuleNotFoundError(
-        f"{missing}; embedded servers need: pip install 'vap-orchestrator[embedded]'"
+        f"{missing}; embedded servers need, in a checkout:"
+        " pip install --require-hashes -r requirements-embedded.txt"
     ) from missing
 
 __all__ = [

@@ -91,6 +91,17 @@ def test_the_larger_file_holds_the_smaller(smaller: str, larger: str) -> None:
     assert locked(smaller).items() <= locked(larger).items()
 
 
+def test_nothing_names_a_package_that_is_on_no_index_of_ours() -> None:
+    """Strangers could take the name. pip installs what is locked by hash, or this checkout."""
+    files = [file for part in INSTALLS for file in ROOT.glob(part)]
+    lines = [line for file in files for line in file.read_text().splitlines() if "pip install" in line]
+    assert lines
+    assert [line for line in lines if not re.search("--require-hashes -|--no-deps .*[.]$", line)] == []
+
+
+INSTALLS = ("orchestrator/**/*.py", "outbox/**/*.py", "docs/*.md", "*.md", "Makefile", "Dockerfile")
+
+
 def test_ci_runs_the_oldest_python_and_the_one_of_the_image() -> None:
     oldest = PROJECT["requires-python"].removeprefix(">=")
     image = re.findall(r"^FROM python:(\d+\.\d+)", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
