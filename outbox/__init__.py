@@ -53,7 +53,7 @@ from outbox.postgres import (
     transaction,
 )
 from outbox.relay import Relay
-from outbox.timings import Timings, with_overrides
+from outbox.timings import Timings, read_overrides, with_overrides
 
 __all__ = [
     "KAFKA_DEFAULTS",
@@ -91,6 +91,7 @@ __all__ = [
     "query",
     "read_backlog",
     "read_deferred_backlog",
+    "read_overrides",
     "retry_transaction",
     "scalar",
     "scalars",

@@ -117,6 +117,19 @@ class Producers:
             raise doubt
 
 
+def try_producers(kafka: KafkaConfig) -> None:
+    """Make the producers of a relay, without an address: librdkafka checks all properties together.
+
+    Raises KafkaException.
+    """
+    config = {**DEFAULT_CONFIG, **kafka, **REQUIRED_CONFIG, "transactional.id": "trial"}
+    for unwanted in ("bootstrap.servers", "debug"):
+        config.pop(unwanted, None)
+    silent = logging.Logger("trial", logging.CRITICAL)  # noqa: LOG001  # of clients that do no work
+    for changed in ({}, BARRIER_CONFIG):
+        Producer({**config, **changed}, logger=silent)
+
+
 def discard(producer: Producer) -> None:
     """Give a producer up without waiting for Kafka."""
     with suppress(KafkaException):

@@ -25,6 +25,7 @@ from outbox.observer import Observer
 from outbox.options import OnPublished, RelayOptions
 from outbox.ownership import OwnedLanes
 from outbox.postgres import Connection, connect
+from outbox.producers import try_producers
 from outbox.publisher import Publisher
 from outbox.session import RelaySession
 from outbox.timings import PRODUCTION, Timings, with_overrides
@@ -48,7 +49,8 @@ class Relay:
     producer epoch for every batch, and not only after trouble with Kafka. repair_command(lane): what to
     tell operators of a refused lane, in the log.
 
-    Raises ValueError if `kafka` holds a property on which the guarantee rests.
+    Raises ValueError if `kafka` holds a property on which the guarantee rests, or properties with which
+    no producer can be made.
     """
 
     def __init__(
@@ -65,6 +67,10 @@ class Relay:
         repair_command: Callable[[int], str] = "repair lane {}".format,
     ) -> None:
         check_kafka_config(kafka)
+        try:
+            try_producers(kafka)
+        except KafkaException as error:
+            raise ValueError(error.args[0].str()) from None
         self._conninfo = conninfo
         self._kafka = {**DEFAULTS, **kafka}
         self._marker_topic = marker_topic

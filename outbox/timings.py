@@ -51,7 +51,25 @@ PRODUCTION = Timings()
 
 
 def with_overrides(timings: T, environ: Mapping[str, str] = os.environ) -> T:
-    """Return a dataclass of timings with the fields that OUTBOX_TIMINGS overrides."""
-    given = json.loads(environ.get("OUTBOX_TIMINGS") or "{}")
+    """Return timings with those fields that OUTBOX_TIMINGS overrides. Raises ValueError."""
     known = {field.name for field in fields(timings)}  # type: ignore[arg-type]
-    return replace(timings, **{name: value for name, value in given.items() if name in known})  # type: ignore[type-var]
+    given = {name: value for name, value in read_overrides(environ).items() if name in known}
+    return replace(timings, **given)  # type: ignore[type-var]
+
+
+def read_overrides(environ: Mapping[str, str]) -> dict[str, float]:
+    """Return what OUTBOX_TIMINGS overrides, of whichever dataclass. Raises ValueError."""
+    try:
+        given = json.loads(environ.get("OUTBOX_TIMINGS") or "{}")
+    except (ValueError, RecursionError):
+        given = None
+    if not isinstance(given, dict) or not all(map(is_seconds, given.values())):
+        raise ValueError(
+            'OUTBOX_TIMINGS must be a JSON object of seconds, such as {"refused_recheck_s": 0.5}'
+        )
+    return given
+
+
+def is_seconds(value: object) -> bool:
+    """Say whether a value of a JSON object is a time: a number that is finite and not negative."""
+    return type(value) in {int, float} and 0 <= float(value) < float("inf")  # type: ignore[arg-type]

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
+from orchestrator.config.environment import Environment, read_logging
 from orchestrator.config.settings import Settings, read_settings
 from orchestrator.kafka.topics import check_access
 from orchestrator.observability import logs
@@ -14,16 +15,16 @@ from outbox import Connection, connect
 
 def load_settings() -> Settings:
     """Read the settings of a process, and set up the logs as they say. Raises SettingsError."""
-    settings = read_settings(os.environ)
-    logs.configure_logging(settings.log_level, settings.log_format)
-    return settings
+    level, form = read_logging(Environment(os.environ))  # first: reading settings may log a warning
+    logs.configure_logging(level or "INFO", form or "json")
+    return read_settings(os.environ)
 
 
 def load_settings_quietly() -> Settings:
     """Read the settings of an operator's command: it logs warnings alone, on a terminal as text."""
-    settings = read_settings(os.environ)
-    logs.configure_logging("WARNING", "text" if sys.stderr.isatty() else settings.log_format)
-    return settings
+    _, form = read_logging(Environment(os.environ))
+    logs.configure_logging("WARNING", "text" if sys.stderr.isatty() else form or "json")
+    return read_settings(os.environ)
 
 
 @contextmanager

@@ -74,6 +74,15 @@ class Environment:
         return (name, text) if text else (old_name, old)
 
 
+LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+
+
+def read_logging(env: Environment) -> tuple[str, str]:
+    """Return LOG_LEVEL and LOG_FORMAT."""
+    level = env.read("LOG_LEVEL", one_of(*LOG_LEVELS), "INFO")
+    return level, env.read("LOG_FORMAT", one_of("json", "text"), "json")
+
+
 def read_metrics_address(environ: Mapping[str, str]) -> tuple[str, int]:
     """Read only the address where the process answers: what `healthcheck` needs."""
     env = Environment(environ)
@@ -85,8 +94,13 @@ def read_metrics_address(environ: Mapping[str, str]) -> tuple[str, int]:
 
 def read_address(env: Environment) -> tuple[str, int]:
     """Return METRICS_HOST and METRICS_PORT; the port above may be the relay's, under `run`."""
-    host = env.read("METRICS_HOST", printable, "0.0.0.0")  # noqa: S104  # a container
+    host = env.read("METRICS_HOST", parse_host, "::")
     return host, env.read("METRICS_PORT", between(0, 65_534), "9464")
+
+
+def parse_host(text: str) -> str:
+    """Accept a name or an address; one of IPv6 in brackets, too."""
+    return printable(text[1:-1] if text.startswith("[") and text.endswith("]") else text)
 
 
 def printable(text: str) -> str:

@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import psycopg
-from confluent_kafka import KafkaException
-from confluent_kafka.admin import AdminClient
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from orchestrator.config.environment import (
@@ -20,19 +18,12 @@ from orchestrator.config.environment import (
     one_of,
     printable,
     read_address,
+    read_logging,
 )
-from outbox import KAFKA_DEFAULTS, property_refusal
-
-KAFKA_PREFIX = "KAFKA_CONFIG_"
-
-OTHER_SETTING = {
-    "bootstrap.servers": "KAFKA_BOOTSTRAP_SERVERS",
-    "metadata.broker.list": "KAFKA_BOOTSTRAP_SERVERS",  # another name of it
-    "group.id": "CONSUMER_GROUP",
-}
+from orchestrator.config.kafka import read_kafka
+from orchestrator.config.timings import timings_faults
 
 DEFAULT_LANES, MAX_LANES = 4, 64
-LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 TOPIC_NAME = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,249}")
 PORT_LIST = re.compile(r"[0-9,]*")
 SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
@@ -69,12 +60,13 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
     """Read and check the settings. Raises SettingsError with every fault."""
     env = Environment(environ)
     metrics_host, metrics_port = read_address(env)
+    log_level, log_format = read_logging(env)
     input_topic = env.read("INPUT_TOPIC", parse_topic, "init_scenario")
     settings = Settings(
         database_url=env.read("DATABASE_URL", parse_database_url),
         kafka=read_kafka(env),
-        log_level=env.read("LOG_LEVEL", one_of(*LOG_LEVELS), "INFO"),
-        log_format=env.read("LOG_FORMAT", one_of("json", "text"), "json"),
+        log_level=log_level,
+        log_format=log_format,
         consumer_group=env.read("CONSUMER_GROUP", printable, "orchestrator-group"),
         input_topic=input_topic,
         output_topic=env.read("OUTPUT_TOPIC", parse_topic, "to_deploy"),
@@ -89,7 +81,7 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         strict_fencing=env.read("STRICT_FENCING", one_of("true", "false"), "false") == "true",
         cloudevents=env.read("CLOUDEVENTS", one_of("true", "false"), "false") == "true",
     )
-    env.faults += same_topics(settings)
+    env.faults += [*same_topics(settings), *timings_faults(environ)]
     if env.faults:
         raise SettingsError(env.faults)
     return settings
@@ -114,81 +106,6 @@ def read_kafka_settings(environ: Mapping[str, str]) -> tuple[Mapping[str, str], 
     if env.faults:
         raise SettingsError(env.faults)
     return kafka, topic
-
-
-def read_kafka(env: Environment) -> Mapping[str, str]:
-    """Return the librdkafka properties: the servers, and KAFKA_CONFIG_* as the user set them.
-
-    Other KAFKA_* variables are not ours: Kubernetes injects KAFKA_PORT=tcp://... for a service.
-    """
-    kafka = {
-        "bootstrap.servers": env.read("KAFKA_BOOTSTRAP_SERVERS", printable),
-        **KAFKA_DEFAULTS,
-        "reconnect.backoff.max.ms": "1000",  # 10 s by default: long for a broker that is back
-    }
-    for variable in sorted(env.variables):
-        if not variable.startswith(KAFKA_PREFIX):
-            continue
-        name = setting_of(variable)
-        prop = property_of(name)
-        value = env.text(name) or ""
-        if prop in OTHER_SETTING:
-            env.faults.append(f"{variable} must not be set: use {OTHER_SETTING[prop]}")
-        elif fault := property_refusal(prop, value) or property_fault(prop, value):
-            env.faults.append(f"{variable} {fault}")
-        else:
-            kafka[prop] = value
-    own = {prop: value for prop, value in kafka.items() if prop != "bootstrap.servers"}
-    if own and (fault := properties_fault(own)):
-        env.faults.append(fault)
-    return kafka
-
-
-UNKNOWN_PROPERTY = "No such configuration property"  # how librdkafka's complaint begins
-
-
-def setting_of(variable: str) -> str:
-    """Return NAME of NAME_FILE. Some properties of librdkafka end in `.file` themselves."""
-    if variable.endswith("_FILE"):
-        complaint = librdkafka_complaint({property_of(variable): ""})
-        if complaint and complaint.startswith(UNKNOWN_PROPERTY):
-            return variable.removesuffix("_FILE")
-    return variable
-
-
-def property_of(name: str) -> str:
-    """Return the librdkafka property that KAFKA_CONFIG_NAME sets."""
-    return name.removeprefix(KAFKA_PREFIX).lower().replace("_", ".")
-
-
-def property_fault(prop: str, value: str) -> str | None:
-    """Return what is wrong with one property by itself, without its value; None if nothing is."""
-    complaint = librdkafka_complaint({prop: value})
-    if complaint is None or complaint.startswith(ADMIN_ERROR_PREFIX):
-        return None
-    if complaint.startswith(UNKNOWN_PROPERTY):
-        return f"is no property of librdkafka ({prop})"
-    return f"is no valid value of {prop}"
-
-
-def properties_fault(properties: Mapping[str, str]) -> str | None:
-    """Return what is wrong with valid properties together, without their values: SASL, TLS files."""
-    complaint = librdkafka_complaint(properties)
-    for value in sorted(properties.values(), key=len, reverse=True) if complaint else ():
-        complaint = complaint.replace(value, "***") if complaint and value else complaint
-    return complaint and f"{KAFKA_PREFIX}*: {complaint.removeprefix(ADMIN_ERROR_PREFIX).strip()}"
-
-
-ADMIN_ERROR_PREFIX = "Failed to create admin client: "  # valid properties, but not together
-
-
-def librdkafka_complaint(properties: Mapping[str, str]) -> str | None:
-    """Create a client with these properties; return librdkafka's complaint about them, if any."""
-    try:
-        AdminClient({"log_level": 0, **properties})
-    except KafkaException as error:
-        return str(error.args[0].str())
-    return None
 
 
 def parse_database_url(text: str) -> str:

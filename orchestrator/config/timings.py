@@ -4,7 +4,10 @@ A test shortens a wait as with outbox.Timings: in its own process by an object o
 processes that it starts by OUTBOX_TIMINGS, which overrides fields of the same name in all of them.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+
+from outbox import Timings, read_overrides
 
 
 @dataclass(frozen=True)
@@ -43,3 +46,15 @@ class ProcessTimings:
     gauge_max_pause_s: float = 30.0
     gauge_statement_s: float = 2.0
     gauge_silence_s: float = 5.0
+
+
+def timings_faults(environ: Mapping[str, str]) -> Iterator[str]:
+    """Yield what is wrong with OUTBOX_TIMINGS, which the processes read when they start."""
+    try:
+        given = read_overrides(environ)
+    except ValueError as fault:
+        yield str(fault)
+        return
+    known = {one.name for kind in (Timings, ConsumerTimings, ProcessTimings) for one in fields(kind)}
+    for name in sorted(given.keys() - known):
+        yield f"OUTBOX_TIMINGS has no field {name!r}: one of {', '.join(sorted(known))}"

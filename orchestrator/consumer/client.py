@@ -6,6 +6,8 @@ from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException
 
+from orchestrator.config.kafka import CONSUMER_DEFAULTS
+
 
 class GroupMember(Consumer):
     """A member of a consumer group that neither commits by itself nor ever jumps to another offset."""
@@ -13,10 +15,7 @@ class GroupMember(Consumer):
     def __init__(self, kafka: Mapping[str, str], group: str) -> None:
         self._all_brokers_down: KafkaError | None = None
         config: dict[str, Any] = {
-            "session.timeout.ms": 6000,  # the brokers' minimum: how long a dead member keeps partitions
-            "heartbeat.interval.ms": 1500,
-            "topic.metadata.refresh.interval.ms": 10_000,  # new partitions are seen this soon
-            "queued.max.messages.kbytes": 24_576,  # about what waits in memory, and so a batch
+            **CONSUMER_DEFAULTS,
             "error_cb": self._on_error,
             **kafka,
             "group.id": group,

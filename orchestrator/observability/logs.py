@@ -13,8 +13,10 @@ import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
+# librdkafka's name of a broker: an address, which is no secret, and never has a user.
+BROKER = r"\b(?:sasl_)?(?:ssl|plaintext)://[\w.:\[\]-]+/(?:bootstrap|\d+)(?=:?\s|$)"
 # Everything after a scheme, up to white space: a password may contain '@', '/' and quotes.
-URL = re.compile(r"(://)\S+")
+URL = re.compile(rf"({BROKER})|(://)\S+")
 SECRET = re.compile(
     r"[\w.-]*(?:password|passwd|pwd|secret|token|api[_-]?key|authorization)[\w.-]*", re.IGNORECASE
 )
@@ -32,7 +34,7 @@ STANDARD_ATTRIBUTES = frozenset(vars(logging.makeLogRecord({}))) | {"message", "
 
 def mask_text(text: str) -> str:
     """Return the text with everything masked that may be a credential."""
-    return ASSIGNED.sub(r"\1***", URL.sub(r"\1***", text))
+    return ASSIGNED.sub(r"\1***", URL.sub(lambda url: url[1] or f"{url[2]}***", text))
 
 
 def without_url(text: str) -> str:

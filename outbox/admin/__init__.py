@@ -57,7 +57,7 @@ from outbox.markers import Marker, marker_key
 from outbox.options import RelayOptions
 from outbox.outbox_rows import acknowledge
 from outbox.pooler import TransactionPoolingDetected, check_session
-from outbox.producers import DEFAULT_CONFIG
+from outbox.producers import DEFAULT_CONFIG, try_producers
 from outbox.publisher import Publisher
 
 __all__ = [
@@ -119,6 +119,7 @@ __all__ = [
     "snapshot",
     "step_relay",
     "take_over",
+    "try_producers",
     "try_session_lock",
     "try_transactional_id",
 ]

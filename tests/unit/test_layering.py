@@ -87,6 +87,8 @@ def test_imports_point_down() -> None:
 
 # Knows no scenario, camera or worker: the half of the consumer that will move into the library.
 GENERIC = {
+    "orchestrator.config.environment",
+    "orchestrator.config.kafka",
     "orchestrator.config.timings",
     "orchestrator.consumer.client",
     "orchestrator.consumer.handled",

@@ -55,6 +55,9 @@ SECRETS = [
 
 
 ODD = [
+    "ssl://user:S3CRET@host:9093/bootstrap: down",
+    "sasl_ssl://host:9093/S3CRET",
+    "rtsp://S3CRET:9093/bootstrap: down",
     "key cam_1_rtsp://user:S3CRET@host/1 is taken",
     "1rtsp://user:S3CRET@host",
     "api-key: S3CRET",
@@ -75,6 +78,8 @@ def test_a_secret_in_any_text_is_masked(text: str) -> None:
         "topic outbox-markers is missing: create it or run `orchestrator setup`",
         'connection to server at "127.0.0.1", port 5432 failed: Connection refused',
         "tokens are no passwords",
+        "sasl_ssl://broker-1.kafka:9093/bootstrap: Connect to ipv4#10.0.0.1:9093 failed",
+        "ssl://[::1]:9093/1: SSL handshake failed",
     ],
 )
 def test_a_text_without_secrets_stays_as_it_is(text: str) -> None:

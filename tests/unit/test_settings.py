@@ -1,5 +1,6 @@
 """The settings: what is required, what is the default, and what is refused without quoting it."""
 
+import socket
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -10,6 +11,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from orchestrator.config.environment import SettingsError, read_metrics_address
 from orchestrator.config.settings import read_kafka_settings, read_settings
+from outbox import Timings, with_overrides
 from outbox.kafka_config import KEY_PARTITIONERS, LIMITED, REFUSED
 
 REQUIRED = {"DATABASE_URL": "postgresql://host/db", "KAFKA_BOOTSTRAP_SERVERS": "kafka:9092"}
@@ -41,7 +43,7 @@ def test_two_settings_are_required_and_all_others_have_these_defaults() -> None:
         "lanes": None,
         "max_message_bytes": 65536,
         "camera_url_schemes": ("rtsp", "rtsps", "http", "https"),
-        "metrics_host": "0.0.0.0",
+        "metrics_host": "::",
         "metrics_port": 9464,
         "strict_fencing": False,
         "cloudevents": False,
@@ -61,6 +63,7 @@ def test_two_settings_are_required_and_all_others_have_these_defaults() -> None:
         ("MAX_MESSAGE_BYTES", "64", 64),
         ("CAMERA_URL_SCHEMES", " RTSP , srt,", ("rtsp", "srt")),
         ("METRICS_HOST", "127.0.0.1", "127.0.0.1"),
+        ("METRICS_HOST", "[::1]", "::1"),
         ("METRICS_PORT", "0", 0),
         ("METRICS_PORT", "", 9464),
         ("METRICS_PORT", "  ", 9464),
@@ -240,9 +243,120 @@ def test_kafka_config_variables_become_librdkafka_properties() -> None:
     }
 
 
-def test_properties_that_do_not_go_together_are_one_fault() -> None:
-    environ = {"KAFKA_CONFIG_SECURITY_PROTOCOL": "SASL_SSL", "KAFKA_CONFIG_SASL_MECHANISM": "NONE"}
-    assert faults_of(REQUIRED | environ) == ["KAFKA_CONFIG_*: Unsupported SASL mechanism: ***"]
+SASL = {"SECURITY_PROTOCOL": "SASL_SSL"}
+
+
+@pytest.mark.parametrize(
+    ("properties", "fault"),
+    [
+        (SASL | {"SASL_MECHANISM": "NONE"}, "*: Unsupported SASL mechanism: ***"),
+        (SASL | {"SASL_MECHANISM": "PLAIN"}, "*: sasl.username and sasl.password must be set"),
+        (SASL, "SASL_MECHANISM is not set: "),
+        # the relay's producers alone complain, one of them those of its barriers
+        ({"SOCKET_TIMEOUT_MS": "20000"}, "SOCKET_TIMEOUT_MS: `socket.timeout.ms` must be set <= "),
+        ({"SOCKET_TIMEOUT_MS": "8000"}, "SOCKET_TIMEOUT_MS: `socket.timeout.ms` must be set <= "),
+        ({"LINGER_MS": "900000"}, "LINGER_MS: `message.timeout.ms` must be greater than "),
+        # the consumer alone
+        ({"MAX_POLL_INTERVAL_MS": "5000"}, "MAX_POLL_INTERVAL_MS: `max.poll.interval.ms`must be >= "),
+        ({"FETCH_MAX_BYTES": "10"}, "FETCH_MAX_BYTES: `fetch.max.bytes` must be >= "),
+        ({"RECEIVE_MESSAGE_MAX_BYTES": "1000"}, "RECEIVE_MESSAGE_MAX_BYTES: `receive.message.max.b"),
+        # none, and the member is thrown out of its group again and again
+        ({"HEARTBEAT_INTERVAL_MS": "6000"}, "HEARTBEAT_INTERVAL_MS: `heartbeat.interval.ms` must be "),
+    ],
+)
+def test_properties_that_do_not_go_together_are_one_fault(
+    properties: dict[str, str], fault: str
+) -> None:
+    environ = {f"KAFKA_CONFIG_{name}": value for name, value in properties.items()}
+    (found,) = faults_of(REQUIRED | environ)
+    assert found.startswith(f"KAFKA_CONFIG_{fault}")
+
+
+def test_a_trial_of_the_properties_connects_to_nothing_and_says_nothing(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        read_settings(REQUIRED | {"KAFKA_BOOTSTRAP_SERVERS": address, "KAFKA_CONFIG_DEBUG": "all"})
+        server.settimeout(0.5)
+        with pytest.raises(TimeoutError):
+            server.accept()
+    assert capfd.readouterr().err == ""
+
+
+# ---- KAFKA_BOOTSTRAP_SERVERS ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "addresses"),
+    [
+        ("kafka:9092", "kafka:9092"),
+        (" a:1 , b.c-d_e:65535 ", "a:1,b.c-d_e:65535"),
+        ("[::1]:9092,[fe80::1%eth0]:9092", "[::1]:9092,[fe80::1%eth0]:9092"),
+        ("plaintext://10.0.0.1:9092", "10.0.0.1:9092"),
+    ],
+)
+def test_brokers_are_named_by_host_and_port(text: str, addresses: str) -> None:
+    kafka = read_settings(REQUIRED | {"KAFKA_BOOTSTRAP_SERVERS": text}).kafka
+    assert kafka["bootstrap.servers"] == addresses
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        (
+            "SASL_SSL://kafka:9093",
+            "but the clients speak PLAINTEXT: set KAFKA_CONFIG_SECURITY_PROTOCOL",
+        ),
+        ("kafka:9092,ssl://kafka:9093", "has an address with SSL://, but the clients speak PLAINTEXT"),
+        ("kafka://kafka:9092", "has an address with kafka://"),
+        ("http://kafka:9092", "has an address with http://"),
+        ('"kafka:9092"', "is quoted"),
+        ("'kafka:9092'", "is quoted"),
+        ("kafka", "has kafka, without a port: write kafka:9092"),
+        ("[::1]", "has [::1], without a port: write [::1]:9092"),
+        ("kafka:9092,b", "has b, without a port: write b:9092"),
+        *((f"kafka:{port}", "has kafka with a port") for port in ("", "abc", "0", "70000", "+1", "٣")),
+        ("kafka:9092/", "has kafka with a port"),
+        *((text, "has an empty address") for text in ("a:1,", ",a:1", "a:1,,b:2", ",", "ssl://")),
+        *((text, "write an address of IPv6 as [::1]:9092") for text in ("::1", "::1:9092")),
+        *((text, "that is not host:port") for text in ("a:1 b:2", "a b:1", "a;1", "häst:1", ":9092")),
+    ],
+)
+def test_an_address_that_leads_nowhere_is_refused_at_once(text: str, fault: str) -> None:
+    (found,) = faults_of(REQUIRED | {"KAFKA_BOOTSTRAP_SERVERS": text})
+    assert found.startswith("KAFKA_BOOTSTRAP_SERVERS ")
+    assert fault in found
+
+
+def test_a_protocol_before_an_address_is_the_one_that_the_clients_speak() -> None:
+    sasl = {"SECURITY_PROTOCOL": "sasl_plaintext", "SASL_MECHANISM": "PLAIN"}
+    sasl |= {"SASL_USERNAME": "user", "SASL_PASSWORD": "pw"}
+    environ = REQUIRED | {f"KAFKA_CONFIG_{name}": value for name, value in sasl.items()}
+    kafka = read_settings(environ | {"KAFKA_BOOTSTRAP_SERVERS": "SASL_PLAINTEXT://kafka:9092"}).kafka
+    assert kafka["bootstrap.servers"] == "kafka:9092"
+    (fault,) = faults_of(environ | {"KAFKA_BOOTSTRAP_SERVERS": "SASL_SSL://kafka:9093"})
+    assert "SASL_SSL://, but the clients speak SASL_PLAINTEXT" in fault
+
+
+# ---- OUTBOX_TIMINGS -------------------------------------------------------------------------------
+
+NO_TIMINGS = ["{", "[]", "5", "null", '{"poll_s": "1"}', '{"poll_s": true}', '{"poll_s": NaN}']
+
+
+@pytest.mark.parametrize("text", [*NO_TIMINGS, '{"poll_s": -1}', '{"poll_s": 1e999}', '{"a":' * 5000])
+def test_timings_that_are_no_object_of_seconds_are_refused(text: str) -> None:
+    (fault,) = faults_of(REQUIRED | {"OUTBOX_TIMINGS": text})
+    assert fault.startswith("OUTBOX_TIMINGS must be a JSON object of seconds")
+    with pytest.raises(ValueError, match="OUTBOX_TIMINGS must be"):
+        with_overrides(Timings(), {"OUTBOX_TIMINGS": text})
+
+
+def test_timings_that_no_process_has_are_refused_by_name() -> None:
+    timings = '{"poll_s": 1, "stalled_s": 60, "kafka_call_s": 2.5, "pol_s": 1}'
+    (fault,) = faults_of(REQUIRED | {"OUTBOX_TIMINGS": timings})
+    assert fault.startswith("OUTBOX_TIMINGS has no field 'pol_s': one of commit_offsets_s, ")
+    assert with_overrides(Timings(), {"OUTBOX_TIMINGS": timings}).kafka_call_s == 2.5
 
 
 # No variable leads to these: each `_` becomes a dot.
@@ -352,6 +466,8 @@ PLANTED = "S3CRET"
         *({name: PLANTED} for name in ("MAX_MESSAGE_BYTES", "METRICS_PORT")),
         *({name: f"{PLANTED} \x00"} for name in ("INPUT_TOPIC", "CONSUMER_GROUP", "METRICS_HOST")),
         {"KAFKA_BOOTSTRAP_SERVERS": f"{PLANTED}\n{PLANTED}"},
+        {"KAFKA_BOOTSTRAP_SERVERS": f"SASL_SSL://user:{PLANTED}@kafka:9092"},
+        {"KAFKA_BOOTSTRAP_SERVERS": f"user:{PLANTED}@kafka"},
         {"CAMERA_URL_SCHEMES": f"rtsp://{PLANTED}"},
         {"DATABASE_URL": f"postgresql://user:{PLANTED}@host:no-port/db?nonsense"},
         {"DATABASE_URL": f"postgresql://user:{PLANTED}@[host/db"},
@@ -404,7 +520,7 @@ def test_settings_show_no_secret() -> None:
 def test_submit_and_healthcheck_read_only_what_they_need() -> None:
     kafka, topic = read_kafka_settings({"KAFKA_BOOTSTRAP_SERVERS": "kafka:9092", "LANES": "none"})
     assert (kafka["bootstrap.servers"], topic) == ("kafka:9092", "init_scenario")
-    assert read_metrics_address({"LANES": "none"}) == ("0.0.0.0", 9464)
+    assert read_metrics_address({"LANES": "none"}) == ("::", 9464)
     with pytest.raises(SettingsError, match="KAFKA_BOOTSTRAP_SERVERS is required"):
         read_kafka_settings({})
     with pytest.raises(SettingsError, match="METRICS_PORT must be"):
