@@ -4,6 +4,7 @@ A container asks every few seconds, so this imports little: no client of Postgre
 """
 
 import argparse
+import json
 import os
 import sys
 from http.client import HTTPConnection, HTTPException
@@ -27,15 +28,24 @@ def check_health(options: argparse.Namespace) -> int:
     path = "/readyz" if options.ready else "/livez"
     host, port = read_metrics_address(os.environ)
     no_process = HealthAnswer(False, f"no process listens on port {port}: METRICS_PORT?\n")
-    own = ask_process(host, port, path) or no_process
-    other = ask_process(host, port + 1, path) or HealthAnswer(True, "")  # the relay, under `run` alone
-    sys.stdout.write(own.text + other.text)
-    return OK if own.ok and other.ok else CHECK_FAILED
+    answers = [ask_process(host, port, path) or no_process]
+    if (beside := port_beside(answers[0].text)) and (answer := ask_process(host, beside, path)):
+        answers.append(answer)
+    sys.stdout.write("".join(answer.text for answer in answers))
+    return OK if all(answer.ok for answer in answers) else CHECK_FAILED
+
+
+def port_beside(answer: str) -> int | None:
+    """Return the port of the relay that `run` started beside this process. Others are not asked."""
+    try:
+        return int(json.loads(answer)["beside"])
+    except (ValueError, TypeError, KeyError):
+        return None
 
 
 def ask_process(host: str, port: int, path: str) -> HealthAnswer | None:
     """Ask one process; None if the connection is refused."""
-    host = "127.0.0.1" if host == "0.0.0.0" else host  # noqa: S104  # every address: this one, too
+    host = "127.0.0.1" if host in {"::", "0.0.0.0"} else host  # noqa: S104  # every address: this one, too
     connection = HTTPConnection(host, port, timeout=ANSWER_S)
     try:
         connection.request("GET", path)

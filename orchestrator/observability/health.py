@@ -16,12 +16,16 @@ Check = Callable[[], str | None]  # what is wrong, if anything is
 
 @dataclass
 class Health:
-    """Ticks by loop, checks and notes by name. Threads write, the HTTP server reads."""
+    """Ticks by loop, checks and notes by name. Threads write, the HTTP server reads.
+
+    beside: the port of the relay, if `run` started it beside this process: a health check asks both.
+    """
 
     checks: dict[str, Check] = field(default_factory=dict)
     notes: dict[str, Check] = field(default_factory=dict)
     clock: Callable[[], float] = time.monotonic
     stalled_s: float = ProcessTimings.stalled_s
+    beside: int | None = None
     _stopping: bool = False
     _ticks: dict[str, float] = field(default_factory=dict)
 

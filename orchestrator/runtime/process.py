@@ -9,7 +9,6 @@ import gc
 import logging
 import os
 import signal
-import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -21,10 +20,11 @@ from prometheus_client import CollectorRegistry
 from orchestrator.config.environment import SettingsError
 from orchestrator.config.settings import Settings
 from orchestrator.observability.health import Health
-from orchestrator.observability.http import serve_http
+from orchestrator.observability.http import listen, serve_http
 
 log = logging.getLogger(__name__)
 
+BESIDE = "ORCHESTRATOR_BESIDE"  # set by `run` for its consumer: the port of its relay
 SHUTDOWN_GRACE_S = 4.0  # for the work to finish, of the 5 s that a stop may take
 SIGNAL_POLL_S = 0.1  # how soon a signal is seen
 GC_INTERVAL_S = 10.0  # how long what a failure left may stay in memory
@@ -34,6 +34,7 @@ GC_INTERVAL_S = 10.0  # how long what a failure left may stay in memory
 def answer_http(settings: Settings, registry: CollectorRegistry, health: Health) -> Iterator[None]:
     """Answer on METRICS_PORT while the block runs. Raises SettingsError if the port is taken."""
     host, port = settings.metrics_host, settings.metrics_port
+    health.beside = int(os.environ.get(BESIDE) or 0) or None
     with ExitStack() as stack:
         try:
             bound = stack.enter_context(serve_http(host, port, registry, health))
@@ -46,7 +47,7 @@ def answer_http(settings: Settings, registry: CollectorRegistry, health: Health)
 def check_port(host: str, port: int) -> None:
     """Raise SettingsError if another process listens there."""
     try:
-        socket.create_server((host, port)).close()
+        listen(host, port).close()
     except OSError as error:
         raise cannot_listen(host, port, error) from error
 

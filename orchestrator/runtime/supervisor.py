@@ -5,14 +5,18 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from threading import Event
+from types import MappingProxyType
 
 import psycopg
 from confluent_kafka import KafkaException
 
 from orchestrator.config.settings import Settings
 from orchestrator.kafka.topics import TopicMissing
-from orchestrator.runtime.process import check_port, run_until_stopped
+from orchestrator.observability.health import Health
+from orchestrator.observability.metrics import new_registry
+from orchestrator.runtime.process import BESIDE, answer_http, check_port, run_until_stopped
 from orchestrator.runtime.setup import set_up
 from outbox import Backoff, error_text
 
@@ -46,8 +50,8 @@ def child_ports(settings: Settings) -> tuple[int, int]:
 def supervise(settings: Settings, stop: Event) -> None:
     """Set up once the servers answer, then keep the children running until `stop` is set."""
     set_up_with_retries(settings, stop)
-    ports = child_ports(settings)
-    children = [Child(name, port) for name, port in zip(("consumer", "relay"), ports, strict=True)]
+    port, next_port = child_ports(settings)
+    children = [Child("consumer", port, {BESIDE: str(next_port)}), Child("relay", next_port)]
     while not stop.wait(CHILD_POLL_S):
         for child in children:
             child.keep_running()
@@ -59,27 +63,33 @@ def supervise(settings: Settings, stop: Event) -> None:
 
 
 def set_up_with_retries(settings: Settings, stop: Event) -> None:
-    """Set up as soon as the servers let us, or return when `stop` is set. Logs each error once."""
+    """Set up as soon as the servers let us, or return when `stop` is set. Logs each error once.
+
+    Meanwhile it answers where the consumer will: alive, and not ready.
+    """
     logged: set[str] = set()
-    backoff = Backoff(stop)
-    while not stop.is_set():
-        try:
-            set_up(settings)
-        except SETUP_ERRORS as error:
-            if (text := error_text(error)) not in logged:
-                log.warning("setup waiting", extra={"error": text})
-            logged.add(text)
-            backoff.wait()
-        else:
-            return
+    backoff, waits_for = Backoff(stop), "setup has not finished"
+    health = Health({"setup": lambda: waits_for})
+    with answer_http(settings, new_registry("run"), health):
+        while not stop.is_set():
+            try:
+                set_up(settings)
+            except SETUP_ERRORS as error:
+                waits_for = error_text(error)
+                if waits_for not in logged:
+                    log.warning("setup waiting", extra={"error": waits_for})
+                logged.add(waits_for)
+                backoff.wait()
+            else:
+                return
 
 
 class Child:
     """One of the two processes, restarted when it exits."""
 
-    def __init__(self, name: str, port: int) -> None:
+    def __init__(self, name: str, port: int, environ: Mapping[str, str] = MappingProxyType({})) -> None:
         self._name = name
-        self._port = port
+        self._environ = {"METRICS_PORT": str(port), **environ}
         self._process: subprocess.Popen[bytes] | None = None
         self._started = 0.0
         self._pause_s = RESTART_MIN_S
@@ -115,7 +125,7 @@ class Child:
     def start(self) -> None:
         """Start the process now."""
         command = [sys.executable, "-m", "orchestrator", self._name]
-        environ = {**os.environ, "METRICS_PORT": str(self._port)}
+        environ = {**os.environ, **self._environ}
         environ.pop("METRICS_PORT_FILE", None)  # its own port, not the one in the file
         self._started = time.monotonic()
         self._process = subprocess.Popen(command, env=environ)

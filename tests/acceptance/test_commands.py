@@ -2,17 +2,20 @@
 
 import json
 import re
+import shutil
 import signal
 import socket
+import socketserver
 import subprocess
 import sys
 import time
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from inspect import signature
 from pathlib import Path
 from pkgutil import resolve_name
+from threading import Thread
 from uuid import UUID, uuid4
 
 import msgspec
@@ -28,7 +31,7 @@ from orchestrator.embedded import Servers
 from orchestrator.embedded.server import free_port
 from orchestrator.observability.health import Health
 from orchestrator.observability.http import serve_http
-from testkit.empty_installation import bare_system, end_all, run_command
+from testkit.empty_installation import bare_system, end_all, run_command, run_in_process
 from testkit.eventually import eventually
 from testkit.system import INHERITED, Running, System, delete_topics, topics_of
 
@@ -149,6 +152,23 @@ def test_main_stops_while_it_waits_for_the_servers(bare: System) -> None:
     main.stop()
 
 
+@pytest.mark.parametrize("away", ["DATABASE_URL", "KAFKA_BOOTSTRAP_SERVERS"])
+def test_a_container_whose_setup_waits_is_healthy_and_says_what_it_waits_for(
+    bare: System, away: str
+) -> None:
+    port = free_port()
+    dead = {"DATABASE_URL": f"postgresql://{HOST}:{free_port()}/x"}
+    dead |= {"KAFKA_BOOTSTRAP_SERVERS": f"{HOST}:{free_port()}"}
+    bare.environ |= {"METRICS_PORT": str(port), away: dead[away]}
+    main = start_main(bare)
+    eventually(lambda: main.logged("setup waiting"))
+    assert run_command(bare.environ, "healthcheck").returncode == 0
+    waits = run_command(bare.environ, "healthcheck", "--ready")
+    assert waits.returncode == 1
+    assert json.loads(waits.stdout)["checks"]["setup"]
+    main.stop()
+
+
 STOPPED_AGAIN_AND_AGAIN = """
 from orchestrator.__main__ import exit_now
 from orchestrator.runtime.process import run_until_stopped
@@ -198,7 +218,7 @@ def test_a_taken_metrics_port_is_named_and_is_a_fault_of_the_settings(
         (None, None, 1),
     ],
 )
-def test_healthcheck_asks_the_process_and_the_one_beside_it(
+def test_healthcheck_asks_the_process_and_the_relay_that_run_started_beside_it(
     own: str | None, beside: str | None, code: int
 ) -> None:
     port = free_port()
@@ -208,8 +228,51 @@ def test_healthcheck_asks_the_process_and_the_one_beside_it(
                 process = Health(stalled_s=-1.0)  # a loop that ticked once is stalled
                 if state == "hangs":
                     process.tick("loop")
+                process.beside = port + 1 if number == port else None
                 serving.enter_context(serve_http(HOST, number, CollectorRegistry(), process))
         assert run_command({"METRICS_PORT": str(port)}, "healthcheck").returncode == code
+
+
+@pytest.mark.parametrize("foreign", ["silent", "hangs", "no HTTP", "another path"])
+def test_healthcheck_does_not_ask_another_program_on_the_port_above(foreign: str) -> None:
+    port = free_port()
+    hanging = Health(stalled_s=-1.0)
+    hanging.tick("loop")
+    with ExitStack() as serving:
+        serving.enter_context(serve_http(HOST, port, CollectorRegistry(), Health()))
+        match foreign:
+            case "hangs":  # such as a relay of another installation
+                serving.enter_context(serve_http(HOST, port + 1, CollectorRegistry(), hanging))
+            case "silent":
+                serving.enter_context(socket.create_server((HOST, port + 1)))
+            case "no HTTP":
+                serving.enter_context(answering(port + 1, b"SSH-2.0-OpenSSH_9.2\r\n"))
+            case _:
+                serving.enter_context(answering(port + 1, b"HTTP/1.0 404 Not Found\r\n\r\n"))
+        checked = run_command({"METRICS_PORT": str(port)}, "healthcheck")
+    assert (checked.returncode, checked.stdout) == (0, '{"stalled": []}\n')
+
+
+@contextmanager
+def answering(port: int, text: bytes) -> Iterator[None]:
+    """Run a program that says the same to each client."""
+
+    class Says(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.sendall(text)
+
+    with socketserver.TCPServer((HOST, port), Says) as server:
+        Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        yield
+        server.shutdown()
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this system has no IPv6")
+@pytest.mark.parametrize("host", ["::", "::1", "[::1]", "0.0.0.0"])
+def test_healthcheck_finds_a_process_at_any_address(host: str) -> None:
+    environ = {"METRICS_HOST": host}
+    with serve_http(host.strip("[]"), 0, CollectorRegistry(), Health()) as port:
+        assert run_command(environ | {"METRICS_PORT": str(port)}, "healthcheck").returncode == 0
 
 
 def test_healthcheck_ready_prints_what_a_process_waits_for() -> None:
@@ -250,6 +313,58 @@ def test_healthcheck_reports_an_invalid_port() -> None:
     assert "METRICS_PORT must be a whole number" in refused.stderr
 
 
+# ---- SIGTERM ------------------------------------------------------------------------------------
+
+AS_PID_1 = ["unshare", "--user", "--map-root-user", "--pid", "--fork"]
+CAN_UNSHARE = (
+    shutil.which("unshare") and not subprocess.run([*AS_PID_1, "true"], capture_output=True).returncode
+)
+
+
+@contextmanager
+def silent_servers() -> Iterator[dict[str, str]]:
+    """Yield the addresses of a Postgres and a Kafka that take connections and never answer."""
+    with socket.create_server((HOST, 0)) as postgres, socket.create_server((HOST, 0)) as kafka:
+        yield {
+            "DATABASE_URL": f"postgresql://user@{HOST}:{postgres.getsockname()[1]}/name",
+            "KAFKA_BOOTSTRAP_SERVERS": f"{HOST}:{kafka.getsockname()[1]}",
+        }
+
+
+@pytest.mark.xdist_group("measures")
+@pytest.mark.parametrize(
+    "prefix", [[], pytest.param(AS_PID_1, marks=pytest.mark.skipif(not CAN_UNSHARE, reason="unshare"))]
+)
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        *(
+            (command, 128 + signal.SIGTERM)
+            for command in ("setup", "migrate", "status", "submit", "doctor")
+        ),
+        *((command, 0) for command in ("run", "consumer", "relay")),
+    ],
+)
+def test_sigterm_ends_a_command_that_waits_also_as_pid_1(
+    command: str, code: int, prefix: list[str], tmp_path: Path
+) -> None:
+    """As PID 1, in a container, a process without a handler of its own never gets it."""
+    arguments = [command, "rtsp://camera/1"] if command == "submit" else [command]
+    with silent_servers() as servers, (tmp_path / "log").open("wb") as log:
+        environ = INHERITED | servers | {"METRICS_HOST": HOST, "METRICS_PORT": "0"}
+        started = [*prefix, sys.executable, "-m", "orchestrator", *arguments]
+        with subprocess.Popen(started, env=environ, stdout=log, stderr=log) as outer:
+            process = psutil.Process(outer.pid)
+            if prefix:
+                outer_process = process
+                process = eventually(lambda: outer_process.children()[:1])[0]
+            eventually(lambda: process.net_connections(kind="tcp"), 60)  # it waits for a server
+            began = time.monotonic()
+            process.terminate()
+            assert outer.wait(30) == code, (tmp_path / "log").read_text()
+    assert time.monotonic() - began < 5
+
+
 # ---- submit ---------------------------------------------------------------------------------------
 
 
@@ -269,6 +384,41 @@ def test_submit_prints_the_scenario_of_every_command_it_sent(system: System) -> 
     sent = [msgspec.json.decode(r.value() or b"") for r in system.read(system.settings.input_topic)]
     assert sorted(command["scenario_uuid"] for command in sent) == sorted(map(str, scenarios))
     assert {command["camera_url"] for command in sent} == {URL}
+
+
+# ---- logs -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("form", "begins"), [("json", '{"time": '), ("text", "")])
+def test_a_warning_about_the_settings_has_their_log_format(form: str, begins: str) -> None:
+    environ = {"LOG_FORMAT": form, "PROGRESS_TOPIC": "old", "DATABASE_URL": "postgresql://h/d"}
+    ran = run_command(environ, "setup")  # KAFKA_BOOTSTRAP_SERVERS is missing
+    assert ran.returncode == 2
+    (line,) = [line for line in ran.stderr.splitlines() if "setting renamed" in line]
+    assert line.startswith(begins)
+    assert ("WARNING setting renamed setting=PROGRESS_TOPIC" in line) == (form == "text")
+
+
+@pytest.mark.parametrize("command", ["setup", "consumer", "relay", "run", "status", "doctor", "submit"])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("OUTBOX_TIMINGS", "{"),
+        ("OUTBOX_TIMINGS", '{"no_such_s": 1}'),
+        ("KAFKA_BOOTSTRAP_SERVERS", "SASL_SSL://kafka:9093"),
+        ("KAFKA_CONFIG_MAX_POLL_INTERVAL_MS", "5000"),
+    ],
+)
+def test_settings_that_would_wait_without_end_are_exit_code_2_at_once(
+    command: str, name: str, value: str
+) -> None:
+    if command == "submit" and name == "OUTBOX_TIMINGS":
+        pytest.skip("it has none")
+    environ = {"DATABASE_URL": "postgresql://h/d", "KAFKA_BOOTSTRAP_SERVERS": "h:1", name: value}
+    ran = run_in_process(environ, command, *([URL] if command == "submit" else []))
+    assert ran.returncode == 2
+    assert name in ran.stderr
+    assert "Traceback" not in ran.stderr
 
 
 # ---- exit codes and help --------------------------------------------------------------------------
