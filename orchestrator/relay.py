@@ -41,8 +41,14 @@ def run_relay(settings: Settings) -> int:
     )
     health.checks = {
         "postgres": lambda: relay.last_error,
-        "kafka": lambda: kafka_check(relay.kafka_error, kafka.last_error),
-        "lanes": lambda: lanes_check(relay.lanes()),
+        "kafka": lambda: kafka_check(
+            relay.kafka_error, kafka.last_error or kafka.unusable.get(settings.marker_topic)
+        ),
+        "lanes": lambda: None if is_working(relay.lanes()) else describe_lanes(relay.lanes()),
+    }
+    health.notes |= {
+        "lanes": lambda: describe_lanes(relay.lanes()) if is_working(relay.lanes()) else None,
+        "topics": lambda: "; ".join(kafka.unusable.values()),
     }
     metrics.refused.set_function(lambda: count_refused(relay.lanes()))
     metrics.tick()  # without a first tick, a first connect that hangs would never count as stalled
@@ -54,10 +60,10 @@ def run_relay(settings: Settings) -> int:
         return run_until_stopped(relay.run, on_stop=health.stop)
 
 
-def kafka_check(relay_error: str | None, topics_error: str | None) -> str | None:
-    """Return why Kafka does not answer the relay, and what is wrong with the topics."""
+def kafka_check(relay_error: str | None, probe_error: str | None) -> str | None:
+    """Return why Kafka does not answer the relay, or the marker topic cannot be used."""
     silent = relay_error and f"no transaction of this relay is answered: {relay_error}"
-    return "; ".join(filter(None, (silent, topics_error))) or None
+    return "; ".join(filter(None, (silent, probe_error))) or None
 
 
 def count_refused(lanes: Mapping[int, LaneStatus]) -> int:
@@ -65,7 +71,16 @@ def count_refused(lanes: Mapping[int, LaneStatus]) -> int:
     return sum(status.state is LaneState.REFUSED for status in lanes.values())
 
 
-def lanes_check(lanes: Mapping[int, LaneStatus]) -> str | None:
+def is_working(lanes: Mapping[int, LaneStatus]) -> bool:
+    """Say whether a relay works: one without lanes does, and one that can work any of its lanes.
+
+    A lane that backs off, or is refused among others, must not block the roll-out of a release.
+    """
+    working = {LaneState.ACTIVE, LaneState.BACKING_OFF}
+    return not lanes or any(status.state in working for status in lanes.values())
+
+
+def describe_lanes(lanes: Mapping[int, LaneStatus]) -> str | None:
     """Return the lanes that are not active, each with its state and reason; None if all are active."""
     named = (
         describe_lane(number, status)

@@ -6,6 +6,7 @@ from orchestrator.config.settings import Settings
 from orchestrator.config.timings import ConsumerTimings, ProcessTimings
 from orchestrator.consumer.commands import command_subscription
 from orchestrator.consumer.loop import ConsumerLoop
+from orchestrator.contract.messages import DeployOrder
 from orchestrator.contract.repair_commands import repair_of_partition
 from orchestrator.observability.gauges import consumer_gauges
 from orchestrator.observability.health import Health
@@ -27,7 +28,10 @@ def run_consumer(settings: Settings) -> int:
     )
     health.checks = {
         "session": lambda: consumer.last_error,
-        "partitions": lambda: partitions_check(consumer.refused()),
+        "partitions": lambda: None if is_working(consumer) else describe_refused(consumer.refused()),
+    }
+    health.notes |= {
+        "partitions": lambda: describe_refused(consumer.refused()) if is_working(consumer) else None,
     }
     with (
         consumer_gauges(settings, consumer.positions, consumer.refused, metrics, timings),
@@ -36,7 +40,13 @@ def run_consumer(settings: Settings) -> int:
         return run_until_stopped(consumer.run, on_stop=health.stop)
 
 
-def partitions_check(refused: Mapping[int, str]) -> str | None:
+def is_working(consumer: ConsumerLoop[DeployOrder]) -> bool:
+    """Say whether a consumer reads what it was assigned: one without partitions, and one with any."""
+    refused = consumer.refused()
+    return not refused or any(partition not in refused for partition in consumer.positions())
+
+
+def describe_refused(refused: Mapping[int, str]) -> str | None:
     """Return the refused partitions, each with its reason and its repair; None if there are none."""
     named = (
         f"partition {number}: {reason}: {repair_of_partition(number)}"

@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
@@ -21,7 +22,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # public, not
 )
 from tenacity import retry, retry_if_exception, stop_after_delay, wait_fixed
 
-from outbox import topic_id_of
+from outbox import error_text, topic_id_of
 
 REQUEST_S = 5.0  # one request to the brokers
 UNKNOWN_TOPIC_ERRORS = frozenset({KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.UNKNOWN_TOPIC_ID})
@@ -132,14 +133,14 @@ class TopicWatch:
         self._next_check_at = time.monotonic() + check_s
 
     def poll(self) -> None:
-        """Check every check_s without waiting for the answer. Raises TopicRecreated."""
+        """Check every check_s without waiting for the answer. Raises TopicRecreated or TopicMissing."""
         if self._answer is None:
             if time.monotonic() >= self._next_check_at:
                 self.begin_check()
         elif self._answer.done():
             answer = self._end_check(self._answer)
-            if answer.exception() is None:  # trouble with Kafka shows itself elsewhere
-                self._compare(answer.result())
+            with suppress(KafkaException):  # trouble with Kafka shows itself elsewhere
+                self._compare(result_of(answer, self.name))
 
     def begin_check(self) -> None:
         """Ask the brokers; `finish_check` waits for the answer."""
@@ -278,12 +279,20 @@ def _compact(admin: AdminClient, marker_topic: str) -> None:
     altered.result()
 
 
-def find_missing(admin: AdminClient, wanted: Sequence[str]) -> list[str]:
-    """Return a sentence about each missing topic that says what to do. Raises KafkaException."""
-    missing = []
+# Of one topic, while the brokers answer about others.
+TOPIC_ERRORS = frozenset({KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.TOPIC_EXCEPTION})
+
+
+def find_unusable(admin: AdminClient, wanted: Sequence[str]) -> dict[str, str]:
+    """Return what is wrong with topics, by name, and what to do. Raises KafkaException."""
+    unusable = {}
     for topic in wanted:
         try:
             describe_topic(admin, topic)
         except TopicMissing as error:
-            missing.append(str(error))
-    return missing
+            unusable[topic] = str(error)
+        except KafkaException as error:
+            if error.args[0].code() not in TOPIC_ERRORS:
+                raise
+            unusable[topic] = f"topic {topic}: {error_text(error)}: see `orchestrator doctor`"
+    return unusable

@@ -50,12 +50,13 @@ class KafkaProbe:
     def __init__(self, settings: Settings, wanted: Sequence[str]) -> None:
         self._admin = topics.Admin(settings.kafka)
         self._wanted = wanted
-        self.last_error: str | None = None
+        self.last_error: str | None = None  # why the brokers do not answer
+        self.unusable: Mapping[str, str] = {}  # topics that are missing or hidden, and what to do
 
     def check(self) -> None:
-        """Note what is wrong: brokers that do not answer, topics that are missing."""
+        """Note what is wrong."""
         try:
-            self.last_error = "; ".join(topics.find_missing(self._admin, self._wanted)) or None
+            self.unusable, self.last_error = topics.find_unusable(self._admin, self._wanted), None
         except KafkaException as error:
             self.last_error = error_text(error)
 

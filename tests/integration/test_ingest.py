@@ -1,5 +1,6 @@
 """The consumer's session and process: exactly once into Postgres, whatever happens on the way."""
 
+import json
 import socket
 import struct
 from collections.abc import Iterator
@@ -267,7 +268,8 @@ def test_a_partition_whose_next_offset_is_gone_waits_alone(system: System) -> No
     delete_before(system, system.settings.input_topic, 0, 6)
     consumer = system.start("consumer")
     eventually(lambda: "partition 0: offset_out_of_range" in consumer.get("/readyz"))
-    assert '"ready": false' in consumer.get("/readyz")
+    assert "offset_out_of_range" in json.loads(consumer.get("/readyz"))["notes"]["partitions"]
+    assert '"ready": true' in consumer.get("/readyz")  # it reads the other one
     assert consumer.logged('"partition refused"')
     system.produce(command(), partition=1)
     eventually(lambda: accepted(system) == 4)
@@ -334,6 +336,22 @@ def test_a_topic_that_is_missing_is_named_and_waited_for(system: System) -> None
     system.submit(3)
     eventually(lambda: accepted(system) == 3)
     consumer.stop()
+
+
+def test_a_topic_that_is_deleted_under_an_idle_consumer_is_named(system: System) -> None:
+    admin, topic = AdminClient(dict(system.settings.kafka)), system.settings.input_topic
+    consumer = system.start("consumer")
+    eventually(lambda: '"ready": true' in consumer.get("/readyz"))
+    admin.delete_topics([topic])[topic].result()
+    eventually(lambda: f"topic {topic} is missing" in consumer.get("/readyz"))
+    assert '"ready": false' in consumer.get("/readyz")
+    assert consumer.logged("consumer waiting")
+
+
+def test_a_consumer_without_partitions_is_ready(system: System) -> None:
+    consumers = [system.start("consumer") for _ in range(PARTITIONS + 1)]
+    eventually(lambda: any(one.logged('"offsets": {}') for one in consumers))
+    eventually(lambda: all('"ready": true' in one.get("/readyz") for one in consumers))
 
 
 @pytest.mark.fault(26)

@@ -7,9 +7,9 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
-from http.client import RemoteDisconnected
+from http.client import HTTPConnection, RemoteDisconnected
 from pathlib import Path
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
@@ -17,10 +17,12 @@ from urllib.request import Request, urlopen
 import pytest
 from prometheus_client import CollectorRegistry
 
+from orchestrator import relay
 from orchestrator.embedded.server import free_port
 from orchestrator.observability.health import Health
 from orchestrator.observability.http import serve_http
 from orchestrator.observability.metrics import ConsumerMetrics, new_registry
+from outbox import LaneState, LaneStatus
 from testkit.eventually import eventually
 from testkit.system import INHERITED
 
@@ -63,6 +65,38 @@ def test_a_process_is_ready_when_every_check_passes() -> None:
         assert probe.ask_json("/readyz") == (503, {"ready": False, "checks": trouble})
         trouble["lanes"] = None
         assert probe.ask("/readyz")[0] == 200
+
+
+ACTIVE, BACKING_OFF, REFUSED, RECOVERING, IN_DOUBT = (
+    LaneStatus(state)
+    for state in (
+        LaneState.ACTIVE,
+        LaneState.BACKING_OFF,
+        LaneState.REFUSED,
+        LaneState.RECOVERING,
+        LaneState.IN_DOUBT,
+    )
+)
+
+
+@pytest.mark.parametrize(
+    ("lanes", "works"),
+    [
+        ([], True),  # more relays than lanes
+        ([ACTIVE, ACTIVE], True),
+        ([ACTIVE, REFUSED], True),
+        ([BACKING_OFF], True),
+        ([REFUSED, BACKING_OFF], True),
+        ([REFUSED, REFUSED], False),
+        ([RECOVERING, REFUSED], False),
+        ([IN_DOUBT, IN_DOUBT], False),
+    ],
+)
+def test_a_relay_is_ready_while_it_can_work_any_of_its_lanes(
+    lanes: list[LaneStatus], works: bool
+) -> None:
+    """So a refused lane, which moves to a pod of the next release, does not block that release."""
+    assert relay.is_working(dict(enumerate(lanes))) is works
 
 
 def test_a_process_that_stops_is_alive_but_not_ready() -> None:
@@ -161,10 +195,75 @@ def test_a_query_changes_nothing() -> None:
         assert probe.ask("/livez?verbose=1")[0] == 200
 
 
-@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE"])
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "PATCH", "BREW"])
 def test_nothing_can_be_changed_from_outside(method: str) -> None:
     with served(Health()) as probe:
-        assert probe.ask("/livez", method)[0] == 501
+        status, body = probe.ask("/livez", method)
+    assert status == 405
+    assert json.loads(body)["methods"] == ["GET", "HEAD"]
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/livez", "/readyz", "/no-such-path"])
+def test_head_answers_like_get_without_a_body(path: str) -> None:
+    with served(Health({"postgres": lambda: "away"})) as probe:
+        answers = []
+        for method in ("GET", "HEAD"):
+            asked = HTTPConnection(HOST, probe.port, timeout=5)
+            asked.request(method, path)
+            answer = asked.getresponse()
+            answers.append((answer.status, answer.getheader("Content-Length"), answer.read()))
+            asked.close()
+    (status, length, body), head = answers
+    assert length == str(len(body))
+    assert head == (status, length, b"")
+
+
+def test_what_is_no_request_is_answered_in_json_too() -> None:
+    with served(Health()) as probe, socket.create_connection((HOST, probe.port)) as client:
+        client.sendall(b"GET /livez HTTP/9.9\r\n\r\n")
+        answer = client.makefile("rb").read()
+    assert (
+        json.loads(answer)["error"] == "Invalid HTTP version (9.9)"
+    )  # without headers, as of HTTP/0.9
+
+
+# ---- addresses --------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this system has no IPv6")
+@pytest.mark.parametrize(
+    ("host", "answers"),
+    [
+        ("::", {"127.0.0.1", "::1"}),
+        ("0.0.0.0", {"127.0.0.1"}),
+        ("127.0.0.1", {"127.0.0.1"}),
+        ("::1", {"::1"}),
+        ("localhost", None),
+    ],
+)
+def test_a_process_answers_at_the_addresses_that_it_is_given(
+    host: str, answers: set[str] | None
+) -> None:
+    with serve_http(host, 0, CollectorRegistry(), Health()) as port:
+        found = set()
+        for address in ("127.0.0.1", "::1"):
+            with suppress(ConnectionRefusedError), socket.create_connection((address, port), 5):
+                found.add(address)
+    assert found == answers or (answers is None and found)
+
+
+def test_a_system_without_ipv6_has_ipv4_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "has_dualstack_ipv6", lambda: False)
+    with serve_http("::", 0, CollectorRegistry(), Health()) as port:
+        assert Probe(port).ask("/livez")[0] == 200
+
+
+def test_a_start_asks_no_name_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It took 11 s where none answered: http.server asks for the name of the own host."""
+    for name in ("getfqdn", "gethostbyaddr", "gethostname"):
+        monkeypatch.delattr(socket, name)
+    with served(Health()) as probe:
+        assert probe.ask("/livez")[0] == 200
 
 
 def handled() -> bool:
