@@ -8,7 +8,7 @@ from confluent_kafka import KafkaException
 
 from orchestrator.cli.exit_codes import CHECK_FAILED, UNREACHABLE, USAGE
 from orchestrator.errors import NotRepaired, ServerStartError
-from orchestrator.kafka.topics import TopicMissing
+from orchestrator.kafka.topics import NO_ANSWER, TopicMissing
 from outbox import DatabaseNotReady, InDoubt, OwnershipLost, error_text
 from outbox.admin import LaneBusy
 
@@ -22,9 +22,18 @@ def explain_error(error: Exception) -> tuple[int, str] | None:
             return UNREACHABLE, str(error)
         case DatabaseNotReady() | TopicMissing() | NotRepaired() | LaneBusy() | OwnershipLost():
             return CHECK_FAILED, str(error)
-        case psycopg.OperationalError() | KafkaException() | InDoubt():
+        case KafkaException() | InDoubt():
+            return UNREACHABLE if is_unreachable(error) else CHECK_FAILED, error_text(error)
+        case psycopg.OperationalError():
             return UNREACHABLE, error_text(error)
         case psycopg.Error():
             return CHECK_FAILED, error_text(error)
         case _:
             return None
+
+
+def is_unreachable(error: Exception) -> bool:
+    """Say whether an error means that Kafka gave no answer; a rejected password, too, is an answer."""
+    if isinstance(error, InDoubt):
+        return True
+    return isinstance(error, KafkaException) and error.args[0].code() in NO_ANSWER

@@ -7,18 +7,18 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 import psycopg
-from confluent_kafka import KafkaException
 
 from orchestrator.cli.exit_codes import CHECK_FAILED, OK, UNREACHABLE
+from orchestrator.cli.known_errors import is_unreachable
 from orchestrator.cli.operator_arguments import WATCH_S
 from orchestrator.cli.session import operator_session
 from orchestrator.cli.terminal import print_error, print_json, print_lines, table
 from orchestrator.operations.status.input import DeadLetterCount
-from orchestrator.operations.status.lanes import BEHIND_S, MAX_COUNTED, LaneCondition, LaneReport
+from orchestrator.operations.status.lanes import MAX_COUNTED, LaneReport
+from orchestrator.operations.status.problems import OLD_S, describe_deferred
 from orchestrator.operations.status.status import Status, read_status, status_fields
 from orchestrator.operations.text import duration
 from outbox import DatabaseNotReady, error_text
-from outbox.admin import DeferredReason
 
 PAUSE_FACTOR = 4  # times as long as the reading took: --watch costs at most a fifth of the time
 CLEAR = "\x1b[H\x1b[2J"
@@ -49,9 +49,9 @@ def show_once(options: argparse.Namespace) -> int:
         if options.watch and sys.stdout.isatty():
             print(CLEAR, end="")
         print_lines(render_status(found))
-    if any(isinstance(error, KafkaException) for error in found.unknown.values()):
+    if any(map(is_unreachable, found.unknown.values())):
         return UNREACHABLE
-    return CHECK_FAILED if found.unknown else OK
+    return CHECK_FAILED if found.unknown or found.problems else OK
 
 
 def render_status(status: Status) -> Iterator[str]:
@@ -88,45 +88,21 @@ def render_status(status: Status) -> Iterator[str]:
     yield f"dead letters: {_letters(status.dead_letters)}"
     parked = ", ".join(f"{rows} {reason}" for reason, rows in status.parked.items())
     yield f"parked rows:  {parked or 'none'}" + ("   orchestrator parked list" if parked else "")
-    for one in status.deferred:
-        yield f"DEFERRED {describe_deferred(one)}"
-    for what, command in status.refusals.items():
-        yield f"REFUSED  {what}: {command}"
+    for problem in status.problems:
+        yield f"PROBLEM  {problem}"
     for what, error in status.unknown.items():
         yield f"UNKNOWN  {what}: {error_text(error)}"
-    for warning in warnings(status):
-        yield f"NOTE     {warning}"
+    for note in notes(status):
+        yield f"NOTE     {note}"
 
 
-def warnings(status: Status) -> Iterator[str]:
-    """Yield what an operator should know and that is not refused."""
-    if not status.relays:
-        yield "no relay is connected: nothing is published until one runs"
-    for relay in status.relays_without_kafka:
-        yield (
-            f"{relay}: Kafka does not answer this relay, and relays that it answers take its lanes;"
-            " its /readyz says why: check its Kafka address, password, network and ACLs"
-        )
-    if not status.consumers:
-        yield "no consumer is connected: nothing is accepted until one runs"
-    if status.deferred:
-        yield (
-            "deferred workers are published; a relay sets them to deployed as soon as their rows are no"
-            " longer locked and the update is not refused"
-        )
+def notes(status: Status) -> Iterator[str]:
+    """Yield what an operator may want to know and that is no problem."""
+    for one in status.deferred:
+        if one.oldest_s <= OLD_S:
+            yield describe_deferred(one)
     if status.relays and any(lane.owner is None for lane in status.lanes):
         yield "lanes without an owner: a relay takes them within seconds"
-    if any(lane.state is LaneCondition.BEHIND for lane in status.lanes):
-        yield (
-            f"lanes behind: their oldest rows wait longer than {BEHIND_S:.0f} s; if the batch number"
-            " does not grow from one status to the next, the relay's /readyz says why"
-        )
-
-
-def describe_deferred(one: DeferredReason) -> str:
-    """Return which workers are published and not yet deployed, for how long, and why."""
-    ids = ", ".join(map(str, one.aggregate_ids)) + ", ..." * (one.rows > len(one.aggregate_ids))
-    return f"{one.rows:,} workers, the oldest for {duration(one.oldest_s)}: {one.reason}: {ids}"
 
 
 def _rate(rate: float | None) -> str:

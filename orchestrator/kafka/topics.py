@@ -26,6 +26,14 @@ from outbox import error_text, topic_id_of
 
 REQUEST_S = 5.0  # one request to the brokers
 UNKNOWN_TOPIC_ERRORS = frozenset({KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.UNKNOWN_TOPIC_ID})
+NO_ANSWER = frozenset(
+    {
+        KafkaError._TIMED_OUT,
+        KafkaError._TRANSPORT,
+        KafkaError._ALL_BROKERS_DOWN,
+        KafkaError._RESOLVE,
+    }
+)
 AUTH_ERRORS = frozenset({KafkaError._AUTHENTICATION, KafkaError._SSL})
 
 

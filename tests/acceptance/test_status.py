@@ -1,5 +1,6 @@
 """`orchestrator status`: the screen and its JSON."""
 
+import re
 import signal
 import subprocess
 import sys
@@ -48,7 +49,7 @@ def test_status_shows_a_system_at_work(system: System) -> None:
     system.check_exactly_once(50)
     eventually(lambda: len(system.read(system.settings.dead_letter_topic)) == 1)
 
-    shown = told(system, "status")
+    shown = told(system, "status", code=1)
     assert shown["consumers"] == shown["relays"] == 1
     assert {lane["state"] for lane in shown["lanes"]} == {"active"}
     assert all(lane["owner"].startswith("outbox relay") for lane in shown["lanes"])
@@ -60,25 +61,35 @@ def test_status_shows_a_system_at_work(system: System) -> None:
     assert shown["dead_letters"] == 1
     assert not shown["dead_letters_is_upper_bound"]
     assert shown["refusals"] == shown["unknown"] == {}
+    assert shown["problems"] == ["1 dead letters wait for the operator: `orchestrator dlq list`"]
     assert shown["versions"].keys() >= {"orchestrator", "postgres", "librdkafka"}
 
+    assert run_command(system.environ, "dlq", "discard", "--all", "--yes").returncode == 0
     text = said(system, "status")
     assert "1 consumer(s), 1 relay(s)" in text
-    assert "REFUSED" not in text
+    assert "PROBLEM" not in text
     assert "NOTE" not in text
+
+
+def test_an_installation_without_traffic_is_well(system: System) -> None:
+    processes = system.start("consumer"), system.start("relay")
+    eventually(lambda: all('"ready": true' in one.get("/readyz") for one in processes))
+    assert told(system, "status")["problems"] == []
+    assert "PROBLEM" not in said(system, "status")
+    assert run_command(system.environ, "doctor").returncode == 0
 
 
 def test_status_shows_waiting_rows_and_commands_while_no_process_runs(system: System) -> None:
     system.accept(30)
     system.submit(7)
-    shown = told(system, "status")
+    shown = told(system, "status", code=1)
     assert {lane["state"] for lane in shown["lanes"]} == {"no_owner"}
     assert sum(lane["pending"] for lane in shown["lanes"]) == 30
     assert 0 < max(lane["oldest_s"] or 0 for lane in shown["lanes"]) < 60
     assert sum(partition["lag"] for partition in shown["partitions"]) == 7
-    text = said(system, "status")
-    assert "no relay is connected" in text
-    assert "no consumer is connected" in text
+    text = said(system, "status", code=1)
+    assert "PROBLEM  no relay is connected" in text
+    assert "PROBLEM  no consumer is connected" in text
 
 
 def test_status_names_what_it_could_not_count(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,17 +115,21 @@ def test_status_names_lanes_whose_oldest_row_waits_too_long(system: System) -> N
     with system.lane(), closing(system.connect()) as conn:
         found = read_status(system.settings, conn)
     assert [lane.state for lane in found.lanes] == ["behind"] + ["no_owner"] * (len(found.lanes) - 1)
-    assert "/readyz" in "\n".join(status_command.warnings(found._replace(relays=1)))
+    (problem,) = found._replace(relays=1, consumers=1, relays_without_kafka=()).problems
+    assert re.match(r"orders are late, the oldest of lane 0 for \d.* s, 1 for ", problem)
 
 
 def test_status_shows_deferred_workers_and_why(one_lane: System) -> None:
-    assert told(one_lane, "status")["deferred"] == []
+    assert told(one_lane, "status", code=1)["deferred"] == []
     with deferred_workers(one_lane, 12) as workers:
-        (shown,) = told(one_lane, "status")["deferred"]
-        text = said(one_lane, "status")
+        (shown,) = told(one_lane, "status", code=1)["deferred"]
+        text = said(one_lane, "status", code=1)
+        one_lane.query("UPDATE outbox_deferred SET deferred_at = now() - interval '5 min'")
+        *_, problem = told(one_lane, "status", code=1)["problems"]
     assert (shown["reason"], shown["rows"]) == ("locked by another session", 12)
     assert set(shown["aggregate_ids"]) < {str(worker) for worker in workers}
-    assert "DEFERRED 12 workers, the oldest for" in text
+    assert "NOTE     deferred workers, 12, the oldest for" in text
+    assert problem.startswith("deferred workers, 12, the oldest for 5.0 m: locked by another session: ")
     assert f"locked by another session: {shown['aggregate_ids'][0]}, " in text
 
 
@@ -144,13 +159,14 @@ def test_status_names_each_refusal_with_its_repair(system: System) -> None:
     ((batch_number,),) = system.query("SELECT batch_number FROM outbox_lane WHERE lane = 0")
     set_marker(system, batch_number + 5)
     recreate_input(system)
-    refusals = told(system, "status")["refusals"]
+    refusals = told(system, "status", code=1)["refusals"]
     assert refusals == {
         "lane 0: marker_ahead": "orchestrator repair lane 0",
         "partition 0: topic_recreated": "orchestrator repair partition 0",
         "partition 1: topic_recreated": "orchestrator repair partition 1",
     }
-    assert "REFUSED  lane 0: marker_ahead: orchestrator repair lane 0" in said(system, "status")
+    refused = "PROBLEM  refused: lane 0: marker_ahead: orchestrator repair lane 0"
+    assert refused in said(system, "status", code=1)
 
 
 def test_status_with_watch_repeats_until_it_is_interrupted(system: System) -> None:

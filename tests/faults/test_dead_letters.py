@@ -138,7 +138,7 @@ def test_the_letters_of_another_input_are_named(two: tuple[System, System]) -> N
 def test_the_doctor_warns_of_a_shared_dead_letter_topic(two: tuple[System, System]) -> None:
     one, other = two
     leave_letters(two)
-    (found,) = [one for one in run_all_checks(one.settings) if one.check == "dead letters"]
+    (found,) = [one for one in run_all_checks(one.settings) if one.check == "dead-letter topic"]
     assert found.state == "warning"
     topic, settings = one.settings.dead_letter_topic, other.settings
     named = f"topic {settings.input_topic}, group {settings.consumer_group}"
@@ -146,7 +146,7 @@ def test_the_doctor_warns_of_a_shared_dead_letter_topic(two: tuple[System, Syste
     assert "give each installation a DEAD_LETTER_TOPIC of its own" in found.text
     for letter in letters_of(one):
         delete_before(one, topic, letter.partition() or 0, (letter.offset() or 0) + 1)
-    (found,) = [one for one in run_all_checks(one.settings) if one.check == "dead letters"]
+    (found,) = [one for one in run_all_checks(one.settings) if one.check == "dead-letter topic"]
     assert found.state == "ok"
 
 

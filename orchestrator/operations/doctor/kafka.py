@@ -14,7 +14,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # public, not
 )
 
 from orchestrator.config.settings import Settings
-from orchestrator.kafka.topics import REQUEST_S, Admin, TopicMissing, result_of
+from orchestrator.kafka.topics import NO_ANSWER, REQUEST_S, Admin, TopicMissing, result_of
 from orchestrator.operations.doctor.check import (
     Installation,
     Result,
@@ -30,14 +30,6 @@ NOT_ALLOWED = frozenset(
         KafkaError.GROUP_AUTHORIZATION_FAILED,
         KafkaError.CLUSTER_AUTHORIZATION_FAILED,
         KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED,
-    }
-)
-NO_ANSWER = frozenset(
-    {
-        KafkaError._TIMED_OUT,
-        KafkaError._TRANSPORT,
-        KafkaError._ALL_BROKERS_DOWN,
-        KafkaError._RESOLVE,
     }
 )
 

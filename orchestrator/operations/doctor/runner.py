@@ -15,7 +15,7 @@ from confluent_kafka import KafkaException
 
 from orchestrator.config.settings import Settings
 from orchestrator.observability import logs
-from orchestrator.operations.doctor import consistency, dead_letters, kafka, postgres, tables
+from orchestrator.operations.doctor import consistency, dead_letters, kafka, postgres, tables, work
 from orchestrator.operations.doctor.broker_version import kafka_version
 from orchestrator.operations.doctor.check import Check, Finding, Installation, Result, Unreachable
 from orchestrator.operations.doctor.kafka_permissions import kafka_acls
@@ -83,7 +83,10 @@ CHECKS: Mapping[str, Check] = {
     "postgres sessions": postgres.postgres_sessions,
     "postgres long transactions": tables.long_transactions,
     "postgres autovacuum": tables.autovacuum,
-    "deferred workers": tables.deferred_workers,
+    "processes": work.processes,
+    "waiting rows": work.waiting_rows,
+    "parked rows": work.parked_rows,
+    "deferred workers": work.deferred_workers,
     "workers id sequence": tables.workers_id_sequence,
     "postgres clock": postgres.postgres_clock,
     "kafka reachable": kafka.kafka_reachable,
@@ -95,6 +98,7 @@ CHECKS: Mapping[str, Check] = {
     "kafka transactions": consistency.kafka_transactions,
     "kafka acls": kafka_acls,
     "input positions": consistency.input_positions,
-    "dead letters": dead_letters.dead_letter_topic,
+    "dead letters": work.waiting_letters,
+    "dead-letter topic": dead_letters.dead_letter_topic,
     "markers": consistency.lane_markers,
 }

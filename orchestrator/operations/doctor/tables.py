@@ -5,10 +5,10 @@ from typing import NamedTuple
 from psycopg.rows import args_row
 
 from orchestrator.contract.workers import read_id_sequence
-from orchestrator.operations.doctor.check import Installation, Result, combine, counted
+from orchestrator.operations.doctor.check import Installation, Result, combine
 from orchestrator.operations.text import duration
-from outbox import query, read_deferred_backlog, scalar
-from outbox.admin import BUSY_TABLES, read_deferred_reasons
+from outbox import query, scalar
+from outbox.admin import BUSY_TABLES
 
 OLD_S = 300.0  # a transaction that lasts longer keeps dead rows from vacuum
 MANY_TRANSACTIONS = 100_000  # where the age in seconds is hidden; an hour of work at some rates
@@ -125,23 +125,6 @@ def autovacuum(installation: Installation) -> Result:
             text += f" transactions, give autovacuum more workers, or run VACUUM {table}"
             remarks.append(("warning", text))
     return combine(remarks, f"on for {', '.join(row.table for row in rows)}" if rows else "on")
-
-
-DEFERRED_S = 60.0  # a Runner's transaction takes seconds
-
-
-def deferred_workers(installation: Installation) -> Result:
-    """Look for workers that are published and could not be set to deployed."""
-    backlog = read_deferred_backlog(installation.conn)
-    if backlog.oldest_s <= DEFERRED_S:
-        return "ok", f"{backlog.rows:,} just now" if backlog.rows else "none"
-    remarks: list[Result] = [
-        ("warning", f"{counted(one.rows, 'worker')} for {duration(one.oldest_s)}, {one.reason}: {ids}")
-        for one in read_deferred_reasons(installation.conn)
-        if (ids := ", ".join(map(str, one.aggregate_ids)))
-    ]
-    advice = "end the transaction that locks them, or remove what refuses the update; then they are set"
-    return combine([*remarks, ("warning", advice)], "none")
 
 
 HALF_USED, ALMOST_ALL_USED = 0.5, 0.9

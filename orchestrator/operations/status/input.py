@@ -125,7 +125,7 @@ def read_rates(conn: Connection) -> Rates:
     return Rates(recent.accepted / RATE_S, recent.deployed / RATE_S)
 
 
-FEW_LETTERS = 1000  # offsets that are read one by one; of more, an upper bound must do
+FEW_LETTERS = 10_000  # offsets that are read one by one; of more, an upper bound must do
 
 
 def count_dead_letters(settings: Settings, conn: Connection) -> DeadLetterCount:

@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 from orchestrator.config.settings import Settings
 from orchestrator.contract.repair_commands import repair_of_lane
+from orchestrator.operations.status.problems import OLD_S
 from orchestrator.operations.status.statements import in_time
 from outbox import Connection
 from outbox.admin import check_lanes, count_backlog, list_lanes
 
-BEHIND_S = 60.0  # as in the alert OutboxStalled
 MAX_COUNTED = 100_000  # rows of a lane
 
 
@@ -18,7 +18,7 @@ class LaneCondition(enum.StrEnum):
     """A lane as it is seen from outside; its owner knows more."""
 
     ACTIVE = "active"
-    BEHIND = "behind"  # its oldest row has waited longer than BEHIND_S
+    BEHIND = "behind"  # its oldest row has waited longer than OLD_S
     NO_OWNER = "no_owner"
     REFUSED = "refused"
 
@@ -83,5 +83,5 @@ def condition_of(refusal: str | None, owner: str | None, oldest_s: float | None)
         return LaneCondition.REFUSED
     if owner is None:
         return LaneCondition.NO_OWNER
-    is_behind = oldest_s is not None and oldest_s > BEHIND_S
+    is_behind = oldest_s is not None and oldest_s > OLD_S
     return LaneCondition.BEHIND if is_behind else LaneCondition.ACTIVE

@@ -16,6 +16,7 @@ from orchestrator.config.settings import Settings
 from orchestrator.kafka import topics
 from orchestrator.kafka.topics import TopicMissing
 from orchestrator.observability.metrics import release
+from orchestrator.operations.status import problems
 from orchestrator.operations.status.input import (
     DeadLetterCount,
     PartitionReport,
@@ -59,6 +60,20 @@ class Status(NamedTuple):
     unknown: Mapping[str, Exception]
 
     @property
+    def problems(self) -> list[str]:
+        """Return what is wrong, most serious first; none: the installation is well."""
+        letters = self.dead_letters
+        return [
+            *problems.missing_processes(self.consumers, self.relays),
+            *(f"refused: {what}: {command}" for what, command in self.refusals.items()),
+            *problems.old_rows({one.lane: one.oldest_s for one in self.lanes}),
+            *problems.relays_cut_off(self.relays_without_kafka),
+            *problems.parked_rows(self.parked),
+            *(problems.dead_letters(*letters) if letters else ()),
+            *problems.deferred_workers(self.deferred),
+        ]
+
+    @property
     def refusals(self) -> dict[str, str]:
         """Return what waits for an operator, each with its command."""
         lanes = {f"lane {one.lane}: {one.refusal}": one.repair for one in self.lanes}
@@ -75,6 +90,11 @@ COUNT_CONSUMERS = """
 """
 
 
+def count_consumers(conn: Connection) -> int:
+    """Count the consumers that are connected to this database."""
+    return scalar(conn, int, COUNT_CONSUMERS)
+
+
 def read_status(settings: Settings, conn: Connection) -> Status:
     """Read both sides. Raises psycopg.Error or DatabaseNotReady."""
     admin = topics.Admin(settings.kafka)
@@ -89,7 +109,7 @@ def read_status(settings: Settings, conn: Connection) -> Status:
                 unknown[what] = error
         return None
 
-    relays, consumers = count_relays(conn), scalar(conn, int, COUNT_CONSUMERS)
+    relays, consumers = count_relays(conn), count_consumers(conn)
     ask_kafka("brokers", lambda: topics.check_access(settings.kafka))
     refusals = ask_kafka("markers", lambda: read_lane_refusals(settings, conn))
     return Status(
@@ -119,7 +139,7 @@ def read_versions(conn: Connection) -> dict[str, str]:
 
 
 def status_fields(status: Status) -> dict[str, object]:
-    """Return the status for a script: all of it, with the refusals by themselves."""
+    """Return the status for a script: all of it, with problems and refusals by themselves."""
     letters = status.dead_letters
     return {
         **status._asdict(),
@@ -129,6 +149,7 @@ def status_fields(status: Status) -> dict[str, object]:
         "deferred": [one._asdict() for one in status.deferred],
         "dead_letters": letters and letters.letters,
         "dead_letters_is_upper_bound": letters and letters.is_upper_bound,
+        "problems": status.problems,
         "refusals": status.refusals,
         "unknown": {what: error_text(error) for what, error in status.unknown.items()},
     }

@@ -1,0 +1,73 @@
+"""What is wrong with an installation at work: for each of these `status` and `doctor` exit with 1.
+
+Each is one line that says what to do. It reads what the caller has read: `status` all of it at once,
+`doctor` a part in each check.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from orchestrator.operations.text import duration
+from outbox.admin import DeferredReason
+
+OLD_S = 60.0  # as in the alert OutboxStalled; a Runner's transaction takes seconds
+MAX_NAMED = 5  # lanes, relays
+
+
+def missing_processes(consumers: int, relays: int) -> Iterator[str]:
+    """Yield a line for a process of which none is connected to Postgres."""
+    if not consumers:
+        yield "no consumer is connected: nothing is accepted until one runs"
+    if not relays:
+        yield "no relay is connected: nothing is published until one runs"
+
+
+def relays_cut_off(relays: Sequence[str]) -> Iterator[str]:
+    """Yield a line for each relay that Kafka does not answer."""
+    for relay in relays[:MAX_NAMED]:
+        yield (
+            f"{relay}: Kafka does not answer this relay, and relays that it answers take its lanes;"
+            " its /readyz says why: check its Kafka address, password, network and ACLs"
+        )
+
+
+def old_rows(oldest: Mapping[int, float | None]) -> Iterator[str]:
+    """Yield a line if rows have waited too long. oldest: by lane, the age of its oldest row in s."""
+    ages = {lane: age for lane, age in oldest.items() if age is not None and age > OLD_S}
+    if ages:
+        named = ", ".join(f"{lane} for {duration(age)}" for lane, age in list(ages.items())[:MAX_NAMED])
+        yield (
+            f"orders are late, the oldest of lane {named}: if the lane's batch number in"
+            " `orchestrator status` does not grow, /readyz of the relays says why"
+        )
+
+
+def parked_rows(parked: Mapping[str, int]) -> Iterator[str]:
+    """Yield a line if rows are parked. parked: how many, by reason."""
+    if parked:
+        reasons = ", ".join(f"{rows:,} {reason}" for reason, rows in parked.items())
+        yield f"parked rows wait for the operator ({reasons}): `orchestrator parked list`"
+
+
+def dead_letters(letters: int, is_upper_bound: bool) -> Iterator[str]:
+    """Yield a line if dead letters wait."""
+    if letters:
+        bound = "up to " if is_upper_bound else ""
+        yield f"{bound}{letters:,} dead letters wait for the operator: `orchestrator dlq list`"
+
+
+def deferred_workers(deferred: Sequence[DeferredReason]) -> Iterator[str]:
+    """Yield a line for each reason for which workers are published and not deployed for too long."""
+    for one in deferred:
+        if one.oldest_s > OLD_S:
+            yield (
+                f"{describe_deferred(one)}: end the transaction that locks them, or remove what refuses"
+                " the update; then a relay sets them to deployed"
+            )
+
+
+def describe_deferred(one: DeferredReason) -> str:
+    """Return which workers are published and not yet deployed, for how long, and why."""
+    ids = ", ".join(map(str, one.aggregate_ids)) + ", ..." * (one.rows > len(one.aggregate_ids))
+    return (
+        f"deferred workers, {one.rows:,}, the oldest for {duration(one.oldest_s)}: {one.reason}: {ids}"
+    )
