@@ -92,7 +92,7 @@ def test_the_larger_file_holds_the_smaller(smaller: str, larger: str) -> None:
 
 
 def test_nothing_names_a_package_that_is_on_no_index_of_ours() -> None:
-    """Strangers could take the name. pip installs what is locked by hash, or this checkout."""
+    """Anyone could take that name. pip installs what is locked by hash, or this checkout."""
     files = [file for part in INSTALLS for file in ROOT.glob(part)]
     lines = [line for file in files for line in file.read_text().splitlines() if "pip install" in line]
     assert lines
