@@ -51,6 +51,7 @@ def run_relay(settings: Settings) -> int:
         "topics": lambda: "; ".join(kafka.unusable.values()),
     }
     metrics.refused.set_function(lambda: count_refused(relay.lanes()))
+    metrics.without_kafka.set_function(lambda: relay.kafka_error is not None)
     metrics.tick()  # without a first tick, a first connect that hangs would never count as stalled
     with (
         poll_in_background(kafka.check, timings),

@@ -95,7 +95,8 @@ GRANT SELECT, DELETE, UPDATE (created_at) ON outbox TO orchestrator_relay;
 GRANT SELECT, UPDATE (epoch, batch_number, inflight, transactional_lane, token, marker_token, search_start,
                       log_refusal, server_run) ON outbox_lane
    TO orchestrator_relay;
-GRANT INSERT (lane, id, topic, key, value, headers, aggregate_id, message_id, created_at, reason)
+GRANT INSERT (lane, id, topic, key, value, headers, aggregate_id, message_id, created_at, reason),
+      SELECT (reason, discarded_at)                                           -- how many wait
    ON outbox_parked
    TO orchestrator_relay;
 GRANT INSERT (aggregate_id, reason), SELECT, DELETE, UPDATE (reason, attempts, last_attempt_at)

@@ -15,6 +15,7 @@ from orchestrator.contract.workers import read_id_sequence
 from orchestrator.observability.gauges import poll_in_background
 from orchestrator.observability.metrics import RelayMetrics
 from outbox import KEEPALIVES, Connection, hang_up_after, read_backlog, read_deferred_backlog
+from outbox.admin import count_parked
 
 T = TypeVar("T")
 COST_FACTOR = 20.0  # a poll that counts rows may take 5 % of the time
@@ -24,7 +25,7 @@ COST_FACTOR = 20.0  # a poll that counts rows may take 5 % of the time
 def backlog_gauges(
     settings: Settings, metrics: RelayMetrics, timings: ProcessTimings
 ) -> Iterator[None]:
-    """Keep the gauges of waiting rows, of deferred workers, and of the share of ids used."""
+    """Keep the gauges of waiting and parked rows, of deferred workers, and of the share of ids used."""
     logging.getLogger("psycopg.pool").setLevel(logging.CRITICAL)  # the relay says what is down
 
     def limit_statements(conn: Connection) -> None:
@@ -63,11 +64,14 @@ def backlog_gauges(
             metrics.pending.labels(str(lane)).set(rows.pending)
             metrics.oldest.labels(str(lane)).set(rows.oldest_s)
         metrics.set_deferred(read(read_deferred_backlog))
+        parked = read(count_parked)
+        metrics.set_parked(None if parked is None else sum(one.rows for one in parked))
         ids = read(read_id_sequence)
         used = None if ids is None else ids.used
         metrics.ids_used.set(math.nan if used is None else used)
 
     metrics.ids_used.set(math.nan)  # not 0, before the first poll
     metrics.set_deferred(None)
+    metrics.set_parked(None)
     with pool, poll_in_background(poll, timings, COST_FACTOR):
         yield

@@ -4,8 +4,10 @@ Every series of a counter or histogram exists from the start: otherwise rate() a
 miss its first event. docs/glossary.md lists all names.
 """
 
+import logging
 import math
 import platform
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
@@ -18,6 +20,9 @@ from orchestrator.observability.health import Health
 from orchestrator.observability.tracing import new_tracing
 from outbox import DeferredBacklog, Message, Observer, OutboxRow, Outcome, SyncCommitMonitor
 
+log = logging.getLogger(__name__)
+
+DEAD_LOG_S = 60.0  # a writer that sends nothing but invalid commands must not fill the log
 TRANSACTION_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 DELIVERY_BUCKETS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 300, 1800)
 ROWS_BUCKETS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
@@ -98,6 +103,8 @@ class ConsumerMetrics:
             ["partition"],
             registry=registry,
         )
+        self._dead_by_reason: dict[str, int] = {}  # since the start of the process
+        self._dead_logged, self._dead_log_at = 0, 0.0  # how many were logged; when to log more
         self.refused = Gauge(
             "orchestrator_partitions_refused",
             "Partitions that wait for an operator: topic recreated, or position not in the log.",
@@ -122,10 +129,23 @@ class ConsumerMetrics:
         self._records.labels("accepted").inc(accepted)
         if duplicates:
             self._records.labels("duplicate").inc(duplicates)
+        if dead:
+            self._count_dead(dead)
+        self._duration.observe(seconds)
+
+    def _count_dead(self, dead: Mapping[str, int]) -> None:
+        """Count dead letters, also in /readyz; log them at most every DEAD_LOG_S."""
         for reason, records in dead.items():
             self._records.labels("dead_letter").inc(records)
             self._dead.labels(reason).inc(records)
-        self._duration.observe(seconds)
+            self._dead_by_reason[reason] = self._dead_by_reason.get(reason, 0) + records
+        named = ", ".join(f"{records:,} {reason}" for reason, records in self._dead_by_reason.items())
+        note = f"invalid commands since the start of this process ({named}): `orchestrator dlq list`"
+        self._health.notes["dead letters"] = lambda: note
+        if time.monotonic() >= self._dead_log_at:
+            total = sum(self._dead_by_reason.values())
+            log.warning("dead letters", extra={"records": total - self._dead_logged, "advice": note})
+            self._dead_logged, self._dead_log_at = total, time.monotonic() + DEAD_LOG_S
 
 
 class RelayMetrics(Observer):
@@ -166,6 +186,16 @@ class RelayMetrics(Observer):
             self._recoveries.labels(outcome.value)
         self._parked = Counter(
             "outbox_parked_total", "Rows that Kafka rejected and that were parked.", registry=registry
+        )
+        self.parked_waiting = Gauge(
+            "outbox_parked_rows",
+            "Parked rows of the installation that wait for an operator.",
+            registry=registry,
+        )
+        self.without_kafka = Gauge(
+            "outbox_relay_without_kafka",
+            "1 while Kafka does not answer this relay, so that others have its lanes; else 0.",
+            registry=registry,
         )
         self._lanes = Gauge("outbox_lanes_owned", "Lanes owned by this relay.", registry=registry)
         self.refused = Gauge(
@@ -212,6 +242,12 @@ class RelayMetrics(Observer):
         self.oldest_deferred.set(math.nan if backlog is None else backlog.oldest_s)
         note = _describe_deferred(backlog) if backlog and backlog.rows else None
         self._health.notes["deferred"] = lambda: note
+
+    def set_parked(self, rows: int | None) -> None:
+        """Report parked rows, also in /readyz. None: they are not known."""
+        self.parked_waiting.set(math.nan if rows is None else rows)
+        note = f"{rows:,} rows wait for the operator: `orchestrator parked list`" if rows else None
+        self._health.notes["parked"] = lambda: note
 
     def tick(self) -> None:
         """Record that the loop is alive."""

@@ -54,6 +54,7 @@ RELAY_PERMISSIONS = (
         ("lane", "id", *MESSAGE_COLUMNS[1:], "message_id", "created_at", "reason"),
         exclusive=True,
     ),
+    TablePermission("outbox_parked", "SELECT", ("reason", "discarded_at")),  # how many wait
     TablePermission("outbox_deferred", "SELECT"),
     TablePermission("outbox_deferred", "INSERT", ("aggregate_id", "reason"), exclusive=True),
     TablePermission("outbox_deferred", "UPDATE", ("reason", "attempts", "last_attempt_at")),

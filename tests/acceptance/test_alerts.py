@@ -42,7 +42,7 @@ def shortened(text: str) -> str:
     """Return an expression or a time of the rules with every minute MINUTE_S long."""
     seconds = {"m": MINUTE_S, "h": 60 * MINUTE_S, "d": 24 * 60 * MINUTE_S}
     text = re.sub(r"\b(\d+)([mhd])\b", lambda it: f"{int(it[1]) * seconds[it[2]]}s", text)
-    return text.replace("> 60", f"> {MINUTE_S}")
+    return re.sub(r"> (60|300)\b", lambda it: f"> {int(it[1]) // 60 * MINUTE_S}", text)
 
 
 class Prometheus(EmbeddedServer):

@@ -50,10 +50,12 @@ RELAYS = {
     "outbox_oldest_deferred_age_seconds",
     "outbox_oldest_pending_age_seconds",
     "outbox_parked",
+    "outbox_parked_rows",
     "outbox_pending_rows",
     "outbox_transaction_duration_seconds",
     "outbox_published",
     "outbox_recoveries",
+    "outbox_relay_without_kafka",
 }
 
 

@@ -331,7 +331,9 @@ def test_a_lane_whose_log_cannot_tell_what_became_of_it_is_named_and_repaired(
     assert "outbox_lanes_refused 1.0" in metrics
     assert 'outbox_recoveries_total{outcome="log_unusable"}' in metrics
     status = run_in_process(one_lane.environ, "status")
-    assert "PROBLEM  refused: lane 0: log_unusable: orchestrator repair lane 0" in status.stdout, status.stdout
+    assert "PROBLEM  refused: lane 0: log_unusable: orchestrator repair lane 0" in status.stdout, (
+        status.stdout
+    )
     doctor = run_in_process(one_lane.environ, "doctor")
     assert doctor.returncode == 1
     assert f"lane 0: log_unusable: what became of batch 1 cannot be found out: {why}" in doctor.stdout

@@ -369,7 +369,7 @@ REFUSED = {
         "INSERT INTO outbox_lane (lane) VALUES (9)",
         "DELETE FROM outbox_lane",
         "UPDATE outbox_identity SET identity = gen_random_uuid()",
-        "SELECT FROM outbox_parked",
+        "SELECT value FROM outbox_parked",
         "DELETE FROM outbox_parked",
         "SELECT FROM consumed_offsets",
         "UPDATE consumed_offsets SET next_offset = 0",

@@ -172,6 +172,22 @@ def test_a_relay_that_hangs_before_its_first_sign_of_life_is_seen(tmp_path: Path
     assert "relay waiting" not in log.read_text()  # it is still in its first connect
 
 
+def test_dead_letters_are_noted_and_logged_at_most_once_a_minute(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    state = Health()
+    metrics = ConsumerMetrics(new_registry("consumer"), state)
+    with served(state) as probe:
+        for _ in range(50):
+            metrics.consumed(3, 0, {"empty": 2, "not_json": 1}, 0.01)
+        status, body = probe.ask("/readyz")
+    assert status == 200
+    note = json.loads(body)["notes"]["dead letters"]
+    assert "(100 empty, 50 not_json): `orchestrator dlq list`" in note
+    (record,) = caplog.records
+    assert (record.getMessage(), vars(record)["records"]) == ("dead letters", 3)
+
+
 def test_metrics_are_in_the_format_of_prometheus() -> None:
     registry = new_registry("consumer")
     ConsumerMetrics(registry, Health()).consumed(3, 1, {"empty": 2}, 0.01)
