@@ -19,6 +19,9 @@ ENV PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 # A layer for each: the dependencies rarely change between releases.
 COPY --from=dependencies /installed /usr/local
 COPY --from=application /installed /usr/local
+# At last pip checks that all fits together, and goes: nothing can be installed into a running container.
+RUN python -m pip check && python -m pip uninstall --quiet --root-user-action ignore --yes pip && \
+    rm -r /usr/local/lib/python3.*/ensurepip
 # A number, so that Kubernetes can check that it is not root.
 USER 10001:10001
 EXPOSE 9464 9465
