@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SUPPLY := $(VENV)/supply
 .DEFAULT_GOAL := help
-.PHONY: help install run demo image up down test test-fast guards model faults chaos bench bench-quick bench-check bench-peers check format lock lock-jars sbom audit-deps ci clean
+.PHONY: help install run demo image up down test test-fast guards model faults chaos bench bench-quick bench-check bench-peers check format lock lock-jars lock-images check-images sbom audit-deps ci clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -26,16 +26,18 @@ demo: install ## 20,000 commands while both processes are killed; then an audit
 	@exec $(BIN)/orchestrator demo
 
 image: ## build the container image vap-orchestrator
-	DOCKER_BUILDKIT=1 docker build $(DOCKER_BUILD_ARGS) --tag vap-orchestrator \
+	sed '$(UNPINNED)' Dockerfile | DOCKER_BUILDKIT=1 docker build $(DOCKER_BUILD_ARGS) --tag vap-orchestrator \
 		--build-arg VERSION="$$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)" \
-		--build-arg REVISION="$$(git rev-parse HEAD 2>/dev/null || echo unknown)" .
+		--build-arg REVISION="$$(git rev-parse HEAD 2>/dev/null || echo unknown)" --file - .
+# BY_TAG=1: without the digests, where the images are only known by their names.
+UNPINNED := $(if $(BY_TAG),s/@sha256:[0-9a-f]*//)
 
 up: image ## PostgreSQL, Kafka, consumer, relay and Prometheus in containers (CONSUMERS=2 RELAYS=2: two of each)
-	$(COMPOSE) up --detach --wait --scale consumer=$(CONSUMERS) --scale relay=$(RELAYS)
+	sed '$(UNPINNED)' deploy/compose.yaml | $(COMPOSE) up --detach --wait --scale consumer=$(CONSUMERS) --scale relay=$(RELAYS)
 
 down: ## end those containers; the data stays in volumes
-	$(COMPOSE) down
-COMPOSE := docker compose --file deploy/compose.yaml
+	$(COMPOSE) down <deploy/compose.yaml
+COMPOSE := docker compose --project-directory deploy --file -
 CONSUMERS ?= 1
 RELAYS ?= 1
 
@@ -101,6 +103,19 @@ lock-jars: install ## update the SHA-256 of Kafka's jars from Maven Central (a n
 	rm -rf build/maven
 	M2_REPO=build/maven $(BIN)/python -m testkit.lock_jars $(JARS)
 JARS := $(wildcard orchestrator/embedded/*.lock bench/peers/*.lock)
+
+lock-images: ## update the digests of the images in Dockerfile and compose file, where their registry answers
+	@for image in $$(sed -nE 's/$(NAMED).*/\2/p' $(PINNED) | sort -u); do \
+		digest=$$(docker buildx imagetools inspect --format '{{.Manifest.Digest}}' "$$image") || exit 1; \
+		echo "$$image@$$digest"; \
+		sed -i -E "s|$$image(@sha256:[0-9a-f]+)?( \|$$)|$$image@$$digest\2|" $(PINNED); \
+	done
+
+check-images: ## fail if one of them has no digest
+	@! sed -E '/@sha256:[0-9a-f]{64}( |$$)/d' $(PINNED) | grep -E '$(NAMED)' || { \
+		echo "these images are named without a digest: run make lock-images" >&2; exit 1; }
+PINNED := Dockerfile deploy/compose.yaml
+NAMED := ^(FROM| +image:) ([^ @]+:[^ @]+)
 
 sbom: $(SUPPLY)/installed ## write the components of the image to build/sbom.cdx.json (CycloneDX)
 	@mkdir -p build

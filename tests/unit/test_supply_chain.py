@@ -1,6 +1,8 @@
 """What is installed is locked by hash, in every file the same, and CI runs what it says it runs."""
 
+import os
 import re
+import subprocess
 import tomllib
 from itertools import chain
 from pathlib import Path
@@ -48,7 +50,10 @@ def parsed(file: str) -> Any:
 
 
 JOBS = parsed(".github/workflows/ci.yml")["jobs"]
-STEPS: list[dict[str, Any]] = [step for job in JOBS.values() for step in job["steps"]]
+RELEASE = parsed(".github/workflows/release.yml")
+STEPS: list[dict[str, Any]] = [
+    step for job in (*JOBS.values(), *RELEASE["jobs"].values()) for step in job["steps"]
+]
 
 
 def test_every_requirements_file_is_known_here() -> None:
@@ -111,7 +116,7 @@ def test_ci_runs_the_oldest_python_and_the_one_of_the_image() -> None:
 
 def test_ci_calls_targets_that_the_makefile_has() -> None:
     commands = "\n".join(step.get("run", "") for step in STEPS)
-    called = re.findall(r"\bmake ([\w-]+)", commands)
+    called = [word for line in re.findall(r"\bmake ([a-z -]+)", commands) for word in line.split()]
     assert "ci" in called
     assert set(called) <= set(re.findall(r"^([\w-]+):", MAKEFILE, re.MULTILINE))
 
@@ -119,6 +124,86 @@ def test_ci_calls_targets_that_the_makefile_has() -> None:
 def test_ci_takes_actions_by_their_commit() -> None:
     actions = [step["uses"] for step in STEPS if "uses" in step]
     assert [action for action in actions if not re.fullmatch(r"[\w/-]+@[0-9a-f]{40}", action)] == []
+
+
+def test_only_a_release_may_write_and_only_after_the_scan() -> None:
+    assert parsed(".github/workflows/ci.yml")["permissions"] == {"contents": "read"}
+    assert not any("permissions" in job for job in JOBS.values())
+    assert RELEASE["permissions"] == {}
+    steps = [str(step) for step in RELEASE["jobs"]["image"]["steps"]]
+    order = ["make check-images image", "anchore/scan-action@", "docker push", "cosign sign"]
+    order += ["actions/attest@", "sbom-path"]
+    places = [min(at for at, step in enumerate(steps) if part in step) for part in order]
+    assert places == sorted(places)
+    named = [step for step in steps if "cosign sign" in step or "actions/attest@" in step]
+    assert all("steps.push.outputs.digest" in step for step in named), "a tag may move meanwhile"
+
+
+# ---- images ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """The files that name images, and in bin/ a `docker` that answers with the digest in DIGEST."""
+    for name in ("Makefile", "Dockerfile", "deploy/compose.yaml"):
+        copy = tmp_path / name
+        copy.parent.mkdir(exist_ok=True)
+        copy.write_text(re.sub("@sha256:[0-9a-f]{64}", "", (ROOT / name).read_text()))
+    docker = tmp_path / "bin/docker"
+    docker.parent.mkdir()
+    docker.write_text('#!/bin/sh\ntest "$DIGEST" && echo "sha256:$DIGEST"\n')
+    docker.chmod(0o755)
+    return tmp_path
+
+
+def make(checkout: Path, *arguments: str, digest: str = "") -> subprocess.CompletedProcess[str]:
+    path, command = f"{checkout / 'bin'}:{os.environ['PATH']}", ["make", *arguments]
+    return subprocess.run(
+        command,
+        cwd=checkout,
+        env={"PATH": path, "DIGEST": digest},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def images(checkout: Path) -> list[str]:
+    lines = [(checkout / name).read_text() for name in ("Dockerfile", "deploy/compose.yaml")]
+    return re.findall(r"^(?:FROM| +image:) (\S+:\S+)", "".join(lines), re.MULTILINE)
+
+
+def test_images_get_their_digests_and_later_newer_ones(checkout: Path) -> None:
+    names = images(checkout)
+    assert len(names) == 5
+    unlocked = make(checkout, "check-images")
+    assert unlocked.returncode != 0
+    assert all(name in unlocked.stdout for name in names)
+    for digest in ("a" * 64, "b" * 64):
+        assert make(checkout, "lock-images", digest=digest).returncode == 0
+        assert images(checkout) == [f"{name}@sha256:{digest}" for name in names]
+        assert make(checkout, "check-images").returncode == 0
+
+
+def test_an_image_that_no_registry_knows_stays_and_is_reported(checkout: Path) -> None:
+    names = images(checkout)
+    assert make(checkout, "lock-images").returncode != 0
+    assert images(checkout) == names
+
+
+def test_a_machine_without_a_registry_builds_by_name(checkout: Path) -> None:
+    """It is the Dockerfile without its digests, to the letter, that `docker build` gets."""
+    before = (checkout / "Dockerfile").read_text()
+    make(checkout, "lock-images", digest="c" * 64)
+    (checkout / "bin/docker").write_text("#!/bin/sh\ncat\n")
+    assert before not in make(checkout, "image").stdout
+    assert before in make(checkout, "image", "BY_TAG=1").stdout
+
+
+def test_compose_never_pulls_an_image_of_our_name() -> None:
+    services = parsed("deploy/compose.yaml")["services"].values()
+    ours = [service for service in services if service["image"] == "vap-orchestrator"]
+    assert [service["pull_policy"] for service in ours] == ["never"] * 3
 
 
 def test_dependabot_ignores_versions_that_pyproject_excludes() -> None:
