@@ -116,7 +116,7 @@ def test_status_names_lanes_whose_oldest_row_waits_too_long(system: System) -> N
         found = read_status(system.settings, conn)
     assert [lane.state for lane in found.lanes] == ["behind"] + ["no_owner"] * (len(found.lanes) - 1)
     (problem,) = found._replace(relays=1, consumers=1, relays_without_kafka=()).problems
-    assert re.match(r"orders are late, the oldest of lane 0 for \d.* s, 1 for ", problem)
+    assert re.match(r"orders are late, the oldest of lane 0 for 2.\d m, 1 for ", problem)
 
 
 def test_status_shows_deferred_workers_and_why(one_lane: System) -> None:
