@@ -21,9 +21,9 @@ from orchestrator.cli.terminal import (
     require_answer,
 )
 from orchestrator.errors import NotRepaired
-from orchestrator.observability.logs import without_url
+from orchestrator.observability.masking import shown_bytes
 from orchestrator.operations.dead_letters.filter import Id, RecordFilter
-from orchestrator.operations.dead_letters.headers import NUMBER_BYTES, added_by_us, decode_number
+from orchestrator.operations.dead_letters.headers import shown_header
 from outbox import Headers
 
 
@@ -113,17 +113,11 @@ def _json_text(value: object) -> str:
 
 
 def headers_as_fields(headers: Headers, payload: bool) -> list[dict[str, object]]:
-    """Return the headers, in their order; the values of the record's own only with the payload."""
-    return [
-        {"name": name, "value": _header_value(name, value, is_ours) if payload or is_ours else "hidden"}
-        for (name, value), is_ours in zip(headers, added_by_us(headers), strict=True)
+    """Return the headers, in their order; without the payload, only what is known to be harmless."""
+    shown = [
+        (name, payload_text(value)) if payload else shown_header(name, value) for name, value in headers
     ]
-
-
-def _header_value(name: str, value: bytes | None, is_ours: bool) -> object:
-    if is_ours and value is not None and len(value) == NUMBER_BYTES.get(name):
-        return decode_number(value)
-    return payload_text(value)
+    return [{"name": name, "value": value} for name, value in shown]
 
 
 def payload_text(value: bytes | None) -> str | None:
@@ -131,10 +125,9 @@ def payload_text(value: bytes | None) -> str | None:
     return None if value is None else value.decode("utf-8", "backslashreplace")
 
 
-def key_text(key: bytes | None) -> str | None:
-    """Return a record's key for a script: whole, except for a URL and what follows it."""
-    text = payload_text(key)
-    return text and without_url(text)
+def shown_key(key: bytes | None) -> str | None:
+    """Return a record's key if it is a UUID, else its length and a hash."""
+    return None if key is None else shown_bytes(key)
 
 
 # ---- changing -------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from uuid import UUID
 from orchestrator.cli import actions
 from orchestrator.cli.exit_codes import CHECK_FAILED, OK
 from orchestrator.cli.session import operator_session
-from orchestrator.cli.terminal import print_error, print_lines, printable_key, table
+from orchestrator.cli.terminal import print_error, print_lines, table
 from orchestrator.config.settings import Settings
 from orchestrator.operations.dead_letters.filter import Id, RecordFilter
 from orchestrator.operations.dead_letters.handling import Handled, handle_dead_letters
@@ -86,7 +86,7 @@ def letters_table(listed: Sequence[DeadLetter]) -> Iterator[str]:
             f"{one.at:%Y-%m-%d %H:%M:%S}",
             one.reason,
             one.origin and one.origin.name,
-            printable_key(one.key),
+            actions.shown_key(one.key),
             len(one.value or b""),
             describe_state(one),
         )
@@ -113,7 +113,7 @@ def letter_fields(letter: DeadLetter, payload: bool = False) -> dict[str, object
         "at": letter.at,
         "reason": letter.reason,
         "origin": letter.origin and letter.origin.name,
-        "key": actions.key_text(letter.key),
+        "key": actions.shown_key(letter.key),
         "bytes": len(letter.value or b""),
         "state": letter.state,
         "worker_id": letter.worker_id,

@@ -7,10 +7,12 @@ from collections.abc import Iterator, Sequence
 
 from orchestrator.cli import actions
 from orchestrator.cli.session import operator_session
-from orchestrator.cli.terminal import print_lines, printable_key, table
+from orchestrator.cli.terminal import print_lines, table
 from orchestrator.config.settings import Settings
 from orchestrator.errors import NotRepaired
+from orchestrator.observability.masking import shown_bytes
 from orchestrator.operations.dead_letters.filter import RecordFilter
+from orchestrator.operations.dead_letters.headers import TOPIC_NAME
 from orchestrator.operations.parked_rows import discard_rows, find_parked_rows, look_up, retry_rows
 from orchestrator.operations.repair.published_rows import FoundRow
 from outbox import Connection
@@ -41,8 +43,8 @@ def rows_table(listed: Sequence[ParkedRow]) -> Iterator[str]:
         (
             f"{row.lane}:{row.id}",
             f"{row.parked_at:%Y-%m-%d %H:%M:%S}",
-            row.topic,
-            printable_key(row.key),
+            shown_topic(row.topic),
+            actions.shown_key(row.key),
             row.aggregate_id,
             row.size_bytes,
             "waiting" if row.discarded_at is None else "discarded",
@@ -58,8 +60,8 @@ def row_fields(row: ParkedRow, payload: bool = False) -> dict[str, object]:
     """Return a row for a script; payload: with the record's own headers."""
     return {
         "row_id": f"{row.lane}:{row.id}",
-        "topic": row.topic,
-        "key": actions.key_text(row.key),
+        "topic": shown_topic(row.topic),
+        "key": actions.shown_key(row.key),
         "aggregate_id": row.aggregate_id,
         "message_id": row.message_id,
         "bytes": row.size_bytes,
@@ -69,6 +71,11 @@ def row_fields(row: ParkedRow, payload: bool = False) -> dict[str, object]:
         "reason": row.reason,
         "headers": actions.headers_as_fields(row.headers, payload),
     }
+
+
+def shown_topic(topic: str) -> str:
+    """Return the name of a topic, if it can be one: any program may have written the row."""
+    return shown_bytes(topic.encode(), TOPIC_NAME)
 
 
 def row_with_value(conn: Connection, row: ParkedRow, payload: bool) -> dict[str, object]:
@@ -122,7 +129,7 @@ def retry(
 def describe_sent(sent: Sequence[FoundRow]) -> Iterator[str]:
     """Yield where the records are of rows that were sent before."""
     for row in sent[:LISTED]:
-        place = f"{row.topic}[{row.partition}] {row.offset}"
+        place = f"{shown_topic(row.topic)}[{row.partition}] {row.offset}"
         yield f"row {row.lane}:{row.id} was sent before: its record is at {place}"
     if len(sent) > LISTED:
         yield f"{len(sent) - LISTED:,} others were sent before, too"

@@ -15,7 +15,7 @@ from orchestrator.cli.operator_arguments import (
     add_repair,
     add_views,
 )
-from orchestrator.observability import logs
+from orchestrator.observability.masking import mask_text, printable
 
 DESCRIPTION = (
     "Turns scenario commands from Kafka into workers in Postgres and deploy orders in Kafka,"
@@ -29,7 +29,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print usage and error; exit with 2."""
-        super().error(logs.mask_text(message))
+        super().error(printable(mask_text(message)))
 
 
 def new_parser() -> argparse.ArgumentParser:

@@ -5,7 +5,7 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 
-from orchestrator.observability import logs
+from orchestrator.observability.masking import mask_text, mask_value, printable
 
 
 class UsageError(Exception):
@@ -14,18 +14,19 @@ class UsageError(Exception):
 
 def print_error(code: int, text: str) -> int:
     """Print what is wrong, masked, on stderr; return the exit code."""
-    print(logs.mask_text(f"orchestrator: {text}"), file=sys.stderr)
+    for line in f"orchestrator: {text}".splitlines():
+        print(printable(mask_text(line)), file=sys.stderr)
     return code
 
 
 def print_lines(lines: Iterable[str]) -> None:
     """Print lines for an operator, each masked."""
-    print("\n".join(map(logs.mask_text, lines)), flush=True)
+    print("\n".join(printable(mask_text(line)) for line in lines), flush=True)
 
 
 def print_json(fields: object) -> None:
     """Print one JSON value for a script, with every text in it masked."""
-    print(json.dumps(logs.mask_value(fields), indent=2), flush=True)
+    print(json.dumps(mask_value(fields), indent=2), flush=True)
 
 
 def require_answer(options: argparse.Namespace) -> None:
@@ -61,18 +62,3 @@ def format_cell(cell: object) -> str:
             return f"{cell:,.1f}"
         case _:
             return str(cell)
-
-
-KEY_WIDTH = 40
-
-
-def printable_key(key: bytes | None) -> str | None:
-    """Return a record's key for a terminal: masked, cut, and without control characters.
-
-    Of a URL only the scheme is left: with white space in it, the mask would not know where it ends.
-    """
-    if key is None:
-        return None
-    text = logs.mask_text(logs.without_url(key.decode("utf-8", "backslashreplace")))
-    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
-    return text if len(text) <= KEY_WIDTH else text[: KEY_WIDTH - 1] + "…"

@@ -39,7 +39,7 @@ def partition_offset(record: Record) -> tuple[int, int]:
 
 
 RETRY_ORIGIN = "dlq-retry-origin"  # of a retried command: the record that it was first
-IS_PLACE = re.compile(rb"(\d{1,9}):(\d{1,18}):(\d{1,15})").fullmatch
+PLACE = re.compile(rb"(\d{1,9}):(\d{1,18}):(\d{1,15})")
 
 
 def retry_origin(headers: Headers) -> tuple[int, int, int] | None:
@@ -48,7 +48,7 @@ def retry_origin(headers: Headers) -> tuple[int, int, int] | None:
     None: it was not retried.
     """
     value = dict(headers).get(RETRY_ORIGIN)
-    found = IS_PLACE(value) if isinstance(value, bytes) else None
+    found = PLACE.fullmatch(value) if isinstance(value, bytes) else None
     return (int(found[1]), int(found[2]), int(found[3])) if found else None
 
 

@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from orchestrator.observability.health import Health
-from orchestrator.observability.logs import mask_value
+from orchestrator.observability.masking import mask_value
 
 log = logging.getLogger(__name__)
 

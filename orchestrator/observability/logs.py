@@ -1,4 +1,4 @@
-"""Logs: one line per event, on stderr, with every URL masked.
+"""Logs: one line per event, on stderr, masked.
 
 Nothing logs a camera URL or a connection string on purpose; the mask is for one in the text of a
 library's or a server's error.
@@ -7,57 +7,17 @@ library's or a server's error.
 import json
 import logging
 import math
-import re
 import sys
 import time
-from collections.abc import Mapping
 from datetime import UTC, datetime
+from traceback import format_exception_only, format_tb
 
-# librdkafka's name of a broker: an address, which is no secret, and never has a user.
-BROKER = r"\b(?:sasl_)?(?:ssl|plaintext)://[\w.:\[\]-]+/(?:bootstrap|\d+)(?=:?\s|$)"
-# Everything after a scheme, up to white space: a password may contain '@', '/' and quotes.
-URL = re.compile(rf"({BROKER})|(://)\S+")
-SECRET = re.compile(
-    r"[\w.-]*(?:password|passwd|pwd|secret|token|api[_-]?key|authorization)[\w.-]*", re.IGNORECASE
-)
-# NAME=value and NAME: value; libpq and Python put quotes around a value with spaces.
-ASSIGNED = re.compile(
-    rf"({SECRET.pattern}[\"']?\s*[=:]\s*)(?:'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|[^\s&,;]+)",
-    re.IGNORECASE,
-)
+from orchestrator.observability.masking import mask_text, mask_value, printable
 
 REPEAT_WINDOW_S = 60.0  # librdkafka repeats itself up to 20 times a second while a broker is down
 
 # Attributes that every LogRecord has: the others are the event's own fields.
 STANDARD_ATTRIBUTES = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
-
-
-def mask_text(text: str) -> str:
-    """Return the text with everything masked that may be a credential."""
-    return ASSIGNED.sub(r"\1***", URL.sub(lambda url: url[1] or f"{url[2]}***", text))
-
-
-def without_url(text: str) -> str:
-    """Return the text up to its first URL, which may contain white space and end anywhere."""
-    before, scheme, _ = text.partition("://")
-    return f"{before}{scheme}***" if scheme else text
-
-
-def mask_value(value: object, name: str = "") -> object:
-    """Return a value as JSON can hold it, with every text in it masked. name: its key."""
-    if SECRET.fullmatch(name):
-        return "***"
-    match value:
-        case bool() | int() | float() | None:
-            return value
-        case datetime():
-            return value.isoformat()
-        case Mapping():
-            return {str(key): mask_value(inner, str(key)) for key, inner in value.items()}
-        case list() | tuple() | set() | frozenset():
-            return [mask_value(inner) for inner in value]
-        case _:
-            return mask_text(str(value))
 
 
 class RepeatFilter(logging.Filter):
@@ -82,16 +42,17 @@ class JsonFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the masked line."""
-        line = {
+        event = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname,
             "logger": record.name,
             "event": record.getMessage(),
             **fields_of(record),
         }
-        if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(mask_value(line))
+        masked = {key: mask_value(value, key) for key, value in event.items()}
+        lines = traceback_of(record)
+        traceback = {"traceback": "\n".join(lines)} if lines else {}
+        return json.dumps({**masked, **traceback})
 
 
 class TextFormatter(logging.Formatter):
@@ -100,16 +61,28 @@ class TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Return the masked line."""
         time = datetime.fromtimestamp(record.created, UTC).strftime("%H:%M:%S.%f")[:-3]
-        fields = "".join(f" {key}={mask_value(value, key)}" for key, value in fields_of(record).items())
-        line = f"{time} {record.levelname:<7} {record.getMessage()}{fields}"
-        if record.exc_info:
-            line += "\n" + self.formatException(record.exc_info)
-        return mask_text(line)
+        fields = [f"{key}={mask_value(value, key)}" for key, value in fields_of(record).items()]
+        said = printable(" ".join([mask_text(record.getMessage()), *fields]))
+        return "\n".join(
+            [f"{time} {record.levelname:<7} {said}", *map(printable, traceback_of(record))]
+        )
 
 
 def fields_of(record: logging.LogRecord) -> dict[str, object]:
     """Return the fields that the caller gave as `extra`."""
     return {key: value for key, value in vars(record).items() if key not in STANDARD_ATTRIBUTES}
+
+
+def traceback_of(record: logging.LogRecord) -> list[str]:
+    """Return the lines of a traceback, each line of code and each exception masked by itself."""
+    lines: list[str] = []
+    error = record.exc_info[1] if record.exc_info else None
+    while error is not None:
+        said = mask_text("".join(format_exception_only(error)).strip())
+        frames = "".join(format_tb(error.__traceback__))
+        lines[:0] = [*map(mask_text, frames.splitlines()), said]
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return lines
 
 
 def configure_logging(level: str, form: str) -> None:

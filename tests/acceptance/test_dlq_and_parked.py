@@ -20,7 +20,6 @@ import pytest
 from confluent_kafka import Message as Record
 from confluent_kafka import Producer
 
-from orchestrator.cli.terminal import printable_key
 from orchestrator.contract.records import headers_of
 from orchestrator.embedded import Servers
 from orchestrator.kafka.reader import OffsetRange
@@ -176,7 +175,8 @@ def test_the_content_of_a_record_is_shown_with_payload_only_and_then_completely(
     one = shown(one_lane, "dlq", record_id)
     assert SECRET not in str(one)
     assert [header["name"] for header in one["headers"]] == names
-    hidden = [header["value"] == "hidden" for header in one["headers"]]
+    hidden = ["SHA-256" in str(header["value"]) for header in one["headers"]]
+    hidden[OWN.index(("nothing", None))] = True
     assert hidden == [True] * len(OWN) + [False] * (len(names) - len(OWN))
 
     ran = run_command(one_lane.environ, "dlq", "show", record_id, "--payload")
@@ -188,16 +188,11 @@ def test_the_content_of_a_record_is_shown_with_payload_only_and_then_completely(
     (message_id,) = (h["value"] for h in one["headers"][len(OWN) :] if h["name"] == "message-id")
     assert UUID(message_id)
 
-    assert shown(one_lane, "dlq", "--key", "k" * 60)["key"] == "k" * 60
+    assert shown(one_lane, "dlq", "--key", "k" * 60)["key"].startswith("60 bytes, SHA-256 ")
     assert shown(one_lane, "dlq", "--key", os.fsdecode(b"\xff"))["bytes"] == 1
 
 
 KEPT = [("twice", "1"), ("twice", "\\xff"), ("nothing", None), ("message-id", SECRET)]
-
-
-def test_a_key_with_a_url_is_shown_without_its_password() -> None:
-    for url in ("rtsp://user:pass@cam", "rtsp://user:pa ss@cam", "x rtsp://user:pa\tss@cam"):
-        assert "ss" not in str(printable_key(url.encode()))
 
 
 def test_a_dead_letter_of_another_writer_cannot_control_the_terminal(one_lane: System) -> None:
@@ -216,8 +211,9 @@ def test_a_dead_letter_of_another_writer_cannot_control_the_terminal(one_lane: S
     assert producer.flush(20) == 0
     code, said = run(one_lane, "dlq", "list")
     assert code == 0
-    assert "1 dead letters: 1 \\x1b]0;rtsp:" in said  # that of the second, which has no valid origin
-    assert "1 dead letters of topic \\x1b]0;rtsp:" in said
+    shown = f"{len(strange)} bytes, SHA-256 "
+    assert f"1 dead letters: 1 {shown}" in said  # that of the second, which has no valid origin
+    assert f"1 dead letters of topic {shown}" in said
     assert not {"\x1b", "\x07"} & set(said)
     assert SECRET not in said
     assert run(one_lane, "dlq", "show", "0:1")[0] == 0

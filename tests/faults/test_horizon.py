@@ -4,7 +4,6 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from statistics import median
 
 import psutil  # type: ignore[import-untyped]
 import pytest
@@ -82,4 +81,5 @@ def test_a_long_transaction_does_not_slow_the_relay(two: tuple[System, System]) 
             costs = [(cost(hindered, slow), cost(free, fast)) for _ in range(ROUNDS)]
     for system in two:
         system.check_exactly_once(ROUNDS * ROWS)
-    assert median(fast for _, fast in costs) > 0.9 * median(slow for slow, _ in costs), costs
+    slow_s, fast_s = map(min, zip(*costs, strict=True))  # what else the machine does only adds
+    assert fast_s > 0.9 * slow_s, costs

@@ -12,8 +12,6 @@ from orchestrator.observability.logs import (
     RepeatFilter,
     TextFormatter,
     configure_logging,
-    mask_text,
-    mask_value,
 )
 
 FORMATTERS = pytest.mark.parametrize("formatter", [JsonFormatter(), TextFormatter()])
@@ -52,43 +50,6 @@ SECRETS = [
     "Authorization token=S3CRET",
     "passwd=S3CRET;database=x",
 ]
-
-
-ODD = [
-    "ssl://user:S3CRET@host:9093/bootstrap: down",
-    "sasl_ssl://host:9093/S3CRET",
-    "rtsp://S3CRET:9093/bootstrap: down",
-    "key cam_1_rtsp://user:S3CRET@host/1 is taken",
-    "1rtsp://user:S3CRET@host",
-    "api-key: S3CRET",
-    "x-auth-token=S3CRET",
-    "Authorization: S3CRET",
-]
-
-
-@pytest.mark.parametrize("text", SECRETS + ODD)
-def test_a_secret_in_any_text_is_masked(text: str) -> None:
-    assert "S3CRET" not in mask_text(text)
-    assert "***" in mask_text(text)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "topic outbox-markers is missing: create it or run `orchestrator setup`",
-        'connection to server at "127.0.0.1", port 5432 failed: Connection refused',
-        "tokens are no passwords",
-        "sasl_ssl://broker-1.kafka:9093/bootstrap: Connect to ipv4#10.0.0.1:9093 failed",
-        "ssl://[::1]:9093/1: SSL handshake failed",
-    ],
-)
-def test_a_text_without_secrets_stays_as_it_is(text: str) -> None:
-    assert mask_text(text) == text
-
-
-def test_text_around_a_secret_stays() -> None:
-    masked_text = mask_text("lane 3: rtsp://u:p@h gone, host=db password=x dbname=y")
-    assert masked_text == "lane 3: rtsp://*** gone, host=db password=*** dbname=y"
 
 
 @pytest.mark.parametrize("lines", [10_000, pytest.param(100_000, marks=pytest.mark.slow)])
@@ -132,7 +93,8 @@ def test_tracebacks_are_masked(formatter: logging.Formatter) -> None:
     except ValueError:
         broken.exc_info = sys.exc_info()
     line = formatter.format(broken)
-    assert "postgresql://***" in line
+    assert "test_tracebacks_are_masked" in line
+    assert "ValueError" in line
     assert "S3CRET" not in line
 
 
@@ -155,14 +117,6 @@ def test_json_is_one_object_a_line_with_numbers_as_numbers() -> None:
 def test_text_format_is_one_line_with_fields() -> None:
     line = TextFormatter().format(record("lane active", lane=3, state="working"))
     assert re.fullmatch(r"\d\d:\d\d:\d\d\.\d{3} INFO    lane active lane=3 state=working", line)
-
-
-def test_values_that_json_lacks_become_text() -> None:
-    assert mask_value({"of": {1}, "error": ValueError("x"), "yes": True}) == {
-        "of": [1],
-        "error": "x",
-        "yes": True,
-    }
 
 
 def test_a_repeated_line_of_librdkafka_is_logged_once() -> None:

@@ -3,15 +3,17 @@
 A record that was a dead letter before has headers of the same names: the last one of each name is ours.
 """
 
+import re
 import shlex
 from collections.abc import Iterable
 from datetime import datetime
 from typing import NamedTuple
 from uuid import UUID
 
-from orchestrator.contract.messages import MS_BITS
-from orchestrator.contract.records import RETRY_ORIGIN, hash_parts
+from orchestrator.contract.messages import MS_BITS, REASON_TEXT
+from orchestrator.contract.records import PLACE, RETRY_ORIGIN, hash_parts
 from orchestrator.kafka.reader import datetime_from_ms
+from orchestrator.observability.masking import UUID_TEXT, shown_bytes
 from outbox import MESSAGE_ID_HEADER, Headers
 
 RETRY_OF = "dlq-retry-of"  # of a retried command: topic id, partition and offset of the dead letter
@@ -39,6 +41,29 @@ ADDED_HEADERS = frozenset(
     }
 )
 
+
+def one_of(texts: Iterable[str]) -> re.Pattern[bytes]:
+    """Return a pattern of just these texts."""
+    return re.compile("|".join(map(re.escape, texts)).encode())
+
+
+IS_TOKEN = re.compile(r"[\w.-]{1,64}", re.ASCII).fullmatch
+TOPIC_NAME = re.compile(rb"[\w.-]{1,249}")
+GROUP_NAME = re.compile(rb"[\w.-]{1,255}")
+
+# What values of these headers look like that hold nothing but what they should.
+HARMLESS_VALUES = {
+    ORIGIN_HEADERS[0]: TOPIC_NAME,
+    ORIGIN_HEADERS[4]: GROUP_NAME,
+    "kafka_dlt-original-timestamp-type": re.compile(rb"(CREATE|LOG_APPEND)_TIME|NO_TIMESTAMP_TYPE"),
+    "kafka_dlt-exception-fqcn": re.compile(rb"orchestrator\.Invalid(Record|Command)"),
+    "kafka_dlt-exception-message": one_of(REASON_TEXT.values()),
+    REASON: one_of(REASON_TEXT),
+    RETRY_OF: re.compile(UUID_TEXT.pattern + rb":\d{1,9}:\d{1,18}"),
+    RETRY_ORIGIN: PLACE,
+    "traceparent": re.compile(rb"[\da-f]{2}-[\da-f]{32}-[\da-f]{16}-[\da-f]{2}"),
+}
+
 Place = tuple[int, int, int]  # partition, offset and timestamp (Unix ms) of a record of the input
 Header = tuple[str, str | bytes | None]
 
@@ -61,7 +86,7 @@ class Origin(NamedTuple):
     def name(self) -> str:
         """Return `topic:partition:offset`."""
         partition, offset, _ = self.place
-        return f"{escape_bytes(self.topic)}:{partition}:{offset}"
+        return f"{shown_bytes(self.topic, TOPIC_NAME)}:{partition}:{offset}"
 
     @property
     def input(self) -> "Input":
@@ -81,12 +106,14 @@ class Input(NamedTuple):
     group: bytes
 
     def __str__(self) -> str:
-        return f"topic {escape_bytes(self.topic)}, group {escape_bytes(self.group)}"
+        topic, group = shown_bytes(self.topic, TOPIC_NAME), shown_bytes(self.group, GROUP_NAME)
+        return f"topic {topic}, group {group}"
 
     @property
     def settings(self) -> str:
         """Return the settings of its installation, as a shell takes them."""
-        topic, group = (shlex.quote(escape_bytes(part)) for part in self)
+        topic = shlex.quote(shown_bytes(self.topic, TOPIC_NAME))
+        group = shlex.quote(shown_bytes(self.group, GROUP_NAME))
         return f"INPUT_TOPIC={topic} CONSUMER_GROUP={group}"
 
 
@@ -124,6 +151,18 @@ def added_by_us(headers: Headers) -> list[bool]:
     ]
 
 
+def shown_header(name: str, value: bytes | None) -> tuple[str, object]:
+    """Return a header as it may be shown: any producer may have set it, so its form decides."""
+    if not IS_TOKEN(name):
+        name = shown_bytes(name.encode("utf-8", "backslashreplace"))
+    if value is None:
+        return name, None
+    number = decode_number(value) if len(value) == NUMBER_BYTES.get(name) else -1
+    if 0 <= number < 10 ** (2 * len(value) - 2):  # text makes a larger number
+        return name, number
+    return name, shown_bytes(value, HARMLESS_VALUES.get(name, UUID_TEXT))
+
+
 def encode_place(place: Place) -> bytes:
     """Return the header by which a consumer knows which record a retried command was."""
     partition, offset, time_ms = place
@@ -133,8 +172,3 @@ def encode_place(place: Place) -> bytes:
 def decode_number(value: bytes) -> int:
     """Return the number in a header, big-endian as Spring writes it."""
     return int.from_bytes(value, "big", signed=True)
-
-
-def escape_bytes(value: bytes) -> str:
-    """Escape untrusted bytes as printable ASCII without white space or terminal control characters."""
-    return "".join(chr(byte) if 0x20 < byte < 0x7F else f"\\x{byte:02x}" for byte in value)

@@ -21,14 +21,14 @@ from orchestrator.contract.messages import worker_id
 from orchestrator.contract.records import headers_of, partition_offset, retry_origin
 from orchestrator.kafka import topics
 from orchestrator.kafka.reader import OffsetRange, datetime_from_ms, find_ranges, read_ranges, time_of
-from orchestrator.observability.logs import mask_text
+from orchestrator.observability.masking import shown_bytes
 from orchestrator.operations.dead_letters.filter import RecordFilter
 from orchestrator.operations.dead_letters.headers import (
+    HARMLESS_VALUES,
     REASON,
     Input,
     Origin,
     Place,
-    escape_bytes,
     origin_id_of,
     origin_of,
 )
@@ -162,7 +162,7 @@ def parse_dead_letter(record: Record) -> DeadLetter:
     return DeadLetter(
         RecordId(*partition_offset(record)),
         time_of(record),
-        mask_text(escape_bytes(reason or b"unknown")),
+        shown_bytes(reason, HARMLESS_VALUES[REASON]) if reason else "unknown",
         origin,
         origin and origin_id_of(origin, record.key(), record.value()),
         record.key(),

@@ -14,7 +14,7 @@ import psycopg
 from confluent_kafka import KafkaException
 
 from orchestrator.config.settings import Settings
-from orchestrator.observability import logs
+from orchestrator.observability.masking import mask_text, printable
 from orchestrator.operations.doctor import consistency, dead_letters, kafka, postgres, tables, work
 from orchestrator.operations.doctor.broker_version import kafka_version
 from orchestrator.operations.doctor.check import Check, Finding, Installation, Result, Unreachable
@@ -38,7 +38,7 @@ def run_all_checks(settings: Settings) -> Iterator[Finding]:
             else:
                 result = run_check(check, installation)
             state, text = result
-            yield Finding(name, state, logs.mask_text(" ".join(text.split())))
+            yield Finding(name, state, printable(mask_text(" ".join(text.split()))))
 
 
 def run_check(check: Check, installation: Installation) -> Result:
