@@ -8,14 +8,14 @@ from uuid import uuid4
 
 import psycopg
 from confluent_kafka import KafkaException
-from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
+from confluent_kafka.admin import AdminClient
 from psycopg.conninfo import make_conninfo
 
 from orchestrator.embedded import Servers
 from orchestrator.runtime.migrations import migrate
 from outbox import connect
 from testkit.eventually import eventually
-from testkit.system import LANES, PARTITIONS, System, environ_of, have_leaders, marker_topic
+from testkit.system import LANES, System, data_topic, environ_of, have_leaders, marker_topic
 
 DATA_TOPICS = ("INPUT_TOPIC", "OUTPUT_TOPIC", "DEAD_LETTER_TOPIC")
 MOST_AT_ONCE = 16  # a test that runs meanwhile shares the servers with their creation
@@ -107,7 +107,7 @@ class Installations:
         names = [uuid4().hex[:12] for _ in range(count)]
         environs = [environ_of(self._servers, name) for name in names]
         data = [environ[setting] for environ in environs for setting in DATA_TOPICS]
-        new = [NewTopic(topic, PARTITIONS, 1) for topic in data]
+        new = [*map(data_topic, data)]
         new += [marker_topic(environ["MARKER_TOPIC"]) for environ in environs]
         created = self._kafka.create_topics(new)
         with psycopg.connect(self._servers.database_url, autocommit=True) as admin:

@@ -40,7 +40,7 @@ from orchestrator.contract import workers
 from orchestrator.contract.messages import DeployOrder, encode_order
 from orchestrator.embedded import Servers
 from orchestrator.kafka.reader import find_ranges, read_ranges
-from orchestrator.kafka.topics import TopicMissing, read_high_watermarks, read_topic_id
+from orchestrator.kafka.topics import INPUT_CONFIG, TopicMissing, read_high_watermarks, read_topic_id
 from orchestrator.observability.health import Health
 from orchestrator.observability.metrics import ConsumerMetrics, new_registry
 from orchestrator.operations.audit.audit import Audit, audit
@@ -508,11 +508,16 @@ def create_topics(system: System) -> None:
     """Create the topics and wait until they have leaders."""
     admin = AdminClient(dict(system.settings.kafka))
     *data, progress = topics_of(system)
-    new = [NewTopic(topic, PARTITIONS, 1) for topic in data]
-    new.append(marker_topic(progress))
+    new = [*map(data_topic, data), marker_topic(progress)]
     for future in admin.create_topics(new).values():
         future.result()
     eventually(lambda: have_leaders(admin, data))
+
+
+def data_topic(name: str) -> NewTopic:
+    """Return an input, output or dead-letter topic to be created; an input as `setup` creates it."""
+    config = INPUT_CONFIG if name.startswith("init_scenario") else {}
+    return NewTopic(name, PARTITIONS, 1, config=dict(config))
 
 
 def marker_topic(name: str) -> NewTopic:

@@ -8,12 +8,19 @@ from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
-from confluent_kafka import KafkaError, KafkaException, TopicCollection, TopicPartition
+from confluent_kafka import (
+    IsolationLevel,
+    KafkaError,
+    KafkaException,
+    TopicCollection,
+    TopicPartition,
+)
 from confluent_kafka.admin import (  # type: ignore[attr-defined]  # public, not in its __all__
     AdminClient,
     AlterConfigOpType,
     ConfigEntry,
     ConfigResource,
+    ListOffsetsResultInfo,
     NewPartitions,
     NewTopic,
     OffsetSpec,
@@ -189,12 +196,33 @@ def read_high_watermarks(admin: AdminClient, topic: str, partitions: Sequence[in
     return _read_offsets(admin, topic, partitions, OffsetSpec.latest())  # type: ignore[no-untyped-call]
 
 
+def read_last_stable_offsets(
+    admin: AdminClient, topic: str, partitions: Sequence[int]
+) -> dict[int, int]:
+    """Return the offset before which each partition has no open transaction."""
+    committed = IsolationLevel.READ_COMMITTED
+    return _read_offsets(admin, topic, partitions, OffsetSpec.latest(), isolation_level=committed)  # type: ignore[no-untyped-call]
+
+
 def read_leader_epochs(admin: AdminClient, topic: str, partitions: Sequence[int]) -> dict[int, int]:
     """Return the leader epoch that each partition has now; -1 if the brokers do not say."""
+    requests = request_leader_epochs(admin, topic, partitions)
+    return {partition: leader_epoch_of(request) for partition, request in requests.items()}
+
+
+def request_leader_epochs(
+    admin: AdminClient, topic: str, partitions: Sequence[int]
+) -> dict[int, Future[ListOffsetsResultInfo]]:
+    """Ask for the leader epochs that partitions have now; `leader_epoch_of` takes the answer."""
     ends = {TopicPartition(topic, partition): OffsetSpec.latest() for partition in partitions}  # type: ignore[no-untyped-call]
     futures = admin.list_offsets(ends, request_timeout=REQUEST_S)
-    epochs = {one.partition: future.result().leader_epoch for one, future in futures.items()}
-    return {partition: -1 if epoch is None else epoch for partition, epoch in epochs.items()}
+    return {one.partition: future for one, future in futures.items()}
+
+
+def leader_epoch_of(request: Future[ListOffsetsResultInfo]) -> int:
+    """Wait for an answer; return the leader epoch, -1 if the brokers do not say."""
+    epoch = request.result().leader_epoch
+    return -1 if epoch is None else epoch
 
 
 def read_offsets_at(
@@ -205,22 +233,51 @@ def read_offsets_at(
 
 
 def _read_offsets(
-    admin: AdminClient, topic: str, partitions: Sequence[int], spec: OffsetSpec
+    admin: AdminClient, topic: str, partitions: Sequence[int], spec: OffsetSpec, **options: Any
 ) -> dict[int, int]:
     asked = {TopicPartition(topic, partition): spec for partition in partitions}
-    futures = admin.list_offsets(asked, request_timeout=REQUEST_S)
+    futures = admin.list_offsets(asked, request_timeout=REQUEST_S, **options)
     return {one.partition: future.result().offset for one, future in futures.items()}
 
 
+TRY_AGAIN_ERRORS = frozenset(
+    {
+        KafkaError.NOT_CONTROLLER,
+        KafkaError.REQUEST_TIMED_OUT,
+        KafkaError.THROTTLING_QUOTA_EXCEEDED,
+    }
+)
+
+
+class TopicNotCreated(TopicMissing):
+    """The brokers answered that a topic cannot be created."""
+
+    def __init__(self, topic: str, error: KafkaError) -> None:
+        advice = "see what the brokers allow, or create it yourself"
+        if error.code() == KafkaError.TOPIC_EXCEPTION:
+            advice = "give it another name in its variable; '.' and '_' count as the same in names"
+        Exception.__init__(
+            self, f"topic {topic} was not created: {error.str()} ({error.name()}): {advice}"
+        )
+
+
+KEPT = {"cleanup.policy": "delete"}  # a default of the brokers could remove records unread
+# max.message.bytes then limits what a batch becomes in a consumer, which inflates all of it.
+INPUT_CONFIG = {**KEPT, "compression.type": "uncompressed"}
+
+
 def create_missing(
-    admin: AdminClient, marker_topic: str, lanes: int, others: Sequence[str]
+    admin: AdminClient, marker_topic: str, lanes: int, input_topic: str, others: Sequence[str]
 ) -> list[str]:
-    """Create the topics that are missing; return their names.
+    """Create the topics that are missing; return their names. Raises TopicNotCreated, KafkaException.
 
     The marker topic is compacted and gets a partition per lane, even if it exists with fewer; the
     others get the brokers' default partitions. Replication is the brokers' default everywhere.
     """
-    new = [NewTopic(topic, num_partitions=-1, replication_factor=-1) for topic in others]
+    configs = {input_topic: INPUT_CONFIG, **dict.fromkeys(others, KEPT)}
+    new = [
+        NewTopic(topic, -1, replication_factor=-1, config=dict(one)) for topic, one in configs.items()
+    ]
     new.append(NewTopic(marker_topic, lanes, replication_factor=-1, config=dict(COMPACTED)))
     created = []
     for topic, future in admin.create_topics(new, request_timeout=2 * REQUEST_S).items():
@@ -228,8 +285,11 @@ def create_missing(
             future.result()
             created.append(topic)
         except KafkaException as error:
-            if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+            code = error.args[0].code()
+            if code < 0 or code in TRY_AGAIN_ERRORS:
                 raise
+            if code != KafkaError.TOPIC_ALREADY_EXISTS:
+                raise TopicNotCreated(topic, error.args[0]) from error
     if marker_topic not in created:
         _widen_and_compact(admin, marker_topic, lanes)
     return created

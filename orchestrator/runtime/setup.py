@@ -26,10 +26,14 @@ def migrate_database(settings: Settings) -> int:
 
 
 def set_up(settings: Settings) -> None:
-    """Migrate and create the missing topics. Raises psycopg.Error, KafkaException, SchemaRefused."""
+    """Migrate and create the missing topics.
+
+    Raises psycopg.Error, KafkaException, TopicMissing, SchemaRefused.
+    """
     lanes = migrate_database(settings)
     topics.check_access(settings.kafka)
     admin = topics.Admin(settings.kafka)
-    others = [settings.input_topic, settings.output_topic, settings.dead_letter_topic]
-    for topic in topics.create_missing(admin, settings.marker_topic, lanes, others):
+    others = [settings.output_topic, settings.dead_letter_topic]
+    created = topics.create_missing(admin, settings.marker_topic, lanes, settings.input_topic, others)
+    for topic in created:
         log.info("topic created", extra={"topic": topic})

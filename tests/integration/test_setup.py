@@ -11,6 +11,7 @@ from threading import Barrier
 from uuid import uuid4
 
 import pytest
+from confluent_kafka import KafkaError, Producer
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 from psycopg.conninfo import make_conninfo
 
@@ -48,6 +49,27 @@ def test_missing_topics_are_created_with_a_progress_partition_for_each_lane(bare
     set_up(replace(bare.settings, lanes=7))
     eventually(lambda: len(partitions(bare)) == 4)
     assert partitions(bare)[bare.settings.marker_topic] == 7
+
+
+def test_the_brokers_keep_the_input_as_large_as_it_becomes_in_a_consumer(bare: System) -> None:
+    set_up(bare.settings)
+    topic = bare.settings.input_topic
+    small_batch = {"compression.type": "gzip", "message.max.bytes": 9_000_000}
+    producer = Producer({**bare.settings.kafka, **small_batch})
+    answers: list[KafkaError | None] = []
+    producer.produce(topic, bytes(8_000_000), on_delivery=lambda error, _: answers.append(error))
+    producer.produce(topic, bytes(800_000), on_delivery=lambda error, _: answers.append(error))
+    assert producer.flush(30) == 0
+    assert [answer and answer.code() for answer in answers] == [KafkaError.MSG_SIZE_TOO_LARGE, None]
+
+
+def test_a_topic_that_cannot_be_created_is_named_with_the_reason(bare: System) -> None:
+    dotted = bare.settings.input_topic.replace("-", ".")
+    create(bare, dotted.replace(".", "_"), 1)
+    ran = run_command(bare.environ | {"INPUT_TOPIC": dotted}, "setup")
+    assert ran.returncode == 1
+    assert f"topic {dotted} was not created: " in ran.stderr
+    assert "give it another name in its variable" in ran.stderr
 
 
 def test_topics_that_are_there_stay_as_they_are(bare: System) -> None:
