@@ -20,6 +20,7 @@ GUARDS_TEST = "tests/integration/test_guards.py"
 SESSION_TEST = "tests/integration/test_session.py"
 EVIDENCE_TEST = "tests/integration/test_evidence.py"
 INGEST_TEST = "tests/integration/test_ingest.py"
+ENDS_TEST = "tests/integration/test_ends.py"
 DEFERRED_TEST = "tests/integration/test_deferred.py"
 RESTORES_TEST = "tests/faults/test_restores.py"
 LETTERS_TEST = "tests/faults/test_dead_letters.py"
@@ -48,6 +49,7 @@ class Guard:
 ONLY_IN_MODEL = {
     "publishing producer before the barrier": "the code has no other producer that could publish",
     "list shortened in the transaction": "the code has no second transaction that could be lost",
+    "end read again under a new epoch": "the log would have to be cut while a request is answered",
 }
 
 
@@ -337,6 +339,21 @@ GUARDS = [
         "",
         f"{INGEST_TEST} -k guard",
         in_model="compare-and-set on the position",
+    ),
+    Guard(
+        "compare-and-set of a move to an end",
+        "orchestrator/consumer/offsets.py",
+        "       AND position.next_offset = move.next_offset\n",
+        "",
+        f"{ENDS_TEST} -k guard",
+        in_model="compare-and-set on the position",
+    ),
+    Guard(
+        "epoch of an end asked for",
+        "orchestrator/consumer/ends.py",
+        "            if epoch in (position.leader_epoch, self._read_under.get(partition)):\n",
+        "            if (epoch := position.leader_epoch) >= -1:\n",
+        f"{CUT_LOG_TEST} -k another_leader_wrote",
     ),
     Guard(
         "epoch of a consumed offset compared",

@@ -36,7 +36,7 @@ SHORT_LIVED = ("-XX:TieredStopAtLevel=1",)  # half the time for a run of a few s
 
 INVARIANTS = ("NoDuplicate", "NoLoss", "OrderPerKey", "NoFalseRefusal")
 DECISIONS = ("OneOrder", "NothingSkipped", "NoFalseRefusal")
-ALL_INVARIANTS = (*INVARIANTS, "NothingForgotten", *DECISIONS, "DecidedOnce")
+ALL_INVARIANTS = (*INVARIANTS, "NothingForgotten", *DECISIONS, "DecidedOnce", "NoFalseCut")
 REFUSALS = ("RefusedUntilRepaired", "RepairEnds")  # properties of single steps, as these are
 LETTERS = ("AcceptedStays", "DiscardedStays")
 NEVER_STUCK = ("NeverStuck",)
@@ -132,6 +132,8 @@ LEADERS_EPOCH = "repair of a cut log takes the leader's epoch"
 LETTERS_WAIT = "letters wait for their record after a restore"
 CAUGHT_UP = "repair of a lane waits for the input"
 PARKED_REPAIRED = "repair of a lane looks parked rows up"
+END_ASKED = "epoch of an end asked for"
+END_READ_AGAIN = "end read again under a new epoch"
 PARKED_LOOKED_UP = "retry of a parked row looks it up"
 
 SESSIONS_END = "sessions end"
@@ -299,6 +301,7 @@ def consumer(
     checked: tuple[str, ...] = (*DECISIONS, "DecidedOnce", *REFUSALS),
     faults: int = 1,
     records: int = 3,
+    markers: str = "{}",
     consumers: str = "{a, b}",
     epochs: bool = True,
     live: bool = False,
@@ -312,6 +315,7 @@ def consumer(
         "Consumers": consumers,
         "Records": _set(range(1, records + 1)),
         "Written": str(records),
+        "Markers": markers,
         "Doubtful": "{}",
         "BatchSize": "2",
         "Faults": str(faults),
@@ -350,6 +354,9 @@ LETTER_KINDS = (SETTINGS, AGAIN, WORKER_DELETED)
 TOLD_KINDS = (CUT, AGAIN, WORKER_DELETED)
 RESTORED_PARKED = (RESTORED, PARKED)
 RESTORED_KINDS = (RESTORED, PARKED, WORKER_DELETED)
+MARKER_LAST: dict[str, Any] = {"records": 3, "markers": "{2}"}
+MARKERS_ALONE: dict[str, Any] = {"records": 3, "markers": "{1, 2}"}
+NO_CUT: dict[str, Any] = {"checked": (*DECISIONS, "DecidedOnce", "NoFalseCut")}
 RESTORED_BOUNDS: dict[str, Any] = {"records": 2, "checked": DECISIONS}
 ONE_CONSUMER: dict[str, Any] = {"consumers": "{a}"}
 REST, REACH = ("LanesComeToRest",), ("LanesReachKafka",)
@@ -400,6 +407,11 @@ SMALL = [
     consumer("log cut, a worker deleted", kinds=(CUT, WORKER_DELETED), faults=2, records=2),
     consumer("log cut twice, live", faults=2, records=2, live=True),
     consumer("topic recreated", kinds=(RECREATED,)),
+    consumer("log cut, a marker last", kinds=(CUT,), **MARKER_LAST),
+    consumer("log cut, markers alone", kinds=(CUT,), **MARKERS_ALONE),
+    consumer("new leader, a marker last", kinds=(LEADER,), **(MARKER_LAST | NO_CUT), faults=2),
+    consumer("topic recreated, a marker last", kinds=(RECREATED,), **MARKER_LAST),
+    consumer("log cut, a marker last, live", kinds=(CUT, LEADER), faults=2, live=True, **MARKER_LAST),
     consumer("topic recreated, live", kinds=(RECREATED,), records=2, live=True),
     consumer("position set back, new leader", kinds=(SET_BACK, LEADER), faults=2),
     consumer("log cut, decided again", kinds=(CUT, AGAIN), faults=2, records=2, checked=TOLD),
@@ -569,6 +581,8 @@ GUARDS = [
         faults=2,
         checked=("OneOrder",),
     ),
+    consumer("a marker last", (END_ASKED,), "NoFalseCut", kinds=(LEADER,), **(MARKER_LAST | NO_CUT)),
+    consumer("a marker last", (END_READ_AGAIN,), "NothingSkipped", **MARKER_LAST),
     consumer("", (EPOCH_KEPT,), "NothingSkipped", kinds=(CUT, AGAIN), faults=2, checked=TOLD),
     letters("", (NO_LETTER,), "AcceptedStays", faults=3),
     letters("", (STAY_HANDLED,), "DiscardedStays", faults=2),

@@ -16,6 +16,7 @@ CONSTANTS
     Consumers,
     Records,    \* 1..n: the records of the input, in the order in which they are written
     Written,    \* how many the API writes; the others are commands that an operator retries
+    Markers,    \* records that no reader gets: ends of transactions, and what was aborted
     Doubtful,   \* records that are no valid command while the settings are narrow
     BatchSize,
     Faults,     \* how many faults happen, at any step
@@ -72,6 +73,8 @@ Init ==
 
 Least(i, j) == IF i < j THEN i ELSE j
 Most(i, j) == IF i > j THEN i ELSE j
+First(numbers) == CHOOSE i \in numbers : \A j \in numbers : i <= j
+Last(numbers) == CHOOSE i \in numbers : \A j \in numbers : i >= j
 At(c, step) == consumer[c].at = step
 Set(c, me) == consumer' = [consumer EXCEPT ![c] = me]
 GoTo(c, step) == consumer' = [consumer EXCEPT ![c].at = step]
@@ -112,7 +115,8 @@ WithoutDecided(p) ==
 Assign(c) ==
     /\ At(c, "idle") /\ position.topic = topic /\ ~position.refused
     /\ position' = WithoutDecided(position)
-    /\ Set(c, [at |-> "assigned", p |-> position', epoch |-> 0, batch |-> <<>>, narrow |-> FALSE])
+    /\ Set(c, [at |-> "assigned", p |-> position', epoch |-> 0, batch |-> <<>>, narrow |-> FALSE,
+               end |-> 0, under |-> Unknown])
     /\ UNCHANGED <<workers, outbox, parked, handled, backup, kafka, narrow, rest>>
 
 (* `seek` after the assignment; later, the client itself validates whenever the leader's epoch changes. *)
@@ -130,10 +134,31 @@ Fenced(c) ==
 
 (* Records are fetched by the topic's name. The settings are those of the process, at this time. *)
 Poll(c) ==
+    /\ At(c, "reading") /\ consumer[c].epoch = epoch
+    /\ LET next == consumer[c].p.next
+           reached == {i \in next + 1..Len(log) : log[i].id \notin Markers}
+           within == {i \in reached : i <= Most(next + BatchSize, First(reached))}
+       IN /\ reached # {}
+          /\ Set(c, [consumer[c] EXCEPT !.at = "polled", !.narrow = narrow,
+                                        !.batch = SubSeq(log, next + 1, Last(within))])
+    /\ UNCHANGED <<tables, backup, kafka, narrow, rest>>
+
+(* The client has read to the end of the log: from the position on there were no records. *)
+ReadEnd(c) ==
     /\ At(c, "reading") /\ consumer[c].epoch = epoch /\ consumer[c].p.next < Len(log)
-    /\ LET next == consumer[c].p.next IN
-       Set(c, [consumer[c] EXCEPT !.at = "polled", !.narrow = narrow,
-                                  !.batch = SubSeq(log, next + 1, Least(next + BatchSize, Len(log)))])
+    /\ \A i \in consumer[c].p.next + 1..Len(log) : log[i].id \in Markers
+    /\ Set(c, [consumer[c] EXCEPT !.at = "ended", !.end = Len(log)])
+    /\ UNCHANGED <<tables, backup, kafka, narrow, rest>>
+
+(* Under which epoch that was: known if it is that of the position, or was the same before the reading.
+   Otherwise the client reads from the position again. *)
+AskEpoch(c) ==
+    /\ At(c, "ended")
+    /\ LET me == consumer[c]
+           isKnown == epoch \in {me.p.epoch, me.under} \/ ~Has("end read again under a new epoch")
+           asked == IF Has("epoch of an end asked for") THEN epoch ELSE me.p.epoch
+       IN Set(c, IF isKnown \/ asked = me.p.epoch THEN [me EXCEPT !.at = "moving", !.epoch = asked]
+                 ELSE [me EXCEPT !.at = "assigned", !.under = epoch])
     /\ UNCHANGED <<tables, backup, kafka, narrow, rest>>
 
 (* The topic's id is compared from time to time. *)
@@ -153,7 +178,8 @@ DecideOne(c, i, state) ==
             [state EXCEPT !.workers = @ \cup {w}, !.rows = @ \cup {NewRow("order", w, state.rows)},
                           !.told = IF again /\ w \notin state.workers /\ OrdersOf(r) # {}
                                    THEN @ \cup {Root(r)} ELSE @]
-    IN IF again /\ IsHandled(r) /\ Has("handled letters stay handled") THEN state
+    IN IF r \in Markers THEN state
+       ELSE IF again /\ IsHandled(r) /\ Has("handled letters stay handled") THEN state
        ELSE IF IsValid(c, r)
        THEN IF w \in state.workers /\ Has("unique worker id") THEN state ELSE accepted
        ELSE IF w \in state.workers /\ Has("no dead letter where a worker exists") THEN state
@@ -191,6 +217,19 @@ Commit(c) ==
           ELSE Set(c, Idle) /\ UNCHANGED <<tables, told>>
     /\ UNCHANGED <<backup, kafka, narrow, found, faults>>
 
+(* The same without records. *)
+MoveToEnd(c) ==
+    /\ At(c, "moving")
+    /\ LET me == consumer[c]
+           moved == [position EXCEPT
+               !.next = me.end, !.epoch = me.epoch,
+               !.decided_end = Most(@, me.end), !.again = @ /\ me.end < position.decided_end]
+           isOwned == Expected(me.p) /\ (topic = me.p.topic \/ ~Has("topic checked before COMMIT"))
+       IN IF isOwned
+          THEN position' = moved /\ Set(c, [me EXCEPT !.at = "reading", !.p = moved, !.end = 0])
+          ELSE UNCHANGED position /\ Set(c, Idle)
+    /\ UNCHANGED <<workers, outbox, parked, handled, backup, kafka, narrow, rest>>
+
 (* The position is not in the log: no consumer reads the partition until it is repaired. *)
 Refuse(c) ==
     /\ At(c, "cut")
@@ -203,7 +242,8 @@ Refuse(c) ==
     /\ UNCHANGED <<workers, outbox, parked, handled, backup, kafka, narrow, told, faults>>
 
 Step(c) ==
-    Assign(c) \/ Validate(c) \/ Fenced(c) \/ Poll(c) \/ NoticeRecreated(c) \/ Commit(c) \/ Refuse(c)
+    \/ Assign(c) \/ Validate(c) \/ Fenced(c) \/ Poll(c) \/ NoticeRecreated(c) \/ Commit(c) \/ Refuse(c)
+    \/ ReadEnd(c) \/ AskEpoch(c) \/ MoveToEnd(c)
 
 (* ---- the relay, and the API ------------------------------------------------------------------- *)
 
@@ -384,7 +424,7 @@ NothingSkipped ==
     LET p == WithoutDecided(position) IN
     (p.topic = topic /\ ~p.refused /\ ~IsCutAtAssignment(p)) =>
         \A i \in DOMAIN log : i <= p.next =>
-            OrdersOf(log[i].id) # {} \/ Rows("letter", log[i].id) # {}
+            log[i].id \in Markers \/ OrdersOf(log[i].id) # {} \/ Rows("letter", log[i].id) # {}
 
 (* A record is not decided twice: checked where no operator asks for it, and nothing is restored. *)
 DecidedOnce == \A r \in 1..made :
@@ -402,6 +442,9 @@ DiscardedStays == [][\A r \in 1..made :
 
 (* Only a position that is not in its log is refused. *)
 NoFalseRefusal == position.refused => position.topic # topic \/ IsCut(position)
+
+(* Only a log that was cut looks like one. *)
+NoFalseCut == "log cut" \notin Kinds /\ position.topic = topic => ~IsCut(position)
 
 (* What a consumer has found stays refused until it is repaired: also for its successor. *)
 RefusedUntilRepaired == [][found /\ found' => position'.next = position.next]_vars

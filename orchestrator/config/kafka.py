@@ -31,6 +31,7 @@ CONSUMER_DEFAULTS = {
     "heartbeat.interval.ms": "1500",
     "topic.metadata.refresh.interval.ms": "10000",  # new partitions are seen this soon
     "queued.max.messages.kbytes": "24576",  # about what waits in memory, and so a batch
+    "check.crcs": "true",  # a batch that a disk has changed is an error, and no other command
 }
 
 

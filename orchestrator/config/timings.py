@@ -17,15 +17,20 @@ class ConsumerTimings:
     poll_s: for a first record, before the loop looks at `stop`. max_pause_s: the longest pause between
     two batches of a busy consumer. topic_check_s: how soon it is seen that the topic was recreated.
     position_check_s: how soon it is seen that an operator has set a position, and by an idle session
-    that Postgres has gone. commit_offsets_s: how old the copy of the positions in Kafka may be.
-    min_healthy_s: a session that failed sooner may have met what every session meets, so the next one
-    waits.
+    that Postgres has gone. end_move_s: how often positions move over what is no record, at most.
+    unreadable_retry_s: until a batch is tried again that the client cannot decode. unread_s: how long
+    records of a partition may stay unread, while all others were, before it is told.
+    commit_offsets_s: how old the copy of the positions in Kafka may be. min_healthy_s: a session that
+    failed sooner may have met what every session meets, so the next one waits.
     """
 
     poll_s: float = 0.5
     max_pause_s: float = 0.02
     topic_check_s: float = 1.0
     position_check_s: float = 2.0
+    end_move_s: float = 1.0
+    unreadable_retry_s: float = 30.0
+    unread_s: float = 20.0
     commit_offsets_s: float = 0.5
     min_healthy_s: float = 5.0
 

@@ -8,6 +8,27 @@ from confluent_kafka import Consumer, KafkaError, KafkaException
 
 from orchestrator.config.kafka import CONSUMER_DEFAULTS
 
+SESSION_TIMEOUT_ADVICE = (
+    "set KAFKA_CONFIG_SESSION_TIMEOUT_MS within the brokers' group.min.session.timeout.ms and"
+    " group.max.session.timeout.ms"
+)
+FOREIGN_GROUP = (
+    "others use it in another way (a share group, Kafka Streams, the protocol `consumer` of KIP-848,"
+    " another assignor): set CONSUMER_GROUP to a name of its own"
+)
+ADVICE = {
+    KafkaError.INVALID_SESSION_TIMEOUT: SESSION_TIMEOUT_ADVICE,
+    KafkaError.INCONSISTENT_GROUP_PROTOCOL: FOREIGN_GROUP,
+    KafkaError.GROUP_ID_NOT_FOUND: FOREIGN_GROUP,
+    KafkaError.GROUP_MAX_SIZE_REACHED: "run fewer consumers, or raise the brokers' group.max.size",
+}
+
+
+def explain(error: KafkaError, group: str) -> KafkaError:
+    """Return an error of the group with what to do about it."""
+    advice = ADVICE.get(error.code())
+    return KafkaError(error.code(), f"{error.str()}: group {group}: {advice}") if advice else error
+
 
 class GroupMember(Consumer):
     """A member of a consumer group that neither commits by itself nor ever jumps to another offset."""
@@ -21,7 +42,7 @@ class GroupMember(Consumer):
             "group.id": group,
             "enable.auto.commit": False,
             "enable.auto.offset.store": False,
-            "enable.partition.eof": False,
+            "enable.partition.eof": True,  # the end has an offset, behind ends of transactions, too
             "auto.offset.reset": "error",  # never a silent jump
             "isolation.level": "read_committed",
         }

@@ -65,6 +65,10 @@ class ConsumerLoop(Generic[T]):
         """Return the partitions that wait for an operator, and why."""
         return self._session.refused() if self._session else {}
 
+    def unread(self) -> Mapping[int, str]:
+        """Return the partitions whose records are in the log and do not come, and why."""
+        return self._session.unread() if self._session else {}
+
     def _set_error(self, error: str | None) -> None:
         """Log a change, once."""
         if error == self.last_error:

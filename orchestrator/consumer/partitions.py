@@ -8,7 +8,7 @@ and then has the offset, but other records before it. The other partitions conti
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
@@ -17,8 +17,10 @@ from tenacity import retry, retry_if_exception, stop_after_delay, wait_fixed
 from orchestrator.config.timings import ConsumerTimings
 from orchestrator.consumer import offsets
 from orchestrator.consumer.client import GroupMember
+from orchestrator.consumer.ends import LogEnds
 from orchestrator.consumer.offsets import OffsetMove, PartitionRefusal, Position
 from orchestrator.consumer.refusals import check_position
+from orchestrator.consumer.unread import UnreadPartitions
 from orchestrator.kafka.topics import Admin, TopicWatch, read_log_start_offsets
 from outbox import Connection, crash_point
 
@@ -58,6 +60,9 @@ class AssignedPartitions:
         self._timings = timings
         self.positions: dict[int, Position] = {}
         self.refused: dict[int, PartitionRefusal] = {}  # partitions that wait for an operator, and why
+        self.reading: set[int] = set()  # the partitions whose records count
+        self.ends = LogEnds(admin, topic.name, timings.end_move_s, self._read_again)
+        self.unread = UnreadPartitions(client, topic.name, repair_command, timings)
         self.generation = 0  # counts assignments: records polled under an older one are dropped
         self._check_at = 0.0
         self._unmirrored: dict[int, int] = {}  # positions that Kafka has no copy of yet
@@ -81,6 +86,7 @@ class AssignedPartitions:
             else:
                 self.refused.pop(partition, None)
         read = {p: position for p, position in self.positions.items() if p not in self.refused}
+        self._begin_reading(read)
         self._read_from(read)
         # The owner before may have had no time to copy its last positions.
         self._unmirrored = {partition: position.next_offset for partition, position in read.items()}
@@ -114,12 +120,28 @@ class AssignedPartitions:
         """Seek; wait until the client has begun to read the partition. Raises KafkaException."""
         self._client.seek(start)
 
+    def _read_again(self, partition: int) -> None:
+        """Have the client read from the position once more. Raises KafkaException."""
+        position = self.positions[partition]
+        self._seek(
+            TopicPartition(
+                self._topic.name, partition, position.next_offset, leader_epoch=position.leader_epoch
+            )
+        )
+
     def revoke(self) -> None:
         """Forget the partitions. No batch is in progress: this is called while the client polls."""
         self.mirror_positions()
         self.generation += 1
         self.positions = {}
         self.refused = {}
+        self._begin_reading(())
+
+    def _begin_reading(self, partitions: Collection[int]) -> None:
+        """Read these partitions, whatever was found out about them before."""
+        self.reading = set(partitions)
+        self.ends.forget()
+        self.unread.forget()
 
     def _load_positions(self, partitions: Sequence[int]) -> dict[int, Position]:
         """Return the positions of all partitions; a new one starts at its log start offset."""
@@ -147,6 +169,15 @@ class AssignedPartitions:
         for move in moves:
             self.positions[move.partition] = self.positions[move.partition].moved(move)
             self._unmirrored[move.partition] = move.next
+        self.unread.advanced(moves)
+
+    def find_end_moves(self) -> list[OffsetMove]:
+        """Return moves over what is no record, where the client has read to the end."""
+        return self.ends.find_moves(self._read_positions()) if self.ends.reached else []
+
+    def _read_positions(self) -> dict[int, Position]:
+        """Return the positions of the partitions that are read."""
+        return {number: self.positions[number] for number in self.reading}
 
     def mirror_if_due(self) -> None:
         """Copy the positions to Kafka every commit_offsets_s."""
@@ -178,6 +209,7 @@ class AssignedPartitions:
                 return False
             offsets.refuse(self._conn, self._topic.name, partition, position, refused)
             self.positions[partition] = refused
+            self.reading.discard(partition)
             self._report_refused(partition, refused.refusal)
         return True
 
@@ -194,6 +226,29 @@ class AssignedPartitions:
                 },
             )
         self.refused[partition] = reason
+
+    # ---- partitions whose records do not come ----------------------------------------------------
+
+    def pause(self, partition: int, offset: int, error: KafkaError) -> None:
+        """Stop reading a partition for a while: its batch at this offset cannot be decoded."""
+        self.reading.discard(partition)
+        self.unread.pause(partition, offset, error)
+
+    def resume_due(self) -> None:
+        """Try again what could not be decoded. Raises KafkaException."""
+        for partition in self.unread.due():
+            self._read_again(partition)  # the client may have gone on behind the batch
+            self.unread.resume(partition)
+            self.reading.add(partition)
+
+    def watch(self, is_drained: bool) -> None:
+        """Look for partitions of which nothing comes. is_drained: all that was fetched is taken."""
+        if is_drained:
+            self.unread.look(self._read_positions(), self.ends.reached)
+        else:
+            self.unread.not_drained()
+
+    # ---- operators -------------------------------------------------------------------------------
 
     def check_positions(self) -> None:
         """Read on from a position that an operator has set. Raises psycopg.Error."""

@@ -6,6 +6,7 @@ from orchestrator.config.settings import Settings
 from orchestrator.config.timings import ConsumerTimings, ProcessTimings
 from orchestrator.consumer.commands import command_subscription
 from orchestrator.consumer.loop import ConsumerLoop
+from orchestrator.consumer.refusals import describe_refusal
 from orchestrator.contract.messages import DeployOrder
 from orchestrator.contract.repair_commands import repair_of_partition
 from orchestrator.observability.gauges import consumer_gauges
@@ -32,6 +33,7 @@ def run_consumer(settings: Settings) -> int:
     }
     health.notes |= {
         "partitions": lambda: describe_refused(consumer.refused()) if is_working(consumer) else None,
+        "unread": lambda: describe_unread(consumer.unread()),
     }
     with (
         consumer_gauges(settings, consumer.positions, consumer.refused, metrics, timings),
@@ -49,7 +51,12 @@ def is_working(consumer: ConsumerLoop[DeployOrder]) -> bool:
 def describe_refused(refused: Mapping[int, str]) -> str | None:
     """Return the refused partitions, each with its reason and its repair; None if there are none."""
     named = (
-        f"partition {number}: {reason}: {repair_of_partition(number)}"
+        f"partition {number}: {describe_refusal(reason, repair_of_partition(number))}"
         for number, reason in sorted(refused.items())
     )
     return "; ".join(named) or None
+
+
+def describe_unread(unread: Mapping[int, str]) -> str | None:
+    """Return the partitions whose records do not come, each with the reason; None if there are none."""
+    return "; ".join(f"partition {number}: {why}" for number, why in sorted(unread.items())) or None

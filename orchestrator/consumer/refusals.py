@@ -9,21 +9,37 @@ from uuid import UUID
 from confluent_kafka.admin import AdminClient
 
 from orchestrator.consumer.offsets import PartitionRefusal, Position
-from orchestrator.kafka.continuations import ReadFrom, find_continuations
+from orchestrator.kafka.continuations import Continuation, ReadFrom, find_continuations
 from orchestrator.kafka.reader import OffsetRange
 from orchestrator.kafka.topics import TopicWatch, read_high_watermarks, read_log_start_offsets
 
 
-def continuations_of(
+def read_continuations(
     kafka: Mapping[str, str], topic: str, topic_id: UUID, positions: Mapping[int, Position]
-) -> dict[int, int]:
-    """Return where a reader of each position would continue, of those that the brokers answer."""
+) -> dict[int, Continuation]:
+    """Return what a reader of each position would find, of those that the brokers answer."""
     asked = {
         partition: ReadFrom(position.next_offset, position.leader_epoch)
         for partition, position in positions.items()
         if position.topic_id == topic_id
     }
     return find_continuations(kafka, topic, asked) if asked else {}
+
+
+def continuations_of(
+    kafka: Mapping[str, str], topic: str, topic_id: UUID, positions: Mapping[int, Position]
+) -> dict[int, int]:
+    """Return where a reader of each position would continue, of those for which that is known."""
+    found = read_continuations(kafka, topic, topic_id, positions)
+    return {p: one.offset for p, one in found.items() if one.continues_at is not None}
+
+
+def describe_refusal(refusal: str, repair: str) -> str:
+    """Return the reason, the command that ends it, and what is not certain about the reason."""
+    text = f"{refusal}: {repair}"
+    if refusal == PartitionRefusal.OFFSET_OUT_OF_RANGE:
+        text += " (perhaps only ends of transactions were deleted, which are no records)"
+    return text
 
 
 def find_refusal(

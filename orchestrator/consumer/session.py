@@ -19,7 +19,7 @@ from confluent_kafka import Message as Record
 
 from orchestrator.config.timings import ConsumerTimings
 from orchestrator.consumer import offsets
-from orchestrator.consumer.client import GroupMember
+from orchestrator.consumer.client import GroupMember, explain
 from orchestrator.consumer.handled import find_handled
 from orchestrator.consumer.offsets import OffsetConflict, OffsetMove
 from orchestrator.consumer.partitions import AssignedPartitions
@@ -30,6 +30,7 @@ from orchestrator.contract.records import (
     origin_id_of_record,
     partition_offset,
 )
+from orchestrator.kafka.continuations import DECODE_ERRORS
 from orchestrator.kafka.topics import Admin, TopicMissing, TopicRecreated, TopicWatch, read_topic_id
 from outbox import (
     AdaptivePause,
@@ -51,6 +52,9 @@ OFFSET_LOST_ERRORS = frozenset(
         KafkaError.OFFSET_OUT_OF_RANGE,
     }
 )
+
+# Of one partition; the others go on.
+PARTITION_EVENTS = OFFSET_LOST_ERRORS | DECODE_ERRORS | {KafkaError._PARTITION_EOF}
 
 # What ends a session, and a new one may cure.
 SESSION_ERRORS = (
@@ -161,11 +165,16 @@ class ConsumerSession(Generic[T]):
         """Return the partitions that wait for an operator, and why."""
         return dict(self._partitions.refused)
 
+    def unread(self) -> dict[int, str]:
+        """Return the partitions whose records are in the log and do not come, and why."""
+        return self._partitions.unread.reasons()
+
     def run_once(self) -> int:
         """Consume one batch; return the number of its records."""
         self._client.check_reachable()
         self._topic.poll()
         self._partitions.check_positions()
+        self._partitions.resume_due()
         records = self._poll()
         if records:
             crash_point("consumer.polled")
@@ -174,8 +183,17 @@ class ConsumerSession(Generic[T]):
             self._commit(self._parse(records))
             if len(records) < self._subscription.batch_size:
                 time.sleep(self._pause.after(time.perf_counter() - started))
+        self._move_to_ends()
+        self._partitions.watch(is_drained=len(records) < self._subscription.batch_size)
         self._partitions.mirror_if_due()
         return len(records)
+
+    def _move_to_ends(self) -> None:
+        """Move positions over what is no record, where the client has read to the end."""
+        if moves := self._partitions.find_end_moves():
+            self._topic.begin_check()  # after the ends were read: the answer is valid for them
+            self._write(ParsedBatch(moves, records=0), self._subscription.insert)
+            self._partitions.advanced(moves)
 
     def _poll(self) -> list[Record]:
         """Wait for a first record, then take those that have arrived with it.
@@ -196,20 +214,26 @@ class ConsumerSession(Generic[T]):
         return [one for one in found if one.partition() not in refused] if refused else found
 
     def _is_assigned_record(self, record: Record) -> bool:
-        """Say whether it is a record, and of a partition that is ours."""
+        """Say whether it is a record, and of a partition that is read here."""
         if error := record.error():
-            self._refuse_or_raise(record, error)
+            self._take_event(record, error)
             return False
-        return record.partition() in self._partitions.positions
+        return record.partition() in self._partitions.reading
 
-    def _refuse_or_raise(self, record: Record, error: KafkaError) -> None:
-        """Refuse a partition whose position is not in its log; any other error ends the session."""
-        if error.code() not in OFFSET_LOST_ERRORS:
-            raise KafkaException(error)
-        partition, _ = partition_offset(record)
-        is_ours = partition in self._partitions.positions
-        if is_ours and not self._partitions.refuse(partition):
-            raise KafkaException(error)  # the log has it now
+    def _take_event(self, record: Record, error: KafkaError) -> None:
+        """Note the end of a partition, or what keeps it from being read; else the session ends."""
+        code = error.code()
+        if record.partition() is None or code not in PARTITION_EVENTS:
+            raise KafkaException(explain(error, self._subscription.group))
+        partition, offset = partition_offset(record)
+        if partition not in self._partitions.reading:
+            return
+        if code == KafkaError._PARTITION_EOF:
+            self._partitions.ends.reached[partition] = offset
+        elif code in DECODE_ERRORS:
+            self._partitions.pause(partition, offset, error)
+        elif not self._partitions.refuse(partition):
+            raise KafkaException(error)  # the log has the position now
 
     def _parse(self, records: Sequence[Record]) -> ParsedBatch[T]:
         """Turn each record into a row and a message, or into a dead letter."""

@@ -205,12 +205,14 @@ def _next_records(consumer: Consumer) -> Sequence[Message]:
     """Return the next records, and ends of partitions. Raises KafkaException."""
     first = consumer.poll(READ_TIMEOUT_S)
     if first is None:
-        raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "no record and no end"))
+        text = "no record and no end: a producer's transaction may be open, see `orchestrator doctor`"
+        raise KafkaException(KafkaError(KafkaError._TIMED_OUT, text))
     records = [first, *consumer.consume(CHUNK - 1, 0)]
     for record in records:
         error = record.error()
         if error is not None and error.code() != KafkaError._PARTITION_EOF:
-            raise KafkaException(error)
+            where = f"{record.topic()}[{record.partition()}] {record.offset()}"
+            raise KafkaException(KafkaError(error.code(), f"{error.str()}: {where}"))
     return records
 
 

@@ -463,6 +463,17 @@ def test_strange_headers_are_carried_or_dropped_but_stop_nothing(
         assert dict(cast("Headers", letter.headers()))["dlq-reason"] == b"not_json"
 
 
+def test_a_header_name_ends_at_its_nul_for_the_client(one_lane: System) -> None:
+    """A known limit, which the README names."""
+    produce_raw(one_lane, b"no command", b"before\0behind")
+    with one_lane.consumer() as session, one_lane.lane() as lane:
+        take(session, 1)
+        lane.recover()
+        assert lane.drain() == 1
+    (letter,) = one_lane.read(one_lane.settings.dead_letter_topic)
+    assert next(iter(letter.headers() or ()))[0] == "before"
+
+
 def letters_of(key: bytes | None, letters: list[Record]) -> list[Record]:
     """Return those with this key: in one partition, so in order."""
     return [letter for letter in letters if letter.key() == key]
