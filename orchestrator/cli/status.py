@@ -13,7 +13,7 @@ from orchestrator.cli.known_errors import is_unreachable
 from orchestrator.cli.operator_arguments import WATCH_S
 from orchestrator.cli.session import operator_session
 from orchestrator.cli.terminal import print_error, print_json, print_lines, table
-from orchestrator.operations.status.input import DeadLetterCount
+from orchestrator.operations.status.input import DeadLetterCount, PartitionReport
 from orchestrator.operations.status.lanes import MAX_COUNTED, LaneReport
 from orchestrator.operations.status.problems import OLD_S, describe_deferred
 from orchestrator.operations.status.status import Status, read_status, status_fields
@@ -80,7 +80,7 @@ def render_status(status: Status) -> Iterator[str]:
     )
     yield ""
     partitions = [
-        (one.partition, "refused" if one.refusal else "ok", one.position, one.high_watermark, one.lag)
+        (one.partition, _state(one), one.position, one.high_watermark, one.lag)
         for one in status.partitions or ()
     ]
     yield from table(("partition", "state", "position", "high watermark", "lag"), partitions)
@@ -103,6 +103,10 @@ def notes(status: Status) -> Iterator[str]:
             yield describe_deferred(one)
     if status.relays and any(lane.owner is None for lane in status.lanes):
         yield "lanes without an owner: a relay takes them within seconds"
+
+
+def _state(partition: PartitionReport) -> str:
+    return "refused" if partition.refusal else "unread" if partition.unread else "ok"
 
 
 def _rate(rate: float | None) -> str:

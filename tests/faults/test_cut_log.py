@@ -15,6 +15,7 @@ from uuid import uuid4
 
 import msgspec
 import pytest
+from confluent_kafka import Producer
 from confluent_kafka.admin import NewTopic  # type: ignore[attr-defined]
 
 from orchestrator.embedded import EmbeddedKafka, Servers
@@ -254,6 +255,76 @@ def test_a_refusal_is_written_down_with_the_position(cut: CutLog) -> None:
     cut.check_others_flow()
     assert HINT in consumer.get("/readyz")
     assert cut.accepted("new") == 0
+    consumer.stop()
+
+
+# ---- transactions ---------------------------------------------------------------------------------
+
+
+@contextmanager
+def transaction(cut: CutLog) -> Iterator[Producer]:
+    """Begin a transaction with a command named `txn`, which is in the log."""
+    kafka = dict(cut.system.settings.kafka)
+    producer = Producer({**kafka, "transactional.id": f"api-{uuid4()}"})
+    producer.init_transactions(RESUME_S)
+    producer.begin_transaction()
+    producer.produce(cut.system.settings.input_topic, command("txn"), partition=0)
+    producer.flush(RESUME_S)
+    yield producer
+
+
+def position(cut: CutLog) -> tuple[int, int]:
+    """Return offset and leader epoch of the position."""
+    stored = "SELECT next_offset, leader_epoch FROM consumed_offsets WHERE partition = 0"
+    ((offset, epoch),) = cut.system.query(stored)
+    return offset, epoch
+
+
+@pytest.mark.xdist_group("own servers: Kafka")
+@pytest.mark.fault(70)
+def test_an_end_that_another_leader_wrote_is_no_cut_log(cut: CutLog) -> None:
+    consumer = cut.system.start("consumer")
+    cut.produce(OLD, "old")
+    cut.consume_all()
+    _, before = position(cut)
+    with cut.down():
+        pass  # the leader has another epoch after it
+    with transaction(cut) as producer:
+        producer.abort_transaction(RESUME_S)
+    eventually(lambda: position(cut)[0] == OLD + 2, RESUME_S)
+    assert position(cut)[1] > before
+    consumer.stop()
+    consumer = cut.system.start("consumer")
+    cut.produce(1, "new")
+    cut.consume_all()
+    assert "log_truncated" not in consumer.get("/readyz")
+    consumer.stop()
+
+
+@pytest.mark.xdist_group("own servers: Kafka")
+@pytest.mark.fault(70)
+@pytest.mark.slow
+def test_a_cut_that_loses_the_end_of_a_transaction_is_named_twice(cut: CutLog) -> None:
+    cut.system.environ["OUTBOX_TIMINGS"] = json.dumps({"unread_s": 2, "position_check_s": 0.5})
+    consumer = cut.system.start("consumer")
+    cut.produce(OLD, "old")
+    cut.consume_all()
+    with transaction(cut) as producer:
+        with cut.down():
+            shutil.copytree(cut.log, cut.kept)
+        producer.commit_transaction(RESUME_S)
+    eventually(lambda: position(cut)[0] == OLD + 2, RESUME_S)
+    cut.cut()
+    cut.produce(NEW, "new")
+    eventually(lambda: HINT in consumer.get("/readyz"), RESUME_S)
+    code, said = repair(cut.system, "partition", "0", "--yes")
+    assert (code, f"continues at offset {OLD + 1}" in said) == (0, True), said
+    waiting = f"no record comes from offset {OLD + 1}"  # the transaction is open again
+    eventually(lambda: waiting in consumer.get("/readyz"), RESUME_S)
+    hanging = f"a producer's transaction is open at offset {OLD}"
+    eventually(lambda: hanging in run_in_process(cut.system.environ, "status").stdout, RESUME_S)
+    assert hanging in run_in_process(cut.system.environ, "doctor").stdout
+    assert (cut.accepted("txn"), cut.accepted("new")) == (1, 0)
     consumer.stop()
 
 

@@ -6,7 +6,8 @@ from contextlib import closing
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from orchestrator.consumer import offsets
-from orchestrator.consumer.refusals import continuations_of, find_refusal
+from orchestrator.consumer.refusals import describe_refusal, find_refusal, read_continuations
+from orchestrator.consumer.unread import find_unread
 from orchestrator.contract.repair_commands import repair_of_lane, repair_of_partition
 from orchestrator.kafka import topics
 from orchestrator.kafka.reader import OffsetRange
@@ -76,15 +77,17 @@ def input_positions(installation: Installation) -> Result:
     watermarks.
     """
     group, topic = installation.settings.consumer_group, installation.settings.input_topic
-    found = installation.topic(topic)
-    topic_id, ids = topic_id_of(found), [partition.id for partition in found.partitions]
+    description = installation.topic(topic)
+    topic_id, ids = topic_id_of(description), [part.id for part in description.partitions]
     copies = read_committed_offsets(installation, group, topic)
     starts = topics.read_log_start_offsets(installation.admin, topic, ids)
     positions = offsets.read_positions(installation.conn, topic)
     ends = topics.read_high_watermarks(installation.admin, topic, ids)
-    continuations = continuations_of(installation.kafka, topic, topic_id, positions)
+    continuations = read_continuations(installation.kafka, topic, topic_id, positions)
+    last_stable = topics.read_last_stable_offsets(installation.admin, topic, ids)
     remarks: list[Result] = []
     for partition, position in positions.items():
+        found = continuations.get(partition)
         if partition not in ids:
             text = f"partition {partition} is no longer in {topic}: was it recreated with fewer?"
             remarks.append(("warning", text))
@@ -92,10 +95,20 @@ def input_positions(installation: Installation) -> Result:
             position,
             topic_id,
             OffsetRange(starts[partition], ends[partition]),
-            continuations.get(partition),
+            found and found.continues_at,
         ):
-            text = f"partition {partition}: {refusal}: {repair_of_partition(partition)}"
-            remarks.append(("failed", text))
+            text = describe_refusal(refusal, repair_of_partition(partition))
+            remarks.append(("failed", f"partition {partition}: {text}"))
+        elif unread := find_unread(
+            topic,
+            partition,
+            position.next_offset,
+            last_stable[partition],
+            ends[partition],
+            found,
+            repair_of_partition(partition),
+        ):
+            remarks.append(("failed", f"partition {partition}: {unread}"))
         elif copies.get(partition, 0) > position.next_offset:
             remarks.append(("warning", _ahead(partition, copies[partition], position.next_offset)))
     lag = sum(max(ends[p] - positions[p].next_offset, 0) for p in ids if p in positions)

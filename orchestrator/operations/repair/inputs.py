@@ -13,7 +13,8 @@ from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 
 from orchestrator.consumer import offsets
-from orchestrator.consumer.refusals import continuations_of, find_refusal
+from orchestrator.consumer.offsets import PartitionRefusal
+from orchestrator.consumer.refusals import continuations_of, describe_refusal, find_refusal
 from orchestrator.contract.repair_commands import repair_of_partition
 from orchestrator.errors import NotRepaired
 from orchestrator.kafka import topics
@@ -104,18 +105,20 @@ def find_unread(
     nexts = dict(starts)
     for partition, position in positions.items():
         log = OffsetRange(starts[partition], latest[partition])
-        if find_refusal(position, topic_id, log, continuations.get(partition)):
-            raise partition_refused(run, topic, partition)
+        if refusal := find_refusal(position, topic_id, log, continuations.get(partition)):
+            raise partition_refused(run, topic, partition, refusal)
         nexts[partition] = position.next_offset
     return {p: OffsetRange(nexts[p], end) for p, end in ends.items() if nexts[p] < end}
 
 
-def partition_refused(run: RepairRun, topic: str, partition: int) -> NotRepaired:
+def partition_refused(
+    run: RepairRun, topic: str, partition: int, refusal: PartitionRefusal
+) -> NotRepaired:
     """Return the error that says which repair comes first."""
     by_whom = (
         "" if topic == run.settings.input_topic else f" with INPUT_TOPIC={topic}{or_leave_out(topic)}"
     )
     return NotRepaired(
         f"partition {partition} of {topic} needs a repair first:"
-        f" {repair_of_partition(partition)}{by_whom}"
+        f" {describe_refusal(refusal, repair_of_partition(partition) + by_whom)}"
     )

@@ -12,9 +12,10 @@ from confluent_kafka.admin import AdminClient
 
 from orchestrator.consumer import offsets
 from orchestrator.consumer.offsets import PartitionRefusal, Position
-from orchestrator.consumer.refusals import continuations_of, find_refusal, shows_cut
+from orchestrator.consumer.refusals import find_refusal, read_continuations, shows_cut
 from orchestrator.errors import NotRepaired
 from orchestrator.kafka import topics
+from orchestrator.kafka.continuations import find_batch_end
 from orchestrator.kafka.reader import OffsetRange
 from orchestrator.operations.repair.log import log_repair
 from orchestrator.operations.repair.run import RepairRun
@@ -31,7 +32,8 @@ class PartitionCheck(NamedTuple):
 
     leader_epoch: of the partition, read before all else: a later cut of the log has a higher one.
     continues_at: where a reader of the position would continue; None: unknown. refusal: why the
-    partition is refused; None: it is not.
+    partition is refused; None: it is not. unreadable_at: the offset of the batch at the position that
+    cannot be decoded; None: it can be.
     """
 
     partition: int
@@ -41,6 +43,7 @@ class PartitionCheck(NamedTuple):
     leader_epoch: int
     continues_at: int | None
     refusal: PartitionRefusal | None
+    unreadable_at: int | None = None
 
     @property
     def is_cut(self) -> bool:
@@ -77,19 +80,28 @@ class Plan(NamedTuple):
 def repair_partitions(run: RepairRun, wanted: int | None, start: Start, again: bool = False) -> None:
     """Let one partition, or all that are refused, continue at `start`, else at what is undecided.
 
-    A partition that is not refused is moved only if it is named and `start` is given. again: decide
+    A partition that is not refused is moved only if it is named and `start` is given, or behind a batch
+    that cannot be decoded. again: decide
     records once more that were decided before.
     Raises NotRepaired, TopicMissing, KafkaException or psycopg.Error.
     """
     admin = topics.Admin(run.settings.kafka)
     checks = list(check_partitions(run, admin, wanted))
-    moved_anyway = wanted is not None and start is not None
-    chosen = [check for check in checks if check.refusal or moved_anyway]
+    is_named = wanted is not None
+    chosen = [
+        check
+        for check in checks
+        if check.refusal or (is_named and (start is not None or check.unreadable_at is not None))
+    ]
     for check in checks:
         if check not in chosen:
             run.report(f"partition {check.partition}: needs no repair")
     plans: list[Plan] = []
-    not_repaired = [*attempt(lambda check: plans.append(make_plan(check, start, again)), chosen)]
+
+    def plan(check: PartitionCheck) -> None:
+        plans.append(make_plan(check, start_of(run, check, start), again))
+
+    not_repaired = [*attempt(plan, chosen)]
     for line in (line for plan in plans for line in describe_plan(plan)):
         run.report(line)
     if plans and run.dry_run:
@@ -99,6 +111,16 @@ def repair_partitions(run: RepairRun, wanted: int | None, start: Start, again: b
         not_repaired += attempt(lambda plan: set_position(run, admin, plan), plans)
     if not_repaired:
         raise NotRepaired("; ".join(not_repaired))
+
+
+def start_of(run: RepairRun, check: PartitionCheck, start: Start) -> Start:
+    """Return where to continue: where the operator says, else behind a batch that cannot be decoded."""
+    if start is not None or check.refusal or check.unreadable_at is None:
+        return start
+    settings = run.settings
+    return find_batch_end(
+        settings.kafka, settings.input_topic, check.partition, check.unreadable_at, check.log.end
+    )
 
 
 def attempt(do: Callable[[T], None], each: Iterable[T]) -> Iterator[str]:
@@ -125,13 +147,22 @@ def check_partitions(
     # After the positions: a watermark older than a position would look like a truncated log.
     starts = topics.read_log_start_offsets(admin, topic, partitions)
     ends = topics.read_high_watermarks(admin, topic, partitions)
-    continuations = continuations_of(settings.kafka, topic, topic_id, positions)
+    continuations = read_continuations(settings.kafka, topic, topic_id, positions)
     for partition, position in positions.items():
         log = OffsetRange(starts[partition], ends[partition])
-        continues_at = continuations.get(partition)
+        found, epoch = continuations.get(partition), epochs[partition]
+        continues_at = found and found.continues_at
         refusal = find_refusal(position, topic_id, log, continues_at)
-        epoch = epochs[partition]
-        yield PartitionCheck(partition, position, topic_id, log, epoch, continues_at, refusal)
+        yield PartitionCheck(
+            partition,
+            position,
+            topic_id,
+            log,
+            epoch,
+            continues_at,
+            refusal,
+            found and found.unreadable_at,
+        )
     for partition in sorted(set(partitions) - positions.keys()):
         run.report(f"partition {partition}: was never consumed")
 
@@ -188,11 +219,14 @@ def describe_plan(plan: Plan) -> Iterator[str]:
     before, log, kept_end = check.position.next_offset, check.log, check.kept_end
     yield f"partition {check.partition}: {plan.reason}: its position is {before}"
     yield f"  log start offset {log.first}, high watermark {log.end}"
+    if check.unreadable_at is not None:
+        yield f"  the batch at offset {check.unreadable_at} cannot be decoded"
     if plan.deleted is None:
         yield f"  the topic with the id {check.position.topic_id} was deleted; its records from"
         yield f"  offset {before} on are lost, and their number is unknown"
     elif plan.deleted:
-        yield f"  up to {plan.deleted:,} records, {before} to {log.first - 1}, were deleted: no worker"
+        yield f"  up to {plan.deleted:,} records, {before} to {log.first - 1}, were deleted: no worker;"
+        yield "  or only ends of transactions were, which are no records: nothing tells that any more"
     elif check.is_cut and kept_end is None:
         yield "  the log was cut before the position: it is unknown where"
     elif check.is_cut and kept_end is not None:

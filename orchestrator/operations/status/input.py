@@ -9,7 +9,8 @@ from psycopg.rows import args_row
 from orchestrator.config.settings import Settings
 from orchestrator.consumer import offsets
 from orchestrator.consumer.offsets import Position
-from orchestrator.consumer.refusals import continuations_of, find_refusal
+from orchestrator.consumer.refusals import find_refusal, read_continuations
+from orchestrator.consumer.unread import find_unread
 from orchestrator.contract.repair_commands import repair_of_partition
 from orchestrator.kafka import topics
 from orchestrator.kafka.reader import OffsetRange, find_ranges
@@ -31,6 +32,7 @@ class PartitionReport(NamedTuple):
 
     position: the next offset to consume, in Postgres; None: never consumed. lag: offsets from there to
     the high watermark. refusal: why the consumer refuses it, with the command that ends it: repair.
+    unread: why its records are not read although they are there, and what ends that.
     """
 
     partition: int
@@ -39,6 +41,7 @@ class PartitionReport(NamedTuple):
     lag: int
     refusal: str | None
     repair: str | None
+    unread: str | None = None
 
 
 class Rates(NamedTuple):
@@ -69,11 +72,25 @@ def report_partitions(
     positions = offsets.read_positions(conn, topic)
     # After the positions: an older high watermark would look like a truncated log.
     topic_id, logs = topics.read_topic_id(admin, topic), find_ranges(admin, topic)
-    continuations = continuations_of(settings.kafka, topic, topic_id, positions)
-    return [
-        _report_partition(number, positions.get(number), topic_id, log, continuations.get(number))
-        for number, log in sorted(logs.items())
-    ]
+    continuations = read_continuations(settings.kafka, topic, topic_id, positions)
+    last_stable = topics.read_last_stable_offsets(admin, topic, list(logs))
+    reports = []
+    for number, log in sorted(logs.items()):
+        position, found = positions.get(number), continuations.get(number)
+        report = _report_partition(number, position, topic_id, log, found and found.continues_at)
+        if report.position is not None and report.refusal is None:
+            unread = find_unread(
+                topic,
+                number,
+                report.position,
+                last_stable[number],
+                log.end,
+                found,
+                repair_of_partition(number),
+            )
+            report = report._replace(unread=unread)
+        reports.append(report)
+    return reports
 
 
 def _report_partition(

@@ -66,6 +66,7 @@ class Status(NamedTuple):
         return [
             *problems.missing_processes(self.consumers, self.relays),
             *(f"refused: {what}: {command}" for what, command in self.refusals.items()),
+            *(f"partition {p.partition}: {p.unread}" for p in self.partitions or () if p.unread),
             *problems.old_rows({one.lane: one.oldest_s for one in self.lanes}),
             *problems.relays_cut_off(self.relays_without_kafka),
             *problems.parked_rows(self.parked),
