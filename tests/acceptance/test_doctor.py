@@ -11,7 +11,7 @@ from uuid import uuid4
 
 import psycopg
 import pytest
-from confluent_kafka import Node, TopicPartitionInfo, Uuid
+from confluent_kafka import Consumer, Node, TopicPartitionInfo, Uuid
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
     AclOperation,
     AdminClient,
@@ -723,3 +723,53 @@ def test_markers_that_retention_may_delete_are_reported(system: System, policy: 
     topic = system.settings.marker_topic
     set_config(system, topic, "cleanup.policy", policy)
     check_fault(system, "marker topic policy", "failed", f"cleanup.policy of {topic} is {policy}")
+
+
+# ---- settings of topics, and the group ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("policy", ["compact", "compact,delete"])
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("input_topic", "of the commands of a key only the last is kept"),
+        ("output_topic", "of the orders of a scenario only the last is kept"),
+        ("dead_letter_topic", "of the dead letters of a key only the last is kept"),
+    ],
+)
+def test_a_compacted_topic_is_reported_with_what_it_loses(
+    system: System, setting: str, words: str, policy: str
+) -> None:
+    topic = getattr(system.settings, setting)
+    set_config(system, topic, "cleanup.policy", policy)
+    named = f"cleanup.policy of {topic} is {policy}"
+    check_fault(system, "topic settings", "warning", named, words, "set it to delete")
+
+
+@pytest.mark.parametrize(
+    ("compression", "megabytes"), [("producer", "1,032 MB"), ("gzip", "1,032 MB"), ("zstd", "95 MB")]
+)
+def test_an_input_whose_batches_may_need_gigabytes_is_reported(
+    system: System, compression: str, megabytes: str
+) -> None:
+    set_config(system, system.settings.input_topic, "compression.type", compression)
+    words = (f"may become {megabytes} in a consumer", "set compression.type to uncompressed")
+    check_fault(system, "topic settings", "warning", *words)
+
+
+def test_a_time_out_that_the_brokers_do_not_accept_is_reported(system: System) -> None:
+    words = ("session.timeout.ms is 1000", "set KAFKA_CONFIG_SESSION_TIMEOUT_MS within")
+    timeout = {
+        "KAFKA_CONFIG_SESSION_TIMEOUT_MS": "1000",
+        "KAFKA_CONFIG_HEARTBEAT_INTERVAL_MS": "300",
+    }
+    check_fault(system, "consumer group", "failed", *words, **timeout)
+
+
+def test_a_group_of_another_protocol_is_reported(system: System) -> None:
+    group = system.settings.consumer_group
+    other = Consumer({"group.id": group, "group.protocol": "consumer", **dict(system.settings.kafka)})
+    with closing(other):
+        other.subscribe([system.settings.input_topic])
+        eventually(lambda: other.poll(0.1) is None and other.assignment())
+        check_fault(system, "consumer group", "failed", f"group {group}", "set CONSUMER_GROUP")

@@ -15,11 +15,20 @@ from confluent_kafka import KafkaException
 
 from orchestrator.config.settings import Settings
 from orchestrator.observability.masking import mask_text, printable
-from orchestrator.operations.doctor import consistency, dead_letters, kafka, postgres, tables, work
+from orchestrator.operations.doctor import (
+    consistency,
+    dead_letters,
+    group,
+    kafka,
+    postgres,
+    tables,
+    work,
+)
 from orchestrator.operations.doctor.broker_version import kafka_version
 from orchestrator.operations.doctor.check import Check, Finding, Installation, Result, Unreachable
 from orchestrator.operations.doctor.kafka_permissions import kafka_acls
 from orchestrator.operations.doctor.postgres_permissions import postgres_permissions
+from orchestrator.operations.doctor.topic_settings import topic_settings
 from outbox import DatabaseNotReady, error_text
 
 # For all checks together; one that has begun may take longer. Twice the time-out of Postgres, so that
@@ -92,11 +101,13 @@ CHECKS: Mapping[str, Check] = {
     "kafka reachable": kafka.kafka_reachable,
     "kafka version": kafka_version,
     "kafka topics": kafka.kafka_topics,
+    "topic settings": topic_settings,
     "marker topic partitions": consistency.marker_topic_partitions,
     "marker topic policy": consistency.marker_topic_policy,
     "kafka replication": kafka.kafka_replication,
     "kafka transactions": consistency.kafka_transactions,
     "kafka acls": kafka_acls,
+    "consumer group": group.consumer_group,
     "input positions": consistency.input_positions,
     "dead letters": work.waiting_letters,
     "dead-letter topic": dead_letters.dead_letter_topic,
