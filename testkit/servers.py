@@ -10,9 +10,10 @@ TEST_POSTGRES_VERSION another PostgreSQL in containers.
 """
 
 import os
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,15 +68,21 @@ GIVEN = ("TEST_DATABASE_URL", "TEST_KAFKA_BOOTSTRAP_SERVERS")
 @contextmanager
 def given_servers() -> Iterator[Servers]:
     """Use the servers of the environment, which are neither started nor stopped here."""
-    yield Servers(*(os.environ[name] for name in GIVEN))
+    database_url, bootstrap_servers = (os.environ[name] for name in GIVEN)
+    yield Servers(database_url, bootstrap_servers)
 
 
 @contextmanager
 def embedded() -> Iterator[Servers]:
-    """Run embedded servers with data that is deleted afterwards."""
+    """Run embedded servers with data that is deleted afterwards.
+
+    Kafka without a login: the clients of tests know its address alone. All secrets in it are planted.
+    """
     with (
         server_directory() as directory,
-        embedded_servers(directory, TEST_KAFKA_VERSION, POSTGRES_SETTINGS) as servers,
+        embedded_servers(
+            directory, TEST_KAFKA_VERSION, POSTGRES_SETTINGS, kafka_login=False
+        ) as servers,
     ):
         yield servers
 
@@ -112,3 +119,10 @@ def containers_or_embedded() -> Iterator[Servers]:
 
 
 BACKENDS = {"docker": containers, "embedded": embedded}
+
+if __name__ == "__main__":
+    with suppress(KeyboardInterrupt), embedded() as kept:
+        addresses = (kept.database_url, kept.bootstrap_servers)
+        for setting, address in zip(GIVEN, addresses, strict=True):
+            print(f"export {setting}={address}", flush=True)  # noqa: T201  # they are kept for this
+        signal.pause()

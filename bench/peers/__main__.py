@@ -35,7 +35,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with (
         new_directory() as directory,
-        embedded_servers(directory, postgres_settings=SETTINGS) as servers,
+        embedded_servers(directory, postgres_settings=SETTINGS, kafka_login=False) as servers,
     ):
         for name in [arguments.only] if arguments.only else PEERS:
             with PEERS[name](servers, directory) as peer:

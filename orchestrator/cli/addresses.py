@@ -9,13 +9,14 @@ DATA = Path(".data")  # where the embedded servers keep their data
 ADDRESSES = DATA / "addresses"  # lines for a shell: export NAME=value
 
 
-def export_addresses(database_url: str, bootstrap_servers: str) -> None:
-    """Set the addresses for our child processes, print them, and keep them."""
-    addresses = {"DATABASE_URL": database_url, "KAFKA_BOOTSTRAP_SERVERS": bootstrap_servers}
+def export_addresses(addresses: Mapping[str, str]) -> None:
+    """Set the addresses for our child processes, and keep them in a file; they contain passwords."""
     os.environ.update(addresses)
-    lines = [f"export {name}={value}" for name, value in addresses.items()]
-    ADDRESSES.write_text("\n".join(lines) + "\n")
-    print("\n".join(lines), file=sys.stderr)
+    ADDRESSES.touch()
+    ADDRESSES.chmod(0o600)
+    lines = [f"export {name}={value}\n" for name, value in addresses.items()]
+    ADDRESSES.write_text("".join(lines))
+    print(f"addresses and passwords, for this user alone: . {ADDRESSES}", file=sys.stderr)
 
 
 def with_addresses(environ: Mapping[str, str]) -> Mapping[str, str]:

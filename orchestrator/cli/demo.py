@@ -76,8 +76,7 @@ def run_demo(options: argparse.Namespace) -> int:
         embedded_servers(Path(directory)) as servers,
     ):
         os.environ |= {
-            "DATABASE_URL": servers.database_url,
-            "KAFKA_BOOTSTRAP_SERVERS": servers.bootstrap_servers,
+            **servers.environ,
             "METRICS_PORT": "0",
             "LOG_LEVEL": "ERROR",
             # A static member (KIP-345) goes on at once after kill -9, without the session time-out.

@@ -15,6 +15,6 @@ def run_both(options: argparse.Namespace) -> int:
     from orchestrator.embedded import embedded_servers  # an optional extra
 
     with embedded_servers(DATA) as servers:
-        export_addresses(servers.database_url, servers.bootstrap_servers)
+        export_addresses(servers.environ)
         os.environ.setdefault("LOG_FORMAT", "text")
         return run_supervised(load_settings())

@@ -20,6 +20,7 @@ from orchestrator.embedded.server import (
     HOST,
     EmbeddedServer,
     free_port,
+    kept_password,
     run_tool,
 )
 
@@ -35,6 +36,7 @@ class EmbeddedKafka(EmbeddedServer):
     """Apache Kafka in KRaft mode, one node that is broker and controller.
 
     `properties` are added to server.properties, and override KAFKA_PROPERTIES.
+    `with_login`: it accepts only clients with the properties `login`, not every user of the machine.
     """
 
     name = "Kafka"
@@ -46,8 +48,11 @@ class EmbeddedKafka(EmbeddedServer):
         port: int | None = None,
         version: str = KAFKA_VERSION,
         properties: Mapping[str, str] = {},
+        *,
+        with_login: bool = False,
     ) -> None:
         super().__init__(directory, port)
+        self._with_login = with_login
         self._version = version
         self._properties = dict(properties)
         self._jars: list[Path] = []
@@ -56,6 +61,18 @@ class EmbeddedKafka(EmbeddedServer):
     def bootstrap_servers(self) -> str:
         """The address for clients."""
         return f"{HOST}:{self.port}"
+
+    @property
+    def login(self) -> dict[str, str]:
+        """What a client needs beside the address, as properties of librdkafka."""
+        if not self._with_login:
+            return {}
+        return {
+            "security.protocol": "SASL_PLAINTEXT",
+            "sasl.mechanism": "PLAIN",
+            "sasl.username": USER,
+            "sasl.password": kept_password(self.directory / "password"),
+        }
 
     @property
     def data(self) -> Path:
@@ -85,12 +102,15 @@ class EmbeddedKafka(EmbeddedServer):
     def _prepare(self) -> None:
         self._jars = self._jars or fetch_jars(LOCKS / f"kafka-{self._version}.lock")
         controller = free_port()  # only the node itself uses it, so it may change
+        listener = "SASL" if self._with_login else "PLAINTEXT"
         properties = KAFKA_PROPERTIES | {
             "controller.quorum.voters": f"1@{HOST}:{controller}",
-            "listeners": f"PLAINTEXT://{HOST}:{self.port},CONTROLLER://{HOST}:{controller}",
-            "advertised.listeners": f"PLAINTEXT://{HOST}:{self.port}",
+            "listeners": f"{listener}://{HOST}:{self.port},CONTROLLER://{HOST}:{controller}",
+            "advertised.listeners": f"{listener}://{HOST}:{self.port}",
             "log.dirs": str(self.data),
         }
+        if self._with_login:
+            properties |= login_properties(self.login["sasl.password"])
         lines = [f"{name}={value}" for name, value in (properties | self._properties).items()]
         (self.directory / "server.properties").write_text("\n".join(lines) + "\n")
         if not (self.data / "meta.properties").exists():
@@ -125,7 +145,9 @@ class EmbeddedKafka(EmbeddedServer):
         with socket.socket() as probe:
             if probe.connect_ex((HOST, self.port)) != 0:
                 return False
-        client = AdminClient({"bootstrap.servers": self.bootstrap_servers, "log_level": 0})
+        client = AdminClient(
+            {"bootstrap.servers": self.bootstrap_servers, "log_level": 0, **self.login}
+        )
         try:
             return bool(client.list_topics(timeout=5).brokers)
         except KafkaException:
@@ -155,6 +177,24 @@ KAFKA_PROPERTIES = {
     "num.partitions": "4",
     "auto.create.topics.enable": "false",
 }
+
+USER = "orchestrator"
+
+
+def login_properties(password: str) -> dict[str, str]:
+    """Return the properties by which clients, and the node itself, log in to both listeners."""
+    module = "org.apache.kafka.common.security.plain.PlainLoginModule"
+    login = f'{module} required username="{USER}" password="{password}" user_{USER}="{password}";'
+    return {
+        "listener.security.protocol.map": "SASL:SASL_PLAINTEXT,CONTROLLER:SASL_PLAINTEXT",
+        "inter.broker.listener.name": "SASL",
+        "sasl.enabled.mechanisms": "PLAIN",
+        "sasl.mechanism.inter.broker.protocol": "PLAIN",
+        "sasl.mechanism.controller.protocol": "PLAIN",
+        "listener.name.sasl.plain.sasl.jaas.config": login,
+        "listener.name.controller.plain.sasl.jaas.config": login,
+    }
+
 
 JVM_OPTIONS = (
     "-Xmx512m",

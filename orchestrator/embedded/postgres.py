@@ -19,8 +19,10 @@ from orchestrator.embedded.server import (
     HOST,
     EmbeddedServer,
     as_child,
+    kept_password,
     run_tool,
 )
+from orchestrator.errors import ServerStartError
 
 log = logging.getLogger("orchestrator.embedded")
 
@@ -50,8 +52,13 @@ class EmbeddedPostgres(EmbeddedServer):
 
     @property
     def url(self) -> str:
-        """The URL of the database `postgres`, for the superuser."""
-        return f"postgresql://postgres@{HOST}:{self.port}/postgres"
+        """The URL of the database `postgres`, for the superuser, with the password."""
+        return f"postgresql://postgres:{self.password}@{HOST}:{self.port}/postgres"
+
+    @property
+    def password(self) -> str:
+        """The superuser's password."""
+        return (self.data / KEPT_IN).read_text()
 
     @property
     def data(self) -> Path:
@@ -71,12 +78,20 @@ class EmbeddedPostgres(EmbeddedServer):
     def _user(self) -> tuple[int, int]:
         if os.geteuid() != 0:
             return super()._user()
+        if not self.data.exists():
+            return _system_user()
         owner = self.data.stat()
         return owner.st_uid, owner.st_gid
 
     def _prepare(self) -> None:
         if not self.data.exists():
             self._initialize()
+        elif not (self.data / KEPT_IN).exists():
+            raise ServerStartError(
+                f"{self.data} is of an earlier checkout, whose server asked for no password: every user"
+                " of this machine could read the data. Delete it to begin again, and with it the data"
+                " of the Kafka beside it (of `run --embedded`: the whole of .data)"
+            )
         pid_file = self.data / "postmaster.pid"
         # This process holds the directory's lock, so a process with that pid is another program (in a
         # new container pids repeat). Postgres would take it for a postmaster and not start.
@@ -85,25 +100,34 @@ class EmbeddedPostgres(EmbeddedServer):
 
     def _initialize(self) -> None:
         """Create the data directory under a temporary name, and rename it when it is complete."""
-        home, uid, gid = self.directory, *super()._user()
-        if uid == 0:
-            home, uid, gid = _accessible(self.directory), *_system_user()
+        home, (uid, gid) = self.directory, self._user()
+        if os.geteuid() == 0 and _accessible(self.directory.parent) == SHARED:
+            home = SHARED
         log.info("initdb started", extra={"directory": str(home)})
         new = Path(tempfile.mkdtemp(prefix="data-", dir=home))
+        password = new.with_suffix(MADE_IN)
         try:
-            os.chown(new, uid, gid)
+            kept_password(password)
+            for path in (new, password):
+                os.chown(path, uid, gid)
             run_tool(as_child(self._fill(new), uid, gid, signal.SIGKILL), cwd=new)
+            if not (new / KEPT_IN).exists():  # the copy of another server has the other's
+                password.rename(new / KEPT_IN)
         except BaseException:
             shutil.rmtree(new)
             raise
+        finally:
+            password.unlink(missing_ok=True)
         if home == self.directory:
             new.rename(self.directory / "data")
         else:
+            (self.directory / "data").unlink(missing_ok=True)  # to data that were deleted
             (self.directory / "data").symlink_to(new)
 
     def _fill(self, new: Path) -> list[str]:
-        """Return the command that initializes an empty directory."""
-        return [str(postgres_binaries() / "initdb"), "-D", str(new), *INITDB_OPTIONS]
+        """Return the command that initializes an empty directory, with the password beside it."""
+        password = f"--pwfile={new.with_suffix(MADE_IN)}"
+        return [str(postgres_binaries() / "initdb"), "-D", str(new), password, *INITDB_OPTIONS]
 
     def _command(self) -> list[str]:
         settings = {
@@ -123,10 +147,13 @@ class EmbeddedPostgres(EmbeddedServer):
         return True
 
 
+KEPT_IN = "password"  # a file of the data directory, which is closed to others
+MADE_IN = ".password"  # the suffix of that file beside the data: initdb wants an empty directory
+
 # The same database with any locale of the machine: UTF-8, sorted by code points.
 INITDB_OPTIONS = (
     "--username=postgres",
-    "--auth=trust",
+    "--auth=scram-sha-256",
     "--encoding=UTF8",
     "--locale=C",
     "--locale-provider=builtin",

@@ -1,7 +1,7 @@
 """A server as a child process that owns a directory.
 
-The directory contains its data, its log and its port, so that a restart has the same data at the same
-address.
+The directory contains its data, its log, its port and its password, so that a restart has the same data
+at the same address. It is closed to other users of the machine.
 
 Invariant: one owner per directory (a file lock), and no server outlives its owner. Servers run in
 sessions of their own, so that Ctrl-C reaches only the owner, which stops them in order; on Linux the
@@ -31,7 +31,7 @@ from orchestrator.errors import ServerStartError
 
 log = logging.getLogger("orchestrator.embedded")
 
-HOST = "127.0.0.1"  # there are no passwords, so other machines must not connect
+HOST = "127.0.0.1"  # there is no TLS, so other machines must not connect
 # Below the range from which Linux (32768), macOS and Windows (49152) take ports for outgoing
 # connections: such a port could be in use when the server restarts, even by a client's own retries.
 PORTS = range(20_000, 32_000)
@@ -90,7 +90,7 @@ class EmbeddedServer(ABC):
         """Start the process, and return before it answers."""
         if self._process and self._process.poll() is None:
             return
-        self.directory.mkdir(parents=True, exist_ok=True)
+        close_directory(self.directory, *self._user())
         self._take_lock()
         self._kill_orphans()
         self._port = self._choose_port()
@@ -267,6 +267,28 @@ def run_tool(command: list[str], cwd: Path) -> None:
         raise ServerStartError(
             "\n  ".join([f"exit status {result.returncode} of {command[0]}:", *output])
         )
+
+
+def close_directory(directory: Path, uid: int, gid: int, mode: int = 0o700) -> None:
+    """Create a directory, or take over an older one, that other users than this one cannot read.
+
+    Raises ServerStartError.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        if uid != os.geteuid():
+            os.chown(directory, uid, gid)
+        directory.chmod(mode)
+    except OSError as error:
+        raise ServerStartError(f"{directory} cannot be closed to other users: {error}") from error
+
+
+def kept_password(file: Path) -> str:
+    """Return the password in a file that only its owner may read; the first time a new, random one."""
+    if not (file.exists() and file.stat().st_size):
+        file.touch(0o600)
+        file.write_text(secrets.token_urlsafe())
+    return file.read_text()
 
 
 def free_port() -> int:

@@ -106,11 +106,12 @@ def primary_and_standby() -> Iterator[tuple[EmbeddedPostgres, Standby]]:
 def either(primary: EmbeddedPostgres, standby: Standby) -> str:
     """Return the address of whichever of the two can be written to."""
     hosts = f"{HOST}:{primary.port},{HOST}:{standby.port}"
-    return f"postgresql://postgres@{hosts}/postgres?target_session_attrs=read-write"
+    login = f"postgres:{primary.password}"  # which the standby has, too
+    return f"postgresql://{login}@{hosts}/postgres?target_session_attrs=read-write"
 
 
 class PgBouncer(EmbeddedServer):
-    """Debian's pooler in front of a server, without passwords."""
+    """Debian's pooler in front of a server; it knows the password, and asks for none."""
 
     name = "PgBouncer"
     death_signal = signal.SIGKILL
@@ -144,7 +145,9 @@ class PgBouncer(EmbeddedServer):
             "auth_type": "any",
             **self.settings,
         }
-        server = f"host={HOST} port={self._postgres.port} user=postgres"
+        server = (
+            f"host={HOST} port={self._postgres.port} user=postgres password={self._postgres.password}"
+        )
         lines = [f"{name} = {value}" for name, value in settings.items()]
         text = "\n".join(["[databases]", f"* = {server}", "[pgbouncer]", *lines, ""])
         (self.directory / "pgbouncer.ini").write_text(text)

@@ -203,20 +203,9 @@ def guarded(
         run(postgres, f"CREATE ROLE {USER} LOGIN PASSWORD '{password}'")
         for objects in ("TABLES", "SEQUENCES"):
             system.query(f"GRANT ALL ON ALL {objects} IN SCHEMA public TO {USER}")
-        ask_for_passwords(postgres)
         url = make_conninfo(system.environ["DATABASE_URL"], user=USER, password=password)
         yield system, {"DATABASE_URL": url}, password
     run(postgres, f"DROP ROLE {USER}")
-
-
-def ask_for_passwords(postgres: EmbeddedPostgres) -> None:
-    """Let the server ask this user for one, and trust all others."""
-    access = postgres.data / "pg_hba.conf"
-    rule = f"host all {USER} 127.0.0.1/32 scram-sha-256\n"
-    text = access.read_text()
-    if not text.startswith(rule):
-        access.write_text(rule + text)
-    run(postgres, "SELECT pg_reload_conf()")
 
 
 REVOKED = {

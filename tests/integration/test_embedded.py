@@ -1,6 +1,8 @@
 """Embedded servers keep data and addresses, never meet each other, and do not outlive their owner."""
 
+import json
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -11,7 +13,9 @@ from pathlib import Path
 import psutil  # type: ignore[import-untyped]
 import psycopg
 import pytest
+from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
+from psycopg.conninfo import make_conninfo
 
 from orchestrator.embedded import (
     EmbeddedKafka,
@@ -24,6 +28,7 @@ from orchestrator.embedded.server import HOST, EmbeddedServer
 from testkit.containers import POSTGRES_SETTINGS, TEST_KAFKA_VERSION
 from testkit.eventually import eventually
 from testkit.servers import server_directory
+from testkit.system import INHERITED
 
 pytestmark = pytest.mark.xdist_group("own servers: embedded")
 
@@ -54,8 +59,76 @@ def test_data_and_addresses_survive_a_restart(directory: Path) -> None:
     assert not processes_in(directory)
     with embedded_servers(directory, TEST_KAFKA_VERSION, POSTGRES_SETTINGS) as second:
         assert second == first
-        assert has_table(second.database_url)
-        assert has_topic(second.bootstrap_servers)
+        assert has_table(second)
+        assert has_topic(second)
+
+
+def test_other_users_of_the_machine_get_in_nowhere(directory: Path) -> None:
+    with embedded_servers(directory, TEST_KAFKA_VERSION, POSTGRES_SETTINGS) as servers:
+        make_table_and_topic(servers)
+        for password in ("", "postgres", "a guess"):
+            with pytest.raises(psycopg.OperationalError, match="password"):
+                psycopg.connect(make_conninfo(servers.database_url, password=password))
+        for login in ({}, {**servers.kafka_login, "sasl.password": "a guess"}):
+            stranger = AdminClient({"bootstrap.servers": servers.bootstrap_servers, **login})
+            with pytest.raises(KafkaException):
+                stranger.list_topics(timeout=2)
+        assert seen_by_others(directory) == []
+
+
+def seen_by_others(directory: Path) -> list[str]:
+    """Return what another user can read or list below the directory, also by names that it guesses."""
+    if os.geteuid() != 0:
+        return [str(one) for one in directory.iterdir() if one.stat().st_mode & 0o077]
+    paths = [str(path) for path in directory.rglob("*")]
+    script = 'for path; do test -r "$path" && echo "$path"; done; true'
+    command = ["sh", "-c", script, "sh", *paths]
+    done = subprocess.run(
+        command, user="nobody", extra_groups=[], capture_output=True, text=True, check=True
+    )
+    assert len(paths) > 100
+    return done.stdout.splitlines()
+
+
+def test_run_prints_no_password_and_keeps_them_for_this_user(directory: Path) -> None:
+    python, log = [sys.executable, "-m", "orchestrator"], directory / "log"
+
+    def command(*shell: str) -> str:
+        done = subprocess.run(
+            shell, cwd=directory, env=INHERITED, capture_output=True, text=True, check=False
+        )
+        assert done.stdout, done.stderr
+        return done.stdout
+
+    with (
+        log.open("wb") as output,
+        subprocess.Popen(
+            [*python, "run", "--embedded"],
+            cwd=directory,
+            env={**INHERITED, "METRICS_PORT": "0"},
+            stdout=output,
+            stderr=output,
+        ) as main,
+    ):
+        try:
+            submit = [*python, "submit", "rtsp://user:pw@camera/1", "--count", "3"]
+            eventually(lambda: len(command(*submit).split()) == 3, 60)
+            audit = f". .data/addresses; exec {shlex.join([*python, 'audit', '--json'])}"
+            eventually(lambda: json.loads(command("sh", "-c", audit))["deployed"] == 3, 30)
+            assert seen_by_others(directory / ".data") == []
+        finally:
+            main.terminate()
+    passwords = [file.read_text() for file in (directory / ".data").glob("*/**/password")]
+    assert len(passwords) == 2
+    assert not any(password in log.read_text() for password in passwords)
+
+
+def test_data_of_a_server_without_a_password_are_refused(postgres: EmbeddedPostgres) -> None:
+    postgres.start()
+    postgres.stop()
+    (postgres.data / "password").unlink()
+    with pytest.raises(ServerStartError, match=r"asked for no password.*Delete it"):
+        postgres.start()
 
 
 @pytest.mark.slow
@@ -64,13 +137,13 @@ def test_killed_servers_restart_with_their_data(
 ) -> None:
     postgres.start()
     kafka.start()
-    make_table_and_topic(Servers(postgres.url, kafka.bootstrap_servers))
+    make_table_and_topic(servers := Servers(postgres.url, kafka.bootstrap_servers))
     postgres.kill()
     kafka.kill()
     postgres.start()
     kafka.start()
-    assert has_table(postgres.url)
-    assert has_topic(kafka.bootstrap_servers)
+    assert has_table(servers)
+    assert has_topic(servers)
 
 
 @pytest.mark.slow
@@ -174,15 +247,18 @@ def processes_in(directory: Path) -> list[psutil.Process]:
 def make_table_and_topic(servers: Servers) -> None:
     with psycopg.connect(servers.database_url) as conn:
         conn.execute("CREATE TABLE kept ()")
-    kafka = AdminClient({"bootstrap.servers": servers.bootstrap_servers})
+    kafka = admin_of(servers)
     kafka.create_topics([NewTopic("kept", 1)])["kept"].result()
 
 
-def has_table(database_url: str) -> bool:
-    with psycopg.connect(database_url) as conn:
+def has_table(servers: Servers) -> bool:
+    with psycopg.connect(servers.database_url) as conn:
         return conn.execute("SELECT to_regclass('kept')").fetchone() != (None,)
 
 
-def has_topic(bootstrap_servers: str) -> bool:
-    kafka = AdminClient({"bootstrap.servers": bootstrap_servers})
-    return "kept" in kafka.list_topics(timeout=10).topics
+def has_topic(servers: Servers) -> bool:
+    return "kept" in admin_of(servers).list_topics(timeout=10).topics
+
+
+def admin_of(servers: Servers) -> AdminClient:
+    return AdminClient({"bootstrap.servers": servers.bootstrap_servers, **servers.kafka_login})
