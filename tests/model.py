@@ -411,7 +411,7 @@ SMALL = [
     consumer("log cut, markers alone", kinds=(CUT,), **MARKERS_ALONE),
     consumer("new leader, a marker last", kinds=(LEADER,), **(MARKER_LAST | NO_CUT), faults=2),
     consumer("topic recreated, a marker last", kinds=(RECREATED,), **MARKER_LAST),
-    consumer("log cut, a marker last, live", kinds=(CUT, LEADER), faults=2, live=True, **MARKER_LAST),
+    consumer("log cut, a marker last, live", live=True, **MARKER_LAST),
     consumer("topic recreated, live", kinds=(RECREATED,), records=2, live=True),
     consumer("position set back, new leader", kinds=(SET_BACK, LEADER), faults=2),
     consumer("log cut, decided again", kinds=(CUT, AGAIN), faults=2, records=2, checked=TOLD),
@@ -457,6 +457,14 @@ LARGE = [
         "Postgres restored, 3 faults", kinds=RESTORED_KINDS, checked=DECISIONS, faults=3, large=True
     ),
     consumer("Postgres restored, live", kinds=(RESTORED,), faults=2, live=True, large=True),
+    consumer(
+        "log cut, new leader, a marker last, live",
+        kinds=(CUT, LEADER),
+        faults=2,
+        live=True,
+        large=True,
+        **MARKER_LAST,
+    ),
     consumer(
         "Postgres restored, topic recreated",
         kinds=(RESTORED, RECREATED),

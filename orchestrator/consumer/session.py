@@ -223,7 +223,7 @@ class ConsumerSession(Generic[T]):
     def _take_event(self, record: Record, error: KafkaError) -> None:
         """Note the end of a partition, or what keeps it from being read; else the session ends."""
         code = error.code()
-        if record.partition() is None or code not in PARTITION_EVENTS:
+        if record.topic() is None or code not in PARTITION_EVENTS:
             raise KafkaException(explain(error, self._subscription.group))
         partition, offset = partition_offset(record)
         if partition not in self._partitions.reading:

@@ -98,7 +98,7 @@ def find_continuations(
                     answer = Continuation(int(record.offset() or 0), record.timestamp()[1])
                 elif error.code() == KafkaError._PARTITION_EOF:
                     answer = Continuation(int(record.offset() or 0))
-                elif error.code() in DECODE_ERRORS and record.partition() is not None:
+                elif error.code() in DECODE_ERRORS and record.topic() is not None:
                     answer = Continuation(int(record.offset() or 0), error=error)
                 elif error.code() in DENIED_ERRORS:
                     return dict.fromkeys(positions, Continuation(-1, error=error)) | found

@@ -11,7 +11,7 @@ from uuid import uuid4
 
 import psycopg
 import pytest
-from confluent_kafka import Consumer, Node, TopicPartitionInfo, Uuid
+from confluent_kafka import Consumer, Node, ShareConsumer, TopicPartitionInfo, Uuid
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
     AclOperation,
     AdminClient,
@@ -50,6 +50,7 @@ from testkit.system import (
 )
 from testkit.wire_protocol import PostgresConversation
 from tests.acceptance.test_roles import Logins
+from tests.faults.kafka_servers import own_kafka
 from tests.faults.postgres_servers import installed, own_postgres, pooler, set_server
 from tests.faults.secured_kafka import Acl, secured_kafka
 from tests.faults.test_security import GROUP, READ, TOPIC, USER, Secured, acls
@@ -766,10 +767,41 @@ def test_a_time_out_that_the_brokers_do_not_accept_is_reported(system: System) -
     check_fault(system, "consumer group", "failed", *words, **timeout)
 
 
-def test_a_group_of_another_protocol_is_reported(system: System) -> None:
+OTHER_KINDS = {
+    "consumer": ({"group.protocol": "consumer"}, "failed", "set CONSUMER_GROUP"),
+    "assignor": (
+        {"partition.assignment.strategy": "cooperative-sticky"},
+        "failed",
+        "set CONSUMER_GROUP",
+    ),
+    "same": ({}, "warning", "has 1 member, and 0 of our consumers run"),
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_KINDS)
+def test_another_client_in_our_group_is_reported(system: System, kind: str) -> None:
     group = system.settings.consumer_group
-    other = Consumer({"group.id": group, "group.protocol": "consumer", **dict(system.settings.kafka)})
+    config, state, words = OTHER_KINDS[kind]
+    other = Consumer({"group.id": group, **dict(system.settings.kafka), **config})
     with closing(other):
         other.subscribe([system.settings.input_topic])
         eventually(lambda: other.poll(0.1) is None and other.assignment())
-        check_fault(system, "consumer group", "failed", f"group {group}", "set CONSUMER_GROUP")
+        found = look(system)["consumer group"]
+        assert (found.state, f"group {group}" in found.text, words in found.text) == (state, True, True)
+    assert look(system)["consumer group"].state == ("failed" if kind == "consumer" else "ok")
+
+
+@pytest.mark.slow
+def test_a_share_group_of_our_name_is_reported(servers: Servers, tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        kafka = stack.enter_context(own_kafka(version="4.4.0"))  # it has share groups by default
+        on = Servers(servers.database_url, kafka.bootstrap_servers)
+        system = stack.enter_context(installed(on, tmp_path))
+        other = ShareConsumer({"group.id": system.settings.consumer_group, **system.settings.kafka})
+        with closing(other):
+            other.subscribe([system.settings.input_topic])
+            eventually(lambda: other.poll(0.5) or look(system)["consumer group"].state == "failed", 60)
+            consumer = system.start("consumer")
+            named = "set CONSUMER_GROUP to a name of its own (INCONSISTENT_GROUP_PROTOCOL)"
+            eventually(lambda: named in consumer.get("/readyz"))
+            consumer.stop()

@@ -24,12 +24,14 @@ BAD_EVERY = 50  # a record that is no command, after so many that are
 
 
 @contextmanager
-def own_kafka(properties: Mapping[str, str] = {}, port: int | None = None) -> Iterator[EmbeddedKafka]:
+def own_kafka(
+    properties: Mapping[str, str] = {},
+    port: int | None = None,
+    version: str = TEST_KAFKA_VERSION,
+) -> Iterator[EmbeddedKafka]:
     """Run a broker that a test may harm."""
     with server_directory() as directory:
-        kafka = EmbeddedKafka(
-            directory / "kafka", port=port, version=TEST_KAFKA_VERSION, properties=properties
-        )
+        kafka = EmbeddedKafka(directory / "kafka", port=port, version=version, properties=properties)
         try:
             kafka.start()
             yield kafka
