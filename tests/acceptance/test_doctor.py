@@ -515,7 +515,7 @@ def test_permissions_that_the_brokers_deny_are_named(servers: Servers, tmp_path:
             check_others(own, every)
             broker.set_password(USER, "another")
             words = "Authentication failed"
-            check_fault(system, "kafka reachable", "unreachable", words, **own.environ)
+            check_fault(system, "kafka reachable", "failed", words, **own.environ)
 
 
 def check_others(own: Secured, every: dict[str, Acl]) -> None:

@@ -110,6 +110,7 @@ def stage(system: System, prometheus: Prometheus) -> Iterator[Stage]:  # the fix
         system.submit(20)
         system.check_exactly_once(20)
         eventually(lambda: len(prometheus.query("up == 1")) == 2)
+        prometheus.wait_silent()
         yield made
 
 
@@ -143,7 +144,7 @@ def defer_a_worker(stage: Stage) -> None:
     (worker,) = system.accept(1)
     stage.ending.enter_context(locked(system, f"workers WHERE worker_id = '{worker}'"))
     stage.start("relay")
-    eventually(lambda: system.query("SELECT FROM outbox_deferred"))
+    eventually(lambda: system.query("SELECT id FROM outbox_deferred"))
     system.query("UPDATE outbox_deferred SET deferred_at = deferred_at - interval '10 min'")
 
 
@@ -221,7 +222,7 @@ FAULTS = {
         24,
     ),
     "no output topic": Fault(delete_the_output, "to_deploy", "OutboxStalled", 15),
-    "Postgres is read-only": Fault(make_postgres_read_only, "read-only", "RelayAbsent", 14),
+    "Postgres is read-only": Fault(make_postgres_read_only, "read-only", "OutboxStalled", 14),
 }
 
 

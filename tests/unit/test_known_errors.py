@@ -16,6 +16,7 @@ from outbox import DatabaseNotReady, InDoubt, OwnershipLost
 from outbox.admin import LaneBusy, TransactionPoolingDetected
 
 AWAY = KafkaException(KafkaError(KafkaError._TRANSPORT, "down"))
+REJECTED = KafkaException(KafkaError(KafkaError._AUTHENTICATION))
 
 
 @pytest.mark.parametrize(
@@ -27,6 +28,7 @@ AWAY = KafkaException(KafkaError(KafkaError._TRANSPORT, "down"))
         (ServerStartError("no port"), UNREACHABLE),
         (psycopg.OperationalError("refused"), UNREACHABLE),
         (AWAY, UNREACHABLE),
+        (REJECTED, CHECK_FAILED),
         (InDoubt("unknown"), UNREACHABLE),
         (psycopg.ProgrammingError("no table"), CHECK_FAILED),
         (DatabaseNotReady("a migration is missing"), CHECK_FAILED),

@@ -88,7 +88,7 @@ def kafka_reachable(installation: Installation) -> Result:
         client.poll(0)
         reason = client.auth_error or client.last_error or error.args[0]
         text = reason.str().partition(" (after ")[0]  # how long it took
-        return "unreachable", (
+        return "failed" if client.auth_error else "unreachable", (
             f"no broker of {servers} serves us: {text}: see that one runs and can be reached, and"
             " that KAFKA_BOOTSTRAP_SERVERS and KAFKA_CONFIG_* are right"
         )
