@@ -240,6 +240,21 @@ def _read_offsets(
     return {one.partition: future.result().offset for one, future in futures.items()}
 
 
+def count_members(admin: AdminClient, group: str) -> int | None:
+    """Count the members of a consumer group; None: it may not be described. Raises KafkaException."""
+    asked = admin.describe_consumer_groups([group], request_timeout=REQUEST_S)
+    try:
+        return len(asked[group].result().members)
+    except KafkaException as error:
+        match error.args[0].code():
+            case KafkaError.GROUP_ID_NOT_FOUND:
+                return 0
+            case KafkaError.GROUP_AUTHORIZATION_FAILED:
+                return None
+            case _:
+                raise
+
+
 TRY_AGAIN_ERRORS = frozenset(
     {
         KafkaError.NOT_CONTROLLER,

@@ -74,6 +74,7 @@ def test_status_shows_a_system_at_work(system: System) -> None:
 def test_an_installation_without_traffic_is_well(system: System) -> None:
     processes = system.start("consumer"), system.start("relay")
     eventually(lambda: all('"ready": true' in one.get("/readyz") for one in processes))
+    eventually(lambda: run_command(system.environ, "status").returncode == 0)
     assert told(system, "status")["problems"] == []
     assert "PROBLEM" not in said(system, "status")
     assert run_command(system.environ, "doctor").returncode == 0
@@ -115,7 +116,7 @@ def test_status_names_lanes_whose_oldest_row_waits_too_long(system: System) -> N
     with system.lane(), closing(system.connect()) as conn:
         found = read_status(system.settings, conn)
     assert [lane.state for lane in found.lanes] == ["behind"] + ["no_owner"] * (len(found.lanes) - 1)
-    (problem,) = found._replace(relays=1, consumers=1, relays_without_kafka=()).problems
+    (problem,) = found._replace(relays=1, consumers=1, members=1, relays_without_kafka=()).problems
     assert re.match(r"orders are late, the oldest of lane 0 for 2.\d m, 1 for ", problem)
 
 

@@ -162,6 +162,11 @@ def cut_a_relay_off(stage: Stage) -> None:
     stage.start("relay", KAFKA_BOOTSTRAP_SERVERS=f"{HOST}:{free_port()}")
 
 
+def cut_the_consumer_off(stage: Stage) -> None:
+    stage.stop("consumer")
+    stage.start("consumer", KAFKA_BOOTSTRAP_SERVERS=f"{HOST}:{free_port()}")
+
+
 def delete_topic(stage: Stage, name: str) -> None:
     admin, topic = AdminClient(dict(stage.system.settings.kafka)), getattr(stage.system.settings, name)
     admin.delete_topics([topic])[topic].result(10)
@@ -214,6 +219,9 @@ FAULTS = {
         "[Kk]afka (silent|does not answer)|of this relay is ans",
         "RelayWithoutKafka",
         41,
+    ),
+    "a consumer without Kafka": Fault(
+        cut_the_consumer_off, "_TRANSPORT|_TIMED_OUT|wait for Kafka", "ConsumerStalled", 31
     ),
     "no input topic": Fault(
         lambda stage: delete_topic(stage, "input_topic"),

@@ -1,5 +1,7 @@
 """The image, and its processes as containers beside containers of PostgreSQL and Kafka."""
 
+import time
+
 import docker  # type: ignore[import-untyped]
 import pytest
 
@@ -89,6 +91,32 @@ def test_without_a_command_it_sets_up_and_runs_both_processes(
     bare_installation.system.submit(100)
     bare_installation.system.check_exactly_once(100)
     whole.stop()
+
+
+def test_a_container_whose_setup_waits_is_healthy_and_stops(bare_installation: Installation) -> None:
+    waiting = bare_installation.start(DATABASE_URL="postgresql://user@192.0.2.1/name")
+    eventually(waiting.is_unready)
+    eventually(waiting.is_healthy, 30)
+    assert waiting.readiness()["checks"]["setup"]
+    waiting.stop()
+
+
+def test_a_setup_that_waits_for_postgres_obeys_sigterm(
+    bare_installation: Installation, server_pair: ServerContainers
+) -> None:
+    """It is PID 1, for which Linux ignores signals that it does not handle."""
+    postgres = server_pair.postgres.get_wrapped_container()
+    postgres.pause()
+    try:
+        setup = bare_installation.start("setup")
+        connected = b" 01 "  # the state of a connection there
+        eventually(lambda: connected in setup.container.exec_run(["cat", "/proc/net/tcp"]).output)
+        began = time.monotonic()
+        setup.container.kill("TERM")
+        assert setup.container.wait(timeout=30)["StatusCode"] == 143
+        assert time.monotonic() - began < 5
+    finally:
+        postgres.unpause()
 
 
 def test_each_process_is_ready_soon_after_its_start(installation: Installation) -> None:

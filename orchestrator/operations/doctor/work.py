@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from orchestrator.kafka.topics import count_members
 from orchestrator.operations.doctor.check import Installation, Result, combine, counted
 from orchestrator.operations.status import problems
 from orchestrator.operations.status.input import count_dead_letters
@@ -22,10 +23,13 @@ def failed(found: Iterable[str], if_none: str) -> Result:
 
 
 def processes(installation: Installation) -> Result:
-    """Count the processes by their sessions, and find relays that Kafka does not answer."""
+    """Count the processes that work, and find relays that Kafka does not answer."""
     consumers, relays = count_consumers(installation.conn), count_relays(installation.conn)
+    group = installation.settings.consumer_group
+    client = installation.client
+    members = None if client is None else count_members(client, group)
     found = [
-        *problems.missing_processes(consumers, relays),
+        *problems.missing_processes(consumers, members, relays),
         *problems.relays_cut_off(list_relays_without_kafka(installation.conn)),
     ]
     return failed(found, f"{counted(consumers, 'consumer')}, {counted(relays, 'relay')} connected")

@@ -13,10 +13,19 @@ OLD_S = 60.0  # as in the alert OutboxStalled; a Runner's transaction takes seco
 MAX_NAMED = 5  # lanes, relays
 
 
-def missing_processes(consumers: int, relays: int) -> Iterator[str]:
-    """Yield a line for a process of which none is connected to Postgres."""
-    if not consumers:
+def missing_processes(consumers: int, members: int | None, relays: int) -> Iterator[str]:
+    """Yield a line for a process of which none works.
+
+    consumers, relays: their sessions in Postgres, where a pooler may hide a consumer. members: of the
+    consumer group, of which a consumer is one while it has both servers; None: not known.
+    """
+    if not (consumers or members):
         yield "no consumer is connected: nothing is accepted until one runs"
+    elif members == 0:
+        yield (
+            "no consumer is in the consumer group: those that are connected to Postgres wait for Kafka;"
+            " their /readyz says why"
+        )
     if not relays:
         yield "no relay is connected: nothing is published until one runs"
 

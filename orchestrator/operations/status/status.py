@@ -42,6 +42,7 @@ T = TypeVar("T")
 class Status(NamedTuple):
     """What `status` shows.
 
+    consumers: sessions in Postgres. members: of the consumer group; None: they may not be seen.
     deferred: workers that are published and not yet deployed, by reason, the oldest of them. unknown:
     what Kafka did not answer, and why; the field itself is None.
     """
@@ -51,6 +52,7 @@ class Status(NamedTuple):
     relays: int
     relays_without_kafka: Sequence[str]
     consumers: int
+    members: int | None
     lanes: Sequence[LaneReport]
     partitions: Sequence[PartitionReport] | None
     rates: Rates
@@ -64,7 +66,7 @@ class Status(NamedTuple):
         """Return what is wrong, most serious first; none: the installation is well."""
         letters = self.dead_letters
         return [
-            *problems.missing_processes(self.consumers, self.relays),
+            *problems.missing_processes(self.consumers, self.members, self.relays),
             *(f"refused: {what}: {command}" for what, command in self.refusals.items()),
             *(f"partition {p.partition}: {p.unread}" for p in self.partitions or () if p.unread),
             *problems.old_rows({one.lane: one.oldest_s for one in self.lanes}),
@@ -112,6 +114,8 @@ def read_status(settings: Settings, conn: Connection) -> Status:
 
     relays, consumers = count_relays(conn), count_consumers(conn)
     ask_kafka("brokers", lambda: topics.check_access(settings.kafka))
+    group = settings.consumer_group
+    members = ask_kafka("consumer group", lambda: topics.count_members(admin, group))
     refusals = ask_kafka("markers", lambda: read_lane_refusals(settings, conn))
     return Status(
         datetime.now(UTC),
@@ -119,6 +123,7 @@ def read_status(settings: Settings, conn: Connection) -> Status:
         relays,
         list_relays_without_kafka(conn),
         consumers,
+        members,
         report_lanes(conn, refusals or {}),
         ask_kafka("partitions", lambda: report_partitions(settings, conn, admin)),
         read_rates(conn),
