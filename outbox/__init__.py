@@ -31,6 +31,7 @@ from outbox.errors import (
     RolledBack,
     Stopped,
     error_text,
+    is_server_away,
 )
 from outbox.kafka_config import DEFAULTS as KAFKA_DEFAULTS
 from outbox.kafka_config import property_refusal
@@ -41,15 +42,17 @@ from outbox.outbox_rows import read_backlog
 from outbox.output_topics import topic_id_of
 from outbox.pacing import AdaptivePause
 from outbox.postgres import (
-    KEEPALIVES,
     Connection,
+    Session,
     SyncCommitMonitor,
+    begin_session,
     connect,
     hang_up_after,
     query,
     retry_transaction,
     scalar,
     scalars,
+    session_options,
     transaction,
 )
 from outbox.relay import Relay
@@ -57,7 +60,6 @@ from outbox.timings import Timings, read_overrides, with_overrides
 
 __all__ = [
     "KAFKA_DEFAULTS",
-    "KEEPALIVES",
     "MESSAGE_ID_HEADER",
     "AdaptivePause",
     "Backoff",
@@ -77,16 +79,19 @@ __all__ = [
     "RecordRejected",
     "Relay",
     "RolledBack",
+    "Session",
     "Stopped",
     "SyncCommitMonitor",
     "Timings",
     "arrays",
+    "begin_session",
     "connect",
     "count_lanes",
     "crash_point",
     "enqueue",
     "error_text",
     "hang_up_after",
+    "is_server_away",
     "property_refusal",
     "query",
     "read_backlog",
@@ -95,6 +100,7 @@ __all__ = [
     "retry_transaction",
     "scalar",
     "scalars",
+    "session_options",
     "topic_id_of",
     "transaction",
     "with_overrides",

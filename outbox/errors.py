@@ -13,6 +13,7 @@
 Anything else is a bug and ends the process.
 """
 
+import re
 from collections.abc import Sequence
 
 import psycopg
@@ -86,6 +87,30 @@ RECORD_ERRORS = frozenset(
 )
 
 
+# A server that refuses a session says so with a severity, in its language, and two spaces. libpq keeps
+# the SQLSTATE to itself. Without two spaces it is libpq that speaks; here of a server that answered.
+SERVER_REFUSES = re.compile(
+    r"\S:  (?!.*(?:starting|shutting|recovery mode|yet accepting|_login_retry))"
+)
+LIBPQ_REFUSES = re.compile(
+    r"session is read-only|hot standby|not support SSL|certificate|\balert\b|authentication|no password"
+    "|not confirmed by the synchronous standby"
+)
+
+
+def is_server_away(error: psycopg.Error) -> bool:
+    """Say whether the server could not be reached, or was lost; not if it answers, and refuses us."""
+    if not isinstance(error, psycopg.OperationalError):
+        return False
+    if error.sqlstate:
+        return error.sqlstate.startswith(("08", "57P"))
+    text = str(error)
+    return not (SERVER_REFUSES.search(text) or LIBPQ_REFUSES.search(text))
+
+
+ATTEMPT = re.compile(r"^- (host: .*)", re.MULTILINE)  # psycopg's line for each of several hosts
+
+
 def error_text(error: BaseException) -> str:
     """Return what an error of a server means, in one line and without the data it is about.
 
@@ -95,4 +120,5 @@ def error_text(error: BaseException) -> str:
         return f"{error.diag.message_primary} ({error.sqlstate})"
     if isinstance(error, KafkaException):
         return f"{error.args[0].str()} ({error.args[0].name()})"
-    return f"{type(error).__name__}: {error}".splitlines()[0]
+    attempts = ATTEMPT.findall(str(error)) if isinstance(error, psycopg.OperationalError) else ()
+    return f"{type(error).__name__}: {'; '.join(attempts) or error}".splitlines()[0]

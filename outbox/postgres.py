@@ -22,6 +22,7 @@ from typing import Any, LiteralString, TypeVar
 import psycopg
 import tenacity
 from psycopg.abc import Params, Query
+from psycopg.pq import TransactionStatus
 from psycopg.rows import RowFactory, scalar_row
 
 from outbox.errors import RETRYABLE_ERRORS, RolledBack
@@ -65,9 +66,30 @@ class SyncCommitMonitor:
 
 
 class Session(Connection):
-    """A connection on which a statement fails if its commit was not confirmed."""
+    """A connection on which a statement fails if its commit was not confirmed.
+
+    guarantees: the values of SET_GUARANTEES. Through a pooler they are set in each transaction, and a
+    statement outside one gets its own: what is set for a session would be missing, or another's, where
+    its next transaction runs.
+    """
 
     sync_commit: SyncCommitMonitor | None = None
+    guarantees: dict[str, object]
+
+    @property
+    def schema(self) -> str:
+        """Return where our tables are, if they have a schema of their own."""
+        return str(self.guarantees["schema"])
+
+    @property
+    def is_pooled(self) -> bool:
+        """Say whether a pooler stands between."""
+        return self.prepare_threshold is None
+
+    @property
+    def needs_transaction(self) -> bool:
+        """Say whether a statement would run without the guarantees."""
+        return self.is_pooled and self.info.transaction_status is TransactionStatus.IDLE
 
     def execute(
         self,
@@ -78,6 +100,9 @@ class Session(Connection):
         binary: bool = False,
     ) -> psycopg.Cursor[tuple[object, ...]]:
         """Execute a statement, which may be a COMMIT or commit by itself. Raises CommitUnconfirmed."""
+        if self.needs_transaction:
+            with transaction(self):
+                return self.execute(query, params, prepare=prepare, binary=binary)
         cursor = super().execute(query, params, prepare=prepare, binary=binary)  # type: ignore[arg-type]  # no templates here
         self.check_confirmed()
         return cursor
@@ -98,6 +123,9 @@ def query(
     binary: bool = False,
 ) -> list[T]:
     """Run a statement; return its rows, each made by the row factory: `args_row(SomeNamedTuple)`."""
+    if isinstance(conn, Session) and conn.needs_transaction:
+        with transaction(conn):
+            return query(conn, row_factory, statement, params, prepare=prepare, binary=binary)
     with conn.cursor(row_factory=row_factory, binary=binary) as cursor:
         cursor.execute(statement, params, prepare=prepare)
         if isinstance(conn, Session):
@@ -136,22 +164,49 @@ KEEPALIVES: dict[str, Any] = {
     "tcp_user_timeout": 10_000,  # ms that sent data may stay unacknowledged
 }
 
-# A client whose host froze or vanished is given up by the server within about 10 s, in a transaction
-# and while it is sent rows, too: its locks would hold up its successor.
-# lock_timeout: a wait on a forgotten lock becomes 55P03, and the whole transaction is repeated.
-# synchronous_commit: `off` acknowledges what a crash may lose; any other choice of the DBA stays.
-# local: for the transaction alone, and not for the session.
+# What an administrator may have set otherwise for the server, the database or the role, and on which we
+# depend. Not here: what makes us slower alone (enable_*, jit, work_mem), and
+# default_transaction_read_only, by which an administrator keeps all from writing.
+# local: for the transaction alone, and not for the session. An older server does not know all of them.
 SET_GUARANTEES = """
-    SELECT set_config('TimeZone', 'UTC', %(local)s),
-           set_config('lock_timeout', '10s', %(local)s),
-           set_config('idle_in_transaction_session_timeout', '10s', %(local)s),
-           set_config('tcp_keepalives_idle', '5', %(local)s),
-           set_config('tcp_keepalives_interval', '2', %(local)s),
-           set_config('tcp_keepalives_count', '3', %(local)s),
-           set_config('tcp_user_timeout', '10000', %(local)s),
-           CASE current_setting('synchronous_commit')
-               WHEN 'off' THEN set_config('synchronous_commit', 'on', %(local)s)
-           END
+    SELECT set_config(name, setting, %(local)s)
+      FROM (VALUES
+               -- the tables of `schema` come before all others
+               ('search_path', concat_ws(', ', quote_ident(nullif(%(schema)s::text, '')),
+                                               nullif(current_setting('search_path'), ''))),
+               -- a row that a policy hides is an error, and not missing in silence
+               ('row_security', 'off'),
+               -- `off` acknowledges what a crash may lose; any other choice of the administrator stays
+               ('synchronous_commit', replace(current_setting('synchronous_commit'), 'off', 'on')),
+               -- that a commit was not confirmed is a warning: see SyncCommitMonitor
+               ('client_min_messages', 'warning'),
+               -- a statement sees what was committed before it, and is not refused for it
+               ('default_transaction_isolation', 'read committed'),
+               -- an error ends the transaction, and not the session
+               ('exit_on_error', 'off'),
+               -- names, times and arrays as they are written and read here
+               ('quote_all_identifiers', 'off'),
+               ('TimeZone', 'UTC'),
+               ('DateStyle', 'ISO, MDY'),
+               ('IntervalStyle', 'postgres'),
+               ('extra_float_digits', '1'),
+               ('array_nulls', 'on'),
+               ('standard_conforming_strings', 'on'),
+               -- cancelled, the wait of a COMMIT for its standby would leave it unconfirmed
+               ('statement_timeout', %(statement_timeout)s::text),
+               ('transaction_timeout', '0'),
+               ('idle_session_timeout', '0'),
+               -- a wait on a forgotten lock becomes 55P03: the whole transaction is repeated
+               ('lock_timeout', '10s'),
+               -- a client whose host froze or vanished is given up by the server within about 10 s, in
+               -- a transaction and while it is sent rows, too: its locks would hold up its successor
+               ('idle_in_transaction_session_timeout', '10s'),
+               ('tcp_keepalives_idle', '5'),
+               ('tcp_keepalives_interval', '2'),
+               ('tcp_keepalives_count', '3'),
+               ('tcp_user_timeout', '10000')
+           ) AS guarantee (name, setting)
+     WHERE current_setting(name, true) IS NOT NULL
 """
 SERVER_PROCESS = "SELECT pg_backend_pid()"
 
@@ -167,30 +222,45 @@ retry_transaction = tenacity.retry(
 )
 
 
-def connect(conninfo: str, name: str) -> Connection:
-    """Open an autocommit session on a writable server; `name` is shown as application_name."""
-    conn = Session.connect(
-        conninfo,
-        autocommit=True,
-        application_name=name,
-        target_session_attrs="read-write",
-        client_encoding="UTF8",  # outbox.arrays
-        **KEEPALIVES,
-    )
-    conn.sync_commit = SyncCommitMonitor(name)
-    conn.add_notice_handler(conn.sync_commit)
+def connect(
+    conninfo: str, name: str, *, schema: str = "", statement_timeout_s: float = 0
+) -> Connection:
+    """Open an autocommit session on a writable server; `name` is shown as application_name.
+
+    schema: where our tables are, if they have one of their own; the search_path follows it.
+    statement_timeout_s: after which the server cancels a statement; 0: never.
+    """
+    conn = Session.connect(conninfo, autocommit=True, **session_options(name))
     try:
-        with hang_up_after(conn, SILENCE_S):
-            if conn.execute(SERVER_PROCESS).fetchone() == (conn.info.backend_pid,):
-                conn.execute(SET_GUARANTEES, {"local": False})
-            else:
-                # A pooler stands between: it makes up the number that a connection begins with. What
-                # was prepared or set could be missing, or another's, where the next transaction runs.
-                conn.prepare_threshold = None
+        begin_session(conn, name, schema=schema, statement_timeout_s=statement_timeout_s)
     except psycopg.Error:
         conn.close()
         raise
     return conn
+
+
+def session_options(name: str) -> dict[str, Any]:
+    """Return what a session asks of libpq."""
+    return {
+        "application_name": name,
+        "target_session_attrs": "read-write",
+        "client_encoding": "UTF8",  # outbox.arrays
+        **KEEPALIVES,
+    }
+
+
+def begin_session(
+    conn: Session, name: str, *, schema: str = "", statement_timeout_s: float = 0
+) -> None:
+    """Set what we depend on; the first that a session does, as in `connect`."""
+    conn.guarantees = {"schema": schema, "statement_timeout": f"{statement_timeout_s * 1000:.0f}"}
+    conn.sync_commit = SyncCommitMonitor(name)
+    conn.add_notice_handler(conn.sync_commit)
+    with hang_up_after(conn, SILENCE_S):
+        if conn.execute(SERVER_PROCESS).fetchone() == (conn.info.backend_pid,):
+            conn.execute(SET_GUARANTEES, {**conn.guarantees, "local": False})
+        else:  # a pooler: it makes up the number that a connection begins with
+            conn.prepare_threshold = None
 
 
 @contextmanager
@@ -221,16 +291,18 @@ def hang_up_after(conn: Connection, seconds: float) -> Iterator[None]:
 
 
 @contextmanager
-def transaction(conn: Connection) -> Iterator[None]:
+def transaction(
+    conn: Connection, begin: LiteralString = "BEGIN ISOLATION LEVEL READ COMMITTED"
+) -> Iterator[None]:
     """Run the block in one transaction and commit it.
 
     Raises RolledBack if the server rolled back instead. After any other error from COMMIT the
     outcome is unknown and the session must be given up.
     """
-    conn.execute("BEGIN")
-    if conn.prepare_threshold is None:  # through a pooler
-        conn.execute(SET_GUARANTEES, {"local": True})
+    psycopg.Connection.execute(conn, begin)
     try:
+        if isinstance(conn, Session) and conn.is_pooled:
+            conn.execute(SET_GUARANTEES, {**conn.guarantees, "local": True})
         yield
     except BaseException:
         with suppress(psycopg.Error):  # the session may be gone, and its transaction with it

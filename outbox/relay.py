@@ -65,6 +65,7 @@ class Relay:
         strict_fencing: bool = False,
         timings: Timings | None = None,
         repair_command: Callable[[int], str] = "repair lane {}".format,
+        schema: str = "",
     ) -> None:
         check_kafka_config(kafka)
         try:
@@ -72,6 +73,7 @@ class Relay:
         except KafkaException as error:
             raise ValueError(error.args[0].str()) from None
         self._conninfo = conninfo
+        self._schema = schema
         self._kafka = {**DEFAULTS, **kafka}
         self._marker_topic = marker_topic
         self._check_database = check_database
@@ -122,11 +124,13 @@ class Relay:
     def _open_session(self, stop: Event) -> Iterator[RelaySession]:
         """Connect to Postgres and join the other relays; close everything at the end."""
         with ExitStack() as stack:
-            conn = stack.enter_context(closing(connect(self._conninfo, membership.RELAY_SESSION)))
+            conn = stack.enter_context(
+                closing(connect(self._conninfo, membership.RELAY_SESSION, schema=self._schema))
+            )
             self._check_database(conn)
             identity = lane_rows.read_identity(conn)
-            membership.set_idle_timeout(conn, self._options.timings.session_silence_s)
             membership.join(conn, identity)
+            membership.set_idle_timeout(conn, self._options.timings.session_silence_s)
 
             owned = OwnedLanes(conn, identity, self._answers, self._options)
 

@@ -7,9 +7,10 @@ import psycopg
 from confluent_kafka import KafkaException
 
 from orchestrator.cli.exit_codes import CHECK_FAILED, UNREACHABLE, USAGE
+from orchestrator.config.database_url import connection_advice
 from orchestrator.errors import NotRepaired, ServerStartError
 from orchestrator.kafka.topics import NO_ANSWER, TopicMissing
-from outbox import DatabaseNotReady, InDoubt, OwnershipLost, error_text
+from outbox import DatabaseNotReady, InDoubt, OwnershipLost, error_text, is_server_away
 from outbox.admin import LaneBusy
 
 
@@ -22,18 +23,19 @@ def explain_error(error: Exception) -> tuple[int, str] | None:
             return UNREACHABLE, str(error)
         case DatabaseNotReady() | TopicMissing() | NotRepaired() | LaneBusy() | OwnershipLost():
             return CHECK_FAILED, str(error)
-        case KafkaException() | InDoubt():
-            return UNREACHABLE if is_unreachable(error) else CHECK_FAILED, error_text(error)
-        case psycopg.OperationalError():
-            return UNREACHABLE, error_text(error)
-        case psycopg.Error():
-            return CHECK_FAILED, error_text(error)
+        case KafkaException() | InDoubt() | psycopg.Error():
+            code = UNREACHABLE if is_unreachable(error) else CHECK_FAILED
+            is_connecting = isinstance(error, psycopg.Error) and error.sqlstate is None
+            advice = connection_advice(str(error)) if is_connecting else None
+            return code, ": ".join(filter(None, (error_text(error), advice)))
         case _:
             return None
 
 
 def is_unreachable(error: Exception) -> bool:
-    """Say whether an error means that Kafka gave no answer; a rejected password, too, is an answer."""
+    """Say whether a server gave no answer; that it rejects a password, too, is an answer."""
     if isinstance(error, InDoubt):
         return True
+    if isinstance(error, psycopg.Error):
+        return is_server_away(error)
     return isinstance(error, KafkaException) and error.args[0].code() in NO_ANSWER

@@ -9,8 +9,9 @@ from orchestrator.config.environment import Environment, read_logging
 from orchestrator.config.settings import Settings, read_settings
 from orchestrator.kafka.topics import check_access
 from orchestrator.observability import logs
+from orchestrator.runtime.database import open_session
 from orchestrator.runtime.migrations import check_current
-from outbox import Connection, connect
+from outbox import Connection
 
 
 def load_settings() -> Settings:
@@ -28,13 +29,16 @@ def load_settings_quietly() -> Settings:
 
 
 @contextmanager
-def operator_session(name: str, kafka: bool = True) -> Iterator[tuple[Settings, Connection]]:
+def operator_session(
+    name: str, kafka: bool = True, statement_timeout_s: float = 0
+) -> Iterator[tuple[Settings, Connection]]:
     """Give the settings and a session on a database whose schema is this release's.
 
     kafka: the command needs the brokers, too: if they refuse us, fail at once with their reason.
     """
     settings = load_settings_quietly()
-    with closing(connect(settings.database_url, f"orchestrator {name}")) as conn:
+    session = open_session(settings, f"orchestrator {name}", statement_timeout_s=statement_timeout_s)
+    with closing(session) as conn:
         check_current(conn)
         if kafka:
             check_access(settings.kafka)

@@ -16,6 +16,7 @@ from orchestrator.cli.terminal import print_error, print_json, print_lines, tabl
 from orchestrator.operations.status.input import DeadLetterCount, PartitionReport
 from orchestrator.operations.status.lanes import MAX_COUNTED, LaneReport
 from orchestrator.operations.status.problems import OLD_S, describe_deferred
+from orchestrator.operations.status.statements import TIMEOUT_S
 from orchestrator.operations.status.status import Status, read_status, status_fields
 from orchestrator.operations.text import duration
 from outbox import DatabaseNotReady, error_text
@@ -41,7 +42,7 @@ def show_status(options: argparse.Namespace) -> int:
 
 def show_once(options: argparse.Namespace) -> int:
     """Read the status and show it; return the exit code."""
-    with operator_session("status", kafka=False) as (settings, conn):
+    with operator_session("status", kafka=False, statement_timeout_s=TIMEOUT_S) as (settings, conn):
         found = read_status(settings, conn)
     if options.json:
         print_json(status_fields(found))

@@ -7,9 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import psycopg
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
-
+from orchestrator.config.database_url import parse_database_url, parse_schema
 from orchestrator.config.environment import (
     Environment,
     SettingsError,
@@ -25,7 +23,6 @@ from orchestrator.config.timings import timings_faults
 
 DEFAULT_LANES, MAX_LANES = 4, 64
 TOPIC_NAME = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,249}")
-PORT_LIST = re.compile(r"[0-9,]*")
 SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
 
 
@@ -34,6 +31,7 @@ class Settings:
     """What the environment says. Sizes are in bytes; `kafka` holds librdkafka properties."""
 
     database_url: str
+    database_schema: str  # "": ours are where the search_path says
     kafka: Mapping[str, str]
     log_level: str
     log_format: str
@@ -64,6 +62,7 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
     input_topic = env.read("INPUT_TOPIC", parse_topic, "init_scenario")
     settings = Settings(
         database_url=env.read("DATABASE_URL", parse_database_url),
+        database_schema=env.read("DATABASE_SCHEMA", parse_schema, ""),
         kafka=read_kafka(env),
         log_level=log_level,
         log_format=log_format,
@@ -106,23 +105,6 @@ def read_kafka_settings(environ: Mapping[str, str]) -> tuple[Mapping[str, str], 
     if env.faults:
         raise SettingsError(env.faults)
     return kafka, topic
-
-
-def parse_database_url(text: str) -> str:
-    """Accept what libpq accepts; its own message could quote the password."""
-    try:
-        parts = conninfo_to_dict(text)
-    except psycopg.ProgrammingError:
-        raise ValueError(
-            "is no connection string: write postgresql://USER:PASSWORD@HOST/DATABASE"
-        ) from None
-    # A password with a bare @ or / ends too early: its rest would be in the host, and so in errors.
-    target = [str(parts.get(part) or "") for part in ("host", "dbname")]
-    if "://" in text and (
-        "@" in "".join(target) or not PORT_LIST.fullmatch(str(parts.get("port") or ""))
-    ):
-        raise ValueError("is ambiguous: in user and password write @ as %40 and / as %2F")
-    return make_conninfo(**{name: str(value) for name, value in parts.items() if value is not None})
 
 
 def parse_lanes(text: str) -> int:

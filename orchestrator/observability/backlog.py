@@ -14,10 +14,19 @@ from orchestrator.config.timings import ProcessTimings
 from orchestrator.contract.workers import read_id_sequence
 from orchestrator.observability.gauges import poll_in_background
 from orchestrator.observability.metrics import RelayMetrics
-from outbox import KEEPALIVES, Connection, hang_up_after, read_backlog, read_deferred_backlog
+from outbox import (
+    Connection,
+    Session,
+    begin_session,
+    hang_up_after,
+    read_backlog,
+    read_deferred_backlog,
+    session_options,
+)
 from outbox.admin import count_parked
 
 T = TypeVar("T")
+GAUGES_SESSION = "orchestrator gauges"  # its application_name
 COST_FACTOR = 20.0  # a poll that counts rows may take 5 % of the time
 
 
@@ -28,20 +37,20 @@ def backlog_gauges(
     """Keep the gauges of waiting and parked rows, of deferred workers, and of the share of ids used."""
     logging.getLogger("psycopg.pool").setLevel(logging.CRITICAL)  # the relay says what is down
 
-    def limit_statements(conn: Connection) -> None:
-        timeout_ms = int(timings.gauge_statement_s * 1000)
+    def begin(conn: Session) -> None:
         with hang_up_after(conn, timings.gauge_silence_s):
-            conn.execute("SELECT set_config('statement_timeout', %s, false)", (str(timeout_ms),))
+            begin_session(
+                conn,
+                GAUGES_SESSION,
+                schema=settings.database_schema,
+                statement_timeout_s=timings.gauge_statement_s,
+            )
 
-    pool: ConnectionPool[Connection] = ConnectionPool(
+    pool = ConnectionPool(
         settings.database_url,
-        kwargs={
-            "autocommit": True,
-            "application_name": "orchestrator gauges",
-            "target_session_attrs": "read-write",  # a standby may be far behind
-            **KEEPALIVES,
-        },
-        configure=limit_statements,
+        connection_class=Session,
+        kwargs={"autocommit": True, **session_options(GAUGES_SESSION)},
+        configure=begin,
         min_size=0,
         max_size=1,
         timeout=timings.gauge_statement_s,

@@ -9,11 +9,10 @@ from datetime import datetime
 from typing import NamedTuple
 from uuid import UUID
 
-from psycopg import IsolationLevel
 from psycopg.rows import args_row
 
 from outbox.message import Headers, StoredHeaders, decode_headers
-from outbox.postgres import Connection, query, scalar
+from outbox.postgres import Connection, query, scalar, transaction
 
 WAITING_PAGE = 5000  # rows read at once
 
@@ -199,10 +198,5 @@ def snapshot(conn: Connection) -> Iterator[None]:
 
     Vacuum is held up as long as the block takes.
     """
-    usual, conn.isolation_level = conn.isolation_level, IsolationLevel.REPEATABLE_READ
-    try:
-        with conn.transaction():
-            yield
-    finally:
-        if not conn.closed:
-            conn.isolation_level = usual
+    with transaction(conn, "BEGIN ISOLATION LEVEL REPEATABLE READ"):
+        yield

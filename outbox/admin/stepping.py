@@ -76,7 +76,6 @@ def step_relay(
     without the advisory locks, as a successor does whose predecessor still believes that it is the
     owner.
     """
-    set_idle_timeout(conn, options.timings.session_silence_s)
     identity, stop = read_identity(conn), Event()
     with ExitStack() as stack:
         made = publisher(kafka, identity, marker_topic, lambda: None, options.timings)
@@ -86,6 +85,7 @@ def step_relay(
         session = RelaySession(conn, owned, made, answers, options, stop)
         if is_owner:
             join(conn, identity)
+        set_idle_timeout(conn, options.timings.session_silence_s)
         take = session.owned.take if is_owner else session.owned.take_epoch
         for lane in lanes:
             take(lane)

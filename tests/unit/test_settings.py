@@ -27,6 +27,7 @@ def faults_of(environ: dict[str, str]) -> list[str]:
 def test_two_settings_are_required_and_all_others_have_these_defaults() -> None:
     assert asdict(read_settings(REQUIRED)) == {
         "database_url": ANY,
+        "database_schema": "",
         "kafka": {
             "bootstrap.servers": "kafka:9092",
             "connections.max.idle.ms": "180000",
@@ -58,6 +59,7 @@ def test_two_settings_are_required_and_all_others_have_these_defaults() -> None:
         ("CONSUMER_GROUP", "mine", "mine"),
         ("INPUT_TOPIC", "in.put_1-a", "in.put_1-a"),
         ("BATCH_SIZE", " 7 ", 7),
+        ("DATABASE_SCHEMA", "orchestrator", "orchestrator"),
         ("LANES", "7", 7),
         ("LANES", "64", 64),
         ("MAX_MESSAGE_BYTES", "64", 64),
@@ -102,6 +104,7 @@ def test_the_dead_letter_topic_is_named_after_the_input_topic() -> None:
 
 
 WRONG = {
+    "DATABASE_SCHEMA": "My Schema",
     "LOG_LEVEL": "LOUD",
     "LOG_FORMAT": "xml",
     "CONSUMER_GROUP": "a\nb",

@@ -5,22 +5,13 @@ from typing import TypeVar
 
 import psycopg
 
-from outbox import Connection
-
-TIMEOUT_MS = 5000  # of one statement
+TIMEOUT_S = 5.0  # of one statement of the session
 
 T = TypeVar("T")
 
-LIMIT_STATEMENTS = "SELECT set_config('statement_timeout', %(timeout)s, false)"
-
-
-def limit_statements(conn: Connection) -> None:
-    """Let Postgres cancel each statement of the session after TIMEOUT_MS."""
-    conn.execute(LIMIT_STATEMENTS, {"timeout": str(TIMEOUT_MS)})
-
 
 def in_time(read: Callable[[], T]) -> T | None:
-    """Return the result of a statement that may take long; None: longer than TIMEOUT_MS."""
+    """Return the result of a statement that may take long; None: longer than TIMEOUT_S."""
     try:
         return read()
     except psycopg.errors.QueryCanceled:

@@ -1,7 +1,7 @@
 """`status`: the state of the installation at one moment, from Postgres and Kafka alone.
 
 The processes are not asked: they may be down, and their sessions in Postgres show who owns what. Reads
-only; locks nothing. What Kafka does not answer, or what takes longer than TIMEOUT_MS to count, is
+only; locks nothing. What Kafka does not answer, or what takes longer than TIMEOUT_S to count, is
 reported as unknown; the rest is shown.
 """
 
@@ -26,7 +26,6 @@ from orchestrator.operations.status.input import (
     report_partitions,
 )
 from orchestrator.operations.status.lanes import LaneReport, read_lane_refusals, report_lanes
-from orchestrator.operations.status.statements import limit_statements
 from outbox import Connection, error_text, scalar
 from outbox.admin import (
     DeferredReason,
@@ -101,7 +100,6 @@ def count_consumers(conn: Connection) -> int:
 def read_status(settings: Settings, conn: Connection) -> Status:
     """Read both sides. Raises psycopg.Error or DatabaseNotReady."""
     admin = topics.Admin(settings.kafka)
-    limit_statements(conn)
     unknown: dict[str, Exception] = {}
 
     def ask_kafka(what: str, read: Callable[[], T]) -> T | None:
