@@ -24,8 +24,9 @@ from orchestrator.consumer import offsets
 from orchestrator.consumer.offsets import OffsetMove, Position
 from orchestrator.contract import workers
 from orchestrator.contract.messages import DeployOrder, encode_order, worker_id
+from orchestrator.runtime.database import open_session
 from orchestrator.runtime.process import configure_gc
-from outbox import Message, connect, enqueue, transaction
+from outbox import Message, enqueue, transaction
 from testkit.system import OwnedLane, System
 
 BATCH = 1000
@@ -105,7 +106,7 @@ def insert_product(environ: dict[str, str], rows: int) -> tuple[float, float]:
     """Insert as the consumer does."""
     settings = System(environ, Path()).settings
     batches = list(inputs(settings.output_topic, rows))
-    with closing(connect(settings.database_url, "bench")) as conn:
+    with closing(open_session(settings, "bench")) as conn:
         offsets.insert_position(conn, "in", 0, TOPIC_ID, 0)
         _together.wait()
         began = time.time()
@@ -120,7 +121,7 @@ def insert_product(environ: dict[str, str], rows: int) -> tuple[float, float]:
 def insert_replay(environ: dict[str, str], rows: int) -> tuple[float, float]:
     """Insert the same with parameters that were encoded beforehand."""
     settings = System(environ, Path()).settings
-    with closing(connect(settings.database_url, "bench")) as conn:
+    with closing(open_session(settings, "bench")) as conn:
         offsets.insert_position(conn, "in", 0, TOPIC_ID, 0)
         calls = record(conn, run=False)
         recorded = []
@@ -192,6 +193,8 @@ def record_cycle(lane: OwnedLane) -> list[Call]:
     calls.clear()
     lane.run_once()
     queries = [call.query for call in calls]
-    recorded = calls[queries.index(b"BEGIN") + 1 : queries.index(b"COMMIT")]
+    recorded = calls[
+        queries.index(b"BEGIN ISOLATION LEVEL READ COMMITTED") + 1 : queries.index(b"COMMIT")
+    ]
     lane.relay.acknowledge()  # no batch is left over
     return recorded

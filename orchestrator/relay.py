@@ -27,6 +27,7 @@ def new_relay(settings: Settings, metrics: RelayMetrics | None = None) -> Relay:
         check_database=check_current,
         strict_fencing=settings.strict_fencing,
         repair_command=repair_of_lane,
+        schema=settings.database_schema,
     )
 
 

@@ -69,11 +69,11 @@ $$;
 -- Revokes what an earlier release granted and this one does not. Other sessions do not see it before
 -- COMMIT.
 REVOKE ALL ON workers, outbox, outbox_lane, outbox_parked, outbox_deferred, outbox_identity, consumed_offsets,
-              repairs, dead_letters_handled, schema_migrations
+              repairs, dead_letters_handled, orchestrator_migrations
   FROM orchestrator_consumer, orchestrator_relay, orchestrator_operator;
 
 -- All roles: compare the schema with the code, which every process and command does first.
-GRANT SELECT (version, checksum) ON schema_migrations
+GRANT SELECT (version, checksum) ON orchestrator_migrations
    TO orchestrator_consumer, orchestrator_relay, orchestrator_operator;
 
 -- The consumer accepts commands. It reads no camera URL, and nothing of the outbox.
@@ -122,7 +122,7 @@ ALTER TABLE outbox_identity OWNER TO orchestrator_owner;
 ALTER TABLE consumed_offsets OWNER TO orchestrator_owner;
 ALTER TABLE repairs OWNER TO orchestrator_owner;
 ALTER TABLE dead_letters_handled OWNER TO orchestrator_owner;
-ALTER TABLE schema_migrations OWNER TO orchestrator_owner;
+ALTER TABLE orchestrator_migrations OWNER TO orchestrator_owner;
 GRANT UPDATE (status, updated_at) ON workers TO orchestrator_owner;
 GRANT orchestrator_operator TO orchestrator_owner;
 

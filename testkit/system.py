@@ -44,13 +44,13 @@ from orchestrator.kafka.topics import INPUT_CONFIG, TopicMissing, read_high_wate
 from orchestrator.observability.health import Health
 from orchestrator.observability.metrics import ConsumerMetrics, new_registry
 from orchestrator.operations.audit.audit import Audit, audit
+from orchestrator.runtime.database import open_session
 from outbox import (
     Connection,
     Message,
     Observer,
     OutboxRow,
     Timings,
-    connect,
     count_lanes,
     enqueue,
     transaction,
@@ -164,11 +164,13 @@ class System:
 
     def connect(self, name: str = "test") -> Connection:
         """Open a session; close it with `closing`."""
-        return connect(self.settings.database_url, name)
+        return open_session(self.settings, name)
 
     def query(self, sql: str, *values: object) -> list[tuple[Any, ...]]:
         """Run one statement in a session of its own and return its rows."""
         with psycopg.connect(self.settings.database_url, autocommit=True) as conn:
+            if schema := self.settings.database_schema:
+                conn.execute(f"SET search_path = {schema}, public".encode())
             cursor = conn.execute(sql.encode(), values)
             return cursor.fetchall() if cursor.description else []
 

@@ -58,6 +58,9 @@ ROWS = {
     53: "restore, then repair with two inputs, or retry of parked rows or letters: nothing sent twice",
     54: "two installations share a dead-letter topic: letters go back to their own input only",
     55: "settings change between two readings of a command: one worker",
+    66: "hostile settings of a server, database or role: no effect, in any form of session",
+    67: "a policy hides rows from our role: an error by name, never a part of them",
+    68: "a database that is not ours to use: refused by setup, by name, before it is changed",
     70: "a log that ends with transactions: consumed to its end, whoever led it; an open one is named",
     71: "a batch that cannot be decoded: its partition waits and is named, the others go on; repaired",
 }

@@ -34,9 +34,10 @@ from orchestrator.config.settings import Settings, read_settings
 from orchestrator.contract.messages import Command, DeployOrder
 from orchestrator.kafka.reader import tail_topic
 from orchestrator.operations.audit.audit import audit
+from orchestrator.runtime.database import open_session
 from orchestrator.runtime.setup import set_up
 from orchestrator.runtime.supervisor import CHILD_SHUTDOWN_S, Child
-from outbox import Connection, connect, scalar
+from outbox import Connection, scalar
 
 COMMANDS_PER_SCENARIO = 10  # so that there is an order to keep
 KILL_EVERY_S = 1.5  # a process is at work again about half a second after its start
@@ -106,7 +107,7 @@ def demonstrate(settings: Settings, commands: int, kills: int) -> Figures:
             wait_for(deliveries, total)
     fast, calm = deliveries[commands : 2 * commands], deliveries[2 * commands + WARM_UP : total]
     latencies = quantiles([(one.read_at - one.sent_at) * 1000 for one in calm], n=100)
-    with closing(connect(settings.database_url, "orchestrator demo")) as conn:
+    with closing(open_session(settings, "orchestrator demo")) as conn:
         found = audit(conn, settings.kafka, settings.output_topic)
         return Figures(
             sent=sender.sent,

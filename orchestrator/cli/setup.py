@@ -5,9 +5,9 @@ from contextlib import closing
 
 from orchestrator.cli.exit_codes import CHECK_FAILED, OK
 from orchestrator.cli.session import load_settings
+from orchestrator.runtime.database import open_session
 from orchestrator.runtime.migrations import read_pending, write_script
 from orchestrator.runtime.setup import migrate_database, set_up
-from outbox import connect
 
 
 def set_up_servers(_options: argparse.Namespace) -> int:
@@ -25,7 +25,7 @@ def migrate_or_check(options: argparse.Namespace) -> int:
     if not options.check:
         migrate_database(settings)
         return OK
-    with closing(connect(settings.database_url, "orchestrator migrate")) as conn:
+    with closing(open_session(settings, "orchestrator migrate")) as conn:
         pending = read_pending(conn)
     for migration in pending:
         print(f"pending: {migration.name}")

@@ -5,8 +5,9 @@ from orchestrator.consumer.subscription import Subscription
 from orchestrator.contract import workers
 from orchestrator.contract.messages import CommandParser, DeployOrder, OrderBuilder, worker_id_of
 from orchestrator.contract.repair_commands import repair_of_partition
+from orchestrator.runtime.database import check_encoding
 from orchestrator.runtime.migrations import check_current
-from outbox import Connection, DatabaseNotReady, scalar
+from outbox import Connection
 
 
 def command_subscription(settings: Settings) -> Subscription[DeployOrder]:
@@ -33,16 +34,3 @@ def check_database(conn: Connection) -> None:
     """Raise DatabaseNotReady unless the database is what this release needs."""
     check_current(conn)
     check_encoding(conn)
-
-
-class NotUtf8(DatabaseNotReady):
-    """The database cannot hold every text that a command may carry."""
-
-
-SERVER_ENCODING = "SHOW server_encoding"
-
-
-def check_encoding(conn: Connection) -> None:
-    """Raise NotUtf8 unless the database can hold every text that a command may carry."""
-    if (encoding := scalar(conn, str, SERVER_ENCODING)) != "UTF8":
-        raise NotUtf8(f"the database's encoding is {encoding}: create it with ENCODING 'UTF8'")

@@ -2,7 +2,7 @@
 
 import gc
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from threading import Event
 from typing import Generic
@@ -10,7 +10,7 @@ from typing import Generic
 from orchestrator.config.timings import ConsumerTimings
 from orchestrator.consumer.session import SESSION_ERRORS, ConsumerSession, open_consumer_session
 from orchestrator.consumer.subscription import ConsumerObserver, Subscription, T
-from outbox import Backoff, connect, error_text
+from outbox import Backoff, Connection, error_text
 
 log = logging.getLogger(__name__)
 
@@ -20,12 +20,12 @@ class ConsumerLoop(Generic[T]):
 
     def __init__(
         self,
-        conninfo: str,
+        connect: Callable[[], Connection],
         subscription: Subscription[T],
         observer: ConsumerObserver,
         timings: ConsumerTimings,
     ) -> None:
-        self._conninfo = conninfo
+        self._connect = connect
         self._subscription = subscription
         self._observer = observer
         self._timings = timings
@@ -47,7 +47,7 @@ class ConsumerLoop(Generic[T]):
         self._observer.tick()
         gc.collect()  # what the last session left: threads of the client, a batch in progress
         with (
-            closing(connect(self._conninfo, "orchestrator consumer")) as conn,
+            closing(self._connect()) as conn,
             open_consumer_session(self._subscription, conn, self._observer, self._timings) as session,
         ):
             self._session = session

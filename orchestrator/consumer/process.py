@@ -12,6 +12,7 @@ from orchestrator.contract.repair_commands import repair_of_partition
 from orchestrator.observability.gauges import consumer_gauges
 from orchestrator.observability.health import Health
 from orchestrator.observability.metrics import ConsumerMetrics, new_registry
+from orchestrator.runtime.database import open_session
 from orchestrator.runtime.process import answer_http, run_until_stopped
 from outbox import with_overrides
 
@@ -22,7 +23,7 @@ def run_consumer(settings: Settings) -> int:
     health, registry = Health(stalled_s=timings.stalled_s), new_registry("consumer")
     metrics = ConsumerMetrics(registry, health, settings.input_topic)
     consumer = ConsumerLoop(
-        settings.database_url,
+        lambda: open_session(settings, "orchestrator consumer"),
         command_subscription(settings),
         metrics,
         with_overrides(ConsumerTimings()),

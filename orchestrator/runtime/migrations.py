@@ -1,18 +1,21 @@
 """The migration runner: NNN_name.sql of schema/ and outbox/schema/, in order.
 
-Each migration runs once, in a transaction of its own.
+Each migration runs once, in a transaction of its own, which begins with the runner's lock: two that
+start together take turns, through a pooler, too.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
-from psycopg.rows import args_row
 from psycopg.sql import SQL, Literal
 
-from outbox import Connection, DatabaseNotReady, query, scalar, transaction
+from orchestrator.runtime import history
+from orchestrator.runtime.database import check_place, check_server, create_schema, own_schema
+from orchestrator.runtime.history import History
+from outbox import Connection, DatabaseNotReady, transaction
 
 # Advisory lock of the runner: two that start together migrate one after the other.
 MIGRATION_LOCK = 0x6F7263_6D6967  # "orcmig"
@@ -23,7 +26,7 @@ class SchemaBehind(DatabaseNotReady):
 
 
 class SchemaRefused(DatabaseNotReady):
-    """The database's migrations are not those of this code: newer, or changed after the fact."""
+    """The database's tables are not those of this code: newer, changed, elsewhere, or another's."""
 
 
 class Migration(NamedTuple):
@@ -54,85 +57,118 @@ def read_migrations() -> list[Migration]:
     )
 
 
-CREATE_HISTORY = """
-    CREATE TABLE IF NOT EXISTS schema_migrations (
-        version    INTEGER PRIMARY KEY,
-        checksum   TEXT NOT NULL,
-        applied_at TIMESTAMPTZ NOT NULL DEFAULT NOW()
-    )
-"""
-RECORD_MIGRATION = """
-    INSERT INTO schema_migrations (version, checksum) VALUES (%(version)s, %(checksum)s)
-"""
-
-
 def migrate(conn: Connection, lanes: int) -> list[Migration]:
     """Run the pending migrations; return them. lanes: rows of outbox_lane that the first run inserts.
 
-    Raises SchemaRefused before it changes anything.
+    Raises DatabaseNotReady before it changes anything.
     """
-    conn.execute("SET lock_timeout = 0")  # another runner may take long
-    conn.execute("SELECT pg_advisory_lock(%s)", (MIGRATION_LOCK,))
-    conn.execute("SET lock_timeout = '10s'")  # a table's lock is another matter
-    try:
-        pending = read_pending(conn)
-        conn.execute(CREATE_HISTORY)
-        conn.execute("SELECT set_config('outbox.lanes', %s, false)", (str(lanes),))
-        for migration in pending:
-            with transaction(conn):
-                conn.execute(migration.sql.encode())
-                values = {"version": migration.version, "checksum": migration.checksum}
-                conn.execute(RECORD_MIGRATION, values)
-    finally:
-        conn.execute("SELECT pg_advisory_unlock(%s)", (MIGRATION_LOCK,))
-    return pending
+    check_server(conn)
+    done = []
+    while migration := run_next(conn, lanes):
+        done.append(migration)
+    return done
 
 
-SCRIPTED_RECORD = SQL("INSERT INTO schema_migrations (version, checksum) VALUES ({}, {});")
+LOCK = """
+    SELECT set_config('lock_timeout', '0', true),  -- another runner may take long
+           pg_advisory_xact_lock(%(lock)s),
+           set_config('lock_timeout', '10s', true)  -- a table's lock is another matter
+"""
+SET_LANES = "SELECT set_config('outbox.lanes', %(lanes)s, true)"
+
+
+def run_next(conn: Connection, lanes: int) -> Migration | None:
+    """Run the first pending migration, in one transaction; return it. None: there is none."""
+    with transaction(conn):
+        conn.execute(LOCK, {"lock": MIGRATION_LOCK})
+        found, pending = compare(conn)
+        if pending:
+            create_schema(conn)
+            check_names(conn, found, pending)
+        history.prepare_table(conn, found)
+        if not pending:
+            return None
+        first = pending[0]
+        conn.execute(SET_LANES, {"lanes": str(lanes)})
+        conn.execute(first.sql.encode())
+        history.record_migration(conn, first.version, first.checksum)
+    return first
+
+
+SCRIPTED_RECORD = SQL("INSERT INTO orchestrator_migrations (version, checksum) VALUES ({}, {});")
 
 
 def write_script() -> str:
     """Return what `migrate` does to an empty database, for psql: outbox.lanes, or else 4 lanes."""
-    script = f"{CREATE_HISTORY.strip()};\n"
+    script = f"{history.CREATE_TABLE.strip()};\n"
     for one in read_migrations():
         record = SCRIPTED_RECORD.format(Literal(one.version), Literal(one.checksum)).as_string(None)
         script += f"\nBEGIN;\n-- {one.name}\n{one.sql}{record}\nCOMMIT;\n"
     return script
 
 
-def read_pending(conn: Connection) -> list[Migration]:
-    """Compare the files with the database; return those that have not run. Raises SchemaRefused."""
+def compare(conn: Connection) -> tuple[History | None, list[Migration]]:
+    """Compare the files with the database; return its history and what has not run.
+
+    Raises SchemaRefused.
+    """
     migrations = read_migrations()
-    applied = _read_history(conn)
-    _check_known(migrations, applied)
-    return [migration for migration in migrations if migration.version not in applied]
+    found = history.find_history(conn, {one.version: one.checksum for one in migrations})
+    if found is None:
+        return None, migrations
+    schema = own_schema(conn)
+    if schema not in {"", found.schema}:
+        raise SchemaRefused(
+            f"our tables are in schema {found.schema}, and DATABASE_SCHEMA is {schema}: unset it; or"
+            f" move them: ALTER TABLE ... SET SCHEMA {schema}"
+        )
+    _check_known(migrations, found.applied)
+    return found, [one for one in migrations if one.version not in found.applied]
+
+
+def read_pending(conn: Connection) -> list[Migration]:
+    """Return the migrations that have not run. Raises SchemaRefused."""
+    return compare(conn)[1]
 
 
 def check_current(conn: Connection) -> None:
     """Raise SchemaBehind or SchemaRefused unless the database has exactly these migrations."""
-    if pending := read_pending(conn):
+    found, pending = compare(conn)
+    if pending or found is None:
         names = ", ".join(migration.name for migration in pending)
         raise SchemaBehind(f"the database lacks {names}: run `orchestrator setup`")
+    tables = history.tables_of(one.sql for one in read_migrations())
+    for table, schema in history.find_misplaced(conn, tables, found.schema):
+        where = f"it is in schema {schema}" if schema else "it is missing"
+        raise SchemaRefused(
+            f"table {table} is not beside {found.table}, in schema {found.schema}: {where}: restore it,"
+            f" or set DATABASE_SCHEMA={found.schema}"
+        )
 
 
-class AppliedMigration(NamedTuple):
-    """A row of schema_migrations."""
+def check_names(conn: Connection, found: History | None, pending: Sequence[Migration]) -> None:
+    """Raise SchemaRefused or DatabaseNotReady unless our tables can be created where we would."""
+    place = check_place(conn)
+    if found and found.schema != place:
+        raise SchemaRefused(
+            f"our tables are in schema {found.schema}, and this login creates in {place}: set"
+            f" DATABASE_SCHEMA={found.schema}"
+        )
+    names = history.names_of(one.sql for one in pending)
+    if taken := history.find_taken(conn, names + [history.TABLE] * (found is None)):
+        listed = ", ".join(f"{kind} {name}" for kind, name in taken)
+        if found and not found.applied:
+            raise SchemaRefused(
+                f"schema {place} has {listed}, but {found.table} is empty: is it a copy without rows"
+                " (pg_dump --schema-only)? Copy the rows, too, or drop these tables"
+            )
+        raise SchemaRefused(
+            f"schema {place} has {listed}, of another program: set DATABASE_SCHEMA=orchestrator, and"
+            " our tables get a schema of their own"
+        )
 
-    version: int
-    checksum: str
 
-
-HISTORY_EXISTS = "SELECT to_regclass('schema_migrations') IS NOT NULL"
-READ_HISTORY = "SELECT version, checksum FROM schema_migrations ORDER BY version"
-
-
-def _read_history(conn: Connection) -> dict[int, str]:
-    """Return the checksum of each migration that the database has had."""
-    exists = scalar(conn, bool, HISTORY_EXISTS)
-    return dict(query(conn, args_row(AppliedMigration), READ_HISTORY) if exists else [])
-
-
-def _check_known(migrations: Sequence[Migration], applied: dict[int, str]) -> None:
+def _check_known(migrations: Sequence[Migration], applied: Mapping[int, str]) -> None:
     """Raise SchemaRefused if the database has a migration that this code does not have."""
     known = {migration.version: migration for migration in migrations}
     if newer := sorted(applied.keys() - known.keys()):

@@ -18,7 +18,7 @@ from orchestrator.observability.health import Health
 from orchestrator.observability.metrics import new_registry
 from orchestrator.runtime.process import BESIDE, answer_http, check_port, run_until_stopped
 from orchestrator.runtime.setup import set_up
-from outbox import Backoff, error_text
+from outbox import Backoff, DatabaseNotReady, error_text
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ HEALTHY_AFTER_S = 60.0  # a child that lived so long starts again quickly
 CHILD_SHUTDOWN_S = 4.3  # children end within 4 s by themselves
 SUPERVISOR_GRACE_S = 4.7
 
-SETUP_ERRORS = (psycopg.Error, KafkaException, TopicMissing)
+SETUP_ERRORS = (psycopg.Error, KafkaException, TopicMissing, DatabaseNotReady)
 
 
 def run_supervised(settings: Settings) -> int:

@@ -21,7 +21,6 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from orchestrator.cli.doctor import render_finding
 from orchestrator.config.settings import read_settings
-from orchestrator.consumer.commands import SERVER_ENCODING
 from orchestrator.embedded import Servers
 from orchestrator.embedded.server import HOST, free_port
 from orchestrator.operations.doctor import consistency as doctor_consistency
@@ -32,6 +31,7 @@ from orchestrator.operations.doctor import tables as doctor_tables
 from orchestrator.operations.doctor.check import Finding
 from orchestrator.operations.doctor.kafka import replication_remarks
 from orchestrator.operations.doctor.runner import CHECKS, exit_code, run_all_checks
+from orchestrator.runtime.database import SERVER_ENCODING
 from outbox import connect, postgres
 from testkit.disagreement import set_marker
 from testkit.empty_installation import bare_system, run_command
@@ -142,13 +142,13 @@ def test_before_the_setup_it_says_to_run_it(servers: Servers, tmp_path: Path) ->
     ("planted", "check", "state", "words"),
     [
         (
-            "DELETE FROM schema_migrations WHERE version = 4",
+            "DELETE FROM orchestrator_migrations WHERE version = 4",
             "postgres schema",
             "failed",
             "lacks 004_repairs.sql: run `orchestrator setup`",
         ),
         (
-            "UPDATE schema_migrations SET version = 999 WHERE version = 4",
+            "UPDATE orchestrator_migrations SET version = 999 WHERE version = 4",
             "postgres schema",
             "failed",
             "run the newer release",
@@ -621,7 +621,9 @@ def test_with_both_servers_away_it_ends_soon(system: System) -> None:
     assert states == others | away
 
 
-SETTINGS = postgres.SET_GUARANTEES.replace("%(local)s", "$1")  # as it is on the wire
+SETTINGS = postgres.SET_GUARANTEES  # as it is on the wire
+for number, value in enumerate(("%(local)s", "%(schema)s", "%(statement_timeout)s"), 1):
+    SETTINGS = SETTINGS.replace(value, f"${number}")
 
 
 @pytest.mark.xdist_group("measures")

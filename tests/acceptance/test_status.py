@@ -11,8 +11,9 @@ import msgspec
 import pytest
 
 from orchestrator.cli import status as status_command
-from orchestrator.operations.status import lanes, statements
+from orchestrator.operations.status import lanes
 from orchestrator.operations.status.status import read_status
+from orchestrator.runtime.database import open_session
 from testkit.disagreement import set_marker
 from testkit.empty_installation import run_command
 from testkit.eventually import eventually
@@ -104,7 +105,7 @@ def test_status_names_what_it_could_not_count(system: System, monkeypatch: pytes
         assert "2 or more" in "\n".join(status_command.render_status(found))
         slow = "SELECT pg_sleep(60) WHERE %(at_most)s > 0"
         monkeypatch.setattr("outbox.admin.lanes.COUNT_BACKLOG", slow)
-        monkeypatch.setattr(statements, "TIMEOUT_MS", 100)
+    with closing(open_session(system.settings, "test", statement_timeout_s=0.1)) as conn:
         found = read_status(system.settings, conn)
     assert {(lane.pending, lane.oldest_s) for lane in found.lanes} == {(None, None)}
     assert "unknown" in "\n".join(status_command.render_status(found))

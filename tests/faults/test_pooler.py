@@ -1,18 +1,22 @@
 """PgBouncer in front of Postgres: what works through it works, what cannot is refused by name."""
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
+from pathlib import Path
 
 import psycopg
 import pytest
+from psycopg.conninfo import make_conninfo
 
-from orchestrator.embedded import EmbeddedPostgres
+from orchestrator.embedded import EmbeddedPostgres, Servers
 from outbox.lane_rows import read_identity
 from outbox.membership import join, read_membership
 from outbox.pooler import TransactionPoolingDetected
+from testkit.empty_installation import bare_system, run_command
 from testkit.eventually import eventually
-from testkit.system import Running, System
+from testkit.system import Running, System, take
 from tests.faults.postgres_servers import pooler
 
 pytestmark = [pytest.mark.fault(33), pytest.mark.xdist_group("own servers: PostgreSQL")]
@@ -131,3 +135,101 @@ def test_both_work_through_a_pooler_in_session_mode(own: System, postgres: Embed
         own.check_exactly_once(100)
         for process in processes:
             process.stop()
+
+
+# ---- commands -------------------------------------------------------------------------------------
+
+REFUSED = "a pooler in transaction mode (PgBouncer?) stands before Postgres"
+COMMANDS: dict[tuple[str, ...], tuple[int, str]] = {
+    ("setup",): (0, ""),
+    ("migrate", "--check"): (0, ""),
+    ("status",): (0, ""),
+    ("doctor",): (1, REFUSED),
+    ("audit",): (1, REFUSED),
+    ("explain", "00000000-0000-4000-8000-000000000000"): (1, "is unknown"),
+    ("dlq", "list"): (0, ""),
+    ("dlq", "discard", "--all", "--yes"): (0, ""),
+    ("parked", "list"): (0, ""),
+    ("parked", "discard", "--all", "--yes"): (0, ""),
+    ("parked", "retry", "--all", "--yes"): (0, ""),
+    ("repair", "lane", "all", "--yes"): (1, REFUSED),
+    ("repair", "partition", "all", "--yes"): (0, ""),
+    ("submit", "rtsp://camera/1", "--count", "3"): (0, ""),
+}
+# PgBouncer itself keeps these as the client of the moment has them.
+TRACKED = ["application_name", "client_encoding", "DateStyle", "IntervalStyle", "TimeZone"]
+LEFT_BEHIND = """
+    SELECT name || ' = ' || setting
+      FROM pg_settings
+     WHERE source = 'session' AND name <> ALL(%s) AND name <> 'standard_conforming_strings'
+ UNION ALL
+    SELECT 'prepared ' || left(statement, 40) FROM pg_prepared_statements
+ UNION ALL
+    SELECT 'temporary ' || relname FROM pg_class WHERE relpersistence = 't'
+ UNION ALL
+    SELECT 'lock ' || objid FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()
+"""
+
+
+def left_behind(url: str) -> list[str]:
+    """Return what is set, prepared or locked in the one server session of the pool."""
+    with closing(psycopg.connect(url, autocommit=True, prepare_threshold=None)) as stranger:
+        return [str(one) for (one,) in stranger.execute(LEFT_BEHIND, [TRACKED]).fetchall()]
+
+
+def test_commands_leave_nothing_behind_in_the_sessions_of_a_pool(
+    own: System, postgres: EmbeddedPostgres
+) -> None:
+    consumer, relay = own.start("consumer"), own.start("relay")
+    own.submit(10)
+    own.check_exactly_once(10)
+    with pooler(postgres, "transaction", default_pool_size="1") as pgbouncer:
+        url = pgbouncer.url(own)
+        assert left_behind(url) == []
+        for command, (code, words) in COMMANDS.items():
+            done = run_command(own.environ | {"DATABASE_URL": url}, *command)
+            assert done.returncode == code, (command, done.stdout, done.stderr)
+            assert words in done.stdout + done.stderr
+            assert left_behind(url) == [], command
+    for process in (consumer, relay):
+        process.stop()
+
+
+def test_a_relay_that_is_refused_leaves_nothing_behind(own: System, postgres: EmbeddedPostgres) -> None:
+    with pooler(postgres, "transaction", default_pool_size="1") as pgbouncer:
+        relay = own.start("relay", DATABASE_URL=pgbouncer.url(own))
+        eventually(lambda: "PgBouncer" in relay.get("/readyz"))
+        eventually(lambda: "outbox_deferred_rows 0.0" in relay.get("/metrics"))  # the gauges' session
+        relay.stop()
+        assert left_behind(pgbouncer.url(own)) == []
+
+
+def test_options_that_a_pooler_refuses_are_named(own: System, postgres: EmbeddedPostgres) -> None:
+    with pooler(postgres, "transaction") as pgbouncer:
+        url = make_conninfo(pgbouncer.url(own), options="-c search_path=public")
+        refused = run_command(own.environ | {"DATABASE_URL": url}, "status")
+    assert refused.returncode == 1, refused.stderr
+    assert "startup parameter" in refused.stderr
+    assert "remove it from DATABASE_URL" in refused.stderr
+
+
+@pytest.mark.parametrize("schema", ["", "vap"])
+def test_setup_works_through_a_pooler_in_transaction_mode(
+    servers: Servers, postgres: EmbeddedPostgres, tmp_path: Path, schema: str
+) -> None:
+    with (
+        bare_system(Servers(postgres.url, servers.bootstrap_servers), tmp_path) as bare,
+        pooler(postgres, "transaction", default_pool_size="3", server_round_robin="1") as pgbouncer,
+    ):
+        url = pgbouncer.url(bare)
+        environ = bare.environ | {"DATABASE_URL": url, "LANES": "7", "DATABASE_SCHEMA": schema}
+        vap = System(environ, tmp_path)
+        with ThreadPoolExecutor(3) as threads:
+            runs = [threads.submit(run_command, environ, "setup") for _ in range(3)]
+        assert [run.result().returncode for run in runs] == [0, 0, 0], [r.result().stderr for r in runs]
+        assert bare.query(f"SELECT count(*) FROM {schema or 'public'}.outbox_lane") == [(7,)]  # noqa: S608
+        with vap.consumer() as session:
+            vap.submit(3)
+            take(session, 3)
+        for _ in range(6):  # whatever process the pool lends
+            assert left_behind(url) == []

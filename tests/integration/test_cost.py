@@ -65,7 +65,7 @@ def test_a_batch_of_the_relay(wired_lane: System, wired: WiredKafka) -> None:
         for _ in range(BATCHES):
             assert lane.run_once() == ROWS
         assert statements == {
-            "BEGIN": BATCHES,
+            "BEGIN ISOLATION": BATCHES,
             "SELECT outbox_lane.lane,": BATCHES,  # the lane row and its lock
             "DELETE FROM": BATCHES,
             "WITH deployed": BATCHES,
@@ -98,7 +98,7 @@ def test_a_batch_of_the_consumer(wired_lane: System, wired: WiredKafka) -> None:
             take(session, 1)
         del statements["SELECT"]  # an idle session's ping
         assert statements == {
-            "BEGIN": BATCHES,
+            "BEGIN ISOLATION": BATCHES,
             "UPDATE consumed_offsets": BATCHES,
             "INSERT INTO": 2 * BATCHES,
             "COMMIT": BATCHES,

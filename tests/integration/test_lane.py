@@ -65,7 +65,7 @@ def test_one_batch_costs_one_postgres_commit_and_one_kafka_commit(one_lane: Syst
     assert statements.count("COMMIT") == 2
     within, outside = False, set()
     for statement in filter(None, map(str.split, statements)):
-        within = (within or statement == ["BEGIN"]) and statement != ["COMMIT"]
+        within = (within or statement[0] == "BEGIN") and statement != ["COMMIT"]
         if not within:
             outside.add(statement[0])
     assert outside <= {"COMMIT", "SELECT"}

@@ -85,7 +85,7 @@ def tables(system: System) -> list[str]:
 
 
 def history(system: System) -> list[tuple[Any, ...]]:
-    return system.query("SELECT * FROM schema_migrations ORDER BY version")
+    return system.query("SELECT * FROM orchestrator_migrations ORDER BY version")
 
 
 def migrate(system: System, lanes: int = 4) -> list[str]:
@@ -103,13 +103,13 @@ def test_an_empty_database_gets_every_table(bare: System) -> None:
     assert tables(bare) == [
         "consumed_offsets",
         "dead_letters_handled",
+        "orchestrator_migrations",
         "outbox",
         "outbox_deferred",
         "outbox_identity",
         "outbox_lane",
         "outbox_parked",
         "repairs",
-        "schema_migrations",
         "workers",
     ]
     assert [row[0] for row in history(bare)] == list(range(1, NEXT))
@@ -162,7 +162,9 @@ def test_the_platforms_own_workers_table_is_adopted_untouched_with_its_rows(bare
 
 def test_a_database_newer_than_the_code_is_a_named_error(bare: System) -> None:
     migrate(bare)
-    bare.query("INSERT INTO schema_migrations (version, checksum) VALUES (99, 'of a later release')")
+    bare.query(
+        "INSERT INTO orchestrator_migrations (version, checksum) VALUES (99, 'of a later release')"
+    )
     before = history(bare)
     with pytest.raises(SchemaRefused, match=rf"has migration 099, .* none after {NEXT - 1:03}"):
         migrate(bare)
@@ -189,27 +191,41 @@ def test_nothing_is_applied_if_a_file_is_wrong(
 ) -> None:
     migrate(bare)
     if strange == "newer":
-        bare.query("INSERT INTO schema_migrations (version, checksum) VALUES (99, '')")
+        bare.query("INSERT INTO orchestrator_migrations (version, checksum) VALUES (99, '')")
     else:
-        bare.query("UPDATE schema_migrations SET checksum = 'other' WHERE version = 3")
+        bare.query("UPDATE orchestrator_migrations SET checksum = 'other' WHERE version = 3")
     add_migration(monkeypatch, Migration(NEXT, f"{NEXT:03}_more.sql", "CREATE TABLE more ()"))
     with pytest.raises(SchemaRefused):
         migrate(bare)
     assert "more" not in tables(bare)
 
 
-def test_two_runners_at_once_both_succeed_and_one_does_the_work(bare: System) -> None:
+WAITING = """
+    SELECT count(*)
+      FROM pg_locks
+     WHERE locktype = 'advisory' AND NOT granted
+       AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+"""
+
+
+def test_two_runners_at_once_both_succeed_and_share_the_work(bare: System) -> None:
     lock = "SELECT pg_advisory_xact_lock(%s)"
-    waiting = (
-        "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
-        " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
-    )
     with ThreadPoolExecutor(2) as threads:
         with psycopg.connect(bare.settings.database_url) as conn:
             conn.execute(lock, (migrations.MIGRATION_LOCK,))  # so that both wait for the same moment
             runs = [threads.submit(migrate, bare) for _ in range(2)]
-            eventually(lambda: bare.query(waiting) == [(2,)])
-        assert sorted((run.result() for run in runs), key=len) == [[], FILES]
+            eventually(lambda: bare.query(WAITING) == [(2,)])
+        assert sorted(name for run in runs for name in run.result()) == FILES
+
+
+def test_a_runner_that_waits_for_another_one_ends_on_sigterm(bare: System) -> None:
+    with psycopg.connect(bare.settings.database_url) as conn:
+        conn.execute("SELECT pg_advisory_xact_lock(%s)", (migrations.MIGRATION_LOCK,))
+        setup = bare.start("setup")
+        eventually(lambda: bare.query(WAITING) == [(1,)])
+        setup.process.terminate()
+        assert setup.process.wait(5) != 0
+    assert tables(bare) == []
 
 
 @pytest.mark.parametrize(
@@ -217,7 +233,7 @@ def test_two_runners_at_once_both_succeed_and_one_does_the_work(bare: System) ->
     [
         pytest.param("SELECT 1 / 0", id="in the file"),
         pytest.param(
-            f"ALTER TABLE schema_migrations ADD CHECK (version <= {NEXT})", id="after the file"
+            f"ALTER TABLE orchestrator_migrations ADD CHECK (version <= {NEXT})", id="after the file"
         ),
     ],
 )
@@ -253,7 +269,7 @@ def test_a_schema_behind_or_ahead_of_the_code_is_an_error(bare: System) -> None:
             check_current(conn)
         migrate(bare)
         check_current(conn)
-        bare.query("INSERT INTO schema_migrations (version, checksum) VALUES (%s, '')", NEXT)
+        bare.query("INSERT INTO orchestrator_migrations (version, checksum) VALUES (%s, '')", NEXT)
         with pytest.raises(SchemaRefused):
             check_current(conn)
 

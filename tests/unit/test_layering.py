@@ -227,15 +227,20 @@ def test_the_tables_of_the_library_are_named_in_its_own_statements_alone() -> No
 
 # ---- DDL ----------------------------------------------------------------------------------------
 
-DDL = re.compile(
-    r"\b(CREATE|ALTER|DROP|TRUNCATE)\s+(\w+\s+){0,3}?(TABLE|INDEX|TYPE|SCHEMA|SEQUENCE|VIEW|"
+DDL = re.compile(  # as a statement begins, and not in what an operator is told to run
+    r"^\s*(CREATE|ALTER|DROP|TRUNCATE)\s+(\w+\s+){0,3}?(TABLE|INDEX|TYPE|SCHEMA|SEQUENCE|VIEW|"
     r"FUNCTION|TRIGGER|ROLE|DATABASE|EXTENSION)\b"
 )
 
 
-# What may stand elsewhere, and why: the history of migrations must be there before the first one; a
-# temporary table belongs to one session and is no part of the schema.
-DDL_ELSEWHERE = re.compile(r"\s*CREATE (TEMP TABLE|TABLE IF NOT EXISTS schema_migrations)\b")
+# What may stand elsewhere, and why: the history of migrations, and the schema that a setting names, are
+# there before the first one; a temporary table belongs to one session and is no part of the schema.
+DDL_ELSEWHERE = {
+    r"\s*CREATE TEMP TABLE\b": None,
+    r"\s*CREATE TABLE orchestrator_migrations\b": "orchestrator.runtime.history",
+    r"ALTER TABLE schema_migrations RENAME\b": "orchestrator.runtime.history",
+    r"CREATE SCHEMA \{\}$": "orchestrator.runtime.database",
+}
 
 
 @pytest.mark.parametrize("package", ["orchestrator", "outbox"])
@@ -249,7 +254,6 @@ def test_ddl_is_in_schema_only_except_for_temporary_tables(package: str) -> None
             if isinstance(node, ast.Constant) and isinstance(node.value, str)
         ]
         for statement in [text for text in strings if DDL.search(text)]:
-            assert DDL_ELSEWHERE.match(statement), module
-            assert len(DDL.findall(statement)) == 1, module
-            own = module == "orchestrator.runtime.migrations"
-            assert "schema_migrations" not in statement or own, module
+            allowed = [where for one, where in DDL_ELSEWHERE.items() if re.match(one, statement)]
+            assert allowed in ([None], [module]), module
+            assert statement.count(";") == 0, module

@@ -11,21 +11,31 @@ from typing import NamedTuple
 import psycopg
 from psycopg.rows import args_row
 
-from orchestrator.consumer.commands import NotUtf8, check_encoding
+from orchestrator.config.database_url import connection_advice
 from orchestrator.operations.doctor.check import Installation, Result
-from orchestrator.runtime.migrations import check_current
+from orchestrator.runtime.database import (
+    NEWEST_POSTGRES,
+    SESSIONS_NEEDED,
+    ServerUnfit,
+    check_encoding,
+    check_version,
+    find_connection_limits,
+    open_session,
+    version_text,
+)
+from orchestrator.runtime.history import tables_of
+from orchestrator.runtime.migrations import check_current, read_migrations
 from outbox import (
     DatabaseNotReady,
-    connect,
     count_lanes,
     error_text,
     hang_up_after,
+    is_server_away,
     query,
     scalar,
 )
 from outbox.admin import TransactionPoolingDetected, read_identity, try_session_lock
 
-OLDEST_POSTGRES, NEWEST_POSTGRES = 14, 18  # as in the README's table of supported versions
 ANSWER_TIMEOUT_S = 25.0  # longer than reading the markers may wait for Kafka
 CLOCK_WARNING_S, CLOCK_FAILED_S = 1.0, 60.0
 
@@ -33,14 +43,13 @@ CLOCK_WARNING_S, CLOCK_FAILED_S = 1.0, 60.0
 def postgres_reachable(installation: Installation) -> Result:
     """Open the session that all later checks use."""
     try:
-        installation.connection = conn = connect(
-            installation.settings.database_url, "orchestrator doctor"
-        )
+        installation.connection = conn = open_session(installation.settings, "orchestrator doctor")
     except psycopg.Error as error:
-        return "unreachable", (
-            f"{error}: see that the server runs, accepts our login and is writable, and that"
-            " DATABASE_URL is right"
+        advice = connection_advice(str(error)) or (
+            "see that the server runs, accepts our login and is writable, and that DATABASE_URL is"
+            " right"
         )
+        return "unreachable" if is_server_away(error) else "failed", f"{error_text(error)}: {advice}"
     where = f"{conn.info.host or 'socket'}:{conn.info.port}"
     return "ok", f"database {conn.info.dbname} on {where}, as {conn.info.user}"
 
@@ -62,11 +71,13 @@ def error_result(installation: Installation, error: psycopg.Error) -> Result:
 
 def postgres_version(installation: Installation) -> Result:
     """Check that this version has what we need, and that it was tested."""
-    number = installation.conn.info.server_version
-    major, text = number // 10_000, f"{number // 10_000}.{number % 10_000}"
-    if major < OLDEST_POSTGRES:
-        return "failed", f"{text}: the oldest that works is {OLDEST_POSTGRES}: upgrade the server"
-    if major > NEWEST_POSTGRES:
+    conn = installation.conn
+    try:
+        check_version(conn)
+    except ServerUnfit as error:
+        return "failed", str(error)
+    text = version_text(conn)
+    if conn.info.server_version // 10_000 > NEWEST_POSTGRES:
         return "warning", f"{text}: newer than {NEWEST_POSTGRES}, the newest that was tested"
     return "ok", text
 
@@ -86,7 +97,7 @@ def postgres_encoding(installation: Installation) -> Result:
     """Check that every text that a command may have can be stored."""
     try:
         check_encoding(installation.conn)
-    except NotUtf8 as error:
+    except ServerUnfit as error:
         return "failed", str(error)
     return "ok", "UTF8"
 
@@ -132,6 +143,45 @@ def synchronous_commit(installation: Installation) -> Result:
         )
     waits = "waits for a synchronous standby" if standbys else "there is no synchronous standby"
     return "ok", f"{value}, {waits}"
+
+
+def connection_limits(installation: Installation) -> Result:
+    """Check that the processes can all be connected at once."""
+    limits = find_connection_limits(installation.conn)
+    if not limits:
+        return "ok", "no limit of this role or database is too low"
+    text = "; ".join(f"{owner} has CONNECTION LIMIT {limit}" for owner, limit in limits)
+    advice = f"consumer, relay and a command need {SESSIONS_NEEDED}: raise it with ALTER"
+    return "warning", f"{text}: {advice} {limits[0].owner}"
+
+
+# row_security_active: whether policies hide rows from this role.
+FIND_POLICIES = """
+    SELECT oid::regclass::text, row_security_active(oid)
+      FROM pg_class
+     WHERE oid IN (SELECT to_regclass(name) FROM unnest(%(tables)s::text[]) AS name)
+       AND relrowsecurity
+     ORDER BY 1
+"""
+
+
+class TablePolicy(NamedTuple):
+    """A table with row-level security. hides: from this role."""
+
+    table: str
+    hides: bool
+
+
+def row_security(installation: Installation) -> Result:
+    """Look for tables whose rows a policy hides: our sessions fail there instead of seeing a part."""
+    tables = [*tables_of(one.sql for one in read_migrations()), "workers"]
+    found = query(installation.conn, args_row(TablePolicy), FIND_POLICIES, {"tables": tables})
+    role = installation.conn.info.user
+    if hidden := ", ".join(one.table for one in found if one.hides):
+        advice = f"run ALTER ROLE {role} BYPASSRLS, or disable it for these tables"
+        return "failed", f"on for {hidden}, and {role} may not bypass it: {advice}"
+    bypassed = ", ".join(one.table for one in found)
+    return "ok", f"on for {bypassed}, and {role} bypasses it" if found else "off for our tables"
 
 
 def postgres_sessions(installation: Installation) -> Result:

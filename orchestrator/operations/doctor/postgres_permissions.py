@@ -11,7 +11,7 @@ from outbox import Connection, query
 from outbox.admin import RELAY_PERMISSIONS, WRITER_PERMISSIONS, TablePermission
 
 # As in schema/roles.sql.
-SCHEMA_VERSION = TablePermission("schema_migrations", "SELECT", ("version", "checksum"))
+SCHEMA_VERSION = TablePermission("orchestrator_migrations", "SELECT", ("version", "checksum"))
 TABLE_PERMISSIONS = {
     "consumer": (
         TablePermission(

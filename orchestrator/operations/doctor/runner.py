@@ -87,6 +87,8 @@ CHECKS: Mapping[str, Check] = {
     "postgres permissions": postgres_permissions,
     "postgres schema": postgres.postgres_schema,
     "postgres encoding": postgres.postgres_encoding,
+    "postgres row security": postgres.row_security,
+    "postgres connections": postgres.connection_limits,
     "lanes": postgres.number_of_lanes,
     "postgres synchronous_commit": postgres.synchronous_commit,
     "postgres sessions": postgres.postgres_sessions,
