@@ -18,8 +18,8 @@ class TransactionPoolingDetected(DatabaseNotReady):
 
     def __init__(self) -> None:
         super().__init__(
-            "a pooler in transaction mode (PgBouncer?) stands before Postgres; the relay needs locks"
-            " of its session: connect it directly, or through a pool in session mode"
+            "a pooler in transaction mode (PgBouncer?) stands before Postgres; locks and temporary"
+            " tables need a session: connect it directly, or through a pool in session mode"
         )
 
 

@@ -151,7 +151,7 @@ COMMANDS: dict[tuple[str, ...], tuple[int, str]] = {
     ("dlq", "discard", "--all", "--yes"): (0, ""),
     ("parked", "list"): (0, ""),
     ("parked", "discard", "--all", "--yes"): (0, ""),
-    ("parked", "retry", "--all", "--yes"): (0, ""),
+    ("parked", "retry", "--all", "--yes"): (1, REFUSED),
     ("repair", "lane", "all", "--yes"): (1, REFUSED),
     ("repair", "partition", "all", "--yes"): (0, ""),
     ("submit", "rtsp://camera/1", "--count", "3"): (0, ""),
