@@ -397,7 +397,7 @@ FOR_NOBODY = [
     "TRUNCATE outbox",
     "ALTER TABLE outbox ADD mine INT",
     "INSERT INTO repairs DEFAULT VALUES",
-    "DELETE FROM schema_migrations",
+    "DELETE FROM orchestrator_migrations",
 ]
 EVERY_REFUSED = [
     (role, statement)
