@@ -63,6 +63,7 @@ ROWS = {
     68: "a database that is not ours to use: refused by setup, by name, before it is changed",
     70: "a log that ends with transactions: consumed to its end, whoever led it; an open one is named",
     71: "a batch that cannot be decoded: its partition waits and is named, the others go on; repaired",
+    72: "brokers that do not accept our time-out, others in our group: named with the remedy",
 }
 
 

@@ -780,6 +780,7 @@ OTHER_KINDS = {
 }
 
 
+@pytest.mark.fault(72)
 @pytest.mark.parametrize("kind", OTHER_KINDS)
 def test_another_client_in_our_group_is_reported(system: System, kind: str) -> None:
     group = system.settings.consumer_group
@@ -793,6 +794,7 @@ def test_another_client_in_our_group_is_reported(system: System, kind: str) -> N
     assert look(system)["consumer group"].state == ("failed" if kind == "consumer" else "ok")
 
 
+@pytest.mark.fault(72)
 @pytest.mark.slow
 def test_a_share_group_of_our_name_is_reported(servers: Servers, tmp_path: Path) -> None:
     with ExitStack() as stack:

@@ -7,21 +7,31 @@ A fault is one line of FAULTS. The first four voices must name it within NAMED_S
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
+from uuid import uuid4
 
 import psycopg
 import pytest
+from confluent_kafka import Consumer, Producer
 from confluent_kafka.admin import AdminClient
 
 from orchestrator.embedded.server import HOST, free_port
 from testkit.disagreement import set_marker
 from testkit.empty_installation import run_in_process
 from testkit.eventually import eventually
-from testkit.system import Running, System, end_sessions, limit_messages, recreate_input
+from testkit.system import (
+    Running,
+    System,
+    end_sessions,
+    limit_messages,
+    recreate_input,
+    set_config,
+)
 from tests.acceptance.test_alerts import FIRES_S, Prometheus, prometheus
+from tests.faults.test_unreadable import bomb
 
 __all__ = ["prometheus"]  # a fixture
 
@@ -185,6 +195,34 @@ def make_postgres_read_only(stage: Stage) -> None:
         end_sessions(system, session)
 
 
+def leave_a_transaction_open(stage: Stage) -> None:
+    settings = stage.system.settings
+    api = {"transactional.id": f"api-{uuid4()}", "transaction.timeout.ms": 300_000}
+    producer = Producer({**settings.kafka, **api})
+    producer.init_transactions(30)
+    producer.begin_transaction()
+    producer.produce(settings.input_topic, b"no command", partition=0)
+    producer.flush(30)
+    stage.ending.callback(producer.abort_transaction, 30)
+    stage.system.produce(b"no command", b"no command", partition=0)
+
+
+def send_what_cannot_be_decoded(stage: Stage) -> None:
+    set_config(stage.system, stage.system.settings.input_topic, "compression.type", "producer")
+    bomb(stage.system)
+    stage.system.produce(b"no command", b"no command", partition=0)
+
+
+def give_the_group_to_others(stage: Stage) -> None:
+    stage.stop("consumer")
+    settings = stage.system.settings
+    other = {"group.id": settings.consumer_group, "partition.assignment.strategy": "cooperative-sticky"}
+    member = stage.ending.enter_context(closing(Consumer({**settings.kafka, **other})))
+    member.subscribe([settings.input_topic])
+    eventually(lambda: member.poll(0.1) is None and member.assignment())
+    stage.start("consumer")
+
+
 class Fault(NamedTuple):
     """A fault, and what names it. row: of the matrix (tests/matrix.py); words: a regular expression.
 
@@ -228,6 +266,19 @@ FAULTS = {
         "init_scenario.*is missing",
         "ConsumerStalled",
         24,
+    ),
+    "an open transaction": Fault(
+        leave_a_transaction_open, "transaction is open at offset", "PartitionStuck", 70
+    ),
+    "a batch that cannot be decoded": Fault(
+        send_what_cannot_be_decoded, "batch at offset .* cannot be decoded", "PartitionStuck", 71
+    ),
+    "a group of others": Fault(
+        give_the_group_to_others,
+        "set CONSUMER_GROUP to a name of its own",
+        "ConsumerStalled",
+        72,
+        ("log", "readyz", "doctor"),
     ),
     "no output topic": Fault(delete_the_output, "to_deploy", "OutboxStalled", 15),
     "Postgres is read-only": Fault(make_postgres_read_only, "read-only", "OutboxStalled", 14),
