@@ -272,11 +272,13 @@ def run_tool(command: list[str], cwd: Path) -> None:
 def close_directory(directory: Path, uid: int, gid: int, mode: int = 0o700) -> None:
     """Create a directory, or take over an older one, that other users than this one cannot read.
 
-    Raises ServerStartError.
+    Raises ServerStartError, also if it is another user's, who could open it again.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        if uid != os.geteuid():
+        if (owner := directory.stat().st_uid) not in {os.geteuid(), uid}:
+            raise PermissionError(f"it belongs to the user {owner}; delete it, or run as that user")
+        if owner != uid:
             os.chown(directory, uid, gid)
         directory.chmod(mode)
     except OSError as error:

@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
@@ -121,6 +122,19 @@ def test_run_prints_no_password_and_keeps_them_for_this_user(directory: Path) ->
     passwords = [file.read_text() for file in (directory / ".data").glob("*/**/password")]
     assert len(passwords) == 2
     assert not any(password in log.read_text() for password in passwords)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
+@pytest.mark.parametrize("part", [".", "kafka", "postgres"])
+def test_a_directory_of_another_user_is_refused(directory: Path, part: str) -> None:
+    (directory / part).mkdir(exist_ok=True)
+    shutil.chown(directory / part, "nobody")
+    with (
+        pytest.raises(ServerStartError, match=r"belongs to the user \d+; delete it"),
+        embedded_servers(directory, TEST_KAFKA_VERSION, POSTGRES_SETTINGS),
+    ):
+        pass
+    assert not processes_in(directory)
 
 
 def test_data_of_a_server_without_a_password_are_refused(postgres: EmbeddedPostgres) -> None:
