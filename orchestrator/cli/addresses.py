@@ -5,6 +5,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from orchestrator.cli.terminal import UsageError
+
 DATA = Path(".data")  # where the embedded servers keep their data
 ADDRESSES = DATA / "addresses"  # lines for a shell: export NAME=value
 
@@ -12,16 +14,26 @@ ADDRESSES = DATA / "addresses"  # lines for a shell: export NAME=value
 def export_addresses(addresses: Mapping[str, str]) -> None:
     """Set the addresses for our child processes, and keep them in a file; they contain passwords."""
     os.environ.update(addresses)
-    ADDRESSES.touch()
-    ADDRESSES.chmod(0o600)
+    ADDRESSES.unlink(missing_ok=True)  # an older one may be open in another user's process
+    ADDRESSES.touch(0o600)
     lines = [f"export {name}={value}\n" for name, value in addresses.items()]
     ADDRESSES.write_text("".join(lines))
     print(f"addresses and passwords, for this user alone: . {ADDRESSES}", file=sys.stderr)
 
 
 def with_addresses(environ: Mapping[str, str]) -> Mapping[str, str]:
-    """Return the environment; without KAFKA_BOOTSTRAP_SERVERS the kept addresses are added."""
-    if "KAFKA_BOOTSTRAP_SERVERS" in environ or not ADDRESSES.exists():
+    """Return the environment; without KAFKA_BOOTSTRAP_SERVERS the kept addresses are added.
+
+    Raises UsageError if they are another user's.
+    """
+    if "KAFKA_BOOTSTRAP_SERVERS" in environ:
         return environ
-    lines = ADDRESSES.read_text().splitlines()
+    try:
+        lines = ADDRESSES.read_text().splitlines()
+    except FileNotFoundError:
+        return environ
+    except PermissionError as error:
+        raise UsageError(
+            f"set KAFKA_BOOTSTRAP_SERVERS, or run as the user of the servers: {error}"
+        ) from error
     return {**environ, **dict(line.removeprefix("export ").split("=", 1) for line in lines)}

@@ -112,7 +112,10 @@ class EmbeddedKafka(EmbeddedServer):
         if self._with_login:
             properties |= login_properties(self.login["sasl.password"])
         lines = [f"{name}={value}" for name, value in (properties | self._properties).items()]
-        (self.directory / "server.properties").write_text("\n".join(lines) + "\n")
+        file = self.directory / "server.properties"
+        file.unlink(missing_ok=True)  # an older one may be open in another user's process
+        file.touch(0o600)
+        file.write_text("\n".join(lines) + "\n")
         if not (self.data / "meta.properties").exists():
             cluster_id = secrets.token_urlsafe(16).replace("-", "_")  # no leading "-": an option
             tool = ["kafka.tools.StorageTool", "format", "-t", cluster_id, "-c", "server.properties"]

@@ -173,6 +173,15 @@ def images(checkout: Path) -> list[str]:
     return re.findall(r"^(?:FROM| +image:) (\S+:\S+)", "".join(lines), re.MULTILINE)
 
 
+def test_make_knows_every_image_that_is_named() -> None:
+    services = parsed("deploy/compose.yaml")["services"].values()
+    steps = (ROOT / "Dockerfile").read_text()
+    bases = re.findall(r"^FROM (?:--\S+ )*(\S+)", steps, re.MULTILINE)
+    named = [*bases, *re.findall(r"--from=(\S+)", steps), *(service["image"] for service in services)]
+    ours = {"vap-orchestrator", *re.findall(r"^FROM .* AS (\S+)$", steps, re.MULTILINE)}
+    assert set(named) - ours == set(images(ROOT))
+
+
 def test_images_get_their_digests_and_later_newer_ones(checkout: Path) -> None:
     names = images(checkout)
     assert len(names) == 5
