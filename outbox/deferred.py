@@ -11,7 +11,9 @@ a call of a retry succeeds: what refuses one batch may refuse all, and may take 
 
 import logging
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import NoReturn
 from uuid import UUID
 
 import psycopg
@@ -41,9 +43,26 @@ class Deferred:
         self._on_published = options.on_published
         self._retry_s = options.timings.deferred_retry_s
         self._failure: str | None = None  # of the last call of on_published
+        self._was_called = False  # on_published, in this transaction
         self._group_size = MAX_GROUP
         self._next_retry_at = 0.0  # monotonic
         self._reported: frozenset[str] = frozenset()  # reasons in the log
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Run the block in one transaction. Raises OnPublishedFailed: repeat it, without the call.
+
+        A deferred constraint of the service refuses what it wrote only at COMMIT.
+        """
+        self._was_called = is_committing = False
+        try:
+            with transaction(self._conn):
+                yield
+                is_committing = True
+        except psycopg.Error as error:
+            if not (is_committing and self._was_called):
+                raise
+            self._raise_failure(error)
 
     def tell(self, aggregate_ids: Sequence[UUID]) -> None:
         """Call `on_published`, or put aggregates on the list; in the caller's transaction.
@@ -51,20 +70,26 @@ class Deferred:
         Raises OnPublishedFailed: repeat the transaction, and the call is left out.
         """
         if self._failure:
-            deferred_rows.defer(self._conn, aggregate_ids, self._failure)
+            deferred_rows.defer(self._conn, dict.fromkeys(aggregate_ids, self._failure))
         elif left := self._call(aggregate_ids):
             deferred_rows.defer(self._conn, left)
 
-    def _call(self, aggregate_ids: Sequence[UUID]) -> Collection[UUID]:
-        """Call `on_published`; return what it left undone."""
+    def _call(self, aggregate_ids: Sequence[UUID]) -> Mapping[UUID, str]:
+        """Call `on_published`; return what it left undone, each with the reason."""
+        self._was_called = True
         try:
-            return self._on_published(self._conn, aggregate_ids) or ()
+            left = self._on_published(self._conn, aggregate_ids) or ()
         except psycopg.Error as error:
-            if error.sqlstate is None or self._conn.closed:
-                raise  # the session is over, or its commit is in doubt
-            # A trigger may quote a row: a URL may contain a password.
-            self._failure = error_text(error).partition("://")[0][:MAX_REASON]
-            raise OnPublishedFailed(self._failure) from error
+            self._raise_failure(error)
+        return left if isinstance(left, Mapping) else dict.fromkeys(left, deferred_rows.LOCKED)
+
+    def _raise_failure(self, error: psycopg.Error) -> NoReturn:
+        """Keep why Postgres refused a call. Raises OnPublishedFailed."""
+        if error.sqlstate is None or self._conn.closed:
+            raise error  # the session is over, or its commit is in doubt
+        # A trigger may quote a row: a URL may contain a password.
+        self._failure = error_text(error).partition("://")[0][:MAX_REASON]
+        raise OnPublishedFailed(self._failure) from error
 
     # ---- the list -----------------------------------------------------------------------------------
 
@@ -104,16 +129,19 @@ class Deferred:
 
         Raises OnPublishedFailed.
         """
-        with transaction(self._conn):
+        with self.transaction():
             rows = deferred_rows.lock(self._conn, ids)
             if rows:
                 self._conn.execute(SET_LOCK_TIMEOUT, {"timeout": RETRY_LOCK_TIMEOUT})
-                left = set(self._call([row.aggregate_id for row in rows]))
-                self._failure = None
+                left = self._call([row.aggregate_id for row in rows])
                 done = [row.id for row in rows if row.aggregate_id not in left]
                 deferred_rows.delete(self._conn, done)
-                deferred_rows.postpone(self._conn, {row.id for row in rows}.difference(done))
+                for reason in set(left.values()):
+                    undone = [row.id for row in rows if left.get(row.aggregate_id) == reason]
+                    deferred_rows.postpone(self._conn, undone, reason)
             crash_point("relay.retried")
+        if rows:
+            self._failure = None
         return bool(rows)
 
     def _report(self) -> None:

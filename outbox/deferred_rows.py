@@ -3,7 +3,7 @@
 Every function takes the connection first; those that write never commit.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 from uuid import UUID
 
@@ -16,14 +16,18 @@ LOCKED = "locked by another session"
 
 DEFER = """
     INSERT INTO outbox_deferred (aggregate_id, reason)
-    SELECT aggregate_id, %(reason)s
-      FROM unnest(%(aggregate_ids)b::uuid[]) AS new (aggregate_id)
+    SELECT aggregate_id, reason
+      FROM unnest(%(aggregate_ids)b::uuid[], %(reasons)b::text[]) AS new (aggregate_id, reason)
 """
 
 
-def defer(conn: Connection, aggregate_ids: Collection[UUID], reason: str = LOCKED) -> None:
-    """Write aggregates to the list, in the transaction that deletes their outbox rows."""
-    conn.execute(DEFER, {"aggregate_ids": arrays.uuids(aggregate_ids), "reason": reason})
+def defer(conn: Connection, reasons: Mapping[UUID, str]) -> None:
+    """Write aggregates to the list, in the transaction that deletes their outbox rows.
+
+    reasons: by aggregate id, why `on_published` could not do them.
+    """
+    values = {"aggregate_ids": arrays.uuids(reasons), "reasons": arrays.texts(reasons.values())}
+    conn.execute(DEFER, values)
 
 
 # NOT BETWEEN: a clock that was set back must not postpone an attempt.
@@ -82,7 +86,7 @@ POSTPONE = """
 """
 
 
-def postpone(conn: Connection, ids: Collection[int], reason: str = LOCKED) -> None:
+def postpone(conn: Connection, ids: Collection[int], reason: str) -> None:
     """Note one more attempt without success."""
     conn.execute(POSTPONE, {"ids": arrays.bigints(ids), "reason": reason})
 

@@ -1,6 +1,6 @@
 """What the user of a relay may choose, as its parts get it."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
@@ -8,7 +8,8 @@ from outbox.observer import Observer
 from outbox.postgres import Connection
 from outbox.timings import PRODUCTION, Timings
 
-OnPublished = Callable[[Connection, Sequence[UUID]], Collection[UUID] | None]
+# Returns what it could not do: the ids, or a mapping of them to the reasons.
+OnPublished = Callable[[Connection, Sequence[UUID]], Mapping[UUID, str] | Collection[UUID] | None]
 
 
 @dataclass(frozen=True)

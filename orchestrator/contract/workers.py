@@ -1,6 +1,6 @@
 """The platform's table `workers`, and what we write into it."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import NamedTuple
 from uuid import UUID
@@ -8,7 +8,7 @@ from uuid import UUID
 from psycopg.rows import args_row
 
 from orchestrator.contract.messages import DeployOrder
-from outbox import Connection, arrays, query, scalars
+from outbox import LOCKED, Connection, arrays, query, scalars
 
 INSERT = """
     INSERT INTO workers (worker_id, scenario_uuid, camera_url)
@@ -54,34 +54,45 @@ def _order_columns(orders: Sequence[DeployOrder]) -> tuple[arrays.Array, arrays.
 
 
 # FOR NO KEY UPDATE is the lock that the update takes: a reference to the row (KEY SHARE) does not
-# conflict with it. What is locked is looked up only where fewer rows than ids were updated.
+# conflict with it. What was not updated is looked up only where fewer rows than ids were: it is locked
+# by another session, or a trigger or a policy passed over it in silence.
 SET_DEPLOYED = """
-    WITH deployed AS (
+    WITH free AS (
+        SELECT worker_id
+          FROM workers
+         WHERE worker_id = ANY(%(ids)b::uuid[]) AND status = 'pending'
+           FOR NO KEY UPDATE SKIP LOCKED
+    ), deployed AS (
         UPDATE workers
            SET status = 'deployed', updated_at = NOW()
-         WHERE worker_id = ANY(ARRAY(
-                   SELECT worker_id
-                     FROM workers
-                    WHERE worker_id = ANY(%(ids)b::uuid[]) AND status = 'pending'
-                      FOR NO KEY UPDATE SKIP LOCKED))
+         WHERE worker_id = ANY(ARRAY(SELECT worker_id FROM free))
            AND status = 'pending'
      RETURNING worker_id
     )
-    SELECT worker_id
+    SELECT worker_id, worker_id IN (SELECT worker_id FROM free)
       FROM workers
      WHERE (SELECT count(*) FROM deployed) < cardinality(%(ids)b::uuid[])
        AND worker_id = ANY(%(ids)b::uuid[]) AND status = 'pending'
        AND NOT EXISTS (SELECT FROM deployed WHERE deployed.worker_id = workers.worker_id)
 """
+SKIPPED = "a trigger on workers skips the update"
 
 
-def set_deployed(conn: Connection, worker_ids: Sequence[UUID]) -> Collection[UUID]:
-    """Mark pending workers deployed; return those that are locked by another session, without waiting.
+class StillPending(NamedTuple):
+    """A worker that was not set to deployed. skipped: although no other session has locked it."""
+
+    worker_id: UUID
+    skipped: bool
+
+
+def set_deployed(conn: Connection, worker_ids: Sequence[UUID]) -> Mapping[UUID, str]:
+    """Mark pending workers deployed; return those that are still pending, without waiting, and why.
 
     One that the Runner already moved on stays as it is.
     """
     values = {"ids": arrays.uuids(worker_ids)}
-    return scalars(conn, UUID, SET_DEPLOYED, values, prepare=True, binary=True)
+    found = query(conn, args_row(StillPending), SET_DEPLOYED, values, prepare=True, binary=True)
+    return {one.worker_id: SKIPPED if one.skipped else LOCKED for one in found}
 
 
 # The column may be SERIAL, an identity, or have another sequence or none as its default.

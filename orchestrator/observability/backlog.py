@@ -23,7 +23,7 @@ from outbox import (
     read_deferred_backlog,
     session_options,
 )
-from outbox.admin import count_parked
+from outbox.admin import count_parked, read_deferred_reasons
 
 T = TypeVar("T")
 GAUGES_SESSION = "orchestrator gauges"  # its application_name
@@ -72,9 +72,11 @@ def backlog_gauges(
         for lane, rows in backlog.items():
             metrics.pending.labels(str(lane)).set(rows.pending)
             metrics.oldest.labels(str(lane)).set(rows.oldest_s)
-        metrics.set_deferred(read(read_deferred_backlog))
         parked = read(count_parked)
         metrics.set_parked(None if parked is None else sum(one.rows for one in parked))
+        deferred = read(read_deferred_backlog)
+        reasons = read(read_deferred_reasons) if deferred and deferred.rows else None
+        metrics.set_deferred(deferred, reasons or ())
         ids = read(read_id_sequence)
         used = None if ids is None else ids.used
         metrics.ids_used.set(math.nan if used is None else used)

@@ -19,6 +19,7 @@ from orchestrator.contract.messages import InvalidReason
 from orchestrator.observability.health import Health
 from orchestrator.observability.tracing import new_tracing
 from outbox import DeferredBacklog, Message, Observer, OutboxRow, Outcome, SyncCommitMonitor
+from outbox.admin import DeferredReason
 
 log = logging.getLogger(__name__)
 
@@ -236,11 +237,13 @@ class RelayMetrics(Observer):
             registry=registry,
         )
 
-    def set_deferred(self, backlog: DeferredBacklog | None) -> None:
+    def set_deferred(
+        self, backlog: DeferredBacklog | None, reasons: Sequence[DeferredReason] = ()
+    ) -> None:
         """Report deferred workers, also in /readyz: delivery goes on. None: they are not known."""
         self.deferred.set(math.nan if backlog is None else backlog.rows)
         self.oldest_deferred.set(math.nan if backlog is None else backlog.oldest_s)
-        note = _describe_deferred(backlog) if backlog and backlog.rows else None
+        note = _describe_deferred(backlog, reasons) if backlog and backlog.rows else None
         self._health.notes["deferred"] = lambda: note
 
     def set_parked(self, rows: int | None) -> None:
@@ -284,8 +287,9 @@ class RelayMetrics(Observer):
         self.owned = lanes
 
 
-def _describe_deferred(backlog: DeferredBacklog) -> str:
+def _describe_deferred(backlog: DeferredBacklog, reasons: Sequence[DeferredReason]) -> str:
+    named = "; ".join(f"{one.reason}: {', '.join(map(str, one.aggregate_ids))}" for one in reasons)
     return (
         f"{backlog.rows:,} workers are published and not yet deployed, the oldest for"
-        f" {backlog.oldest_s:.0f} s: see `orchestrator status`"
+        f" {backlog.oldest_s:.0f} s: {named}: see `orchestrator status`"
     )

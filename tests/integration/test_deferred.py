@@ -1,6 +1,6 @@
 """Workers whose row cannot be written at once: no lane waits for them, none is forgotten."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from typing import Any
 from uuid import UUID
@@ -234,6 +234,54 @@ def test_lanes_go_on_while_all_updates_are_refused(
     one_lane.check_exactly_once(15)
 
 
+FUNCTION = "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN %s END $$"
+BEFORE = "CREATE TRIGGER refuse BEFORE UPDATE ON workers"
+AT_COMMIT = "CREATE CONSTRAINT TRIGGER refuse AFTER UPDATE ON workers INITIALLY DEFERRED"
+FOR_ONE = "FOR EACH ROW WHEN (NEW.worker_id = '%s') EXECUTE FUNCTION refuse()"
+CHECK = "ALTER TABLE workers ADD CONSTRAINT refuse CHECK"
+# What its function does, how it is attached, and the reason.
+WAYS = {
+    "skipped": ("RETURN NULL;", f"{BEFORE} {FOR_ONE}", "a trigger on workers skips the update"),
+    "refused at COMMIT": ("RAISE 'not now';", f"{AT_COMMIT} {FOR_ONE}", "not now (P0001)"),
+    "a division by zero": ("PERFORM 1 / 0;", f"{BEFORE} {FOR_ONE}", "division by zero (22012)"),
+    "a lock": ("RAISE lock_not_available;", f"{BEFORE} {FOR_ONE}", "lock_not_available (55P03)"),
+    "a deadlock": ("RAISE deadlock_detected;", f"{AT_COMMIT} {FOR_ONE}", "deadlock_detected (40P01)"),
+    "a time-out": ("PERFORM pg_sleep(60);", f"{BEFORE} {FOR_ONE}", "statement timeout (57014)"),
+    "a CHECK": ("", f"{CHECK} (worker_id <> '%s' OR status <> 'deployed')", '"refuse" (23514)'),
+}
+
+
+@pytest.mark.fault(42)
+@pytest.mark.parametrize("way", WAYS)
+def test_a_worker_that_is_refused_in_any_way_is_named_and_holds_up_no_lane(
+    one_lane: System, way: str
+) -> None:
+    accepted = one_lane.accept(3)
+    body, attach, reason = WAYS[way]
+    one_lane.query(FUNCTION % body)
+    one_lane.query(attach % accepted[1])
+    with one_lane.lane() as lane:
+        if way == "a time-out":
+            lane.conn.execute("SET statement_timeout = '500ms'")
+        lane.recover()
+        assert lane.run_once() == 3
+        lane.drain()
+        assert one_lane.query("SELECT count(*) FROM outbox") == [(0,)]
+        eventually(lambda: only_left(one_lane, lane, accepted[1]))
+        assert reason in deferred(one_lane)[accepted[1]]
+        assert one_lane.statuses() == {"pending": 1, "deployed": 2}
+        one_lane.query("DROP FUNCTION refuse CASCADE")
+        one_lane.query("ALTER TABLE workers DROP CONSTRAINT IF EXISTS refuse")
+        retry_until_empty(one_lane, lane)
+    one_lane.check_exactly_once(3)
+
+
+def only_left(system: System, lane: OwnedLane, worker: UUID) -> bool:
+    """Let a stepped relay try again; return whether one worker alone is left on its list."""
+    lane.session.batches.deferred.retry()
+    return deferred(system).keys() == {worker}
+
+
 def is_retried(lane: OwnedLane, calls: list[str]) -> bool:
     """Let a stepped relay look at its list; return whether it has called `on_published` again."""
     lane.session.batches.deferred.retry()
@@ -246,7 +294,7 @@ def test_a_table_that_is_locked_as_a_whole_is_waited_for_once(
 ) -> None:
     timeouts, set_deployed = list[str](), workers.set_deployed
 
-    def recording(conn: Connection, worker_ids: Sequence[UUID]) -> Collection[UUID]:
+    def recording(conn: Connection, worker_ids: Sequence[UUID]) -> Mapping[UUID, str]:
         timeouts.append(scalar(conn, str, "SHOW lock_timeout"))
         return set_deployed(conn, worker_ids)
 
