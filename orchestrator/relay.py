@@ -10,9 +10,10 @@ from orchestrator.observability.backlog import backlog_gauges
 from orchestrator.observability.gauges import KafkaProbe, poll_in_background
 from orchestrator.observability.health import Health
 from orchestrator.observability.metrics import RelayMetrics, new_registry
+from orchestrator.observability.standby import watch_standby
 from orchestrator.runtime.migrations import check_current
 from orchestrator.runtime.process import answer_http, run_until_stopped
-from outbox import LaneState, LaneStatus, Relay, with_overrides
+from outbox import RELAY_SESSION, LaneState, LaneStatus, Relay, with_overrides
 
 
 def new_relay(settings: Settings, metrics: RelayMetrics | None = None) -> Relay:
@@ -57,6 +58,7 @@ def run_relay(settings: Settings) -> int:
     with (
         poll_in_background(kafka.check, timings),
         backlog_gauges(settings, metrics, timings),
+        watch_standby(settings, health, "relay", RELAY_SESSION, timings),
         answer_http(settings, registry, health),
     ):
         return run_until_stopped(relay.run, on_stop=health.stop)

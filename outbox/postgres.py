@@ -17,13 +17,13 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from threading import Event, Lock, Timer
-from typing import Any, LiteralString, TypeVar
+from typing import Any, LiteralString, NamedTuple, TypeVar
 
 import psycopg
 import tenacity
 from psycopg.abc import Params, Query
 from psycopg.pq import TransactionStatus
-from psycopg.rows import RowFactory, scalar_row
+from psycopg.rows import RowFactory, args_row, scalar_row
 
 from outbox.errors import RETRYABLE_ERRORS, RolledBack
 
@@ -311,3 +311,50 @@ def transaction(
     answer = conn.execute("COMMIT").statusmessage
     if answer != "COMMIT":
         raise RolledBack(f"COMMIT was answered with {answer}")
+
+
+COMMIT_S = 5.0  # a standby that is there confirms sooner
+
+
+class StandbyWait(NamedTuple):
+    """Which synchronous standbys a COMMIT waits for. names: the setting of the server; empty: none.
+
+    is_connected: one of them is, as far as this role may see. waiting_s: how long the COMMIT has waited
+    that began first, of the sessions asked for; None: none of those that this role may see.
+    """
+
+    names: str
+    is_connected: bool
+    waiting_s: float | None
+
+    @property
+    def is_missing(self) -> bool:
+        """Say whether commits wait for good."""
+        return bool(self.names) and (not self.is_connected or (self.waiting_s or 0) > COMMIT_S)
+
+    @property
+    def text(self) -> str:
+        """Say what waits for what, and what to do."""
+        state = "is connected, but has not confirmed it" if self.is_connected else "is not connected"
+        return (
+            f"COMMIT waits for a synchronous standby, which {state}: bring it back, or take it out of"
+            f" synchronous_standby_names, now {self.names!r}"
+        )
+
+
+READ_STANDBY_WAIT = """
+    SELECT CASE WHEN current_setting('synchronous_commit') NOT IN ('off', 'local')
+                THEN current_setting('synchronous_standby_names') ELSE '' END,
+           EXISTS (SELECT FROM pg_stat_replication
+                    WHERE coalesce(sync_state, 'sync') IN ('sync', 'quorum')),
+           (SELECT extract(epoch FROM max(clock_timestamp() - query_start))::float8
+              FROM pg_stat_activity
+             WHERE datname = current_database() AND wait_event = 'SyncRep'
+               AND application_name = ANY(%(sessions)s::text[]))
+"""
+
+
+def read_standby_wait(conn: Connection, *sessions: str) -> StandbyWait:
+    """Return what COMMITs wait for, of sessions by their application_name."""
+    (wait,) = query(conn, args_row(StandbyWait), READ_STANDBY_WAIT, {"sessions": list(sessions)})
+    return wait

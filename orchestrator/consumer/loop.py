@@ -14,6 +14,8 @@ from outbox import Backoff, Connection, error_text
 
 log = logging.getLogger(__name__)
 
+CONSUMER_SESSION = "orchestrator consumer"  # application_name of a consumer's session
+
 
 class ConsumerLoop(Generic[T]):
     """Runs sessions until it is stopped, and knows why there is none."""

@@ -5,13 +5,14 @@ from collections.abc import Mapping
 from orchestrator.config.settings import Settings
 from orchestrator.config.timings import ConsumerTimings, ProcessTimings
 from orchestrator.consumer.commands import command_subscription
-from orchestrator.consumer.loop import ConsumerLoop
+from orchestrator.consumer.loop import CONSUMER_SESSION, ConsumerLoop
 from orchestrator.consumer.refusals import describe_refusal
 from orchestrator.contract.messages import DeployOrder
 from orchestrator.contract.repair_commands import repair_of_partition
 from orchestrator.observability.gauges import consumer_gauges
 from orchestrator.observability.health import Health
 from orchestrator.observability.metrics import ConsumerMetrics, new_registry
+from orchestrator.observability.standby import watch_standby
 from orchestrator.runtime.database import open_session
 from orchestrator.runtime.process import answer_http, run_until_stopped
 from outbox import with_overrides
@@ -23,7 +24,7 @@ def run_consumer(settings: Settings) -> int:
     health, registry = Health(stalled_s=timings.stalled_s), new_registry("consumer")
     metrics = ConsumerMetrics(registry, health, settings.input_topic)
     consumer = ConsumerLoop(
-        lambda: open_session(settings, "orchestrator consumer"),
+        lambda: open_session(settings, CONSUMER_SESSION),
         command_subscription(settings),
         metrics,
         with_overrides(ConsumerTimings()),
@@ -38,6 +39,7 @@ def run_consumer(settings: Settings) -> int:
     }
     with (
         consumer_gauges(settings, consumer.positions, consumer.refused, metrics, timings),
+        watch_standby(settings, health, "consumer", CONSUMER_SESSION, timings),
         answer_http(settings, registry, health),
     ):
         return run_until_stopped(consumer.run, on_stop=health.stop)

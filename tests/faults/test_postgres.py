@@ -1,6 +1,8 @@
 """Postgres in trouble while both processes work: what cannot be known is found out, never assumed."""
 
+import json
 import re
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -14,8 +16,9 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from orchestrator.embedded import EmbeddedPostgres, Servers
 from orchestrator.embedded.server import HOST
 from outbox import Connection
+from testkit.empty_installation import run_command
 from testkit.eventually import eventually
-from testkit.private_servers import answer
+from testkit.private_servers import answer, is_ready
 from testkit.proxy import Rule, cut_after, proxy
 from testkit.system import OwnedLane, Running, System, take
 from testkit.wire_protocol import PostgresConversation
@@ -99,9 +102,9 @@ def start_consumer(system: System, **environ: str) -> Running:
     return consumer
 
 
-def start_relay(system: System) -> Running:
+def start_relay(system: System, timings: str | None = None) -> Running:
     """Start a relay and wait until it works its lane."""
-    relay = system.start("relay")
+    relay = system.start("relay", **({"OUTBOX_TIMINGS": timings} if timings else {}))
     eventually(lambda: relay.logged('"lane active"'), RESUME_S)
     return relay
 
@@ -212,6 +215,32 @@ def test_a_relay_sends_nothing_on_a_commit_that_no_standby_confirmed(
             assert relay.logged('"commit not confirmed"')
             assert own.orders() == []
     own.check_exactly_once(20)
+
+
+@pytest.mark.fault(63)
+def test_processes_whose_commits_wait_for_a_standby_are_alive_and_say_so(
+    own: System, postgres: EmbeddedPostgres
+) -> None:
+    stalled = json.dumps({"stalled_s": 6, "gauge_period_s": 0.5})
+    consumer, relay = start_consumer(own, OUTBOX_TIMINGS=stalled), start_relay(own, stalled)
+    with held_back(own) as other:
+        own.accept(20)
+        with ghost(postgres):
+            other.execute("ROLLBACK")
+            own.submit(20)
+            for process in (consumer, relay):
+                eventually(partial(says, process, "synchronous standby, which is not"), RESUME_S)
+                assert process.logged('"commit waiting"')
+            time.sleep(8)  # longer than what a loop may be silent for
+            for process in (consumer, relay):
+                assert (answer(process, "livez"), answer(process, "readyz")) == (200, 503)
+            for command in ("status", "doctor"):
+                shown = run_command(own.environ, command)
+                assert "now 'ghost'" in shown.stdout, shown
+    own.check_exactly_once(40)
+    for process in (consumer, relay):
+        eventually(partial(is_ready, process))
+        assert process.logged('"commit done"')
 
 
 # ---- sessions and servers that end -----------------------------------------------------------------
