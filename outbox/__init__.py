@@ -20,8 +20,8 @@ The tables, the topic that it needs and how to take it into a service: README.md
 from outbox import arrays
 from outbox.backoff import Backoff
 from outbox.crash_points import crash_point
-from outbox.deferred_rows import DeferredBacklog, read_deferred_backlog
-from outbox.enqueue import count_lanes, enqueue
+from outbox.deferred_rows import LOCKED, DeferredBacklog, read_deferred_backlog
+from outbox.enqueue import check_id_sequence, count_lanes, enqueue
 from outbox.errors import (
     DatabaseNotReady,
     InDoubt,
@@ -36,7 +36,8 @@ from outbox.errors import (
 from outbox.kafka_config import DEFAULTS as KAFKA_DEFAULTS
 from outbox.kafka_config import property_refusal
 from outbox.lane import LaneState, LaneStatus, Outcome
-from outbox.message import MESSAGE_ID_HEADER, Headers, Message, OutboxRow
+from outbox.membership import RELAY_SESSION
+from outbox.message import MESSAGE_ID_HEADER, Headers, Message, OutboxRow, is_topic_name
 from outbox.observer import Observer
 from outbox.outbox_rows import read_backlog
 from outbox.output_topics import topic_id_of
@@ -49,6 +50,7 @@ from outbox.postgres import (
     connect,
     hang_up_after,
     query,
+    read_standby_wait,
     retry_transaction,
     scalar,
     scalars,
@@ -60,7 +62,9 @@ from outbox.timings import Timings, read_overrides, with_overrides
 
 __all__ = [
     "KAFKA_DEFAULTS",
+    "LOCKED",
     "MESSAGE_ID_HEADER",
+    "RELAY_SESSION",
     "AdaptivePause",
     "Backoff",
     "Connection",
@@ -85,6 +89,7 @@ __all__ = [
     "Timings",
     "arrays",
     "begin_session",
+    "check_id_sequence",
     "connect",
     "count_lanes",
     "crash_point",
@@ -92,11 +97,13 @@ __all__ = [
     "error_text",
     "hang_up_after",
     "is_server_away",
+    "is_topic_name",
     "property_refusal",
     "query",
     "read_backlog",
     "read_deferred_backlog",
     "read_overrides",
+    "read_standby_wait",
     "retry_transaction",
     "scalar",
     "scalars",

@@ -12,13 +12,12 @@ from contextlib import suppress
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from outbox.errors import InDoubt
-from outbox.kafka_calls import Partition, call_in_slices, flush_in_slices, kafka_error_in
+from outbox.kafka_calls import PURGED, Partition, call_in_slices, flush_in_slices, kafka_error_in
 from outbox.producers import Producers, discard
 
 BARRIER_KEY = b"barrier"
 ABORT_S = 1.0
 BARRIER_S = 5.0  # longer than a busy broker needs; readers of the partitions wait meanwhile
-PURGED = frozenset({KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT})  # because another one failed
 
 
 class BarrierWriter:

@@ -4,6 +4,7 @@ Invariant: what is acknowledged is known to be in Kafka. All lanes go out in one
 under the transactional id of the lowest lane, which each lane's row names before Kafka sees the batch.
 """
 
+import logging
 import time
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
@@ -16,14 +17,16 @@ from outbox.deferred import Deferred
 from outbox.errors import InDoubt
 from outbox.lane_rows import LaneRow
 from outbox.markers import Marker
-from outbox.message import OutboxRow
+from outbox.message import OutboxRow, fault_of
 from outbox.options import RelayOptions
-from outbox.outbox_rows import ClaimRequest
+from outbox.outbox_rows import ClaimRequest, ParkedNow
 from outbox.output_topics import encode_start
 from outbox.ownership import OwnedLanes
 from outbox.postgres import Connection, retry_transaction, transaction
 from outbox.publisher import Publisher
 from outbox.watermark import ClaimWatermark, WriterPoll
+
+log = logging.getLogger(__name__)
 
 WAIT_LOCKED_S = 2.0  # for what Kafka says of a new topic, with rows locked
 
@@ -49,6 +52,7 @@ class Batches:
         self._publisher = publisher
         self._options = options
         self._writer_poll = WriterPoll()
+        self.forbidden: str | None = None  # which topic of the last claim this relay may not write to
         self.deferred = Deferred(conn, options)
 
     # ---- Postgres -----------------------------------------------------------------------------------
@@ -68,13 +72,20 @@ class Batches:
 
     @retry_transaction
     def acknowledge_and_claim(self, numbers: Collection[int]) -> dict[int, list[OutboxRow]]:
-        """Acknowledge the batches before and claim the next ones, in one Postgres transaction."""
+        """Acknowledge the batches before and claim the next ones, in one Postgres transaction.
+
+        A row that can never be sent is parked. A lane whose next row goes to a topic that cannot be
+        written to gets no batch, and backs off.
+        """
         started = time.perf_counter()
         self._publisher.topics.ends(())  # before rows are locked
-        with transaction(self._conn):
+        with self.deferred.transaction():
             before = self._lock(numbers)
             self._acknowledge(before)
-            batch = self._claim(before)
+            claimed = self._claim(before)
+            parked = self.park_faulty(claimed)
+            left = self._leave_unwritable(claimed)
+            batch = {number: rows for number, rows in claimed.items() if rows}
             after = {
                 number: self._begin(row, batch[number])
                 if number in batch
@@ -86,6 +97,8 @@ class Batches:
         for number, row in after.items():
             lane = self._owned.lanes[number]
             self._owned.update(lane.at(row.batch_number, row.token, unacknowledged=number in batch))
+        self.report_parked(parked)
+        self._back_off({number: why for number, why in left.items() if number not in batch})
         self._options.observer.transaction("postgres", time.perf_counter() - started)
         return batch
 
@@ -97,7 +110,7 @@ class Batches:
         its next owner need not fence ours.
         """
         started = time.perf_counter()
-        with transaction(self._conn):
+        with self.deferred.transaction():
             before = self._lock(numbers)
             self._acknowledge(before)
             ours = self._publisher.transactional_lane
@@ -149,12 +162,77 @@ class Batches:
             for number in numbers
         ]
         started = time.perf_counter()
-        batch = outbox_rows.claim(self._conn, requests)
+        batch = outbox_rows.claim(self._conn, requests, self._publisher.largest_row)
         took_s = time.perf_counter() - started
         self._options.observer.claimed(sum(map(len, batch.values())), took_s)
         for number in numbers:
             self.watermarks[number].note_scan([row.id for row in batch.get(number, ())])
         return batch
+
+    # ---- rows that cannot be sent -------------------------------------------------------------------
+
+    def park_faulty(self, batch: Mapping[int, list[OutboxRow]]) -> list[ParkedNow]:
+        """Park rows that can never be sent, and were not, and take them out of the batch.
+
+        In the caller's transaction.
+        """
+        parked: list[ParkedNow] = []
+        for number, rows in batch.items():
+            if faults := {row.id: why for row in rows if (why := self._fault_of(row))}:
+                rows[:] = [row for row in rows if row.id not in faults]
+            parked += [
+                outbox_rows.park(self._conn, number, row_id, why) for row_id, why in faults.items()
+            ]
+        return parked
+
+    def _fault_of(self, row: OutboxRow) -> str | None:
+        largest = self._publisher.largest_row
+        if row.size_bytes > largest:
+            return f"it is larger than {largest} bytes: see message.max.bytes"
+        return fault_of(row.topic, row.headers)
+
+    def park_strays(self, lanes: int) -> None:
+        """Park the rows of lanes that do not exist: they are older than the constraint."""
+        parked: list[ParkedNow] | None = None
+        while parked is None or parked:
+            self._options.observer.tick()
+            with transaction(self._conn):
+                parked = outbox_rows.park_strays(self._conn, lanes)
+            self.report_parked(parked)
+
+    def report_parked(self, parked: Sequence[ParkedNow]) -> None:
+        """Report rows that were parked, once that is committed."""
+        for row in parked:
+            fields = {"lane": row.lane, "row": row.id, "aggregate_id": row.aggregate_id}
+            log.error("row parked", extra=fields | {"reason": row.reason})
+            self._options.observer.parked()
+
+    def _leave_unwritable(self, batch: Mapping[int, list[OutboxRow]]) -> dict[int, str]:
+        """Leave the rows of a lane from the first one on whose topic cannot be written to.
+
+        Return why, by lane. A batch stays the head of its lane: what is left waits in its order.
+        """
+        topics = {row.topic for rows in batch.values() for row in rows}
+        if topics:
+            self._publisher.topics.ends(topics, WAIT_LOCKED_S)
+        refusals = {topic: why for topic in topics if (why := self._publisher.topics.refusal(topic))}
+        left: dict[int, str] = {}
+        for number, rows in batch.items() if refusals else ():
+            for place, row in enumerate(rows):
+                if row.topic in refusals:
+                    left[number] = refusals[row.topic].text
+                    del rows[place:]
+                    self.watermarks.pop(number, None)  # it stays before what is left
+                    break
+        self.forbidden = next((why.text for why in refusals.values() if why.is_forbidden), None)
+        return left
+
+    def _back_off(self, left: Mapping[int, str]) -> None:
+        """Leave lanes out of the work whose next row cannot be sent."""
+        pause_s = self._options.timings.topic_retry_s
+        for number, why in left.items():
+            lane = self._owned.lanes[number].backing_off(why, pause_s, in_kafka=True)
+            self._owned.update(lane, retry_s=pause_s)
 
     def _begin(self, row: LaneRow, rows: Sequence[OutboxRow]) -> LaneRow:
         """Return a lane row with its next batch; the batch before is in Kafka, with its marker."""

@@ -167,7 +167,7 @@ class LogSearch:
             except LanesGivenUp:
                 raise
             except InDoubt as error:
-                self._failures[topic] = str(error)
+                self._failures[topic] = f"topic {topic}: {error}"
         return {lane: self._conclude(search, records) for lane, search in searches.items()}
 
     def _prepare(self, topic: str, searches: Iterable[Search]) -> TopicLog:

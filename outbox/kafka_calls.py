@@ -14,6 +14,7 @@ KafkaConfig = Mapping[str, str | int | float | bool]  # librdkafka properties
 Partition = tuple[str, int]  # of a topic
 
 CALL_SLICE_S = 1.0  # the longest that a call blocks before the owner's `tick` runs (SIGTERM, ping)
+PURGED = frozenset({KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT})  # because another one failed
 RETRY_PAUSE_S = 0.01  # some retriable errors come back at once
 
 

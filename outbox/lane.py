@@ -122,7 +122,8 @@ class Lane:
     epoch: from `take_lane`. batch_number, token: of the batch known to be in Kafka, while the lane is
     active. unacknowledged: its rows may still be in the outbox. solo_failures: how often in a row it
     failed though it was sent alone. backoff_until: left out of the work until then, monotonic; 0: it is
-    not. fenced: lanes under whose transactional ids no earlier owner of this one can publish any more.
+    not. in_kafka: its last batch is known to be in Kafka though it is left out. fenced: lanes under
+    whose transactional ids no earlier owner of this one can publish any more.
     single_row_to_id: up to this id its rows are published one by one.
     """
 
@@ -134,6 +135,7 @@ class Lane:
     unacknowledged: bool = True
     solo_failures: int = 0
     backoff_until: float = 0.0
+    in_kafka: bool = False
     fenced: frozenset[int] = frozenset()
     single_row_to_id: int = 0
 
@@ -170,7 +172,7 @@ class Lane:
 
     def without_backoff(self) -> "Lane":
         """Return it as part of the work again."""
-        return replace(self, backoff_until=0.0)
+        return replace(self, backoff_until=0.0, in_kafka=False)
 
     def at(self, batch_number: int, token: UUID | None, *, unacknowledged: bool) -> "Lane":
         """Return it with this batch begun, or with nothing in flight after it."""
@@ -190,7 +192,7 @@ class Lane:
         failed = replace(self, solo_failures=self.solo_failures + 1)
         return failed if failed.solo_failures < allowed else failed.backing_off(reason, backoff_s)
 
-    def backing_off(self, reason: str, backoff_s: float) -> "Lane":
-        """Return it left out of the work for a while."""
-        status = LaneStatus(LaneState.BACKING_OFF, reason)
-        return replace(self, status=status, backoff_until=time.monotonic() + backoff_s)
+    def backing_off(self, reason: str, backoff_s: float, *, in_kafka: bool = False) -> "Lane":
+        """Return it left out of the work for a while. in_kafka: it goes on without a recovery."""
+        status, until = LaneStatus(LaneState.BACKING_OFF, reason), time.monotonic() + backoff_s
+        return replace(self, status=status, backoff_until=until, in_kafka=in_kafka)

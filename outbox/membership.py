@@ -14,6 +14,7 @@ from uuid import UUID
 
 from psycopg.rows import args_row
 
+from outbox.enqueue import check_lanes_visible
 from outbox.pooler import TransactionPoolingDetected, check_session
 from outbox.postgres import Connection, query, scalar
 
@@ -73,7 +74,7 @@ def set_has_kafka(conn: Connection, identity: UUID, has_kafka: bool) -> None:
 
 
 class Membership(NamedTuple):
-    """All relays and lanes. joined: our own lock is there. has_kafka: Kafka answers us.
+    """All relays and lanes. joined: our own lock is there. has_kafka: Kafka answers us. visible: lanes.
 
     members: how many relays there are. with_kafka: how many of them Kafka answers. rank: how many come
     before this one, of those that share the lanes. unowned: lanes without an owner.
@@ -82,6 +83,7 @@ class Membership(NamedTuple):
     joined: bool
     has_kafka: bool
     lanes: int
+    visible: list[int]
     members: int
     with_kafka: int
     rank: int
@@ -122,7 +124,8 @@ READ_MEMBERSHIP = """
     )
     SELECT pg_backend_pid() IN (SELECT pid FROM member) AS joined,
            pg_backend_pid() IN (SELECT pid FROM with_kafka) AS has_kafka,
-           (SELECT count(*) FROM outbox_lane) AS lanes,
+           (SELECT lanes FROM outbox_identity) AS lanes,
+           ARRAY(SELECT lane FROM outbox_lane ORDER BY lane)::int[] AS visible,
            (SELECT count(*) FROM member) AS members,
            (SELECT count(*) FROM with_kafka) AS with_kafka,
            (SELECT count(*) FROM sharing WHERE pid < pg_backend_pid()) AS rank,
@@ -135,10 +138,12 @@ READ_MEMBERSHIP = """
 def read_membership(conn: Connection, identity: UUID) -> Membership:
     """Read all relays and lanes, in the session that joined.
 
-    Raises TransactionPoolingDetected if our own lock is gone: a pooler that the first check missed.
+    Raises TransactionPoolingDetected if our own lock is gone: a pooler that the first check missed; and
+    DatabaseNotReady if lanes are.
     """
     values = {"class": lock_class(identity), "member": MEMBERSHIP_LOCK, "kafka": KAFKA_LOCK}
     (found,) = query(conn, args_row(Membership), READ_MEMBERSHIP, values, prepare=True)
     if not found.joined:
         raise TransactionPoolingDetected
+    check_lanes_visible(found.lanes, found.visible)
     return found

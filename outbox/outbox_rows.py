@@ -6,17 +6,20 @@ Every function takes the connection first; those that write never commit.
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from operator import attrgetter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from psycopg.rows import args_row
 
 from outbox import arrays
-from outbox.message import OutboxRow
+from outbox.enqueue import lane_of_message
+from outbox.message import OutboxRow, readable_headers
 from outbox.postgres import Connection, query, scalars
 
 # A claim stops growing here: a transaction must fit into the producer's queue and its time-out.
 MAX_BATCH_BYTES = 16 * 1024 * 1024
+
+BEFORE_ALL = -(2**63)  # no row has this id
 
 LANES_WITH_ROWS = """
     SELECT lane
@@ -42,7 +45,7 @@ class ClaimRequest(NamedTuple):
 
     lane: int
     limit: int
-    after_id: int = 0
+    after_id: int = BEFORE_ALL
 
 
 # Large rows stay where they are until it is known which of them the batch takes.
@@ -50,9 +53,10 @@ CLAIM = """
     SELECT claimed.lane, id, topic,
            CASE WHEN size_bytes <= %(small)s THEN key END AS key,
            CASE WHEN size_bytes <= %(small)s THEN value END AS value,
-           CASE WHEN size_bytes <= %(small)s THEN headers END AS headers,
+           CASE WHEN size_bytes <= %(small)s THEN headers::text END AS headers,
            message_id::text,
-           extract(epoch FROM clock_timestamp() - created_at)::float8 AS age_s,
+           CASE WHEN isfinite(created_at)
+                THEN extract(epoch FROM clock_timestamp() - created_at)::float8 ELSE 0 END AS age_s,
            size_bytes
       FROM unnest(%(lanes)b::smallint[], %(limits)b::bigint[], %(after_ids)b::bigint[])
            AS request (lane, up_to, after_id),
@@ -69,12 +73,15 @@ CLAIM = """
 """
 
 
-def claim(conn: Connection, requests: Sequence[ClaimRequest]) -> dict[int, list[OutboxRow]]:
+def claim(
+    conn: Connection, requests: Sequence[ClaimRequest], largest: int
+) -> dict[int, list[OutboxRow]]:
     """Lock rows of lanes, each lane's in id order. The caller's transaction holds the locks.
 
     The lane rows' locks already keep other relays away: SKIP LOCKED passes over a row that another
     session holds, instead of waiting for it with the lanes locked. Memory is bounded by
-    MAX_BATCH_BYTES, and one row: a thousand long rows could be a gigabyte.
+    MAX_BATCH_BYTES, and one row: a thousand long rows could be a gigabyte. largest: bytes of a row; the
+    contents of a larger one stay where they are.
     """
     small = MAX_BATCH_BYTES // sum(request.limit for request in requests)
     values = {
@@ -83,12 +90,26 @@ def claim(conn: Connection, requests: Sequence[ClaimRequest]) -> dict[int, list[
         "after_ids": arrays.bigints(request.after_id for request in requests),
         "small": small,
     }
-    found = query(conn, args_row(OutboxRow), CLAIM, values, prepare=True, binary=True)
+    found = query(conn, args_row(_outbox_row), CLAIM, values, prepare=True, binary=True)
     share = MAX_BATCH_BYTES // len(requests)
     return {
-        lane: _load_large_rows(conn, lane, _take_up_to_bytes(list(rows), share), small)
+        lane: _load_large_rows(conn, lane, _take_up_to_bytes(list(rows), share), small, largest)
         for lane, rows in groupby(found, key=attrgetter("lane"))
     }
+
+
+def _outbox_row(
+    lane: int,
+    row_id: int,
+    topic: str,
+    key: bytes | None,
+    value: bytes | None,
+    headers: str | None,
+    *others: Any,
+) -> OutboxRow:
+    return OutboxRow(
+        lane, row_id, topic, key, value, () if headers is None else readable_headers(headers), *others
+    )
 
 
 def _take_up_to_bytes(rows: list[OutboxRow], share: int) -> list[OutboxRow]:
@@ -101,9 +122,11 @@ def _take_up_to_bytes(rows: list[OutboxRow], share: int) -> list[OutboxRow]:
     return rows
 
 
-def _load_large_rows(conn: Connection, lane: int, rows: list[OutboxRow], small: int) -> list[OutboxRow]:
-    """Load the contents that the claim left behind."""
-    large = [row.id for row in rows if row.size_bytes > small]
+def _load_large_rows(
+    conn: Connection, lane: int, rows: list[OutboxRow], small: int, largest: int
+) -> list[OutboxRow]:
+    """Load the contents that the claim left behind, unless no broker would take them."""
+    large = [row.id for row in rows if small < row.size_bytes <= largest]
     if not large:
         return rows
     loaded = {row.id: row for row in load_rows(conn, lane, large)}
@@ -111,8 +134,9 @@ def _load_large_rows(conn: Connection, lane: int, rows: list[OutboxRow], small: 
 
 
 LOAD_ROWS = """
-    SELECT lane, id, topic, key, value, headers, message_id::text,
-           extract(epoch FROM clock_timestamp() - created_at)::float8 AS age_s,
+    SELECT lane, id, topic, key, value, headers::text, message_id::text,
+           CASE WHEN isfinite(created_at)
+                THEN extract(epoch FROM clock_timestamp() - created_at)::float8 ELSE 0 END AS age_s,
            coalesce(octet_length(key), 0) + coalesce(octet_length(value), 0)
            + coalesce(octet_length(headers::text), 0) AS size_bytes
       FROM outbox
@@ -124,7 +148,7 @@ LOAD_ROWS = """
 def load_rows(conn: Connection, lane: int, ids: Sequence[int]) -> list[OutboxRow]:
     """Return the rows of a batch that was begun before, in id order."""
     values = {"lane": lane, "ids": arrays.bigints(ids)}
-    return query(conn, args_row(OutboxRow), LOAD_ROWS, values, binary=True)
+    return query(conn, args_row(_outbox_row), LOAD_ROWS, values, binary=True)
 
 
 ACKNOWLEDGE = """
@@ -146,25 +170,87 @@ def acknowledge(conn: Connection, lane: int, ids: Sequence[int]) -> list[UUID]:
     return [aggregate_id for aggregate_id in found if aggregate_id is not None]
 
 
+# An id that is parked already came from a sequence that was set back, or from elsewhere.
 PARK = """
     WITH rejected AS (
         DELETE FROM outbox
          WHERE lane = %(lane)s AND id = %(id)s
-     RETURNING lane, id, topic, key, value, headers, message_id, aggregate_id, created_at
+     RETURNING id, topic, key, value, headers, message_id, aggregate_id, created_at
     ), parked AS (
         INSERT INTO outbox_parked (lane, id, topic, key, value, headers, message_id, aggregate_id,
                                    created_at, reason)
-        SELECT lane, id, topic, key, value, headers, message_id, aggregate_id, created_at, %(reason)s
+        SELECT %(to_lane)s,
+               CASE WHEN EXISTS (SELECT FROM outbox_parked
+                                  WHERE lane = %(to_lane)s AND id = rejected.id)
+                    THEN (SELECT CASE WHEN min(id) > 1 THEN min(id) - 1 ELSE max(id) + 1 END
+                            FROM outbox_parked
+                           WHERE lane = %(to_lane)s)
+                    ELSE rejected.id END,
+               topic, key, value, headers, message_id, aggregate_id, created_at, %(reason)s
           FROM rejected
     )
     SELECT aggregate_id FROM rejected
 """
 
 
-def park(conn: Connection, lane: int, row_id: int, reason: str) -> UUID | None:
-    """Move a row that Kafka rejects to `outbox_parked`, for an operator; return its aggregate id."""
-    values = {"lane": lane, "id": row_id, "reason": reason}
-    return next(iter(scalars(conn, UUID, PARK, values)), None)
+class ParkedNow(NamedTuple):
+    """A row that was parked in this transaction."""
+
+    lane: int
+    id: int
+    aggregate_id: UUID | None
+    reason: str
+
+
+def park(
+    conn: Connection, lane: int, row_id: int, reason: str, to_lane: int | None = None
+) -> ParkedNow:
+    """Move a row that cannot be sent to `outbox_parked`, for an operator. to_lane: if not its own."""
+    values = {
+        "lane": lane,
+        "id": row_id,
+        "to_lane": lane if to_lane is None else to_lane,
+        "reason": reason,
+    }
+    aggregate_id = next(iter(scalars(conn, UUID, PARK, values)), None)
+    return ParkedNow(lane, row_id, aggregate_id, reason)
+
+
+class StrayRow(NamedTuple):
+    """A row of a lane that does not exist, and what decides which one it belongs to."""
+
+    lane: int
+    id: int
+    key: bytes | None
+    value: bytes | None
+    headers: str | None
+
+
+FIND_STRAYS = """
+    SELECT lane, id, key,
+           CASE WHEN key IS NULL THEN value END,
+           CASE WHEN key IS NULL THEN headers::text END
+      FROM outbox
+     WHERE lane < 0 OR lane >= %(lanes)s
+     LIMIT %(limit)s
+       FOR UPDATE SKIP LOCKED
+"""
+STRAYS_AT_ONCE = 100
+
+
+def park_strays(conn: Connection, lanes: int) -> list[ParkedNow]:
+    """Park some rows of lanes that do not exist, in the lanes that their keys belong to."""
+    values = {"lanes": lanes, "limit": STRAYS_AT_ONCE}
+    return [
+        park(
+            conn,
+            row.lane,
+            row.id,
+            f"there is no lane {row.lane}",
+            lane_of_message(row.key, row.value, row.headers, lanes),
+        )
+        for row in query(conn, args_row(StrayRow), FIND_STRAYS, values)
+    ]
 
 
 PREPARED_TRANSACTION = "prepared"  # stands for all of them: PREPARE gives a transaction another name
@@ -196,7 +282,8 @@ class Backlog(NamedTuple):
 
 BACKLOG = """
     SELECT lane, count(*) AS pending,
-           coalesce(extract(epoch FROM clock_timestamp() - min(created_at)), 0)::float8 AS oldest_s
+           coalesce(extract(epoch FROM max(clock_timestamp() - created_at)
+                                       FILTER (WHERE isfinite(created_at))), 0)::float8 AS oldest_s
       FROM outbox
      WHERE lane = ANY(%(lanes)b::smallint[])
      GROUP BY lane

@@ -22,6 +22,7 @@ from confluent_kafka import (
     TopicPartition,
 )
 from confluent_kafka.admin import (  # type: ignore[attr-defined]  # public, not in its __all__
+    AclOperation,
     ConfigResource,
     OffsetSpec,
     ResourceType,
@@ -30,9 +31,9 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # public, not
 
 from outbox.errors import InDoubt
 from outbox.kafka_calls import RETRY_PAUSE_S, KafkaConfig, Partition, new_admin_client
+from outbox.message import is_topic_name
 
 COMPACT = "compact"  # a clean-up policy
-MAX_NAME = 249  # characters of a topic's name
 REFRESH_S = 1.0  # the brokers are asked so often while rows come
 MAX_AGE_S = 5.0  # older ends would make a search long: a claim waits for new ones
 RETRY_S = 0.1  # after an error
@@ -76,6 +77,16 @@ def decode_start(stored: str | None) -> SearchStart:
     return {topic: TopicEnd(*end) for topic, end in json.loads(stored or "{}").items()}
 
 
+class TopicRefusal(NamedTuple):
+    """Why nothing can be written to a topic, and what to do.
+
+    is_forbidden: this relay's user may not; another relay's may.
+    """
+
+    text: str
+    is_forbidden: bool
+
+
 class OutputTopics:
     """What the brokers say of the topics that this relay has met."""
 
@@ -86,6 +97,7 @@ class OutputTopics:
         self._timeout_s = timeout_s
         self._names: set[str] = set()
         self._ends: dict[str, TopicEnd] = {}
+        self._refusals: dict[str, TopicRefusal] = {}
         self._error: str | None = None
         self._answered_at = -float("inf")  # monotonic
         self._question: Iterator[None] | None = None
@@ -126,6 +138,10 @@ class OutputTopics:
             time.sleep(RETRY_PAUSE_S / 10)
         return {topic: self._ends[topic] for topic in topics}
 
+    def refusal(self, topic: str) -> TopicRefusal | None:
+        """Return why nothing can be written to a topic, by the last answer; None: it can."""
+        return self._refusals.get(topic)
+
     def _is_fresh(self) -> bool:
         return time.monotonic() < self._answered_at + MAX_AGE_S
 
@@ -133,20 +149,27 @@ class OutputTopics:
         """Ask for ids, then for ends; yields until there is an answer."""
         begun_at = time.monotonic()
         described = {}
-        if names := sorted(filter(is_possible, self._names)):
-            asked = TopicCollection(names)
-            described = self._admin.describe_topics(asked, request_timeout=REQUEST_S)
+        if names := sorted(filter(is_topic_name, self._names)):
+            described = self._admin.describe_topics(
+                TopicCollection(names), include_authorized_operations=True, request_timeout=REQUEST_S
+            )
         yield from until_done(described.values())
         topics: dict[str, TopicDescription | None] = dict.fromkeys(self._names - described.keys())
+        refusals: dict[str, TopicRefusal] = {}
         for name, future in described.items():
             try:
-                topics[name] = result_or_none(future)
-            except KafkaException as error:
-                self._error = str(error.args[0].str())
-                if error.args[0].retriable() or error.args[0].code() == KafkaError._TIMED_OUT:
-                    self._admin = new_admin_client(self._kafka)  # see _doubt
-                    return
-                topics[name] = None
+                topics[name] = topic = future.result()
+                refusal = refusal_of(topic)
+            except KafkaException as raised:
+                error = raised.args[0]
+                if error.code() not in NO_TOPIC_ERRORS:
+                    self._error = f"{name}: {error.str()}"
+                    if error.retriable() or error.code() == KafkaError._TIMED_OUT:
+                        self._admin = new_admin_client(self._kafka)  # see _doubt
+                        return
+                topics[name], refusal = None, describe_refusal(name, error)
+            if refusal:
+                refusals[name] = refusal
         wanted = [
             TopicPartition(name, part.id)
             for name, topic in topics.items()
@@ -161,6 +184,7 @@ class OutputTopics:
         for one in sorted(listed, key=lambda one: (one.topic, one.partition)):
             ends[one.topic].offsets.append(self._end_of(ends[one.topic], one, listed[one]))
         self._ends |= ends
+        self._refusals = refusals
         self._answered_at, self._error = begun_at, None
 
     def _end_of(self, end: TopicEnd, one: TopicPartition, listed: Future[Any]) -> int:
@@ -175,7 +199,7 @@ class OutputTopics:
 
     def describe(self, topic: str) -> TopicEnd | None:
         """Return a topic's id, and offset 0 for each partition; None: missing. Raises InDoubt."""
-        if not is_possible(topic):
+        if not is_topic_name(topic):
             return None
         request = self._admin.describe_topics(TopicCollection([topic]), request_timeout=REQUEST_S)
         try:
@@ -241,9 +265,23 @@ class OutputTopics:
         return request
 
 
-def is_possible(topic: str) -> bool:
-    """Say whether a topic may have this name; the brokers give no answer about others."""
-    return 0 < len(topic) <= MAX_NAME
+def describe_refusal(topic: str, error: KafkaError) -> TopicRefusal:
+    """Say why a topic has no description."""
+    if error.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
+        text = f"topic authorization failed: grant this user Describe and Write on topic {topic}"
+        return TopicRefusal(text, is_forbidden=True)
+    if error.code() in NO_TOPIC_ERRORS:
+        return TopicRefusal(f"topic {topic} is missing: create it", is_forbidden=False)
+    return TopicRefusal(f"topic {topic}: {error.str()}", is_forbidden=False)
+
+
+def refusal_of(topic: TopicDescription) -> TopicRefusal | None:
+    """Say that this user may not write to a topic; None: it may, or the brokers do not tell."""
+    allowed = topic.authorized_operations
+    if not allowed or AclOperation.WRITE in allowed:
+        return None
+    text = f"topic authorization failed: grant this user Write on topic {topic.name}"
+    return TopicRefusal(text, is_forbidden=True)
 
 
 def until_done(futures: Collection[Future[Any]]) -> Iterator[None]:

@@ -9,7 +9,8 @@ producer epoch. What came after it would be lost with a broker that does not ver
 import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from typing import NoReturn, TypeVar
+from contextlib import suppress
+from typing import NamedTuple, NoReturn, TypeVar
 from uuid import UUID
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
@@ -19,6 +20,7 @@ from outbox.errors import RECORD_ERRORS, InDoubt, RecordRejected
 from outbox.evidence import Evidence, EvidenceReader, Search
 from outbox.kafka_calls import (
     CALL_SLICE_S,
+    PURGED,
     KafkaConfig,
     call_in_slices,
     flush_in_slices,
@@ -26,13 +28,20 @@ from outbox.kafka_calls import (
 )
 from outbox.log_reader import read_last_markers
 from outbox.markers import Marker, encode_marker, marker_key
-from outbox.message import MESSAGE_ID_HEADER, OutboxRow, decode_headers
+from outbox.message import MESSAGE_ID_HEADER, OutboxRow
 from outbox.output_topics import OutputTopics
-from outbox.producers import Producers, discard
+from outbox.producers import DEFAULT_CONFIG, Producers, discard
 from outbox.timings import PRODUCTION, Timings
 
 T = TypeVar("T")
 RecordHeaders = list[tuple[str, str | bytes | None]]
+
+
+class Failure(NamedTuple):
+    """A delivery report: why a record was not delivered, and the topic that it was for."""
+
+    error: KafkaError
+    topic: str | None
 
 
 class Publisher:
@@ -40,7 +49,7 @@ class Publisher:
 
     tick: called between the slices of a blocking call; may raise to abandon it. transactional_lane: the
     lane whose transactional id the producer has. needs_renewal: a request may have been repeated.
-    topics: those that rows go to.
+    topics: those that rows go to. largest_row: bytes; no broker is asked to take a larger one.
     """
 
     def __init__(
@@ -60,9 +69,11 @@ class Publisher:
         self._timings = timings
         self._timeout_s = timings.kafka_call_s
         self._used_at = 0.0  # the connections, monotonic
-        self._failures: list[KafkaError] = []
+        self._failures: list[Failure] = []
         self._producer: Producer | None = None
         self._publishing = False
+        record_bytes = int({**DEFAULT_CONFIG, **kafka}["message.max.bytes"])
+        self.largest_row = record_bytes * 4 // 3  # its headers are in base64
         self._producers = Producers(
             kafka, identity, tick, self._timeout_s, self._note_delivery, self.note_possible_retry
         )
@@ -160,15 +171,14 @@ class Publisher:
         """Produce records and markers, and wait for all delivery reports. Raises KafkaException."""
         producer = self.producer
         for row in rows:
-            headers: RecordHeaders = [] if row.headers is None else [*decode_headers(row.headers)]
-            headers.append((MESSAGE_ID_HEADER, row.message_id))
+            headers: RecordHeaders = [*(row.headers or ()), (MESSAGE_ID_HEADER, row.message_id)]
             producer.produce(row.topic, row.value, row.key, headers=headers)
         key = marker_key(self._identity)
         for lane, marker in markers.items():
             producer.produce(self._marker_topic, encode_marker(marker), key, lane)
         flush_in_slices(producer, self._tick, self._timeout_s)
         if self._failures:
-            raise KafkaException(self._failures[0])
+            raise KafkaException(self._failures[0].error)
 
     def commit(self) -> None:
         """Commit the transaction. Raises InDoubt."""
@@ -193,18 +203,30 @@ class Publisher:
         """
         self.needs_renewal |= self._publishing or level >= logging.INFO
 
-    def _note_delivery(self, error: KafkaError | None, _message: Message) -> None:
+    def _note_delivery(self, error: KafkaError | None, record: Message) -> None:
         if error is not None:
-            self._failures.append(error)
+            self._failures.append(Failure(error, record.topic()))
 
     def _raise_failure(self, error: Exception, lane: int | None) -> NoReturn:
         """Tell a record's own fault from other failures: the first report that names one decides."""
         named = kafka_error_in(error)
-        reports = [*self._failures, *([named] if named else [])]
+        reports = [one.error for one in self._failures] + ([named] if named else [])
         for report in reports:
             if report.code() in RECORD_ERRORS:
                 raise RecordRejected(report.str(), lane) from error
-        raise InDoubt(reports[0].str() if reports else str(error)) from error
+        reason = reports[0].str() if reports else str(error)
+        topics = ", ".join(self._failed_topics())
+        raise InDoubt(f"topic {topics}: {reason}" if topics else reason) from error
+
+    def _failed_topics(self) -> list[str]:
+        """Return the topics whose records failed; none if those of the marker topic did, too."""
+        if all(one.error.code() in PURGED for one in self._failures):  # no report, or not yet
+            with suppress(InDoubt):
+                discard(self.producer)
+                self.poll_events()
+        told = [one for one in self._failures if one.error.code() not in PURGED] or self._failures
+        topics = {str(one.topic) for one in told}
+        return [] if self._marker_topic in topics else sorted(topics)
 
     def _call(self, call: Callable[[float], T]) -> T:
         return call_in_slices(call, self._tick, self._timeout_s)

@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 from outbox import lane_rows, outbox_rows
 from outbox.batch import Batches
@@ -20,9 +20,10 @@ from outbox.lane import Lane, LaneState, Outcome, compare, describe_mismatch
 from outbox.lane_rows import LaneRow
 from outbox.message import OutboxRow
 from outbox.options import RelayOptions
+from outbox.outbox_rows import ParkedNow
 from outbox.output_topics import decode_start, encode_start
 from outbox.ownership import OwnedLanes
-from outbox.postgres import Connection, retry_transaction, transaction
+from outbox.postgres import Connection, retry_transaction
 from outbox.publisher import Publisher
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ class Decision(NamedTuple):
 
     outcome: None if it is held up, for that reason, and nothing was decided. row: the lane row from now
     on. rows: to be published as its batch. needs_publish: the batch's marker is not in Kafka. parked:
-    the id and aggregate id of an outbox row that was parked.
+    rows of it that cannot be sent.
     """
 
     outcome: Outcome | None
@@ -43,7 +44,7 @@ class Decision(NamedTuple):
     rows: Sequence[OutboxRow] = ()
     needs_publish: bool = False
     held_up: str | None = None
-    parked: tuple[int, UUID | None] | None = None
+    parked: Sequence[ParkedNow] = ()
 
 
 class Recovery:
@@ -94,7 +95,7 @@ class Recovery:
         self._rejection = None  # it has had its effect, whatever comes next
         crash_point("relay.decided")
         for number, decision in decisions.items():
-            self._apply(self._owned.lanes[number], decision, evidence[number], rejection)
+            self._apply(self._owned.lanes[number], decision, evidence[number])
         self._publish_again(decisions, rejection)
 
     def _end_backoffs(self) -> None:
@@ -147,7 +148,7 @@ class Recovery:
 
         searched: the lane rows as they were when the evidence was read. Raises InDoubt if one changed.
         """
-        with transaction(self._conn):
+        with self._batches.deferred.transaction():
             before = self._owned.lock(searched)
             if any(row.batch != searched[number].batch for number, row in before.items()):
                 raise InDoubt("outbox_lane changed while the evidence was read")
@@ -197,9 +198,9 @@ class Recovery:
             outcome = Outcome.PUBLISHED
             after = row._replace(inflight=[], search_start=None, marker_token=marker_token)
             return Decision(outcome, after, needs_publish=row.token != marker_token)
-        parked = None
-        if rejection and rejection.lane == row.lane:
-            rows, parked = self._shrink(row.lane, rows, rejection)
+        parked = self._batches.park_faulty({row.lane: rows})
+        if rows and rejection and rejection.lane == row.lane:
+            parked += self._shrink(row.lane, rows, rejection)
         after = row._replace(
             batch_number=row.batch_number + 1,
             inflight=[one.id for one in rows],
@@ -209,24 +210,20 @@ class Recovery:
         )
         return Decision(outcome, after, rows, needs_publish=True, parked=parked)
 
-    def _shrink(
-        self, lane: int, rows: Sequence[OutboxRow], rejection: RecordRejected
-    ) -> tuple[list[OutboxRow], tuple[int, UUID | None] | None]:
-        """Return what is sent of a batch that Kafka rejected, and what was parked instead.
+    def _shrink(self, lane: int, rows: list[OutboxRow], rejection: RecordRejected) -> list[ParkedNow]:
+        """Leave the first row of a batch that Kafka rejected; those after it go out one by one.
 
-        Of several rows the first, and those after it go out one by one. A row that was rejected alone
-        is parked.
+        A row that was rejected alone is parked.
         """
         first, *others = rows
+        del rows[1:]
         if others:
             self._owned.update(self._owned.lanes[lane].one_by_one(others[-1].id))
-            return [first], None
-        aggregate_id = outbox_rows.park(self._conn, lane, first.id, str(rejection))
-        return [], (first.id, aggregate_id)
+            return []
+        rows.clear()
+        return [outbox_rows.park(self._conn, lane, first.id, str(rejection))]
 
-    def _apply(
-        self, lane: Lane, decision: Decision, evidence: Evidence, rejection: RecordRejected | None
-    ) -> None:
+    def _apply(self, lane: Lane, decision: Decision, evidence: Evidence) -> None:
         """Keep what was decided of a lane, and report it."""
         outcome, row = decision.outcome, decision.row
         self._batches.watermarks.pop(lane.number, None)
@@ -246,11 +243,7 @@ class Recovery:
         fields |= {"lane": lane.number, "epoch": lane.epoch}
         if not outcome.refused:
             log.info("lane recovered", extra=fields | {"outcome": outcome.value})
-        if decision.parked and rejection:
-            row_id, aggregate_id = decision.parked
-            about = {"row": row_id, "aggregate_id": aggregate_id, "reason": str(rejection)}
-            log.error("row parked", extra=fields | about)
-            self._observer.parked()
+        self._batches.report_parked(decision.parked)
 
     def _publish_again(
         self, decisions: Mapping[int, Decision], rejection: RecordRejected | None

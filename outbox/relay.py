@@ -15,6 +15,7 @@ from confluent_kafka import KafkaException
 
 from outbox import lane_rows, membership
 from outbox.backoff import MAX_BACKOFF_S, Backoff
+from outbox.enqueue import count_lanes
 from outbox.errors import DatabaseNotReady, OwnershipLost, Stopped, error_text
 from outbox.kafka_answers import KafkaAnswers
 from outbox.kafka_calls import KafkaConfig
@@ -128,7 +129,7 @@ class Relay:
                 closing(connect(self._conninfo, membership.RELAY_SESSION, schema=self._schema))
             )
             self._check_database(conn)
-            identity = lane_rows.read_identity(conn)
+            identity, lanes = lane_rows.read_identity(conn), count_lanes(conn)
             membership.join(conn, identity)
             membership.set_idle_timeout(conn, self._options.timings.session_silence_s)
 
@@ -147,6 +148,7 @@ class Relay:
             )
             stack.callback(publisher.discard)
             self._session = RelaySession(conn, owned, publisher, self._answers, self._options, stop)
+            self._session.batches.park_strays(lanes)
             self._set_error(None)
             yield self._session
 

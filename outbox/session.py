@@ -128,6 +128,8 @@ class RelaySession:
         numbers = self.batches.lanes_with_work()
         batch = self.batches.acknowledge_and_claim(numbers) if numbers else {}
         if not batch:
+            if self.batches.forbidden and numbers:
+                self._answers.failed(started, self.batches.forbidden)
             return 0
         self.batches.publish(batch)
         self._answers.published()
@@ -158,8 +160,9 @@ class RelaySession:
                 self.owned.update(lane.with_status(LaneState.RECOVERING))
         ending = [
             lane.number
-            for lane in self.owned.working()
-            if lane.unacknowledged or lane.number in self.owned.to_release
+            for lane in self.owned.lanes.values()
+            if (lane.working or (lane.in_kafka and not lane.refused))
+            and (lane.unacknowledged or lane.number in self.owned.to_release)
         ]
         if ending:
             self.batches.acknowledge(ending, self.owned.to_release)
@@ -173,9 +176,16 @@ class RelaySession:
             self._next_poll_at = now + self._options.timings.membership_poll_s
             self.owned.refresh_membership()
             self._recheck_refused()
-            retry = any(0 < lane.backoff_until <= now for lane in self.owned.lanes.values())
-            self.owned.needs_rebalance |= retry
+            self._end_backoffs(now)
         return self.owned.needs_rebalance
+
+    def _end_backoffs(self, now: float) -> None:
+        """Let lanes go on whose back-off has ended, those that wait for a topic without a recovery."""
+        for lane in tuple(self.owned.lanes.values()):
+            if 0 < lane.backoff_until <= now:
+                self.owned.needs_rebalance |= not lane.in_kafka
+                if lane.in_kafka:
+                    self.owned.update(lane.without_backoff())
 
     def _recheck_refused(self) -> None:
         """See whether a refused lane was taken by a repair, or its marker agrees again."""

@@ -19,7 +19,8 @@ class Timings:
 
     membership_poll_s: how soon a lane without an owner is seen. refused_recheck_s: how soon it is seen
     that a refused lane was repaired. lane_backoff_s: pause of a lane that fails alone, so that the
-    others go on. held_up_s: pause of a lane whose records another producer's open transaction hides.
+    others go on. topic_retry_s: pause of a lane whose next row's topic cannot be written to.
+    held_up_s: pause of a lane whose records another producer's open transaction hides.
     kafka_call_s: a call to Kafka that takes longer is in doubt; the
     broker's transaction time-out and a half. kafka_quiet_s: the first batch after a longer quiet time
     may take only so long: its connections may have been forgotten. deferred_retry_s: how soon what
@@ -36,6 +37,7 @@ class Timings:
     membership_poll_s: float = 0.5
     refused_recheck_s: float = 5.0
     lane_backoff_s: float = 60.0
+    topic_retry_s: float = 2.0
     held_up_s: float = 10.0
     kafka_call_s: float = 15.0
     kafka_quiet_s: float = 5.0

@@ -18,7 +18,7 @@ import math
 import time
 from collections.abc import Iterable, Sequence
 
-from outbox.outbox_rows import PREPARED_TRANSACTION, open_writers
+from outbox.outbox_rows import BEFORE_ALL, PREPARED_TRANSACTION, open_writers
 from outbox.postgres import Connection
 
 WRITER_POLL_S = 0.2  # how often to ask which transactions write
@@ -27,12 +27,12 @@ MAX_TIME_SHARE, MAX_SCAN_PAUSE_S = 0.01, 30.0  # at most so much of the time; no
 
 
 class ClaimWatermark:
-    """The watermark of one lane, for one owner: 0 at first, then it follows what is acknowledged."""
+    """The watermark of one lane, for one owner: it follows what is acknowledged."""
 
     def __init__(self) -> None:
-        self.id = 0
-        self._seen = 0  # the highest id that was claimed
-        self._next = 0  # the watermark to be, once its writers have ended
+        self.id = BEFORE_ALL
+        self._seen = BEFORE_ALL  # the highest id that was claimed
+        self._next = BEFORE_ALL  # the watermark to be, once its writers have ended
         self._writers: frozenset[str] = frozenset()
         self._full_scan_at = self._scan_began = -math.inf
 
@@ -49,9 +49,9 @@ class ClaimWatermark:
             self._writers = (self._writers | {PREPARED_TRANSACTION}) & writers
 
     def scan_start(self) -> int:
-        """Return the id after which the next scan of the lane begins: now and then 0."""
+        """Return the id after which the next scan of the lane begins: now and then that before all."""
         self._scan_began = time.monotonic()
-        return self.id if self._scan_began < self._full_scan_at else 0
+        return self.id if self._scan_began < self._full_scan_at else BEFORE_ALL
 
     def note_scan(self, ids: Sequence[int]) -> None:
         """Note what a scan found, in its order, that began with `scan_start`, after `note_writers`."""
@@ -61,7 +61,7 @@ class ClaimWatermark:
             self.id = max(self.id, self._next)
         if ids:
             if ids[0] <= self.id:  # ids were not given in ascending order: what they proved is void
-                self._seen = self._next = 0
+                self._seen = self._next = BEFORE_ALL
             self.id = min(self.id, ids[0] - 1)
             self._seen = max(self._seen, ids[-1])
 

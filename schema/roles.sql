@@ -63,6 +63,8 @@ BEGIN
     LOOP
         EXECUTE format('REVOKE ALL ON SEQUENCE %s FROM %s', sequence, all_but_owner);
     END LOOP;
+    EXECUTE format('GRANT SELECT ON SEQUENCE %s TO orchestrator_consumer, orchestrator_operator',
+                   pg_get_serial_sequence('outbox', 'id'));   -- was it set back?
 END
 $$;
 
@@ -76,11 +78,13 @@ REVOKE ALL ON workers, outbox, outbox_lane, outbox_parked, outbox_deferred, outb
 GRANT SELECT (version, checksum) ON orchestrator_migrations
    TO orchestrator_consumer, orchestrator_relay, orchestrator_operator;
 
--- The consumer accepts commands. It reads no camera URL, and nothing of the outbox.
+-- The consumer accepts commands. It reads no camera URL, and of the outbox only ids.
 GRANT INSERT (worker_id, scenario_uuid, camera_url) ON workers TO orchestrator_consumer;
 GRANT SELECT (worker_id) ON workers TO orchestrator_consumer;                 -- ON CONFLICT, RETURNING
 GRANT INSERT (lane, topic, key, value, headers, aggregate_id) ON outbox TO orchestrator_consumer;
-GRANT SELECT (lane) ON outbox_lane TO orchestrator_consumer;                  -- how many there are
+GRANT SELECT (lane, id) ON outbox TO orchestrator_consumer;                   -- is its sequence ahead of them?
+GRANT SELECT (lane) ON outbox_lane TO orchestrator_consumer;
+GRANT SELECT (lanes) ON outbox_identity TO orchestrator_consumer;             -- how many lanes there are
 GRANT SELECT ON consumed_offsets TO orchestrator_consumer;
 GRANT INSERT (topic, partition, topic_id, next_offset) ON consumed_offsets TO orchestrator_consumer;
 GRANT UPDATE (next_offset, leader_epoch, decided_end, decide_again, refusal, cut_at)
@@ -96,12 +100,12 @@ GRANT SELECT, UPDATE (epoch, batch_number, inflight, transactional_lane, token, 
                       log_refusal, server_run) ON outbox_lane
    TO orchestrator_relay;
 GRANT INSERT (lane, id, topic, key, value, headers, aggregate_id, message_id, created_at, reason),
-      SELECT (reason, discarded_at)                                           -- how many wait
+      SELECT (lane, id, reason, discarded_at)
    ON outbox_parked
    TO orchestrator_relay;
 GRANT INSERT (aggregate_id, reason), SELECT, DELETE, UPDATE (reason, attempts, last_attempt_at)
    ON outbox_deferred TO orchestrator_relay;
-GRANT SELECT (identity) ON outbox_identity TO orchestrator_relay;
+GRANT SELECT (identity, lanes) ON outbox_identity TO orchestrator_relay;
 
 -- The operator reads, and changes nothing. It sees camera URLs only in parked rows, which it must be able to
 -- judge.

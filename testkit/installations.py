@@ -68,6 +68,7 @@ class Installations:
         try:
             if lanes < LANES:
                 system.query("DELETE FROM outbox_lane WHERE lane >= %s", lanes)
+                system.query("UPDATE outbox_identity SET lanes = %s", lanes)
             yield system
         finally:
             system.end()

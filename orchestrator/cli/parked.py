@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from orchestrator.cli import actions
+from orchestrator.cli.exit_codes import CHECK_FAILED
 from orchestrator.cli.session import operator_session
-from orchestrator.cli.terminal import print_lines, table
+from orchestrator.cli.terminal import print_error, print_lines, table
 from orchestrator.config.settings import Settings
 from orchestrator.errors import NotRepaired
 from orchestrator.observability.masking import shown_bytes
@@ -110,6 +111,9 @@ def retry(
 ) -> int:
     """Look the rows up in their topics, ask, then retry the others in one Postgres transaction."""
     code = actions.report_missing("parked row", chosen.ids.difference(row.row_id for row in rows))
+    if faulty := [row for row in rows if row.fault]:
+        code = print_error(CHECK_FAILED, describe_faulty(faulty))
+        rows = [row for row in rows if not row.fault]
     found = look_up(conn, settings, rows, sys.stderr)
     if found.sent:
         print_lines(describe_sent(found.sent))
@@ -124,6 +128,13 @@ def retry(
     others = Counter(row.reason for row in rows if row.row_id not in sent)
     actions.print_result(options.action, PARKED_ROWS, others, done.retried)
     return code
+
+
+def describe_faulty(rows: Sequence[ParkedRow]) -> str:
+    """Say which rows cannot be retried as they are, and what to do about them."""
+    named = "; ".join(f"row {row.lane}:{row.id}: {row.fault}" for row in rows[:LISTED])
+    more = f"; and {len(rows) - LISTED:,} others" if len(rows) > LISTED else ""
+    return f"not retried: {named}{more}: correct the row in outbox_parked, or discard it"
 
 
 def describe_sent(sent: Sequence[FoundRow]) -> Iterator[str]:

@@ -20,9 +20,9 @@ from orchestrator.config.environment import (
 )
 from orchestrator.config.kafka import read_kafka
 from orchestrator.config.timings import timings_faults
+from outbox import is_topic_name
 
 DEFAULT_LANES, MAX_LANES = 4, 64
-TOPIC_NAME = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,249}")
 SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
 
 
@@ -120,7 +120,7 @@ def parse_lanes(text: str) -> int:
 
 def parse_topic(text: str) -> str:
     """Accept a legal topic name (KIP-1: up to 249 of A-Z a-z 0-9 . _ -)."""
-    if not TOPIC_NAME.fullmatch(text):
+    if not is_topic_name(text):
         raise ValueError("is no topic name: use up to 249 letters, digits, '.', '_' and '-'")
     return text
 

@@ -37,6 +37,7 @@ from outbox import (
     Connection,
     DatabaseNotReady,
     Message,
+    check_id_sequence,
     count_lanes,
     crash_point,
     enqueue,
@@ -107,6 +108,7 @@ def open_consumer_session(
     """Join the group while the block runs. Raises SESSION_ERRORS."""
     subscription.check(conn)
     lanes = count_lanes(conn)
+    check_id_sequence(conn)
     admin = Admin(subscription.kafka)
     topic_id = read_topic_id(admin, subscription.topic)
     topic = TopicWatch(admin, subscription.topic, topic_id, timings.topic_check_s)

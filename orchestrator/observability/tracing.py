@@ -7,7 +7,6 @@ deploy order, with or without spans of ours.
 """
 
 import time
-from base64 import b64decode
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -47,8 +46,8 @@ class Tracing:
         """
         by_topic: defaultdict[str, list[bytes | None]] = defaultdict(list)
         for row in rows:
-            stored = dict(row.headers).get("traceparent") if row.headers else None
-            by_topic[row.topic].append(b64decode(stored) if stored else None)
+            parent = dict(row.headers).get("traceparent") if row.headers else None
+            by_topic[row.topic].append(parent)
         for topic, parents in by_topic.items():
             self._record("publish", "send", trace.SpanKind.CLIENT, topic, parents, took_s)
 

@@ -33,6 +33,7 @@ from outbox.admin.permissions import (
     TablePermission,
 )
 from outbox.admin.rows import (
+    FaultyRow,
     RowCount,
     RowStatus,
     WaitingRow,
@@ -40,6 +41,7 @@ from outbox.admin.rows import (
     count_rows,
     create_deferred_aggregates,
     create_unpublished_messages,
+    find_faulty_rows,
     find_row,
     read_waiting,
     search_parked,
@@ -69,6 +71,7 @@ __all__ = [
     "BatchReset",
     "DeferredReason",
     "Evidence",
+    "FaultyRow",
     "KafkaConfig",
     "Lane",
     "LaneBacklog",
@@ -104,6 +107,7 @@ __all__ = [
     "defer",
     "discard_parked",
     "find_deferred",
+    "find_faulty_rows",
     "find_row",
     "list_lanes",
     "list_relays_without_kafka",

@@ -99,11 +99,12 @@ def list_relays_without_kafka(conn: Connection) -> list[str]:
 
 
 class LaneBacklog(NamedTuple):
-    """Rows in a lane, at most as many as were to be counted, and the age of the first in seconds."""
+    """Rows in a lane, at most as many as were to be counted. oldest_s, topic: of the first one."""
 
     lane: int
     pending: int
     oldest_s: float | None
+    topic: str | None
 
 
 COUNT_BACKLOG = """
@@ -112,12 +113,19 @@ COUNT_BACKLOG = """
               FROM (SELECT FROM outbox
                      WHERE lane = outbox_lane.lane
                      LIMIT %(at_most)s) AS counted) AS pending,
-           (SELECT extract(epoch FROM clock_timestamp() - created_at)::float8
-              FROM outbox
-             WHERE lane = outbox_lane.lane
-             ORDER BY id
-             LIMIT 1) AS oldest_s
+           oldest.age_s,
+           oldest.topic
       FROM outbox_lane
+      LEFT JOIN LATERAL (
+               SELECT CASE WHEN isfinite(created_at)
+                           THEN extract(epoch FROM clock_timestamp() - created_at)::float8
+                           ELSE 0 END AS age_s,
+                      topic
+                 FROM outbox
+                WHERE lane = outbox_lane.lane
+                ORDER BY id
+                LIMIT 1
+           ) AS oldest ON true
 """
 
 

@@ -15,7 +15,7 @@ from uuid import UUID
 
 from psycopg.rows import args_row, scalar_row
 
-from outbox.message import Headers, StoredHeaders, decode_headers
+from outbox.message import Headers, fault_of, readable_headers
 from outbox.postgres import Connection, query
 
 PARKED_PAGE = 1000  # rows read at once
@@ -32,7 +32,8 @@ class ParkedRow(NamedTuple):
     """A row that Kafka rejected for itself.
 
     size_bytes: of its value, which `read_parked_value` returns. message_id: the header of its record,
-    once that is published. reason: Kafka's. discarded_at: None while an operator has still to decide.
+    once that is published. reason: Kafka's, or ours. discarded_at: None while an operator has still to
+    decide. fault: why it would be parked again; None: it may be sent.
     """
 
     lane: int
@@ -47,6 +48,7 @@ class ParkedRow(NamedTuple):
     reason: str
     parked_at: datetime
     discarded_at: datetime | None
+    fault: str | None
 
     @property
     def row_id(self) -> RowId:
@@ -56,7 +58,9 @@ class ParkedRow(NamedTuple):
 
 LIST_PARKED = """
     SELECT lane, id, topic, key, coalesce(octet_length(value), 0) AS size_bytes,
-           headers, aggregate_id, message_id, created_at, reason, parked_at, discarded_at
+           headers::text, aggregate_id, message_id,
+           greatest(least(created_at, '9999-12-30'), '0001-01-02') AS created_at, reason, parked_at,
+           discarded_at
       FROM outbox_parked
      WHERE (lane, id) > (%(lane)s::smallint, %(id)s)
      ORDER BY lane, id
@@ -80,12 +84,12 @@ def _parked_row(
     topic: str,
     key: bytes | None,
     size_bytes: int,
-    headers: StoredHeaders | None,
+    headers: str | None,
     *others: Any,
 ) -> ParkedRow:
-    return ParkedRow(
-        lane, number, topic, key, size_bytes, decode_headers(headers) if headers else (), *others
-    )
+    found = readable_headers(headers)
+    fault = fault_of(topic, found)
+    return ParkedRow._make((lane, number, topic, key, size_bytes, found or (), *others, fault))
 
 
 READ_PARKED_VALUE = "SELECT value FROM outbox_parked WHERE lane = %(lane)s AND id = %(id)s"

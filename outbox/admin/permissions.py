@@ -25,7 +25,9 @@ MESSAGE_COLUMNS = ("lane", "topic", "key", "value", "headers", "aggregate_id")
 
 WRITER_PERMISSIONS = (
     TablePermission("outbox", "INSERT", MESSAGE_COLUMNS),
-    TablePermission("outbox_lane", "SELECT", ("lane",)),  # how many there are
+    TablePermission("outbox", "SELECT", ("lane", "id")),  # is the sequence ahead of them?
+    TablePermission("outbox_lane", "SELECT", ("lane",)),
+    TablePermission("outbox_identity", "SELECT", ("lanes",)),  # how many there are
 )
 RELAY_PERMISSIONS = (
     TablePermission("outbox", "SELECT"),
@@ -54,12 +56,12 @@ RELAY_PERMISSIONS = (
         ("lane", "id", *MESSAGE_COLUMNS[1:], "message_id", "created_at", "reason"),
         exclusive=True,
     ),
-    TablePermission("outbox_parked", "SELECT", ("reason", "discarded_at")),  # how many wait
+    TablePermission("outbox_parked", "SELECT", ("lane", "id", "reason", "discarded_at")),
     TablePermission("outbox_deferred", "SELECT"),
     TablePermission("outbox_deferred", "INSERT", ("aggregate_id", "reason"), exclusive=True),
     TablePermission("outbox_deferred", "UPDATE", ("reason", "attempts", "last_attempt_at")),
     TablePermission("outbox_deferred", "DELETE", exclusive=True),
-    TablePermission("outbox_identity", "SELECT", ("identity",)),
+    TablePermission("outbox_identity", "SELECT", ("identity", "lanes")),
 )
 
 # Each batch leaves dead rows in them: vacuum has to follow.

@@ -11,7 +11,8 @@ from uuid import UUID
 
 from psycopg.rows import args_row
 
-from outbox.message import Headers, StoredHeaders, decode_headers
+from outbox.enqueue import count_lanes
+from outbox.message import Headers, fault_of, lane_of, readable_headers
 from outbox.postgres import Connection, query, scalar, transaction
 
 WAITING_PAGE = 5000  # rows read at once
@@ -35,8 +36,9 @@ class RowStatus(NamedTuple):
     discarded: bool
 
 
+# Dates that Python's do not reach are shown as the nearest that they do: other writers may set any.
 FIND_ROW = """
-    SELECT 'outbox', lane, id, created_at,
+    SELECT 'outbox', lane, id, greatest(least(created_at, '9999-12-30'), '0001-01-02'),
            (SELECT count(*)
               FROM outbox AS ahead
              WHERE ahead.lane = outbox.lane AND ahead.id < outbox.id) AS rows_ahead,
@@ -47,7 +49,8 @@ FIND_ROW = """
       FROM outbox
      WHERE aggregate_id = %(aggregate_id)s
  UNION ALL
-    SELECT 'outbox_parked', lane, id, created_at, 0, NULL, reason, discarded_at IS NOT NULL
+    SELECT 'outbox_parked', lane, id, greatest(least(created_at, '9999-12-30'), '0001-01-02'),
+           0, NULL, reason, discarded_at IS NOT NULL
       FROM outbox_parked
      WHERE aggregate_id = %(aggregate_id)s
      LIMIT 1
@@ -61,7 +64,8 @@ def find_row(conn: Connection, aggregate_id: UUID) -> RowStatus | None:
 
 
 SEARCH_PARKED = """
-    SELECT 'outbox_parked', lane, id, created_at, 0 AS rows_ahead, NULL AS batch_number,
+    SELECT 'outbox_parked', lane, id, greatest(least(created_at, '9999-12-30'), '0001-01-02'),
+           0 AS rows_ahead, NULL AS batch_number,
            reason, discarded_at IS NOT NULL AS discarded
       FROM outbox_parked
      WHERE aggregate_id IS NULL
@@ -121,7 +125,8 @@ class WaitingRow(NamedTuple):
 
 
 READ_WAITING = """
-    SELECT lane, id, aggregate_id, created_at, headers
+    SELECT lane, id, aggregate_id,
+           greatest(least(created_at, '9999-12-30'), '0001-01-02'), headers::text
       FROM outbox
      WHERE lane = ANY(%(lanes)s) AND topic = %(topic)s
        AND (lane, id) > (%(lane)s::smallint, %(id)s)
@@ -146,11 +151,60 @@ def _waiting_row(
     row_id: int,
     aggregate_id: UUID | None,
     created_at: datetime,
-    headers: StoredHeaders | None,
+    headers: str | None,
 ) -> WaitingRow:
-    return WaitingRow(
-        lane, row_id, aggregate_id, created_at, decode_headers(headers) if headers else ()
-    )
+    return WaitingRow(lane, row_id, aggregate_id, created_at, readable_headers(headers) or ())
+
+
+class HeadRow(NamedTuple):
+    """One of the first rows of a lane, without its value; headers: as they are stored."""
+
+    lane: int
+    id: int
+    topic: str
+    key: bytes | None
+    headers: str | None
+    message_id: UUID
+
+
+READ_HEADS = """
+    SELECT head.lane, id, topic, key, headers::text, message_id
+      FROM outbox_lane,
+           LATERAL (SELECT lane, id, topic, key, headers, message_id
+                      FROM outbox
+                     WHERE outbox.lane = outbox_lane.lane
+                     ORDER BY id
+                     LIMIT %(at_most)s) AS head
+ UNION ALL
+    (SELECT lane, id, topic, key, headers::text, message_id
+       FROM outbox
+      WHERE lane < 0 OR lane >= %(lanes)s
+      LIMIT %(at_most)s)
+"""
+
+
+class FaultyRow(NamedTuple):
+    """A row that cannot be sent, or not in its order."""
+
+    lane: int
+    id: int
+    fault: str
+
+
+def find_faulty_rows(conn: Connection, at_most: int) -> Iterator[FaultyRow]:
+    """Yield what is wrong with the first rows of each lane, and of lanes that do not exist."""
+    lanes, names = count_lanes(conn), dict[UUID, str]()
+    for row in query(conn, args_row(HeadRow), READ_HEADS, {"lanes": lanes, "at_most": at_most}):
+        other = names.setdefault(row.message_id, f"{row.lane}:{row.id}")
+        fault = fault_of(row.topic, readable_headers(row.headers))
+        if not 0 <= row.lane < lanes:
+            fault = f"there is no lane {row.lane}"
+        elif row.key is not None and (right := lane_of(row.key, lanes)) != row.lane:
+            fault = f"its key belongs to lane {right}: the order of the key is not kept"
+        elif other != f"{row.lane}:{row.id}":
+            fault = f"row {other} has its message id, too"
+        if fault:
+            yield FaultyRow(row.lane, row.id, fault)
 
 
 CREATE_UNPUBLISHED = """

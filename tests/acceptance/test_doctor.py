@@ -154,7 +154,7 @@ def test_before_the_setup_it_says_to_run_it(servers: Servers, tmp_path: Path) ->
             "run the newer release",
         ),
         (
-            "INSERT INTO outbox_lane (lane) VALUES (4)",
+            "UPDATE outbox_identity SET lanes = 5; INSERT INTO outbox_lane (lane) VALUES (4)",
             "marker topic partitions",
             "failed",
             "for 5 lanes: run `orchestrator setup`",
@@ -215,6 +215,7 @@ def test_what_waits_and_what_does_not_run_is_a_failure(one_lane: System) -> None
 
 def test_lanes_are_checked_only_if_their_number_is_set(system: System) -> None:
     system.query("DELETE FROM outbox_lane WHERE lane > 1")
+    system.query("UPDATE outbox_identity SET lanes = 2")
     assert look(system)["lanes"] == Finding("lanes", "ok", "2")
     check_fault(system, "lanes", "warning", "2; LANES=3 is ignored", "set LANES=2", LANES="3")
     check_fault(system, "lanes", "warning", "2; LANES=4 is ignored", "set LANES=2", LANES="4")
@@ -413,7 +414,7 @@ def test_permissions_that_a_login_does_not_need_are_not_reported(
     assert code_without_processes(found) == 0, found
     assert found["postgres permissions"].state == state
     assert found["postgres schema"].state == found["workers id sequence"].state == "ok"
-    hidden = {"consumer": 7, "relay": 1, "operator": 1, "owner": 0}[role]
+    hidden = {"consumer": 9, "relay": 2, "operator": 2, "owner": 0}[role]
     assert sum(finding.state == "skipped" for finding in found.values()) == hidden, found
 
 

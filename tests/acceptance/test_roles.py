@@ -35,6 +35,7 @@ from orchestrator.runtime.migrations import Migration, check_current, migrate, r
 from outbox import (
     Connection,
     Message,
+    check_id_sequence,
     connect,
     count_lanes,
     deferred_rows,
@@ -44,6 +45,7 @@ from outbox import (
     transaction,
 )
 from outbox import membership as lanes
+from outbox.admin import count_parked
 from outbox.lane_rows import LaneRow
 from outbox.outbox_rows import ClaimRequest
 from outbox.timings import PRODUCTION
@@ -245,6 +247,7 @@ def consume(conn: Connection) -> None:
     workers.insert_ignoring_existing(conn, [order])
     message = Message("topic", b"key", b"value", [("name", b"value")], order.worker_id)
     enqueue(conn, [message], count_lanes(conn))
+    check_id_sequence(conn)
 
 
 def relay(conn: Connection) -> None:
@@ -261,20 +264,22 @@ def relay(conn: Connection) -> None:
     lane_rows.lock_lanes(conn, {0: epoch})
     lane_rows.lock_lanes_skip_locked(conn, {0: epoch})
     outbox_rows.open_writers(conn)
-    outbox_rows.claim(conn, [ClaimRequest(0, 10)])
+    outbox_rows.claim(conn, [ClaimRequest(0, 10)], 10_000)
     lane_rows.begin_batches(conn, {0: epoch}, {0: LaneRow(0, 1, [1], 0)})
     outbox_rows.load_rows(conn, 0, [1])
     outbox_rows.acknowledge(conn, 0, [1])
     workers.set_deployed(conn, [uuid4()])
-    deferred_rows.defer(conn, [uuid4()])
+    deferred_rows.defer(conn, {uuid4(): "why"})
     due = deferred_rows.find_due(conn, 0.0, 1)
     deferred_rows.lock(conn, due)
-    deferred_rows.postpone(conn, due)
+    deferred_rows.postpone(conn, due, "why")
     deferred_rows.delete(conn, due)
     deferred_rows.read_deferred_reasons(conn)
     deferred_rows.read_deferred_backlog(conn)
     outbox_rows.park(conn, 0, 1, "why")
     outbox_rows.read_backlog(conn, [0])
+    count_parked(conn)
+    outbox_rows.park_strays(conn, count_lanes(conn))
     lanes.unlock_lane(conn, identity, 0)
     ids = workers.read_id_sequence(conn)
     if ids is None or ids.allocated is None:

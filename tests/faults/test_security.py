@@ -3,10 +3,12 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
     AclOperation,
+    NewTopic,
     ResourcePatternType,
     ResourceType,
 )
@@ -20,6 +22,7 @@ from tests.acceptance.test_secrets import answers, check, secret
 from tests.faults.kafka_servers import stream
 from tests.faults.postgres_servers import installed, run
 from tests.faults.secured_kafka import SCRAM, Acl, SecuredKafka
+from tests.faults.test_output_topics import HELD_S, longest_wait, put, waiting
 
 USER = "vap"
 
@@ -157,6 +160,24 @@ def test_a_permission_revoked_at_work_is_named_and_retried(own: Secured, acl: st
     commands.check()
     assert own.system.query("SELECT count(*) FROM outbox_parked") == [(0,)]
     check_end(processes)
+
+
+@pytest.mark.fault(61)
+@pytest.mark.parametrize("hidden", [False, True], ids=["may not write", "may not describe"])
+def test_a_forbidden_output_topic_holds_up_its_own_lane_alone(own: Secured, hidden: bool) -> None:
+    forbidden = f"forbidden-{uuid4()}"
+    own.kafka.admin.create_topics([NewTopic(forbidden, 1, 1)])[forbidden].result(10)
+    if not hidden:
+        own.kafka.grant(USER, Acl(READ, TOPIC, forbidden))  # implies Describe
+    relay = own.start()["relay"]
+    wait_ready(relay)
+    put(own.system, 1, forbidden, b"late")
+    assert longest_wait(own.system, (0, 2, 3), 6) < HELD_S
+    eventually(lambda: f"Write on topic {forbidden}" in relay.get("/readyz"))
+    assert relay.logged(f"Write on topic {forbidden}")
+    assert not relay.logged("lane in doubt")
+    own.kafka.grant(USER, Acl(WRITE, TOPIC, forbidden))
+    eventually(lambda: waiting(own.system) == 0, 15)
 
 
 @pytest.mark.fault(31)

@@ -68,7 +68,7 @@ def test_a_batch_of_the_relay(wired_lane: System, wired: WiredKafka) -> None:
             "BEGIN ISOLATION": BATCHES,
             "SELECT outbox_lane.lane,": BATCHES,  # the lane row and its lock
             "DELETE FROM": BATCHES,
-            "WITH deployed": BATCHES,
+            "WITH free": BATCHES,
             "SELECT claimed.lane,": BATCHES,  # the claim
             "UPDATE outbox_lane": BATCHES,
             "COMMIT": BATCHES,

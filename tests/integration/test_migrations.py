@@ -35,6 +35,7 @@ FILES = [
     "011_deferred.sql",
     "012_log_decides.sql",
     "013_decided_once.sql",
+    "014_sendable_rows.sql",
 ]
 NEXT = len(FILES) + 1
 

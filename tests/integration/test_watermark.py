@@ -99,6 +99,26 @@ def test_a_locked_row_is_published_once_it_is_unlocked(one_lane: System, lane: O
     assert values(one_lane) == [b"1"]
 
 
+def test_a_row_whose_topic_is_missing_holds_back_the_watermark(
+    one_lane: System, lane: OwnedLane
+) -> None:
+    """Guard: what comes behind it waits."""
+    with closing(one_lane.connect()) as conn:
+        with transaction(conn):
+            enqueue(conn, [Message("missing", b"camera", b"1")], 1)
+        assert lane.run_once() == 0
+        for value in (b"2", b"3"):
+            with transaction(conn):
+                put(conn, one_lane, "camera", value)
+            lane.session.owned.update(lane.lane.without_backoff())
+            assert lane.run_once() == 0
+        assert values(one_lane) == []
+        conn.execute("UPDATE outbox SET topic = %s", (one_lane.settings.output_topic,))
+    lane.session.owned.update(lane.lane.without_backoff())
+    lane.drain()
+    assert values(one_lane) == [b"1", b"2", b"3"]
+
+
 FOREIGN = """
     INSERT INTO outbox (lane, id, topic, key, value) OVERRIDING SYSTEM VALUE
     SELECT 0, %s, %s, 'camera', 'from elsewhere'

@@ -12,6 +12,7 @@ import psycopg
 from psycopg.rows import args_row
 
 from orchestrator.config.database_url import connection_advice
+from orchestrator.consumer.loop import CONSUMER_SESSION
 from orchestrator.operations.doctor.check import Installation, Result
 from orchestrator.runtime.database import (
     NEWEST_POSTGRES,
@@ -26,12 +27,14 @@ from orchestrator.runtime.database import (
 from orchestrator.runtime.history import tables_of
 from orchestrator.runtime.migrations import check_current, read_migrations
 from outbox import (
+    RELAY_SESSION,
     DatabaseNotReady,
     count_lanes,
     error_text,
     hang_up_after,
     is_server_away,
     query,
+    read_standby_wait,
     scalar,
 )
 from outbox.admin import TransactionPoolingDetected, read_identity, try_session_lock
@@ -104,9 +107,10 @@ def postgres_encoding(installation: Installation) -> Result:
 
 def number_of_lanes(installation: Installation) -> Result:
     """Compare LANES, if it is set, with the number that the first migration fixed."""
-    lanes, configured = count_lanes(installation.conn), installation.settings.lanes
-    if not lanes:
-        return "failed", "outbox_lane is empty, nothing can be accepted: restore its rows"
+    try:
+        lanes, configured = count_lanes(installation.conn), installation.settings.lanes
+    except DatabaseNotReady as error:
+        return "failed", str(error)
     if configured not in {None, lanes}:
         text = f"{lanes}; LANES={configured} is ignored, the number is fixed: set LANES={lanes}"
         return "warning", text
@@ -141,6 +145,9 @@ def synchronous_commit(installation: Installation) -> Result:
             "local, though there are synchronous standbys: a failover may lose what was"
             " acknowledged: set it to on"
         )
+    wait = read_standby_wait(installation.conn, RELAY_SESSION, CONSUMER_SESSION)
+    if wait.is_missing:
+        return "failed", wait.text
     waits = "waits for a synchronous standby" if standbys else "there is no synchronous standby"
     return "ok", f"{value}, {waits}"
 

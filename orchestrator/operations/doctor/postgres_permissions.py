@@ -54,6 +54,7 @@ CHECK_TABLES = """
      WHERE relation IS NOT NULL
 """
 # Where the ids of workers come from: of an adopted table perhaps from no SERIAL, or no sequence at all.
+# The consumer also compares the sequence of the outbox with its rows.
 CHECK_SEQUENCES = """
     SELECT process, 'SEQUENCE ' || pg_class.oid::regclass::text, privilege, exclusive,
            has_sequence_privilege(pg_class.oid, any_of)
@@ -64,6 +65,11 @@ CHECK_SEQUENCES = """
       JOIN pg_depend ON classid = 'pg_attrdef'::regclass AND objid = pg_attrdef.oid
       JOIN pg_class ON pg_class.oid = refobjid AND relkind = 'S'
      WHERE adrelid = to_regclass('workers')
+ UNION ALL
+    SELECT 'consumer', 'SEQUENCE ' || sequence::text, 'SELECT', false,
+           has_sequence_privilege(sequence, 'SELECT')
+      FROM to_regclass('outbox_id_seq') AS sequence
+     WHERE sequence IS NOT NULL
 """
 
 

@@ -4,14 +4,19 @@ import enum
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import AdminClient
+
 from orchestrator.config.settings import Settings
 from orchestrator.contract.repair_commands import repair_of_lane
+from orchestrator.kafka.topics import TopicMissing, describe_topic
 from orchestrator.operations.status.problems import OLD_S
 from orchestrator.operations.status.statements import in_time
 from outbox import Connection
-from outbox.admin import check_lanes, count_backlog, list_lanes
+from outbox.admin import LaneBacklog, check_lanes, count_backlog, list_lanes
 
 MAX_COUNTED = 100_000  # rows of a lane
+NOT_DESCRIBED = frozenset({KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.TOPIC_EXCEPTION})
 
 
 class LaneCondition(enum.StrEnum):
@@ -20,13 +25,15 @@ class LaneCondition(enum.StrEnum):
     ACTIVE = "active"
     BEHIND = "behind"  # its oldest row has waited longer than OLD_S
     NO_OWNER = "no_owner"
+    WAITING = "waiting"  # its next row goes to a topic that is missing
     REFUSED = "refused"
 
 
 class LaneReport(NamedTuple):
     """A lane.
 
-    refusal: the outcome for which it is refused, with the command that ends it: repair. owner:
+    refusal: the outcome for which it is refused, with the command that ends it: repair. waits_for: the
+    topic that is missing, and what to do. owner:
     application name and address of its session; None: it has none. inflight: rows of batch
     `batch_number` that are not acknowledged. pending: rows in the outbox, at most MAX_COUNTED; None:
     they could not be counted.
@@ -35,6 +42,7 @@ class LaneReport(NamedTuple):
     lane: int
     state: LaneCondition
     refusal: str | None
+    waits_for: str | None
     owner: str | None
     epoch: int
     batch_number: int
@@ -52,19 +60,47 @@ def read_lane_refusals(settings: Settings, conn: Connection) -> dict[int, str]:
     }
 
 
-def report_lanes(conn: Connection, refusals: Mapping[int, str]) -> list[LaneReport]:
-    """Return every lane with what waits in it."""
+def read_backlogs(conn: Connection) -> dict[int, LaneBacklog]:
+    """Return what waits in each lane; nothing if counting takes too long."""
     counted = in_time(lambda: count_backlog(conn, MAX_COUNTED)) or ()
-    backlogs = {backlog.lane: backlog for backlog in counted}
+    return {backlog.lane: backlog for backlog in counted}
+
+
+def find_missing_topics(admin: AdminClient, backlogs: Mapping[int, LaneBacklog]) -> dict[str, str]:
+    """Return which topics of the lanes' first rows are missing, each with what to do.
+
+    One that we may not describe is not known to be missing. Raises KafkaException.
+    """
+    missing: dict[str, str] = {}
+    for topic in sorted({one.topic for one in backlogs.values() if one.topic}):
+        try:
+            describe_topic(admin, topic)
+        except TopicMissing as error:
+            missing[topic] = str(error)
+        except KafkaException as error:
+            if error.args[0].code() not in NOT_DESCRIBED:
+                raise
+    return missing
+
+
+def report_lanes(
+    conn: Connection,
+    refusals: Mapping[int, str],
+    backlogs: Mapping[int, LaneBacklog],
+    missing: Mapping[str, str],
+) -> list[LaneReport]:
+    """Return every lane with what waits in it."""
     reports = []
     for lane in list_lanes(conn):
         backlog, refusal = backlogs.get(lane.lane), refusals.get(lane.lane)
         oldest_s = backlog and backlog.oldest_s
+        waits_for = missing.get(backlog.topic or "") if backlog else None
         reports.append(
             LaneReport(
                 lane.lane,
-                condition_of(refusal, lane.owner, oldest_s),
+                condition_of(refusal, lane.owner, waits_for, oldest_s),
                 refusal,
+                waits_for,
                 lane.owner,
                 lane.epoch,
                 lane.batch_number,
@@ -77,11 +113,15 @@ def report_lanes(conn: Connection, refusals: Mapping[int, str]) -> list[LaneRepo
     return reports
 
 
-def condition_of(refusal: str | None, owner: str | None, oldest_s: float | None) -> LaneCondition:
+def condition_of(
+    refusal: str | None, owner: str | None, waits_for: str | None, oldest_s: float | None
+) -> LaneCondition:
     """Return how a lane looks from outside."""
     if refusal:
         return LaneCondition.REFUSED
     if owner is None:
         return LaneCondition.NO_OWNER
+    if waits_for:
+        return LaneCondition.WAITING
     is_behind = oldest_s is not None and oldest_s > OLD_S
     return LaneCondition.BEHIND if is_behind else LaneCondition.ACTIVE

@@ -30,6 +30,13 @@ def missing_processes(consumers: int, members: int | None, relays: int) -> Itera
         yield "no relay is connected: nothing is published until one runs"
 
 
+def waiting_lanes(waits: Mapping[int, str]) -> Iterator[str]:
+    """Yield a line for each topic that lanes wait for. waits: by lane, what is wrong with the topic."""
+    for why in dict.fromkeys(waits.values()):
+        lanes = [str(lane) for lane, one in waits.items() if one == why]
+        yield f"lane{'s' * (len(lanes) > 1)} {', '.join(lanes)}: rows wait: {why}"
+
+
 def relays_cut_off(relays: Sequence[str]) -> Iterator[str]:
     """Yield a line for each relay that Kafka does not answer."""
     for relay in relays[:MAX_NAMED]:

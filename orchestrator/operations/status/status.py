@@ -13,6 +13,7 @@ import psycopg
 from confluent_kafka import KafkaException, libversion
 
 from orchestrator.config.settings import Settings
+from orchestrator.consumer.loop import CONSUMER_SESSION
 from orchestrator.kafka import topics
 from orchestrator.kafka.topics import TopicMissing
 from orchestrator.observability.metrics import release
@@ -25,8 +26,21 @@ from orchestrator.operations.status.input import (
     read_rates,
     report_partitions,
 )
-from orchestrator.operations.status.lanes import LaneReport, read_lane_refusals, report_lanes
-from outbox import Connection, error_text, scalar
+from orchestrator.operations.status.lanes import (
+    LaneReport,
+    find_missing_topics,
+    read_backlogs,
+    read_lane_refusals,
+    report_lanes,
+)
+from outbox import (
+    RELAY_SESSION,
+    Connection,
+    count_lanes,
+    error_text,
+    read_standby_wait,
+    scalar,
+)
 from outbox.admin import (
     DeferredReason,
     count_parked,
@@ -42,8 +56,8 @@ class Status(NamedTuple):
     """What `status` shows.
 
     consumers: sessions in Postgres. members: of the consumer group; None: they may not be seen.
-    deferred: workers that are published and not yet deployed, by reason, the oldest of them. unknown:
-    what Kafka did not answer, and why; the field itself is None.
+    deferred: workers that are published and not yet deployed, by reason, the oldest of them. standby:
+    why COMMIT waits for one. unknown: what Kafka did not answer, and why; the field itself is None.
     """
 
     at: datetime
@@ -58,6 +72,7 @@ class Status(NamedTuple):
     dead_letters: DeadLetterCount | None
     parked: Mapping[str, int]
     deferred: Sequence[DeferredReason]
+    standby: str | None
     unknown: Mapping[str, Exception]
 
     @property
@@ -66,8 +81,10 @@ class Status(NamedTuple):
         letters = self.dead_letters
         return [
             *problems.missing_processes(self.consumers, self.members, self.relays),
+            *([self.standby] if self.standby else ()),
             *(f"refused: {what}: {command}" for what, command in self.refusals.items()),
             *(f"partition {p.partition}: {p.unread}" for p in self.partitions or () if p.unread),
+            *problems.waiting_lanes({one.lane: one.waits_for for one in self.lanes if one.waits_for}),
             *problems.old_rows({one.lane: one.oldest_s for one in self.lanes}),
             *problems.relays_cut_off(self.relays_without_kafka),
             *problems.parked_rows(self.parked),
@@ -88,13 +105,13 @@ class Status(NamedTuple):
 COUNT_CONSUMERS = """
     SELECT count(*)
       FROM pg_stat_activity
-     WHERE datname = current_database() AND application_name = 'orchestrator consumer'
+     WHERE datname = current_database() AND application_name = %(session)s
 """
 
 
 def count_consumers(conn: Connection) -> int:
     """Count the consumers that are connected to this database."""
-    return scalar(conn, int, COUNT_CONSUMERS)
+    return scalar(conn, int, COUNT_CONSUMERS, {"session": CONSUMER_SESSION})
 
 
 def read_status(settings: Settings, conn: Connection) -> Status:
@@ -114,7 +131,11 @@ def read_status(settings: Settings, conn: Connection) -> Status:
     ask_kafka("brokers", lambda: topics.check_access(settings.kafka))
     group = settings.consumer_group
     members = ask_kafka("consumer group", lambda: topics.count_members(admin, group))
+    count_lanes(conn)
+    wait = read_standby_wait(conn, RELAY_SESSION, CONSUMER_SESSION)
+    backlogs = read_backlogs(conn)
     refusals = ask_kafka("markers", lambda: read_lane_refusals(settings, conn))
+    missing = ask_kafka("topics", lambda: find_missing_topics(admin, backlogs))
     return Status(
         datetime.now(UTC),
         read_versions(conn),
@@ -122,12 +143,13 @@ def read_status(settings: Settings, conn: Connection) -> Status:
         list_relays_without_kafka(conn),
         consumers,
         members,
-        report_lanes(conn, refusals or {}),
+        report_lanes(conn, refusals or {}, backlogs, missing or {}),
         ask_kafka("partitions", lambda: report_partitions(settings, conn, admin)),
         read_rates(conn),
         ask_kafka("dead letters", lambda: count_dead_letters(settings, conn)),
         {parked.reason: parked.rows for parked in count_parked(conn)},
         read_deferred_reasons(conn),
+        wait.text if wait.is_missing else None,
         unknown,
     )
 

@@ -1,0 +1,41 @@
+"""The checks of `doctor` on the rows that wait in the outbox: can they be sent, and in their order?"""
+
+from orchestrator.operations.doctor.check import Installation, Result, combine
+from orchestrator.operations.status import problems
+from orchestrator.operations.status.lanes import find_missing_topics, read_backlogs
+from outbox import DatabaseNotReady, check_id_sequence
+from outbox.admin import find_faulty_rows
+
+LOOKED_AT = 250  # first rows of each lane
+MAX_NAMED = 5
+
+
+def outbox_rows(installation: Installation) -> Result:
+    """Look for rows that another writer has got wrong. A relay parks those that cannot be sent."""
+    faulty = list(find_faulty_rows(installation.conn, LOOKED_AT))
+    remarks: list[Result] = [
+        ("warning", f"row {row.lane}:{row.id}: {row.fault}") for row in faulty[:MAX_NAMED]
+    ]
+    if len(faulty) > MAX_NAMED:
+        remarks.append(("warning", f"and {len(faulty) - MAX_NAMED} more"))
+    if faulty:
+        remarks.append(("warning", "correct what writes such rows: it must use outbox.enqueue"))
+    return combine(remarks, f"no fault in the first {LOOKED_AT} of each lane")
+
+
+def outbox_topics(installation: Installation) -> Result:
+    """See that the topic of each lane's first row is there: else the lane waits."""
+    backlogs = read_backlogs(installation.conn)
+    missing = find_missing_topics(installation.admin, backlogs)
+    waits = {lane: missing[one.topic] for lane, one in backlogs.items() if one.topic in missing}
+    remarks: list[Result] = [("failed", one) for one in problems.waiting_lanes(waits)]
+    return combine(remarks, "those of the first rows are there")
+
+
+def outbox_id_sequence(installation: Installation) -> Result:
+    """Check that new rows come after those that wait: else their order is not kept."""
+    try:
+        check_id_sequence(installation.conn)
+    except DatabaseNotReady as error:
+        return "failed", str(error)
+    return "ok", "it is ahead of the ids in the outbox"
