@@ -23,7 +23,7 @@ AT = r"(?:@|%(?:25){0,4}40|\\{1,8}u0040|&\#64;|&commat;)"
 
 WORDS = (
     r"(?:pass(?:word|wd|phrase|code|wort|key)|pass(?![a-z])|pwd|psw|pw(?![a-z])|secret|token|credential"
-    r"|cookie|authori[sz]ation|signature|sig(?![a-z])|(?:api|access|private|account|shared)[-_.\s]?key"
+    r"|cookie|authori[sz]ation(?!_failed)|signature|sig(?![a-z])|(?:api|access|private|account|shared)[-_.\s]?key"
     r"|camera[-_]?url|database[-_]?url|jaas[-_.]config|пароль|секрет)"
 )
 NAME = rf"{WORDS}[\w.-]{{0,40}}"

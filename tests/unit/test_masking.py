@@ -123,6 +123,7 @@ HARMLESS = [
     "ssl://[::1]:9093/2: SSL handshake failed: certificate verify failed",
     "SASL authentication error: Authentication failed during authentication due to invalid credentials",
     "Broker: Topic authorization failed (TOPIC_AUTHORIZATION_FAILED)",
+    "Transactional Id authorization failed (TRANSACTIONAL_ID_AUTHORIZATION_FAILED): grant Write on it",
     'duplicate key value violates unique constraint "workers_pkey" (23505)',
     "KAFKA_SASL_PASSWORD and KAFKA_SASL_PASSWORD_FILE are both set: keep one of them",
     "DATABASE_URL is required and not set",
