@@ -108,6 +108,21 @@ def mask_value(value: object, name: str = "") -> object:
             return mask_text(str(value))
 
 
+# Where servers are, and who asks them: as libpq, Postgres and librdkafka write it.
+ADDRESSES = re.compile(
+    r"connection to server (?:at|on) .{1,300}? failed: "
+    r"|(?:sasl_)?(?:plaintext|ssl)://[^\s,;)\]]{1,300}:? ?"
+    r"|\bipv[46]#\S{1,300}|\b\d{1,3}(?:\.\d{1,3}){3}(?::\d{1,5})?\b|\[[0-9a-f:]{2,45}\](?::\d{1,5})?",
+    re.IGNORECASE,
+)
+NAMES = re.compile(r"\b(user|role|database|host name|host) \"[^\"]{0,255}\"")
+
+
+def without_addresses(text: str | None) -> str | None:
+    """Return a text without the addresses of servers and the names of users in it."""
+    return text and NAMES.sub(r"\1 ...", ADDRESSES.sub("", text[:MAX_TEXT]))
+
+
 def printable(text: str) -> str:
     """Return the text with everything escaped that a terminal would not show as it is."""
     if text.isprintable():
