@@ -171,9 +171,12 @@ KEEPALIVES: dict[str, Any] = {
 SET_GUARANTEES = """
     SELECT set_config(name, setting, %(local)s)
       FROM (VALUES
-               -- the tables of `schema` come before all others
-               ('search_path', concat_ws(', ', quote_ident(nullif(%(schema)s::text, '')),
-                                               nullif(current_setting('search_path'), ''))),
+               -- the tables of `schema` come before all others, but for temporary ones: where the path
+               -- does not name them, they are the first
+               ('search_path',
+                concat_ws(', ', quote_ident(nullif(%(schema)s::text, '')),
+                          nullif(ltrim(regexp_replace(current_setting('search_path'),
+                                                      '(^|,) *pg_temp *(?=,|$)', '', 'g'), ', '), ''))),
                -- a row that a policy hides is an error, and not missing in silence
                ('row_security', 'off'),
                -- `off` acknowledges what a crash may lose; any other choice of the administrator stays
