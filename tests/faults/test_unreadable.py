@@ -167,6 +167,8 @@ def bomb(system: System) -> None:
 
 @pytest.mark.xdist_group("own servers: Kafka")
 @pytest.mark.fault(71)
+@pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_a_batch_larger_than_the_clients_buffer_holds_up_its_partition_alone(system: System) -> None:
     set_config(system, system.settings.input_topic, "compression.type", "producer")
     system.produce(command(), partition=0)
@@ -180,3 +182,8 @@ def test_a_batch_larger_than_the_clients_buffer_holds_up_its_partition_alone(sys
     eventually(lambda: check in consumer.get("/readyz") + second.get("/readyz"), WAIT_S)
     for process in (consumer, second, relay):
         process.stop()
+    before = accepted(system)
+    larger = system.start("consumer", KAFKA_CONFIG_RECEIVE_MESSAGE_MAX_BYTES="200000000")
+    eventually(lambda: accepted(system) == before + 1, WAIT_S)  # the command behind it
+    assert '"unread"' not in larger.get("/readyz")
+    larger.stop()
