@@ -222,7 +222,6 @@ class Batches:
                 if row.topic in refusals:
                     left[number] = refusals[row.topic].text
                     del rows[place:]
-                    self.watermarks.pop(number, None)  # it stays before what is left
                     break
         self.forbidden = next((why.text for why in refusals.values() if why.is_forbidden), None)
         return left

@@ -305,13 +305,6 @@ GUARDS = [
         "tests/integration/test_watermark.py -k commits_late",
     ),
     Guard(
-        "the watermark stays before a row that is left",
-        "outbox/batch.py",
-        "                    self.watermarks.pop(number, None)  # it stays before what is left\n",
-        "",
-        "tests/integration/test_watermark.py -k topic_is_missing",
-    ),
-    Guard(
         "scans of the whole lane",
         "outbox/watermark.py",
         "        return self.id if self._scan_began < self._full_scan_at else BEFORE_ALL\n",

@@ -102,7 +102,7 @@ def test_a_locked_row_is_published_once_it_is_unlocked(one_lane: System, lane: O
 def test_a_row_whose_topic_is_missing_holds_back_the_watermark(
     one_lane: System, lane: OwnedLane
 ) -> None:
-    """Guard: what comes behind it waits."""
+    """What comes behind it waits: each scan finds the row that was left."""
     with closing(one_lane.connect()) as conn:
         with transaction(conn):
             enqueue(conn, [Message("missing", b"camera", b"1")], 1)
