@@ -10,6 +10,7 @@ from uuid import UUID
 from psycopg.rows import args_row
 
 from outbox import arrays
+from outbox.errors import RowsSkipped
 from outbox.postgres import Connection, query, scalars
 
 LOCKED = "locked by another session"
@@ -24,10 +25,11 @@ DEFER = """
 def defer(conn: Connection, reasons: Mapping[UUID, str]) -> None:
     """Write aggregates to the list, in the transaction that deletes their outbox rows.
 
-    reasons: by aggregate id, why `on_published` could not do them.
+    reasons: by aggregate id, why `on_published` could not do them. Raises RowsSkipped.
     """
     values = {"aggregate_ids": arrays.uuids(reasons), "reasons": arrays.texts(reasons.values())}
-    conn.execute(DEFER, values)
+    if (inserted := conn.execute(DEFER, values).rowcount) != len(reasons):
+        raise RowsSkipped("INSERT", "outbox_deferred", len(reasons) - inserted)
 
 
 # NOT BETWEEN: a clock that was set back must not postpone an attempt.

@@ -7,7 +7,7 @@ from psycopg.rows import args_row
 from psycopg.sql import SQL, Identifier
 
 from outbox import arrays
-from outbox.errors import DatabaseNotReady
+from outbox.errors import DatabaseNotReady, RowsSkipped
 from outbox.message import Message, encode_headers, is_topic_name, lane_of
 from outbox.postgres import Connection, query
 
@@ -23,7 +23,7 @@ def enqueue(conn: Connection, messages: Sequence[Message], lanes: int) -> None:
     """Insert messages into the outbox, in their order, inside the caller's transaction.
 
     lanes: `count_lanes(conn)`, read once at start. One statement for all messages. Raises ValueError if
-    Kafka can have no such topic.
+    Kafka can have no such topic, RowsSkipped if the table leaves a row out.
     """
     if not messages:
         return
@@ -31,7 +31,7 @@ def enqueue(conn: Connection, messages: Sequence[Message], lanes: int) -> None:
         if not is_topic_name(topic):
             raise ValueError(f"Kafka allows no topic of the name {topic!r}")
     headers = [encode_headers(m.headers) for m in messages]
-    conn.execute(
+    inserted = conn.execute(
         ENQUEUE,
         (
             arrays.smallints(
@@ -45,7 +45,9 @@ def enqueue(conn: Connection, messages: Sequence[Message], lanes: int) -> None:
             arrays.uuids(m.aggregate_id for m in messages),
         ),
         prepare=True,
-    )
+    ).rowcount
+    if inserted != len(messages):
+        raise RowsSkipped("INSERT", "outbox", len(messages) - inserted)
 
 
 def lane_of_message(key: bytes | None, value: bytes | None, headers: str | None, lanes: int) -> int:

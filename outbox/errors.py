@@ -62,6 +62,16 @@ class DatabaseNotReady(OutboxError):
     """The database is not what the code needs, or not yet; checked again with back-off."""
 
 
+class RowsSkipped(DatabaseNotReady):
+    """A trigger or a rule of a table skips what a statement writes, and no error says so."""
+
+    def __init__(self, statement: str, table: str, skipped: int) -> None:
+        super().__init__(
+            f"{statement} of table {table} left out {skipped:,} rows without an error: a trigger or a"
+            f" rule of {table} skips them: remove it"
+        )
+
+
 class Stopped(OutboxError):
     """The process was asked to stop while it waited for a server."""
 

@@ -13,8 +13,9 @@ from psycopg.rows import args_row
 
 from outbox import arrays
 from outbox.enqueue import lane_of_message
+from outbox.errors import RowsSkipped
 from outbox.message import OutboxRow, readable_headers
-from outbox.postgres import Connection, query, scalars
+from outbox.postgres import Connection, query, scalar, scalars
 
 # A claim stops growing here: a transaction must fit into the producer's queue and its time-out.
 MAX_BATCH_BYTES = 16 * 1024 * 1024
@@ -157,16 +158,21 @@ ACKNOWLEDGE = """
  RETURNING aggregate_id
 """
 
+COUNT_LEFT = "SELECT count(*) FROM outbox WHERE lane = %(lane)s AND id = ANY(%(ids)b::bigint[])"
+
 
 def acknowledge(conn: Connection, lane: int, ids: Sequence[int]) -> list[UUID]:
     """Delete rows that are in Kafka; return their aggregate ids. An id array, never a range:
 
-    a range would take a row with a lower id that was committed after the claim.
+    a range would take a row with a lower id that was committed after the claim. Raises RowsSkipped: a
+    row that stays would be published again.
     """
     if not ids:
         return []
     values = {"lane": lane, "ids": arrays.bigints(ids)}
     found = scalars(conn, UUID, ACKNOWLEDGE, values, prepare=True, binary=True)
+    if len(found) < len(ids) and (left := scalar(conn, int, COUNT_LEFT, values)):
+        raise RowsSkipped("DELETE", "outbox", left)
     return [aggregate_id for aggregate_id in found if aggregate_id is not None]
 
 

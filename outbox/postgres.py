@@ -171,18 +171,17 @@ KEEPALIVES: dict[str, Any] = {
 SET_GUARANTEES = """
     SELECT set_config(name, setting, %(local)s)
       FROM (VALUES
-               -- the tables of `schema` come before all others, but for temporary ones: where the path
-               -- does not name them, they are the first
-               ('search_path',
-                concat_ws(', ', quote_ident(nullif(%(schema)s::text, '')),
-                          nullif(ltrim(regexp_replace(current_setting('search_path'),
-                                                      '(^|,) *pg_temp *(?=,|$)', '', 'g'), ', '), ''))),
+               -- the tables of `schema` come before all others
+               ('search_path', concat_ws(', ', quote_ident(nullif(%(schema)s::text, '')),
+                                               nullif(current_setting('search_path'), ''))),
                -- a row that a policy hides is an error, and not missing in silence
                ('row_security', 'off'),
                -- `off` acknowledges what a crash may lose; any other choice of the administrator stays
                ('synchronous_commit', replace(current_setting('synchronous_commit'), 'off', 'on')),
                -- that a commit was not confirmed is a warning: see SyncCommitMonitor
                ('client_min_messages', 'warning'),
+               -- what we write may hold passwords, and belongs into no log
+               ('log_parameter_max_length_on_error', '0'),
                -- a statement sees what was committed before it, and is not refused for it
                ('default_transaction_isolation', 'read committed'),
                -- an error ends the transaction, and not the session

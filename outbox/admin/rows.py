@@ -3,10 +3,10 @@
 Reads only; a row that is read here may be published, and gone, at any time.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from typing import NamedTuple
+from typing import LiteralString, NamedTuple
 from uuid import UUID
 
 from psycopg.rows import args_row
@@ -254,3 +254,14 @@ def snapshot(conn: Connection) -> Iterator[None]:
     """
     with transaction(conn, "BEGIN ISOLATION LEVEL REPEATABLE READ"):
         yield
+
+
+HIGHEST_IDS: Mapping[str, LiteralString] = {
+    "outbox_parked": "SELECT max(id) FROM outbox_parked",
+    "outbox_deferred": "SELECT max(id) FROM outbox_deferred",
+}
+
+
+def read_highest_id(conn: Connection, table: str) -> int | None:
+    """Return the highest id of a row of `outbox_parked` or `outbox_deferred`; None: it has none."""
+    return scalar(conn, int, HIGHEST_IDS[table])
