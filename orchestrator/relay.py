@@ -6,6 +6,7 @@ from orchestrator.config.settings import Settings
 from orchestrator.config.timings import ProcessTimings
 from orchestrator.contract.repair_commands import repair_of_lane
 from orchestrator.contract.workers import set_deployed
+from orchestrator.contract.workers_table import check_workers
 from orchestrator.observability.backlog import backlog_gauges
 from orchestrator.observability.gauges import KafkaProbe, poll_in_background
 from orchestrator.observability.health import Health
@@ -13,7 +14,7 @@ from orchestrator.observability.metrics import RelayMetrics, new_registry
 from orchestrator.observability.standby import watch_standby
 from orchestrator.runtime.migrations import check_current
 from orchestrator.runtime.process import answer_http, run_until_stopped
-from outbox import RELAY_SESSION, LaneState, LaneStatus, Relay, with_overrides
+from outbox import RELAY_SESSION, Connection, LaneState, LaneStatus, Relay, with_overrides
 
 
 def new_relay(settings: Settings, metrics: RelayMetrics | None = None) -> Relay:
@@ -25,11 +26,17 @@ def new_relay(settings: Settings, metrics: RelayMetrics | None = None) -> Relay:
         batch_size=settings.batch_size,
         marker_topic=settings.marker_topic,
         observer=metrics,
-        check_database=check_current,
+        check_database=check_database,
         strict_fencing=settings.strict_fencing,
         repair_command=repair_of_lane,
         schema=settings.database_schema,
     )
+
+
+def check_database(conn: Connection) -> None:
+    """Raise DatabaseNotReady unless the database is what this release needs."""
+    check_current(conn)
+    check_workers(conn)
 
 
 def run_relay(settings: Settings) -> int:

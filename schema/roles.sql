@@ -18,6 +18,7 @@ DECLARE
     all_but_owner CONSTANT TEXT := 'orchestrator_consumer, orchestrator_relay, orchestrator_operator';
     this_database CONSTANT TEXT := quote_ident(current_database());
     this_schema CONSTANT TEXT := quote_ident(current_schema());
+    workers_schema CONSTANT TEXT := (SELECT relnamespace::regnamespace FROM pg_class WHERE oid = 'workers'::regclass);
     missing TEXT;
     sequence TEXT;
 BEGIN
@@ -36,6 +37,9 @@ BEGIN
 
     EXECUTE format('GRANT CONNECT ON DATABASE %s TO %s', this_database, all_roles);
     EXECUTE format('GRANT USAGE ON SCHEMA %s TO %s', this_schema, all_roles);
+    IF workers_schema <> this_schema THEN                 -- the platform's, further on in the search_path
+        EXECUTE format('GRANT USAGE ON SCHEMA %s TO %s', workers_schema, all_roles);
+    END IF;
     EXECUTE format('GRANT CREATE ON SCHEMA %s TO orchestrator_owner', this_schema);
     EXECUTE format('GRANT TEMPORARY ON DATABASE %s TO orchestrator_operator', this_database); -- audit
 
@@ -62,6 +66,7 @@ BEGIN
           FROM unnest(ARRAY['outbox', 'outbox_deferred', 'repairs']) AS name
     LOOP
         EXECUTE format('REVOKE ALL ON SEQUENCE %s FROM %s', sequence, all_but_owner);
+        EXECUTE format('GRANT SELECT ON SEQUENCE %s TO orchestrator_operator', sequence); -- doctor
     END LOOP;
     EXECUTE format('GRANT SELECT ON SEQUENCE %s TO orchestrator_consumer, orchestrator_operator',
                    pg_get_serial_sequence('outbox', 'id'));   -- was it set back?

@@ -111,7 +111,7 @@ def _state(partition: PartitionReport) -> str:
 
 
 def _rate(rate: float | None) -> str:
-    return "too many to count" if rate is None else f"{rate:,.1f}/s"
+    return "not counted" if rate is None else f"{rate:,.1f}/s"
 
 
 def _pending(lane: LaneReport) -> int | str:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from psycopg.sql import SQL, Literal
 
+from orchestrator.contract.workers_table import adopt_workers, check_workers
 from orchestrator.runtime import history
 from orchestrator.runtime.database import check_place, check_server, create_schema, own_schema
 from orchestrator.runtime.history import History
@@ -66,7 +67,12 @@ def migrate(conn: Connection, lanes: int) -> list[Migration]:
     done = []
     while migration := run_next(conn, lanes):
         done.append(migration)
+    check_workers(conn)
     return done
+
+
+# Where the search_path has the platform's table, no second one is created in its first schema.
+CREATES_WORKERS = "001_workers.sql"
 
 
 LOCK = """
@@ -82,6 +88,7 @@ def run_next(conn: Connection, lanes: int) -> Migration | None:
     with transaction(conn):
         conn.execute(LOCK, {"lock": MIGRATION_LOCK})
         found, pending = compare(conn)
+        adopted = adopt_workers(conn)
         if pending:
             create_schema(conn)
             check_names(conn, found, pending)
@@ -90,7 +97,8 @@ def run_next(conn: Connection, lanes: int) -> Migration | None:
             return None
         first = pending[0]
         conn.execute(SET_LANES, {"lanes": str(lanes)})
-        conn.execute(first.sql.encode())
+        if not (adopted and first.name == CREATES_WORKERS):
+            conn.execute(first.sql.encode())
         history.record_migration(conn, first.version, first.checksum)
     return first
 

@@ -24,6 +24,7 @@ from orchestrator.operations.doctor import (
     postgres,
     tables,
     work,
+    workers_table,
 )
 from orchestrator.operations.doctor.broker_version import kafka_version
 from orchestrator.operations.doctor.check import Check, Finding, Installation, Result, Unreachable
@@ -98,6 +99,8 @@ CHECKS: Mapping[str, Check] = {
     "waiting rows": work.waiting_rows,
     "parked rows": work.parked_rows,
     "deferred workers": work.deferred_workers,
+    "workers table": workers_table.workers_table,
+    "id sequences": workers_table.id_sequences,
     "workers id sequence": tables.workers_id_sequence,
     "outbox rows": outbox_rows.outbox_rows,
     "outbox id sequence": outbox_rows.outbox_id_sequence,

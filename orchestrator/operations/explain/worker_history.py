@@ -61,9 +61,10 @@ class WorkerHistory(NamedTuple):
     duplicates: Sequence[FoundRecord] = ()
 
 
+# Our sessions run in UTC: so it is right for columns with and without a time zone.
 FIND_WORKER = """
     SELECT worker_id, scenario_uuid, status, process_pid,
-           created_at AT TIME ZONE 'UTC', updated_at AT TIME ZONE 'UTC'
+           created_at::timestamptz, updated_at::timestamptz
       FROM workers
      WHERE worker_id = %(id)s
 """
@@ -77,7 +78,7 @@ def find_worker(conn: Connection, worker_id: UUID) -> WorkerRow | None:
 
 FIND_WORKERS_OF_SCENARIO = """
     SELECT worker_id, scenario_uuid, status, process_pid,
-           created_at AT TIME ZONE 'UTC', updated_at AT TIME ZONE 'UTC'
+           created_at::timestamptz, updated_at::timestamptz
       FROM workers
      WHERE scenario_uuid = %(id)s
      ORDER BY id DESC

@@ -57,11 +57,13 @@ class Rates(NamedTuple):
 class DeadLetterCount(NamedTuple):
     """Dead letters of our input that wait.
 
-    is_upper_bound: letters of other inputs and ends of transactions are counted, too.
+    is_upper_bound: letters of other inputs and ends of transactions are counted, too. refusal: why
+    Postgres refuses the row of the last of them, if it does.
     """
 
     letters: int
     is_upper_bound: bool
+    refusal: str | None = None
 
 
 def report_partitions(
@@ -153,5 +155,6 @@ def count_dead_letters(settings: Settings, conn: Connection) -> DeadLetterCount:
     if length > FEW_LETTERS:
         return DeadLetterCount(length - count_handled(conn, topic), is_upper_bound=True)
     chunks = read_dead_letters(conn, topic, everything, None)
-    waiting = sum(letter.state is LetterState.WAITING for chunk in chunks for letter in chunk)
-    return DeadLetterCount(waiting, is_upper_bound=False)
+    waiting = [one for chunk in chunks for one in chunk if one.state is LetterState.WAITING]
+    refusals = [refusal for one in waiting if (refusal := one.refusal)]
+    return DeadLetterCount(len(waiting), False, refusals[-1] if refusals else None)

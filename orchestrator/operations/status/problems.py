@@ -64,11 +64,11 @@ def parked_rows(parked: Mapping[str, int]) -> Iterator[str]:
         yield f"parked rows wait for the operator ({reasons}): `orchestrator parked list`"
 
 
-def dead_letters(letters: int, is_upper_bound: bool) -> Iterator[str]:
-    """Yield a line if dead letters wait."""
+def dead_letters(letters: int, is_upper_bound: bool, refusal: str | None) -> Iterator[str]:
+    """Yield a line if dead letters wait. refusal: why Postgres refuses the row of one."""
     if letters:
-        bound = "up to " if is_upper_bound else ""
-        yield f"{bound}{letters:,} dead letters wait for the operator: `orchestrator dlq list`"
+        bound, why = "up to " if is_upper_bound else "", f" ({refusal})" if refusal else ""
+        yield f"{bound}{letters:,} dead letters wait for the operator{why}: `orchestrator dlq list`"
 
 
 def deferred_workers(deferred: Sequence[DeferredReason]) -> Iterator[str]:

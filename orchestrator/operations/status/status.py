@@ -14,9 +14,11 @@ from confluent_kafka import KafkaException, libversion
 
 from orchestrator.config.settings import Settings
 from orchestrator.consumer.loop import CONSUMER_SESSION
+from orchestrator.contract.workers_table import WorkersRefused, check_workers
 from orchestrator.kafka import topics
 from orchestrator.kafka.topics import TopicMissing
 from orchestrator.observability.metrics import release
+from orchestrator.operations.id_sequences import find_sources, sequences_set_back
 from orchestrator.operations.status import problems
 from orchestrator.operations.status.input import (
     DeadLetterCount,
@@ -33,6 +35,7 @@ from orchestrator.operations.status.lanes import (
     read_lane_refusals,
     report_lanes,
 )
+from orchestrator.operations.status.statements import in_time
 from outbox import (
     RELAY_SESSION,
     Connection,
@@ -56,6 +59,8 @@ class Status(NamedTuple):
     """What `status` shows.
 
     consumers: sessions in Postgres. members: of the consumer group; None: they may not be seen.
+    workers: why no process writes to the table `workers`; then what is read from it is unknown.
+    sequences: those that were set back.
     deferred: workers that are published and not yet deployed, by reason, the oldest of them. standby:
     why COMMIT waits for one. unknown: what Kafka did not answer, and why; the field itself is None.
     """
@@ -66,6 +71,8 @@ class Status(NamedTuple):
     relays_without_kafka: Sequence[str]
     consumers: int
     members: int | None
+    workers: str | None
+    sequences: Sequence[str]
     lanes: Sequence[LaneReport]
     partitions: Sequence[PartitionReport] | None
     rates: Rates
@@ -82,6 +89,8 @@ class Status(NamedTuple):
         return [
             *problems.missing_processes(self.consumers, self.members, self.relays),
             *([self.standby] if self.standby else ()),
+            *filter(None, [self.workers]),
+            *self.sequences,
             *(f"refused: {what}: {command}" for what, command in self.refusals.items()),
             *(f"partition {p.partition}: {p.unread}" for p in self.partitions or () if p.unread),
             *problems.waiting_lanes({one.lane: one.waits_for for one in self.lanes if one.waits_for}),
@@ -128,6 +137,7 @@ def read_status(settings: Settings, conn: Connection) -> Status:
         return None
 
     relays, consumers = count_relays(conn), count_consumers(conn)
+    workers = read_workers_refusal(conn)
     ask_kafka("brokers", lambda: topics.check_access(settings.kafka))
     group = settings.consumer_group
     members = ask_kafka("consumer group", lambda: topics.count_members(admin, group))
@@ -143,15 +153,26 @@ def read_status(settings: Settings, conn: Connection) -> Status:
         list_relays_without_kafka(conn),
         consumers,
         members,
+        workers,
+        in_time(lambda: [*sequences_set_back(conn, find_sources(conn))]) or (),
         report_lanes(conn, refusals or {}, backlogs, missing or {}),
         ask_kafka("partitions", lambda: report_partitions(settings, conn, admin)),
-        read_rates(conn),
-        ask_kafka("dead letters", lambda: count_dead_letters(settings, conn)),
+        Rates(None, None) if workers else read_rates(conn),
+        None if workers else ask_kafka("dead letters", lambda: count_dead_letters(settings, conn)),
         {parked.reason: parked.rows for parked in count_parked(conn)},
         read_deferred_reasons(conn),
         wait.text if wait.is_missing else None,
         unknown,
     )
+
+
+def read_workers_refusal(conn: Connection) -> str | None:
+    """Return why the processes do not write to the table `workers`; None: they do."""
+    try:
+        check_workers(conn)
+    except WorkersRefused as error:
+        return str(error)
+    return None
 
 
 def read_versions(conn: Connection) -> dict[str, str]:
