@@ -25,6 +25,7 @@ DEFERRED_TEST = "tests/integration/test_deferred.py"
 RESTORES_TEST = "tests/faults/test_restores.py"
 LETTERS_TEST = "tests/faults/test_dead_letters.py"
 CUT_LOG_TEST = "tests/faults/test_cut_log.py"
+REFUSED_TEST = "tests/integration/test_refused_rows.py"
 DECIDED_TEST = "tests/integration/test_decided_once.py"
 HANDLING = "orchestrator/operations/dead_letters/handling.py"
 LETTERS = "orchestrator/operations/dead_letters/letters.py"
@@ -245,6 +246,41 @@ GUARDS = [
         " AND status = 'pending'",
         "",
         f"{GUARDS_TEST}::test_acknowledging_never_turns_a_running_worker_back",
+    ),
+    Guard(
+        "inserted workers counted",
+        "orchestrator/contract/workers.py",
+        "    if inserted != len(orders):\n",
+        "    if inserted > len(orders):\n",
+        f"{REFUSED_TEST} -k 'trigger_that_skips'",
+    ),
+    Guard(
+        "missing workers looked for",
+        "orchestrator/contract/workers.py",
+        "    if missing and find_existing",
+        "    if not missing and find_existing",
+        f"{REFUSED_TEST} -k 'trigger_that_skips'",
+    ),
+    Guard(
+        "outbox rows counted",
+        "outbox/enqueue.py",
+        "    if inserted != len(messages):\n",
+        "    if inserted > len(messages):\n",
+        f"{REFUSED_TEST} -k 'of_ours_that_skips_rows'",
+    ),
+    Guard(
+        "acknowledged rows counted",
+        "outbox/outbox_rows.py",
+        "    if len(found) < len(ids) and",
+        "    if len(found) > len(ids) and",
+        f"{REFUSED_TEST} -k not_published_again",
+    ),
+    Guard(
+        "few dead letters of a table that takes no row",
+        "orchestrator/consumer/narrowing.py",
+        "        return self._in_a_row >= LIMIT\n",
+        "        return False\n",
+        f"{REFUSED_TEST} -k mistake_in_the_schema",
     ),
     Guard(
         "workers locked by others are skipped",

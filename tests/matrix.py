@@ -68,6 +68,10 @@ ROWS = {
     70: "a log that ends with transactions: consumed to its end, whoever led it; an open one is named",
     71: "a batch that cannot be decoded: its partition waits and is named, the others go on; repaired",
     72: "brokers that do not accept our time-out, others in our group: named with the remedy",
+    80: "Postgres refuses a command's row: a dead letter, neighbours accepted; it takes none: waits",
+    81: "`workers` lacks what is needed, or the search_path hides it: refused by name, no second one",
+    82: "a trigger or a rule skips rows without an error: counted, no order without a worker",
+    83: "the sequence of `workers.id` set back: named with the setval, no dead letter",
 }
 
 

@@ -8,6 +8,7 @@ from threading import Event
 from typing import Generic
 
 from orchestrator.config.timings import ConsumerTimings
+from orchestrator.consumer.narrowing import RefusedRows
 from orchestrator.consumer.session import SESSION_ERRORS, ConsumerSession, open_consumer_session
 from orchestrator.consumer.subscription import ConsumerObserver, Subscription, T
 from outbox import Backoff, Connection, error_text
@@ -32,6 +33,7 @@ class ConsumerLoop(Generic[T]):
         self._observer = observer
         self._timings = timings
         self._session: ConsumerSession[T] | None = None
+        self.refused_rows = RefusedRows()
         self.last_error: str | None = "not started"  # why no session works, for operators
 
     def run(self, stop: Event) -> None:
@@ -50,7 +52,9 @@ class ConsumerLoop(Generic[T]):
         gc.collect()  # what the last session left: threads of the client, a batch in progress
         with (
             closing(self._connect()) as conn,
-            open_consumer_session(self._subscription, conn, self._observer, self._timings) as session,
+            open_consumer_session(
+                self._subscription, conn, self._observer, self._timings, self.refused_rows
+            ) as session,
         ):
             self._session = session
             while not stop.is_set():

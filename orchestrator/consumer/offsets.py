@@ -16,7 +16,7 @@ from uuid import UUID
 
 from psycopg.rows import args_row
 
-from outbox import Connection, query, scalars
+from outbox import Connection, RowsSkipped, query, scalars
 
 
 class OffsetConflict(Exception):
@@ -192,7 +192,10 @@ ADVANCE = """
 
 
 def advance(conn: Connection, topic: str, topic_id: UUID, moves: Sequence[OffsetMove]) -> None:
-    """Move every partition from its position to the next. Raises OffsetConflict: roll back."""
+    """Move every partition from its position to the next.
+
+    Raises OffsetConflict or RowsSkipped: roll back.
+    """
     values = {
         "topic": topic,
         "topic_id": topic_id,
@@ -204,6 +207,12 @@ def advance(conn: Connection, topic: str, topic_id: UUID, moves: Sequence[Offset
         "next": [move.next for move in moves],
         "next_epochs": [move.leader_epoch for move in moves],
     }
-    if conn.execute(ADVANCE, values, prepare=True).rowcount != len(moves):
-        partitions = ", ".join(str(move.partition) for move in moves)
-        raise OffsetConflict(f"another consumer has moved one of the partitions {partitions}")
+    moved = conn.execute(ADVANCE, values, prepare=True).rowcount
+    if moved == len(moves):
+        return
+    partitions = [move.partition for move in moves]
+    found = lock_positions(conn, topic, partitions)
+    if sum(found.get(move.partition) == move.before for move in moves) == len(moves) - moved:
+        raise RowsSkipped("UPDATE", "consumed_offsets", len(moves) - moved)
+    numbers = ", ".join(map(str, partitions))
+    raise OffsetConflict(f"another consumer has moved one of the partitions {numbers}")

@@ -22,7 +22,7 @@ from orchestrator.consumer.offsets import OffsetMove, PartitionRefusal, Position
 from orchestrator.consumer.refusals import check_position
 from orchestrator.consumer.unread import UnreadPartitions
 from orchestrator.kafka.topics import Admin, TopicWatch, read_log_start_offsets
-from outbox import Connection, crash_point
+from outbox import Connection, RowsSkipped, crash_point
 
 log = logging.getLogger(__name__)
 
@@ -155,7 +155,9 @@ class AssignedPartitions:
         if new or skipped:
             for number in skipped:
                 log.warning("position skipped", extra=_describe_skip(number, known[number]))
-            return offsets.lock_positions(self._conn, topic, partitions)
+            known = offsets.lock_positions(self._conn, topic, partitions)
+        if missing := set(partitions) - known.keys():
+            raise RowsSkipped("INSERT", "consumed_offsets", len(missing))
         return known
 
     # ---- positions move --------------------------------------------------------------------------

@@ -36,6 +36,7 @@ def run_consumer(settings: Settings) -> int:
     health.notes |= {
         "partitions": lambda: describe_refused(consumer.refused()) if is_working(consumer) else None,
         "unread": lambda: describe_unread(consumer.unread()),
+        "refused rows": consumer.refused_rows.describe,
     }
     with (
         consumer_gauges(settings, consumer.positions, consumer.refused, metrics, timings),

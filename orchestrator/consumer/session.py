@@ -5,10 +5,12 @@ always continues from the positions in Postgres. Any doubt (a lost reply, a reba
 the session; the next one reads the positions under their lock, and so learns what was committed.
 """
 
+import logging
+import random
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Generic, NamedTuple
 from uuid import UUID
@@ -21,11 +23,19 @@ from orchestrator.config.timings import ConsumerTimings
 from orchestrator.consumer import offsets
 from orchestrator.consumer.client import GroupMember, explain
 from orchestrator.consumer.handled import find_handled
+from orchestrator.consumer.narrowing import (
+    SAMPLE,
+    EveryRowRefused,
+    RefusedRows,
+    may_be_of_a_row,
+    parts_of,
+)
 from orchestrator.consumer.offsets import OffsetConflict, OffsetMove
 from orchestrator.consumer.partitions import AssignedPartitions
 from orchestrator.consumer.subscription import ConsumerObserver, Insert, Subscription, T
 from orchestrator.contract.records import (
     InvalidRecord,
+    RefusedRow,
     dead_letter,
     origin_id_of_record,
     partition_offset,
@@ -44,6 +54,8 @@ from outbox import (
     retry_transaction,
     transaction,
 )
+
+log = logging.getLogger(__name__)
 
 # The log no longer contains the next offset: the partition waits for an operator.
 OFFSET_LOST_ERRORS = frozenset(
@@ -83,6 +95,10 @@ class ParsedBatch(Generic[T]):
     again: dict[UUID, Message] = field(default_factory=dict)
 
 
+class TrialOver(Exception):
+    """Rolls a transaction back that was a trial."""
+
+
 class InvalidOne(NamedTuple):
     """A record that is no valid one. aggregate_id: that of its row, had it been accepted earlier."""
 
@@ -104,8 +120,12 @@ def open_consumer_session(
     conn: Connection,
     observer: ConsumerObserver,
     timings: ConsumerTimings,
+    refused_rows: RefusedRows | None = None,
 ) -> "Iterator[ConsumerSession[T]]":
-    """Join the group while the block runs. Raises SESSION_ERRORS."""
+    """Join the group while the block runs. Raises SESSION_ERRORS.
+
+    refused_rows: what earlier sessions of the process know.
+    """
     subscription.check(conn)
     lanes = count_lanes(conn)
     check_id_sequence(conn)
@@ -129,7 +149,15 @@ def open_consumer_session(
         )
         try:
             yield ConsumerSession(
-                subscription, conn, client, topic, partitions, lanes, observer, timings
+                subscription,
+                conn,
+                client,
+                topic,
+                partitions,
+                lanes,
+                observer,
+                timings,
+                refused_rows or RefusedRows(),
             )
         finally:
             partitions.mirror_positions()
@@ -148,6 +176,7 @@ class ConsumerSession(Generic[T]):
         lanes: int,
         observer: ConsumerObserver,
         timings: ConsumerTimings,
+        refused_rows: RefusedRows,
     ) -> None:
         self._subscription = subscription
         self._conn = conn
@@ -157,6 +186,7 @@ class ConsumerSession(Generic[T]):
         self._lanes = lanes
         self._observer = observer
         self._timings = timings
+        self._refused_rows = refused_rows
         self._pause = AdaptivePause(timings.max_pause_s)
 
     def positions(self) -> dict[int, int]:
@@ -182,7 +212,7 @@ class ConsumerSession(Generic[T]):
             crash_point("consumer.polled")
             started = time.perf_counter()
             self._topic.begin_check()  # after the records: the answer is valid for them
-            self._commit(self._parse(records))
+            self._consume(records, records, self._subscription.insert)
             if len(records) < self._subscription.batch_size:
                 time.sleep(self._pause.after(time.perf_counter() - started))
         self._move_to_ends()
@@ -247,11 +277,7 @@ class ConsumerSession(Generic[T]):
             try:
                 row, message = subscription.parse(record, topic_id)
             except InvalidRecord as invalid:
-                letter = dead_letter(
-                    subscription.dead_letter_topic, subscription.group, record, invalid
-                )
-                aggregate_id = subscription.aggregate_id(record, topic_id, letter.headers)
-                batch.invalid.append(InvalidOne(aggregate_id, invalid.reason, letter))
+                batch.invalid.append(self._invalid_one(record, invalid))
                 continue
             batch.rows.append(row)
             batch.messages.append(message)
@@ -259,23 +285,103 @@ class ConsumerSession(Generic[T]):
                 batch.again[origin_id_of_record(record)] = message
         return batch
 
+    def _invalid_one(self, record: Record, invalid: InvalidRecord) -> InvalidOne:
+        """Return the dead letter of a record."""
+        subscription = self._subscription
+        letter = dead_letter(subscription.dead_letter_topic, subscription.group, record, invalid)
+        aggregate_id = subscription.aggregate_id(record, self._topic.id, letter.headers)
+        return InvalidOne(aggregate_id, invalid.reason, letter)
+
     def _move(self, last: Record) -> OffsetMove:
         """Return the move of a partition whose last record of the batch this is."""
         partition, offset = partition_offset(last)
         before, epoch = self._partitions.positions[partition], last.leader_epoch()
         return OffsetMove(partition, before, offset + 1, -1 if epoch is None else epoch)
 
-    def _commit(self, batch: ParsedBatch[T]) -> None:
+    def _consume(self, records: Sequence[Record], polled: Sequence[Record], insert: Insert[T]) -> None:
+        """Commit records; if Postgres refuses a row, part by part: each part is one transaction.
+
+        polled: all that came with them.
+        """
+        self._observer.tick()
+        try:
+            self._commit(self._parse(records), insert)
+        except (psycopg.Error, RefusedRow) as error:
+            error.__traceback__ = None  # it would keep the batch in memory until the next collection
+            refused = self._explain(error)
+        else:
+            return
+        if len(records) == 1:
+            self._refuse_row(records[0], polled, refused)
+            return
+        for part in parts_of(records):
+            self._consume(part, polled, self._subscription.insert_ignoring_existing)
+
+    def _explain(self, error: psycopg.Error | RefusedRow) -> RefusedRow:
+        """Return why Postgres refuses a row; raise what is no row's fault."""
+        if isinstance(error, RefusedRow):
+            return error
+        if self._conn.closed or not may_be_of_a_row(error):
+            raise error
+        return self._subscription.explain_refusal(self._conn, error)
+
+    def _refuse_row(self, record: Record, polled: Sequence[Record], refused: RefusedRow) -> None:
+        """Make a dead letter of the record whose row Postgres refuses. Raises EveryRowRefused."""
+        partition, offset = partition_offset(record)
+        text = f"partition {partition}, offset {offset}: {refused}"
+        if self._refused_rows.needs_proof():
+            if not self._is_any_taken(polled):
+                raise EveryRowRefused(text)
+            self._refused_rows.note_accepted()
+        batch = ParsedBatch[T]([self._move(record)], 1, invalid=[self._invalid_one(record, refused)])
+        self._commit(batch, self._subscription.insert)
+        self._refused_rows.note_refused(text)
+        log.warning(
+            "record refused", extra={"partition": partition, "offset": offset, "error": str(refused)}
+        )
+
+    def _is_any_taken(self, records: Sequence[Record]) -> bool:
+        """Return whether Postgres would take the row of one of these records that is not decided."""
+        left = [record for record in records if self._is_undecided(record)]
+        return any(self._is_taken(record) for record in random.sample(left, min(SAMPLE, len(left))))
+
+    def _is_undecided(self, record: Record) -> bool:
+        """Return whether no transaction has moved beyond a record of this poll."""
+        partition, offset = partition_offset(record)
+        return offset >= self._partitions.positions[partition].next_offset
+
+    def _is_taken(self, record: Record) -> bool:
+        """Return whether Postgres would take the row of this record."""
+        try:
+            return self._insert_for_trial(self._parse([record]).rows)
+        except (psycopg.Error, RefusedRow) as error:
+            self._explain(error)
+            return False
+
+    def _insert_for_trial(self, rows: Sequence[T]) -> bool:
+        """Insert rows and roll back; return whether they are new ones."""
+        inserted: Sequence[UUID] = ()
+        with suppress(TrialOver), transaction(self._conn):
+            inserted = self._subscription.insert_ignoring_existing(self._conn, rows)
+            self._conn.execute("SET CONSTRAINTS ALL IMMEDIATE")
+            raise TrialOver
+        return bool(inserted)
+
+    def _commit(self, batch: ParsedBatch[T], insert: Insert[T]) -> None:
         """Commit the batch in Postgres; only then follow its moves."""
         started = time.perf_counter()
         try:
-            written = self._write(batch, self._subscription.insert)
+            written = self._write(batch, insert)
         except psycopg.errors.UniqueViolation as error:  # records read again: rare, so it may cost more
             error.__traceback__ = None  # it would keep the batch in memory until the next collection
+            if insert is self._subscription.insert_ignoring_existing:
+                raise
             written = self._write(batch, self._subscription.insert_ignoring_existing)
         took_s = time.perf_counter() - started
         crash_point("consumer.committed")
         self._partitions.advanced(batch.moves)
+        if written.rows:
+            self._refused_rows.note_accepted()
         duplicates = batch.records - written.rows - written.dead.total()
         self._observer.consumed(written.rows, duplicates, written.dead, took_s, batch.messages)
 

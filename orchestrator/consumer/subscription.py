@@ -5,8 +5,10 @@ from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 from uuid import UUID
 
+import psycopg
 from confluent_kafka import Message as Record
 
+from orchestrator.contract.records import RefusedRow
 from outbox import Connection, Headers, Message
 
 T = TypeVar("T")
@@ -22,8 +24,9 @@ class Subscription(Generic[T]):
     InvalidRecord, before it reads the record's headers. insert(conn, rows): writes them, in the
     transaction that moves the positions, and returns the aggregate ids of the messages to send; raises
     UniqueViolation if a row exists. Then records are read again, and `insert_ignoring_existing` returns
-    the ids of the new rows. aggregate_id(record, topic_id, headers): the id
-    that a row of this record has.
+    the ids of the new rows. Both raise RefusedRow if the database left a row out without an error.
+    explain_refusal(conn, error): what is wrong with a row; raises DatabaseNotReady if it is the table.
+    aggregate_id(record, topic_id, headers): the id that a row of this record has.
     find_existing(conn, ids): those of them that have a row. repair_command(partition): the command that
     repairs a refused partition.
     """
@@ -37,6 +40,7 @@ class Subscription(Generic[T]):
     parse: Callable[[Record, UUID], tuple[T, Message]]
     insert: Insert[T]
     insert_ignoring_existing: Insert[T]
+    explain_refusal: Callable[[Connection, psycopg.Error], RefusedRow]
     aggregate_id: Callable[[Record, UUID, Headers], UUID]
     find_existing: Callable[[Connection, Sequence[UUID]], Collection[UUID]]
     repair_command: Callable[[int], str]

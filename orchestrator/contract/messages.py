@@ -25,6 +25,7 @@ from orchestrator.contract.records import (
     LATEST_MS,
     TIMESTAMP_TYPES,
     InvalidRecord,
+    RefusedRow,
     headers_of,
     partition_offset,
     retry_origin,
@@ -58,6 +59,7 @@ class InvalidReason(enum.StrEnum):
     WRONG_FIELDS = "wrong_fields"
     URL_CHARACTERS = "url_characters"
     URL_SCHEME = "url_scheme"
+    REFUSED_BY_DATABASE = RefusedRow.REASON
 
 
 REASON_TEXT = {
@@ -67,6 +69,7 @@ REASON_TEXT = {
     InvalidReason.WRONG_FIELDS: "scenario_uuid must be a UUID and camera_url a string",
     InvalidReason.URL_CHARACTERS: "camera_url holds white space or a control character",
     InvalidReason.URL_SCHEME: "camera_url is no URL with a host and a scheme of CAMERA_URL_SCHEMES",
+    InvalidReason.REFUSED_BY_DATABASE: "Postgres refuses the row of this command",
 }
 
 

@@ -23,13 +23,11 @@ read_headers = methodcaller("headers")
 
 
 def headers_of(record: Record) -> Headers:
-    """Return a consumed record's headers: pairs in order, values in bytes; none if unreadable.
-
-    Call it once a record: after a failure the client returns a broken list.
-    """
+    """Return a consumed record's headers: pairs in order, values in bytes; none if unreadable."""
     try:
         return cast("Headers", read_headers(record) or ())
     except (SystemError, UnicodeDecodeError):  # the client cannot decode a name that is not UTF-8
+        record.set_headers([])  # it has kept a broken list, and would return that the next time
         return ()
 
 
@@ -77,6 +75,16 @@ class InvalidRecord(Exception):
     def __init__(self, reason: str, text: str) -> None:
         super().__init__(text)
         self.reason = reason
+
+
+class RefusedRow(InvalidRecord):
+    """Postgres does not take the row of this record, but others. text: nothing of the row's content."""
+
+    exception_name = "orchestrator.RefusedRow"
+    REASON = "refused_by_database"
+
+    def __init__(self, text: str) -> None:
+        super().__init__(self.REASON, text)
 
 
 def dead_letter(topic: str, group: str, record: Record, invalid: InvalidRecord) -> Message:

@@ -8,33 +8,61 @@ from uuid import UUID
 from psycopg.rows import args_row
 
 from orchestrator.contract.messages import DeployOrder
+from orchestrator.contract.records import RefusedRow
+from orchestrator.contract.workers_table import insert_triggers
 from outbox import LOCKED, Connection, arrays, query, scalars
 
+# A trigger of the platform may skip a row, or give it another worker_id: then it has no worker.
+# FILTER and not WHERE: Postgres hashes the ids, and never joins row by row.
 INSERT = """
-    INSERT INTO workers (worker_id, scenario_uuid, camera_url)
-    SELECT worker_id, scenario_uuid, camera_url
-      FROM unnest(%b::uuid[], %b::uuid[], %b::text[]) AS new (worker_id, scenario_uuid, camera_url)
+    WITH inserted AS (
+        INSERT INTO workers (worker_id, scenario_uuid, camera_url)
+        SELECT worker_id, scenario_uuid, camera_url
+          FROM unnest(%(worker_ids)b::uuid[], %(scenarios)b::uuid[], %(urls)b::text[])
+               AS new (worker_id, scenario_uuid, camera_url)
+     RETURNING worker_id
+    )
+    SELECT count(*) FILTER (WHERE worker_id IN (SELECT unnest(%(worker_ids)b::uuid[])))
+      FROM inserted
 """
 
 
 def insert(conn: Connection, orders: Sequence[DeployOrder]) -> list[UUID]:
-    """Insert one pending worker per order; return their ids. Raises UniqueViolation if one exists."""
-    conn.execute(INSERT, _order_columns(orders), prepare=True)
+    """Insert one pending worker per order; return their ids.
+
+    Raises UniqueViolation if one exists, RefusedRow if there is an order without a worker.
+    """
+    (inserted,) = scalars(conn, int, INSERT, _order_columns(orders), prepare=True)
+    if inserted != len(orders):
+        raise left_out(conn)
     return [order.worker_id for order in orders]
 
 
 INSERT_IGNORING_EXISTING = """
     INSERT INTO workers (worker_id, scenario_uuid, camera_url)
     SELECT worker_id, scenario_uuid, camera_url
-      FROM unnest(%b::uuid[], %b::uuid[], %b::text[]) AS new (worker_id, scenario_uuid, camera_url)
+      FROM unnest(%(worker_ids)b::uuid[], %(scenarios)b::uuid[], %(urls)b::text[])
+           AS new (worker_id, scenario_uuid, camera_url)
         ON CONFLICT (worker_id) DO NOTHING
  RETURNING worker_id
 """
 
 
 def insert_ignoring_existing(conn: Connection, orders: Sequence[DeployOrder]) -> list[UUID]:
-    """Insert the workers that do not exist yet; return their ids."""
-    return scalars(conn, UUID, INSERT_IGNORING_EXISTING, _order_columns(orders))
+    """Insert the workers that do not exist yet; return their ids. Raises RefusedRow as `insert`."""
+    inserted = scalars(conn, UUID, INSERT_IGNORING_EXISTING, _order_columns(orders))
+    missing = {order.worker_id for order in orders}.difference(inserted)
+    if missing and find_existing(conn, list(missing)) != missing:
+        raise left_out(conn)
+    return inserted
+
+
+def left_out(conn: Connection) -> RefusedRow:
+    """Return why an order has no worker though no statement failed."""
+    triggers = " ".join(insert_triggers(conn))
+    return RefusedRow(
+        f"Postgres skips the row, or changes its worker_id: table workers, triggers {triggers}"
+    )
 
 
 FIND_EXISTING = "SELECT worker_id FROM workers WHERE worker_id = ANY(%(ids)b::uuid[])"
@@ -45,12 +73,12 @@ def find_existing(conn: Connection, worker_ids: Sequence[UUID]) -> set[UUID]:
     return set(scalars(conn, UUID, FIND_EXISTING, {"ids": arrays.uuids(worker_ids)}))
 
 
-def _order_columns(orders: Sequence[DeployOrder]) -> tuple[arrays.Array, arrays.Array, arrays.Array]:
-    return (
-        arrays.uuids(order.worker_id for order in orders),
-        arrays.uuids(order.scenario_uuid for order in orders),
-        arrays.texts(order.camera_url for order in orders),
-    )
+def _order_columns(orders: Sequence[DeployOrder]) -> dict[str, arrays.Array]:
+    return {
+        "worker_ids": arrays.uuids(order.worker_id for order in orders),
+        "scenarios": arrays.uuids(order.scenario_uuid for order in orders),
+        "urls": arrays.texts(order.camera_url for order in orders),
+    }
 
 
 # FOR NO KEY UPDATE is the lock that the update takes: a reference to the row (KEY SHARE) does not

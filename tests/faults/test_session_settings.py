@@ -171,24 +171,6 @@ def test_each_form_of_session_has_what_we_depend_on(
             assert within == alone | {"transaction_isolation": "repeatable read"}
 
 
-def test_the_audit_writes_into_no_table_of_the_names_of_its_own(own: System) -> None:
-    """Its temporary tables are the first of their names, whatever the search_path says."""
-    names = ("published", "faults", "moved", "unknown_workers", "sent_late", "unpublished_messages")
-    for name in names:
-        own.query(f"CREATE TABLE {name} (id INT)")
-    database = own.query("SELECT current_database()")[0][0]
-    own.start("consumer")
-    own.start("relay")
-    own.submit(20)
-    own.check_exactly_once(20)
-    for path in ("public, pg_temp", "pg_catalog , public,pg_temp", "public, pg_temp, nowhere"):
-        own.query(f"ALTER DATABASE {database} SET search_path = {path}")
-        done = run_command(own.environ, "audit")
-        assert done.returncode == 0, done.stderr
-    for name in names:
-        assert own.query(f"SELECT * FROM public.{name}") == []  # noqa: S608  # ours
-
-
 @pytest.mark.parametrize("mode", MODES)
 def test_a_commit_that_was_not_confirmed_cannot_be_silenced(
     hostile: System, postgres: EmbeddedPostgres, mode: str

@@ -223,17 +223,6 @@ def give_the_group_to_others(stage: Stage) -> None:
     stage.start("consumer")
 
 
-def hide_the_outbox(stage: Stage) -> None:
-    """Let another program's table of its name come first on the search_path."""
-    system = stage.system
-    ((name,),) = system.query("SELECT current_database()")
-    system.query("CREATE SCHEMA app")
-    system.query("CREATE TABLE app.outbox (id INT)")
-    system.query(f"ALTER DATABASE {name} SET search_path = app, public")
-    for session in ("orchestrator%", "outbox%"):
-        end_sessions(system, session)
-
-
 class Fault(NamedTuple):
     """A fault, and what names it. row: of the matrix (tests/matrix.py); words: a regular expression.
 
@@ -292,9 +281,6 @@ FAULTS = {
         ("log", "readyz", "doctor"),
     ),
     "no output topic": Fault(delete_the_output, "to_deploy", "OutboxStalled", 15),
-    "another outbox": Fault(
-        hide_the_outbox, "table outbox is not beside .* in schema app", "OutboxStalled", 68
-    ),
     "Postgres is read-only": Fault(make_postgres_read_only, "read-only", "OutboxStalled", 14),
 }
 

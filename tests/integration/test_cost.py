@@ -100,7 +100,8 @@ def test_a_batch_of_the_consumer(wired_lane: System, wired: WiredKafka) -> None:
         assert statements == {
             "BEGIN ISOLATION": BATCHES,
             "UPDATE consumed_offsets": BATCHES,
-            "INSERT INTO": 2 * BATCHES,
+            "WITH inserted": BATCHES,  # workers
+            "INSERT INTO": BATCHES,  # the outbox
             "COMMIT": BATCHES,
         }
         assert requests["OffsetCommit"] == 0

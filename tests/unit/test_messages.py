@@ -432,6 +432,7 @@ def test_the_dead_letters_reasons_are_a_contract() -> None:
         "wrong_fields",
         "url_characters",
         "url_scheme",
+        "refused_by_database",
     ]
 
 

@@ -18,6 +18,7 @@ from outbox import MESSAGE_ID_HEADER, Headers
 
 RETRY_OF = "dlq-retry-of"  # of a retried command: topic id, partition and offset of the dead letter
 REASON = "dlq-reason"
+MESSAGE = "kafka_dlt-exception-message"
 
 ORIGIN_HEADERS = (
     "kafka_dlt-original-topic",
@@ -34,7 +35,7 @@ ADDED_HEADERS = frozenset(
         *ORIGIN_HEADERS,
         "kafka_dlt-original-timestamp-type",
         "kafka_dlt-exception-fqcn",
-        "kafka_dlt-exception-message",
+        MESSAGE,
         REASON,
         RETRY_OF,
         RETRY_ORIGIN,
@@ -51,13 +52,22 @@ IS_TOKEN = re.compile(r"[\w.-]{1,64}", re.ASCII).fullmatch
 TOPIC_NAME = re.compile(rb"[\w.-]{1,249}")
 GROUP_NAME = re.compile(rb"[\w.-]{1,255}")
 
+# As contract.insert_refusals makes it: names that are words in ASCII, and nothing else.
+REFUSAL_TEXT = re.compile(
+    rb"Postgres (?:refuses the row \([0-9A-Z]{5}\)|skips the row, or changes its worker_id)"
+    rb": table [\w$]{1,63}"
+    rb"(?:, column [\w$]{1,63}(?: \([a-z ]{1,30}(?:\(\d{1,8}\))?\))?)?(?:, constraint [\w$]{1,63})?"
+    rb"(?:, triggers(?: [\w$]{1,63}){1,20})?"
+)
+IS_REFUSAL = REFUSAL_TEXT.fullmatch
+
 # What values of these headers look like that hold nothing but what they should.
 HARMLESS_VALUES = {
     ORIGIN_HEADERS[0]: TOPIC_NAME,
     ORIGIN_HEADERS[4]: GROUP_NAME,
     "kafka_dlt-original-timestamp-type": re.compile(rb"(CREATE|LOG_APPEND)_TIME|NO_TIMESTAMP_TYPE"),
-    "kafka_dlt-exception-fqcn": re.compile(rb"orchestrator\.Invalid(Record|Command)"),
-    "kafka_dlt-exception-message": one_of(REASON_TEXT.values()),
+    "kafka_dlt-exception-fqcn": re.compile(rb"orchestrator\.(Invalid(Record|Command)|RefusedRow)"),
+    MESSAGE: re.compile(one_of(REASON_TEXT.values()).pattern + b"|" + REFUSAL_TEXT.pattern),
     REASON: one_of(REASON_TEXT),
     RETRY_OF: re.compile(UUID_TEXT.pattern + rb":\d{1,9}:\d{1,18}"),
     RETRY_ORIGIN: PLACE,

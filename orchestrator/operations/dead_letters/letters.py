@@ -25,6 +25,8 @@ from orchestrator.observability.masking import shown_bytes
 from orchestrator.operations.dead_letters.filter import RecordFilter
 from orchestrator.operations.dead_letters.headers import (
     HARMLESS_VALUES,
+    IS_REFUSAL,
+    MESSAGE,
     REASON,
     Input,
     Origin,
@@ -79,6 +81,12 @@ class DeadLetter(NamedTuple):
     def input(self) -> Input | None:
         """Return which input it came from, if its headers say so."""
         return self.origin and self.origin.input
+
+    @property
+    def refusal(self) -> str | None:
+        """Return why Postgres refuses the row of its command, if that is why it is one."""
+        value = dict(self.headers).get(MESSAGE)
+        return value.decode() if isinstance(value, bytes) and IS_REFUSAL(value) else None
 
     @property
     def first(self) -> Place | None:
