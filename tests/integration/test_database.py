@@ -29,6 +29,7 @@ from testkit.empty_installation import bare_system, run_command
 from testkit.eventually import eventually
 from testkit.system import System
 from tests.acceptance.test_roles import roles_made
+from tests.integration.test_migrations import PLATFORMS_OWN
 
 pytestmark = pytest.mark.fault(68)
 
@@ -163,6 +164,7 @@ def test_a_name_that_is_taken_is_refused_before_anything_is_created(bare: System
 def test_a_schema_of_our_own_is_created_and_all_works_there(bare: System) -> None:
     bare.query(TAKEN["table outbox"])
     bare.query("INSERT INTO outbox VALUES (1, '{}')")
+    bare.query(PLATFORMS_OWN)
     ours = System(bare.environ | {"DATABASE_SCHEMA": "vap", "LANES": "2"}, bare.directory)
     try:
         assert set_up_again(ours).returncode == 0
@@ -179,6 +181,7 @@ def test_a_schema_of_our_own_is_created_and_all_works_there(bare: System) -> Non
     finally:
         ours.end()
     assert bare.query("SELECT * FROM public.outbox") == [(1, {})]
+    assert bare.query("SELECT to_regclass('vap.workers')") == [(None,)]  # the platform's is used
 
 
 def test_one_installation_has_one_schema(bare: System) -> None:
