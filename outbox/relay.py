@@ -116,6 +116,7 @@ class Relay:
                     session.run(backoff.healthy)
             except RETRIED as error:
                 self._set_error(error)
+                self._options.observer.lanes_owned(frozenset())  # they went with the session
                 backoff.wait()
             except Stopped:
                 log.info("relay stopped", extra={"abandoned": True})

@@ -223,6 +223,30 @@ def give_the_group_to_others(stage: Stage) -> None:
     stage.start("consumer")
 
 
+def refuse_a_row(stage: Stage) -> None:
+    stage.system.query(
+        "ALTER TABLE workers ADD CONSTRAINT no_bad CHECK (NOT starts_with(camera_url, 'rtsp://bad'))"
+    )
+    command = {"scenario_uuid": "0" * 32, "camera_url": "rtsp://bad/1"}
+    stage.system.produce(json.dumps(command).encode())
+
+
+def drop_the_unique_constraint(stage: Stage) -> None:
+    stage.system.query("ALTER TABLE workers DROP CONSTRAINT workers_worker_id_key")
+    for session in ("orchestrator%", "outbox%"):
+        end_sessions(stage.system, session)
+
+
+def set_a_sequence_back(stage: Stage) -> None:
+    system = stage.system
+    system.query(
+        "INSERT INTO workers (worker_id, scenario_uuid, camera_url, status)"
+        " SELECT gen_random_uuid(), gen_random_uuid(), 'x', 'stopped' FROM generate_series(1, 5000)"
+    )
+    system.query("SELECT setval('workers_id_seq', 1)")
+    system.submit(3)
+
+
 class Fault(NamedTuple):
     """A fault, and what names it. row: of the matrix (tests/matrix.py); words: a regular expression.
 
@@ -281,6 +305,13 @@ FAULTS = {
         ("log", "readyz", "doctor"),
     ),
     "no output topic": Fault(delete_the_output, "to_deploy", "OutboxStalled", 15),
+    "a row that Postgres refuses": Fault(refuse_a_row, "constraint no_bad", "DeadLetters", 80),
+    "workers without UNIQUE": Fault(
+        drop_the_unique_constraint, r"ADD UNIQUE \(worker_id\)", "RelayAbsent", 81
+    ),
+    "a sequence set back": Fault(
+        set_a_sequence_back, r"SELECT setval\('(public\.)?workers_id_seq'", "ConsumerStalled", 83
+    ),
     "Postgres is read-only": Fault(make_postgres_read_only, "read-only", "OutboxStalled", 14),
 }
 
