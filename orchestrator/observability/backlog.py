@@ -84,5 +84,9 @@ def backlog_gauges(
     metrics.ids_used.set(math.nan)  # not 0, before the first poll
     metrics.set_deferred(None)
     metrics.set_parked(None)
-    with pool, poll_in_background(poll, timings, COST_FACTOR):
-        yield
+    pool.open()
+    try:
+        with poll_in_background(poll, timings, COST_FACTOR):
+            yield
+    finally:
+        pool.close(timeout=0)  # a worker may be in a connect: the process must not wait for that
