@@ -86,7 +86,7 @@ class Process:
 
     def wait_ready(self) -> float:
         """Wait until it is ready; return the seconds since its first start was asked for."""
-        eventually(self.is_ready, 30)
+        eventually(self.is_ready, 90)
         return time.monotonic() - self._asked_at
 
     def kill(self) -> None:

@@ -567,7 +567,7 @@ def test_a_deadlock_repeats_the_transaction(system: System) -> None:
 def test_a_lock_time_out_repeats_the_transaction(system: System) -> None:
     with system.consumer() as session, closing(system.connect()) as other:
         eventually(lambda: assigned(session))
-        session._conn.execute("SET lock_timeout = '100ms'")
+        session._conn.execute("SET lock_timeout = '500ms'")
         system.submit(1)
         other.execute("BEGIN")
         other.execute("SELECT FROM consumed_offsets FOR UPDATE")
