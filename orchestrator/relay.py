@@ -48,17 +48,12 @@ def run_relay(settings: Settings) -> int:
     kafka = KafkaProbe(
         settings, [settings.output_topic, settings.dead_letter_topic, settings.marker_topic]
     )
-    health.checks = {
-        "postgres": lambda: relay.last_error,
-        "kafka": lambda: kafka_check(
-            relay.kafka_error, kafka.last_error or kafka.unusable.get(settings.marker_topic)
-        ),
-        "lanes": lambda: None if is_working(relay.lanes()) else describe_lanes(relay.lanes()),
-    }
-    health.notes |= {
-        "lanes": lambda: describe_lanes(relay.lanes()) if is_working(relay.lanes()) else None,
-        "topics": lambda: "; ".join(kafka.unusable.values()),
-    }
+    health.checks["postgres"] = lambda: relay.last_error
+    health.checks["kafka"] = lambda: kafka_check(
+        relay.kafka_error, kafka.last_error or kafka.unusable.get(settings.marker_topic)
+    )
+    health.add("lanes", lambda: describe_lanes(relay.lanes()), lambda: is_working(relay.lanes()))
+    health.notes["topics"] = lambda: "; ".join(kafka.unusable.values())
     metrics.refused.set_function(lambda: count_refused(relay.lanes()))
     metrics.without_kafka.set_function(lambda: relay.kafka_error is not None)
     metrics.tick()  # without a first tick, a first connect that hangs would never count as stalled

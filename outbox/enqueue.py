@@ -111,14 +111,20 @@ FIND_ID_SEQUENCE = """
       JOIN pg_namespace ON pg_namespace.oid = relnamespace
      WHERE pg_class.oid = pg_get_serial_sequence('outbox', 'id')::regclass
 """
-NEXT_ID = SQL("SELECT last_value::numeric + is_called::int FROM {}")
+NEXT_ID = SQL("SELECT last_value::numeric + is_called::int FROM {}")  # beyond a bigint after the last
+
+
+def read_next_id(conn: Connection, schema: str, sequence: str) -> int:
+    """Return the id that a sequence gives next."""
+    ((next_id,),) = conn.execute(NEXT_ID.format(Identifier(schema, sequence))).fetchall()
+    return int(str(next_id))
 
 
 def check_id_sequence(conn: Connection) -> None:
     """Raise DatabaseNotReady if new rows would get ids of rows that wait, or come before them."""
     for schema, name, highest in query(conn, args_row(IdSequence), FIND_ID_SEQUENCE):
-        ((next_id,),) = conn.execute(NEXT_ID.format(Identifier(schema, name))).fetchall()
-        if highest is not None and int(str(next_id)) <= highest:
+        next_id = read_next_id(conn, schema, name)
+        if highest is not None and next_id <= highest:
             raise DatabaseNotReady(
                 f"the sequence {name} was set back: it gives {next_id} next, and the outbox has ids up"
                 f" to {highest}: SELECT setval('{schema}.{name}', {highest})"

@@ -65,7 +65,7 @@ ROWS = {
     66: "hostile settings of a server, database or role: no effect, in any form of session",
     67: "a policy hides rows from our role: an error by name, never a part of them",
     68: "a database that is not ours to use: refused by setup, by name, before it is changed",
-    70: "a log that ends with transactions: consumed to its end, whoever led it; an open one is named",
+    70: "a log that ends with transactions: consumed to its end under any leader; an open one is named",
     71: "a batch that cannot be decoded: its partition waits and is named, the others go on; repaired",
     72: "brokers that do not accept our time-out, others in our group: named with the remedy",
     80: "Postgres refuses a command's row: a dead letter, neighbours accepted; it takes none: waits",

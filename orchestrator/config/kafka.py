@@ -54,9 +54,8 @@ def read_kafka(env: Environment) -> Mapping[str, str]:
 PROTOCOLS = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
 DEFAULT_PORT = 9092
 HOST = re.compile(r"\[[0-9A-Fa-f:.]+(%\w+)?\]|[A-Za-z0-9._-]+")
-IPV6 = re.compile(
-    r"[0-9A-Fa-f.]*:[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*"
-)  # without brackets, perhaps with a port
+# Without brackets, perhaps with a port.
+IPV6 = re.compile(r"[0-9A-Fa-f.]*:[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*")
 
 
 class BootstrapServers(NamedTuple):

@@ -19,7 +19,7 @@ class ConsumerTimings:
     position_check_s: how soon it is seen that an operator has set a position, and by an idle session
     that Postgres has gone. end_move_s: how often positions move over what is no record, at most.
     unreadable_retry_s: until a batch is tried again that the client cannot decode. unread_s: how long
-    records of a partition may stay unread, while all others were, before it is told.
+    records of a partition may stay unread, while all others were, before that is reported.
     commit_offsets_s: how old the copy of the positions in Kafka may be. min_healthy_s: a session that
     failed sooner may have met what every session meets, so the next one waits.
     """

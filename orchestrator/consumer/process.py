@@ -29,15 +29,10 @@ def run_consumer(settings: Settings) -> int:
         metrics,
         with_overrides(ConsumerTimings()),
     )
-    health.checks = {
-        "session": lambda: consumer.last_error,
-        "partitions": lambda: None if is_working(consumer) else describe_refused(consumer.refused()),
-    }
-    health.notes |= {
-        "partitions": lambda: describe_refused(consumer.refused()) if is_working(consumer) else None,
-        "unread": lambda: describe_unread(consumer.unread()),
-        "refused rows": consumer.refused_rows.describe,
-    }
+    health.checks["session"] = lambda: consumer.last_error
+    health.add("partitions", lambda: describe_refused(consumer.refused()), lambda: is_working(consumer))
+    health.notes["unread"] = lambda: describe_unread(consumer.unread())
+    health.notes["refused rows"] = consumer.refused_rows.describe
     with (
         consumer_gauges(settings, consumer.positions, consumer.refused, metrics, timings),
         watch_standby(settings, health, "consumer", CONSUMER_SESSION, timings),

@@ -18,7 +18,7 @@ from orchestrator.kafka.continuations import Continuation
 
 log = logging.getLogger(__name__)
 
-OPEN_FOR_S = 20.0  # how long a record may wait for the end of a transaction before it is told
+OPEN_FOR_S = 20.0  # how long a record may wait for the end of a transaction before it is reported
 LOOK_S = 1.0  # between two looks at the high watermarks
 
 

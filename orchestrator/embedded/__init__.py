@@ -9,6 +9,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from orchestrator.config.kafka import variable_of
+
 try:
     from orchestrator.embedded.kafka import KAFKA_VERSION, EmbeddedKafka
     from orchestrator.embedded.postgres import EmbeddedPostgres
@@ -41,10 +43,7 @@ class Servers:
     @property
     def environ(self) -> dict[str, str]:
         """The settings that lead a process to them."""
-        login = {
-            f"KAFKA_CONFIG_{name.replace('.', '_').upper()}": text
-            for name, text in self.kafka_login.items()
-        }
+        login = {variable_of(name): text for name, text in self.kafka_login.items()}
         addresses = {
             "DATABASE_URL": self.database_url,
             "KAFKA_BOOTSTRAP_SERVERS": self.bootstrap_servers,

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any
@@ -366,16 +366,37 @@ def _compact(admin: AdminClient, marker_topic: str) -> None:
 TOPIC_ERRORS = frozenset({KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.TOPIC_EXCEPTION})
 
 
-def find_unusable(admin: AdminClient, wanted: Sequence[str]) -> dict[str, str]:
+def find_unusable(admin: AdminClient, wanted: Collection[str]) -> dict[str, str]:
     """Return what is wrong with topics, by name, and what to do. Raises KafkaException."""
-    unusable = {}
+    return {
+        topic: str(error)
+        if isinstance(error, TopicMissing)
+        else f"topic {topic}: {error_text(error)}: see `orchestrator doctor`"
+        for topic, error in _find_faults(admin, wanted).items()
+    }
+
+
+def find_missing(admin: AdminClient, wanted: Collection[str]) -> dict[str, str]:
+    """Return which topics are missing, by name, and what to do. Raises KafkaException.
+
+    One that we may not describe is not known to be missing.
+    """
+    faults = _find_faults(admin, wanted)
+    return {topic: str(error) for topic, error in faults.items() if isinstance(error, TopicMissing)}
+
+
+def _find_faults(
+    admin: AdminClient, wanted: Collection[str]
+) -> dict[str, TopicMissing | KafkaException]:
+    """Return why topics cannot be described, by name. Raises KafkaException for all other trouble."""
+    faults: dict[str, TopicMissing | KafkaException] = {}
     for topic in wanted:
         try:
             describe_topic(admin, topic)
         except TopicMissing as error:
-            unusable[topic] = str(error)
+            faults[topic] = error
         except KafkaException as error:
             if error.args[0].code() not in TOPIC_ERRORS:
                 raise
-            unusable[topic] = f"topic {topic}: {error_text(error)}: see `orchestrator doctor`"
-    return unusable
+            faults[topic] = error
+    return faults

@@ -36,6 +36,11 @@ class Health:
         """Record that a loop is alive."""
         self._ticks[loop] = self.clock()
 
+    def add(self, name: str, wrong: Check, works: Callable[[], bool]) -> None:
+        """Add what is a check while the process does not work, and a note while it does."""
+        self.checks[name] = lambda: None if works() else wrong()
+        self.notes[name] = lambda: wrong() if works() else None
+
     def silent_s(self, loop: str) -> float:
         """Return the time since a loop's last tick; 0 before its first one."""
         now = self.clock()

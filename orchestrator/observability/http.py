@@ -125,9 +125,8 @@ class Server:
                     head += more
                 await loop.sock_sendall(client, self._respond(bytes(head)))
                 client.shutdown(socket.SHUT_WR)
-                await loop.sock_recv(
-                    client, MAX_HEADERS
-                )  # closed before that, it could lose the answer
+                # Closed before the client has closed, it could lose the answer.
+                await loop.sock_recv(client, MAX_HEADERS)
 
     def _respond(self, head: bytes) -> bytes:
         """Return the answer to a request, whose headers mean nothing to us."""

@@ -4,14 +4,13 @@ So it is on a logical replica that was promoted: sequences are not replicated.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 from psycopg.rows import args_row
-from psycopg.sql import SQL, Identifier
 
 from orchestrator.contract.workers import read_id_sequence
 from outbox import Connection, query, scalar
-from outbox.admin import read_highest_id
+from outbox.admin import read_highest_id, read_next_id
 
 
 class IdSource(NamedTuple):
@@ -62,21 +61,13 @@ def sequences_set_back(conn: Connection, sources: Sequence[IdSource]) -> Iterato
     """Yield a line for each sequence whose next id is given already, with its remedy."""
     for source in sources:
         if source.is_readable:
-            next_id, highest = _next_id(conn, source), _highest_id(conn, source)
+            next_id = read_next_id(conn, source.schema, source.name)
+            highest = _highest_id(conn, source)
             if highest is not None and next_id <= highest:
                 yield (
                     f"sequence {source.sequence} gives id {next_id:,} next, and {source.table} has"
                     f" ids up to {highest:,}: SELECT setval({source.sequence!r}, {highest})"
                 )
-
-
-NEXT_ID = SQL("SELECT CASE WHEN is_called THEN last_value + 1 ELSE last_value END FROM {}")
-
-
-def _next_id(conn: Connection, source: IdSource) -> int:
-    """Return the id that a sequence gives next."""
-    cursor = conn.execute(NEXT_ID.format(Identifier(source.schema, source.name)))
-    return cast("tuple[int]", cursor.fetchone())[0]
 
 
 # Those that another sequence gave before, or none, are no matter.

@@ -23,7 +23,7 @@ class History(NamedTuple):
     applied: dict[int, str]
 
 
-class FoundTable(NamedTuple):
+class HistoryTable(NamedTuple):
     """A table that may be the history: the first of its name on the search_path."""
 
     table: str
@@ -57,7 +57,7 @@ READ_OLD_ROWS = "SELECT version, checksum FROM schema_migrations ORDER BY versio
 
 def find_history(conn: Connection, known: Mapping[int, str]) -> History | None:
     """Return the history of this database; None: it has none. known: our checksums, by version."""
-    for found in query(conn, args_row(FoundTable), FIND_TABLES):
+    for found in query(conn, args_row(HistoryTable), FIND_TABLES):
         statement = READ_ROWS if found.table == TABLE else READ_OLD_ROWS
         applied = dict(query(conn, args_row(AppliedMigration), statement))
         if found.table == TABLE or not applied or applied.items() & known.items():

@@ -52,6 +52,7 @@ from outbox.admin.stepping import SteppedRelay, step_relay
 from outbox.admin.take_over import BatchReset, LaneBusy, LockedLane, reset_batch_number, take_over
 from outbox.admin.trials import TransactionalIdTrial, try_session_lock, try_transactional_id
 from outbox.deferred_rows import DeferredReason, defer, find_deferred, read_deferred_reasons
+from outbox.enqueue import read_next_id
 from outbox.evidence import Evidence, Search
 from outbox.kafka_calls import KafkaConfig
 from outbox.lane import Lane
@@ -116,6 +117,7 @@ __all__ = [
     "read_deferred_reasons",
     "read_highest_id",
     "read_identity",
+    "read_next_id",
     "read_parked",
     "read_parked_value",
     "read_waiting",

@@ -228,7 +228,7 @@ def test_the_tables_of_the_library_are_named_in_its_own_statements_alone() -> No
 
 # ---- DDL ----------------------------------------------------------------------------------------
 
-DDL = re.compile(  # as a statement begins, and not in what an operator is told to run
+DDL = re.compile(  # as a statement begins, and not in advice to an operator
     r"^\s*(CREATE|ALTER|DROP|TRUNCATE)\s+(\w+\s+){0,3}?(TABLE|INDEX|TYPE|SCHEMA|SEQUENCE|VIEW|"
     r"FUNCTION|TRIGGER|ROLE|DATABASE|EXTENSION)\b"
 )

@@ -2,9 +2,9 @@
 
 from orchestrator.operations.doctor.check import Installation, Result, combine
 from orchestrator.operations.status import problems
-from orchestrator.operations.status.lanes import find_missing_topics, read_backlogs
+from orchestrator.operations.status.lanes import find_missing_topics
 from outbox import DatabaseNotReady, check_id_sequence
-from outbox.admin import find_faulty_rows
+from outbox.admin import count_backlog, find_faulty_rows
 
 LOOKED_AT = 250  # first rows of each lane
 MAX_NAMED = 5
@@ -25,7 +25,7 @@ def outbox_rows(installation: Installation) -> Result:
 
 def outbox_topics(installation: Installation) -> Result:
     """See that the topic of each lane's first row is there: else the lane waits."""
-    backlogs = read_backlogs(installation.conn)
+    backlogs = {one.lane: one for one in count_backlog(installation.conn, at_most=1)}
     missing = find_missing_topics(installation.admin, backlogs)
     waits = {lane: missing[one.topic] for lane, one in backlogs.items() if one.topic in missing}
     remarks: list[Result] = [("failed", one) for one in problems.waiting_lanes(waits)]

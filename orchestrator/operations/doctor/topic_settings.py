@@ -9,9 +9,8 @@ from orchestrator.operations.doctor.kafka import Configs, read_configs
 # by the formats of the codecs. zstd has no such bound, but the client has one for it.
 INFLATES = {"gzip": 1032, "lz4": 255, "snappy": 22, "uncompressed": 1}
 RECEIVE_MAX_BYTES = 100_000_000  # receive.message.max.bytes, unless it is set
-FITS_BYTES = (
-    32 * 1024 * 1024
-)  # of one batch, within the memory of the manifests: see docs/performance.md
+# Of one batch, within the memory of the manifests: see docs/performance.md.
+FITS_BYTES = 32 * 1024 * 1024
 DEFAULT_MAX_BYTES = 1_048_588
 
 LOST_COMMANDS = "of the commands of a key only the last is kept, read or not: set it to delete"

@@ -4,19 +4,17 @@ import enum
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 
 from orchestrator.config.settings import Settings
 from orchestrator.contract.repair_commands import repair_of_lane
-from orchestrator.kafka.topics import TopicMissing, describe_topic
+from orchestrator.kafka.topics import find_missing
 from orchestrator.operations.status.problems import OLD_S
 from orchestrator.operations.status.statements import in_time
 from outbox import Connection
 from outbox.admin import LaneBacklog, check_lanes, count_backlog, list_lanes
 
 MAX_COUNTED = 100_000  # rows of a lane
-NOT_DESCRIBED = frozenset({KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.TOPIC_EXCEPTION})
 
 
 class LaneCondition(enum.StrEnum):
@@ -67,20 +65,8 @@ def read_backlogs(conn: Connection) -> dict[int, LaneBacklog]:
 
 
 def find_missing_topics(admin: AdminClient, backlogs: Mapping[int, LaneBacklog]) -> dict[str, str]:
-    """Return which topics of the lanes' first rows are missing, each with what to do.
-
-    One that we may not describe is not known to be missing. Raises KafkaException.
-    """
-    missing: dict[str, str] = {}
-    for topic in sorted({one.topic for one in backlogs.values() if one.topic}):
-        try:
-            describe_topic(admin, topic)
-        except TopicMissing as error:
-            missing[topic] = str(error)
-        except KafkaException as error:
-            if error.args[0].code() not in NOT_DESCRIBED:
-                raise
-    return missing
+    """Return which topics of the lanes' first rows are missing, as `find_missing` does."""
+    return find_missing(admin, sorted({one.topic for one in backlogs.values() if one.topic}))
 
 
 def report_lanes(

@@ -88,8 +88,7 @@ class Status(NamedTuple):
         letters = self.dead_letters
         return [
             *problems.missing_processes(self.consumers, self.members, self.relays),
-            *([self.standby] if self.standby else ()),
-            *filter(None, [self.workers]),
+            *filter(None, [self.standby, self.workers]),
             *self.sequences,
             *(f"refused: {what}: {command}" for what, command in self.refusals.items()),
             *(f"partition {p.partition}: {p.unread}" for p in self.partitions or () if p.unread),
@@ -141,7 +140,7 @@ def read_status(settings: Settings, conn: Connection) -> Status:
     ask_kafka("brokers", lambda: topics.check_access(settings.kafka))
     group = settings.consumer_group
     members = ask_kafka("consumer group", lambda: topics.count_members(admin, group))
-    count_lanes(conn)
+    count_lanes(conn)  # or some lanes would be missing below, in silence
     wait = read_standby_wait(conn, RELAY_SESSION, CONSUMER_SESSION)
     backlogs = read_backlogs(conn)
     refusals = ask_kafka("markers", lambda: read_lane_refusals(settings, conn))
