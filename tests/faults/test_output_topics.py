@@ -12,7 +12,7 @@ from outbox import Message, enqueue, transaction
 from outbox.message import lane_of
 from testkit.empty_installation import run_command
 from testkit.eventually import eventually
-from testkit.system import LANES, System
+from testkit.system import LANES, System, have_leaders
 
 HELD_S = 2.0  # so long may a lane wait for another one's topic
 
@@ -54,9 +54,10 @@ def delete(system: System, topic: str) -> None:
 
 
 def create(system: System, topic: str) -> None:
-    """Create a topic."""
+    """Create a topic and wait until it has leaders."""
     admin = AdminClient(dict(system.settings.kafka))
     admin.create_topics([NewTopic(topic, 2, 1)])[topic].result(10)
+    eventually(lambda: have_leaders(admin, [topic]))
 
 
 @pytest.mark.fault(61)

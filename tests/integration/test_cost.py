@@ -84,7 +84,8 @@ def test_a_batch_of_the_relay(wired_lane: System, wired: WiredKafka) -> None:
 
 def test_a_batch_of_the_consumer(wired_lane: System, wired: WiredKafka) -> None:
     (scenario,) = wired_lane.submit(1)
-    timings = ConsumerTimings(commit_offsets_s=3600)  # for lag tools, and not for every batch
+    # For lag tools, and for operators: not for every batch.
+    timings = ConsumerTimings(commit_offsets_s=3600, position_check_s=3600)
     with (
         counted(wired_lane, wired) as (led, statements, requests),
         led.consumer(timings) as session,

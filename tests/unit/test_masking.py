@@ -284,4 +284,4 @@ def test_no_pattern_takes_long_over_a_foreign_text(match: Callable[[Any], Any], 
 @pytest.mark.parametrize("url", [f"rtsp://{text}" for text in LONG], ids=lambda text: text[7:16])
 def test_a_long_camera_url_is_checked_in_time(url: str) -> None:
     parser = messages.CommandParser(2 * MEGABYTE, ["rtsp"])
-    assert seconds(lambda: parser._is_url(url)) < 0.1
+    assert seconds(lambda: parser._is_url(url)) < 0.3  # alone .04; beside a busy hyper-thread .1
