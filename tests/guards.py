@@ -10,9 +10,14 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+
+from testkit.servers import GIVEN, choose_backend
 
 ROOT = Path(__file__).parent.parent
 COPIED = ("orchestrator", "outbox", "schema", "testkit", "tests", "pyproject.toml")
@@ -686,12 +691,25 @@ GUARDS = [
 def main(wanted: str = "") -> int:
     """Try every guard whose name holds `wanted`; return the exit code."""
     tried = [guard for guard in GUARDS if wanted in guard.name]
-    missed = [guard.name for guard in tried if not is_missed(guard)]
+    with servers() as environ, ThreadPoolExecutor(AT_ONCE) as threads:
+        found = list(threads.map(lambda guard: is_missed(guard, environ), tried))
+    missed = [guard.name for guard, red in zip(tried, found, strict=True) if not red]
     print(f"{len(tried) - len(missed)} of {len(tried)} guards are missed when they are gone")
     return 1 if missed or not tried else 0
 
 
-def is_missed(guard: Guard) -> bool:
+AT_ONCE = 2
+
+
+@contextmanager
+def servers() -> Iterator[dict[str, str]]:
+    """Run the servers of all tests; yield the environment that leads there."""
+    with choose_backend().run() as running:
+        addresses = (running.database_url, running.bootstrap_servers)
+        yield os.environ | dict(zip(GIVEN, addresses, strict=True))
+
+
+def is_missed(guard: Guard, environ: dict[str, str]) -> bool:
     """Take one guard out of a copy of the code and say whether its test fails."""
     with TemporaryDirectory(prefix="guards-") as name:
         copy = Path(name)
@@ -705,15 +723,14 @@ def is_missed(guard: Guard) -> bool:
         done = subprocess.run(
             [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", *guard.test.split()],
             cwd=copy,
-            env=os.environ | {"PYTHONPATH": name},
+            env=environ | {"PYTHONPATH": name},
             capture_output=True,
             text=True,
             check=False,
         )
     red = done.returncode == 1  # pytest: tests ran and some failed
-    print(f"{'red' if red else 'STILL GREEN':<12} {guard.name}", flush=True)
-    if not red:
-        print(done.stdout[-2000:])
+    told = "" if red else f"\n{done.stdout[-2000:]}"
+    print(f"{'red' if red else 'STILL GREEN':<12} {guard.name}{told}", flush=True)
     return red
 
 

@@ -202,6 +202,7 @@ def test_invalid_commands_fire_an_alert_and_no_panel_is_empty(
     prometheus.wait_silent()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("watched")
 def test_a_stalled_outbox_fires_until_its_rows_are_published(
     system: System, prometheus: Prometheus
@@ -215,6 +216,7 @@ def test_a_stalled_outbox_fires_until_its_rows_are_published(
     system.check_exactly_once(200)
 
 
+@pytest.mark.slow
 def test_frozen_and_killed_processes_fire_until_they_are_back(
     system: System, prometheus: Prometheus, watched: tuple[Running, Running]
 ) -> None:
@@ -235,6 +237,7 @@ def command() -> bytes:
     return json.dumps({"scenario_uuid": str(uuid4()), "camera_url": "rtsp://camera/1"}).encode()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("watched")
 def test_a_stuck_partition_and_a_stalled_consumer_fire_until_they_continue(
     system: System, prometheus: Prometheus

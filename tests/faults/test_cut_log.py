@@ -147,8 +147,8 @@ def renamed_group(cut: CutLog, consumer: Running) -> Running:
 
 
 WAYS = [
-    at_work,
     stopped,
+    pytest.param(at_work, marks=pytest.mark.slow),
     pytest.param(seen_before_it_grew, marks=pytest.mark.slow),
     pytest.param(renamed_group, marks=pytest.mark.slow),
 ]

@@ -168,7 +168,7 @@ def share_again(cut: Cut, *relays: Running) -> None:
 
 
 @pytest.mark.fault(41)
-@short("silence", "Write output", besides=AT_WORK)
+@short("Write output", besides=AT_WORK)
 def test_a_relay_without_kafka_gives_all_its_lanes_to_one_that_kafka_answers(
     cut: Cut, quick: bool
 ) -> None:
@@ -209,6 +209,7 @@ def test_a_relay_that_joins_without_kafka_gets_no_lane(cut: Cut, quick: bool) ->
 
 
 @pytest.mark.fault(41)
+@pytest.mark.slow
 @short("dead address", besides=AT_WORK)
 def test_a_relay_that_loses_kafka_at_work_gives_its_lanes_up(cut: Cut, quick: bool) -> None:
     healthy, bad = cut.start_healthy(timings(quick)), cut.start_bad(timings(quick))

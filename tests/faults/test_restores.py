@@ -12,6 +12,7 @@ from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-def
 
 from orchestrator.contract.messages import DeployOrder, encode_order
 from outbox import Message, enqueue, transaction
+from testkit.cases import cases
 from testkit.disagreement import (
     SECRET,
     back_up,
@@ -101,7 +102,7 @@ def restore_to_before_the_retry(one_lane: System) -> None:
 
 
 @pytest.mark.fault(53)
-@pytest.mark.parametrize("first", ["repair", "retry"])
+@pytest.mark.parametrize("first", cases(["repair", "retry"], "retry"))
 def test_a_row_that_was_retried_before_a_restore_is_not_sent_again(
     one_lane: System, first: str
 ) -> None:
@@ -307,6 +308,7 @@ RENAMED = """
 
 
 @pytest.mark.fault(53)
+@pytest.mark.slow
 def test_an_input_that_no_consumer_reads_any_more_is_left_out_by_name(
     system: System, other: System
 ) -> None:

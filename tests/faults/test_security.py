@@ -15,6 +15,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 from psycopg.conninfo import make_conninfo
 
 from orchestrator.embedded import EmbeddedPostgres, Servers
+from testkit.cases import cases
 from testkit.eventually import eventually
 from testkit.private_servers import BACK_S, answer, wait_ready
 from testkit.system import Running, System, end_sessions
@@ -145,9 +146,7 @@ QUICK = {"Read input", "Write output"}
 
 
 @pytest.mark.fault(31)
-@pytest.mark.parametrize(
-    "acl", [pytest.param(r, marks=[] if r in QUICK else pytest.mark.slow) for r in WHO]
-)
+@pytest.mark.parametrize("acl", cases(WHO, *QUICK))
 def test_a_permission_revoked_at_work_is_named_and_retried(own: Secured, acl: str) -> None:
     processes, taken = own.start(), acls(own.system)[acl]
     name, complaint = WHO[acl]
@@ -163,7 +162,9 @@ def test_a_permission_revoked_at_work_is_named_and_retried(own: Secured, acl: st
 
 
 @pytest.mark.fault(61)
-@pytest.mark.parametrize("hidden", [False, True], ids=["may not write", "may not describe"])
+@pytest.mark.parametrize(
+    "hidden", cases({"may not write": False, "may not describe": True}, "may not write")
+)
 def test_a_forbidden_output_topic_holds_up_its_own_lane_alone(own: Secured, hidden: bool) -> None:
     forbidden = f"forbidden-{uuid4()}"
     own.kafka.admin.create_topics([NewTopic(forbidden, 1, 1)])[forbidden].result(10)
@@ -254,7 +255,7 @@ REVOKED = {
 
 
 @pytest.mark.fault(31)
-@pytest.mark.parametrize("what", REVOKED)
+@pytest.mark.parametrize("what", cases(REVOKED.keys(), "workers"))
 def test_a_permission_revoked_in_postgres_is_named_and_retried(
     guarded: tuple[System, dict[str, str], str], what: str
 ) -> None:

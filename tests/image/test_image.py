@@ -119,29 +119,25 @@ def test_a_setup_that_waits_for_postgres_obeys_sigterm(
         postgres.unpause()
 
 
-def test_each_process_is_ready_soon_after_its_start(installation: Installation) -> None:
-    took_s = {name: installation.start(name).wait_ready() for name in ("consumer", "relay")}
-    assert max(took_s.values()) < 45, took_s
-    told = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in took_s.items())
-    report.lines.append(f"from docker run until ready: {told}")
-
-
-def test_a_process_that_hangs_becomes_unhealthy_and_recovers(installation: Installation) -> None:
-    for command in ("consumer", "relay"):
-        process = installation.start(command)
+def test_processes_that_hang_become_unhealthy_and_recover(installation: Installation) -> None:
+    processes = [installation.start("consumer"), installation.start("relay")]
+    for process in processes:
         eventually(process.is_healthy, 60)
         process.container.kill("STOP")
+    for process in processes:
         eventually(process.is_unhealthy, 60)
         process.container.kill("CONT")
+    for process in processes:
         eventually(process.is_healthy, 60)
 
 
-def test_processes_are_unready_while_postgres_is_stopped(
+def test_processes_are_ready_soon_and_unready_while_postgres_is_stopped(
     installation: Installation, server_pair: ServerContainers
 ) -> None:
     processes = [installation.start("consumer"), installation.start("relay")]
-    for process in processes:
-        process.wait_ready()
+    took_s = [process.wait_ready() for process in processes]
+    assert max(took_s) < 45, took_s
+    report.lines.append("from docker run until ready: {:.1f} and {:.1f} s".format(*took_s))
     postgres = server_pair.postgres.get_wrapped_container()
     postgres.stop()
     try:

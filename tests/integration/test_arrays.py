@@ -35,7 +35,7 @@ def test_an_array_arrives_as_it_was(
 ) -> None:
     with closing(system.connect()) as conn:
 
-        @settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
+        @settings(suppress_health_check=[HealthCheck.too_slow], deadline=None, max_examples=50)
         @given(values)
         def arrives(sent: list[Any]) -> None:
             assert conn.execute(sql.encode(), [make(sent)]).fetchone() == (sent,)

@@ -464,8 +464,9 @@ def test_a_messages_own_header_of_that_name_comes_before_ours(one_lane: System, 
 # ---- markers ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("records", [3, 15, 16, 17, 300])
-@pytest.mark.parametrize("committed", [True, False])
+@pytest.mark.parametrize(
+    ("records", "committed"), [(3, True), (15, False), (16, True), (17, False), (300, True)]
+)
 def test_a_marker_is_found_far_before_the_end(one_lane: System, records: int, committed: bool) -> None:
     """Behind it are barriers, aborted transactions, markers of other outboxes: none is ours."""
     topic = one_lane.settings.marker_topic

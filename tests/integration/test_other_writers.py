@@ -1,5 +1,6 @@
 """Rows of the outbox that another writer got wrong: parked by name, and their neighbours published."""
 
+from collections import Counter
 from contextlib import closing
 from uuid import uuid4
 
@@ -9,6 +10,7 @@ import pytest
 from outbox import DatabaseNotReady, Message, check_id_sequence, count_lanes, enqueue, transaction
 from outbox.admin import count_backlog, find_faulty_rows, find_row, read_parked
 from outbox.message import lane_of
+from testkit.cases import cases
 from testkit.empty_installation import run_command
 from testkit.eventually import eventually
 from testkit.system import LANES, System, own_headers
@@ -85,27 +87,40 @@ TOPICS = {
     "longer than any broker answers": "a" * 40_000,
 }
 BAD_ROWS = [
-    *(pytest.param({"headers": text}, UNREADABLE, id=f"headers: {n}") for n, text in HEADERS.items()),
-    *(pytest.param({"topic": topic}, IMPOSSIBLE, id=f"topic: {n}") for n, topic in TOPICS.items()),
+    *(({"headers": text}, UNREADABLE) for text in HEADERS.values()),
+    *(({"topic": topic}, IMPOSSIBLE) for topic in TOPICS.values()),
 ]
+STRANGE: dict[str, dict[str, object]] = {
+    "the largest id": {"id": MAX_BIGINT},
+    "the one before it": {"id": MAX_BIGINT - 1},
+    "an id of 0": {"id": 0},
+    "an id below 0": {"id": -5},
+    "the smallest id": {"id": 1 - 2**63},
+    "infinity": {"created_at": "infinity"},
+    "minus infinity": {"created_at": "-infinity"},
+    "the first date": {"created_at": "4713-01-01 BC"},
+    "the last date": {"created_at": "294276-12-31"},
+}
 
 
 @pytest.mark.fault(60)
-@pytest.mark.parametrize(("columns", "reason"), BAD_ROWS)
-def test_a_row_that_can_never_be_sent_is_parked_and_its_neighbours_are_sent(
-    one_lane: System, columns: dict[str, str], reason: str
+def test_rows_that_can_never_be_sent_are_parked_and_their_neighbours_are_sent(
+    one_lane: System,
 ) -> None:
     put(one_lane, b"1")
-    bad = plant(one_lane, **columns)
-    put(one_lane, b"2", b"3")
+    reasons = {}
+    for columns, reason in BAD_ROWS:
+        reasons[0, plant(one_lane, **columns)] = reason
+        put(one_lane, b"2")
+    put(one_lane, b"3")
     with one_lane.lane() as lane:
         lane.recover()
-        assert lane.drain() == 3
+        assert lane.drain() == len(BAD_ROWS) + 2
         assert lane.run_once() == 0
-    assert sorted(filter(None, sent(one_lane))) == [b"1", b"2", b"3"]
-    assert parked(one_lane) == {(0, bad): reason}
+    assert sent(one_lane) == [b"1", *len(BAD_ROWS) * [b"2"], b"3"]
+    assert parked(one_lane) == reasons
     with closing(one_lane.connect()) as conn:
-        assert [row.fault for row in read_parked(conn)] == [reason]
+        assert Counter(row.fault for row in read_parked(conn)) == Counter(reasons.values())
 
 
 def test_headers_that_are_unusual_but_right_are_sent(one_lane: System) -> None:
@@ -161,20 +176,7 @@ def test_a_row_of_a_lane_that_does_not_exist_is_parked_and_can_be_retried(
 
 
 @pytest.mark.fault(60)
-@pytest.mark.parametrize(
-    "columns",
-    [
-        {"id": MAX_BIGINT},
-        {"id": MAX_BIGINT - 1},
-        {"id": 0},
-        {"id": -5},
-        {"id": 1 - 2**63},
-        {"created_at": "infinity"},
-        {"created_at": "-infinity"},
-        {"created_at": "4713-01-01 BC"},
-        {"created_at": "294276-12-31"},
-    ],
-)
+@pytest.mark.parametrize("columns", cases(STRANGE, "the largest id", "an id of 0", "infinity"))
 def test_a_row_with_a_strange_id_or_date_is_sent(one_lane: System, columns: dict[str, object]) -> None:
     aggregate_id = uuid4()
     put(one_lane, b"1")

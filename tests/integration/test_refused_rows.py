@@ -11,6 +11,7 @@ import pytest
 from orchestrator.consumer import narrowing
 from orchestrator.consumer.narrowing import EveryRowRefused
 from outbox import DatabaseNotReady, RowsSkipped
+from testkit.cases import cases
 from testkit.empty_installation import run_command
 from testkit.eventually import eventually
 from testkit.system import System, own_headers, take
@@ -53,6 +54,7 @@ EXCLUSION = """
         AS $$ SELECT CASE WHEN $1 LIKE '%bad%' THEN 'bad' END $$;
     ALTER TABLE workers ADD CONSTRAINT one_bad EXCLUDE USING hash (is_bad(camera_url) WITH =);
 """
+QUICK = ("a length", "a CHECK", "an index row", "a trigger that fails", "a trigger that skips")
 REFUSALS = {
     "a length": (
         "ALTER TABLE workers ALTER camera_url TYPE varchar(60)",
@@ -129,7 +131,7 @@ def letters(system: System) -> list[dict[str, bytes]]:
 
 
 @pytest.mark.fault(80)
-@pytest.mark.parametrize(("ddl", "named"), REFUSALS.values(), ids=REFUSALS)
+@pytest.mark.parametrize(("ddl", "named"), cases(REFUSALS, *QUICK))
 def test_a_refused_row_becomes_a_dead_letter_and_its_neighbours_workers(
     one_lane: System, ddl: str, named: str, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -168,6 +168,7 @@ def ended(
         yield {name: run.result() for name, run in runs.items()}
 
 
+@pytest.mark.xdist_group("commands that wait at once")
 @pytest.mark.parametrize("name", AWAY)
 def test_a_server_that_is_away_is_exit_code_3_and_one_line_without_secrets(
     ended: dict[str, subprocess.CompletedProcess[str]], name: str

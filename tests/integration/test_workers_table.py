@@ -15,6 +15,7 @@ from orchestrator.operations.doctor.workers_table import id_sequences, workers_t
 from orchestrator.relay import check_database as check_for_relay
 from orchestrator.runtime.setup import migrate_database
 from outbox import connect
+from testkit.cases import cases
 from testkit.empty_installation import bare_system, run_command
 from testkit.system import System, take
 from tests.integration.test_migrations import PLATFORMS_OWN
@@ -107,6 +108,7 @@ HARMLESS = {
     "partitions by worker_id": PARTITIONED.format(unique="worker_id", by="HASH (worker_id)")
     + "CREATE TABLE all_of_them PARTITION OF workers FOR VALUES WITH (MODULUS 1, REMAINDER 0)",
 }
+WHOLE_WAY = ("an enum", "a trigger that fills a column", "partitions by worker_id")
 
 
 @pytest.mark.parametrize("ddl", HARMLESS.values(), ids=HARMLESS)
@@ -115,7 +117,7 @@ def test_a_table_with_all_that_is_needed_is_adopted(bare: System, ddl: str) -> N
     check_accepted(bare)
 
 
-@pytest.mark.parametrize("ddl", HARMLESS.values(), ids=HARMLESS)
+@pytest.mark.parametrize("ddl", cases(HARMLESS, *WHOLE_WAY))
 def test_an_adopted_table_is_used_from_the_command_to_the_audit(one_lane: System, ddl: str) -> None:
     change(one_lane, "ALTER TABLE workers ALTER created_at TYPE timestamptz;" + ddl)
     (scenario,) = one_lane.submit(1)
