@@ -465,7 +465,7 @@ GUARDS = [
     ),
     Guard(
         "accepted once",
-        "orchestrator/consumer/session.py",
+        "orchestrator/consumer/batch_writer.py",
         "        return [one for one in invalid if one.aggregate_id not in accepted]\n",
         "        return list(invalid)\n",
         f"{DECIDED_TEST} -k was_accepted",
@@ -473,7 +473,7 @@ GUARDS = [
     ),
     Guard(
         "dealt with once",
-        "orchestrator/consumer/session.py",
+        "orchestrator/consumer/batch_writer.py",
         "            if batch.again:\n",
         "            if False:\n",
         f"{DECIDED_TEST} -k dealt_with",
@@ -555,7 +555,7 @@ GUARDS = [
     ),
     Guard(
         "topic checked before COMMIT",
-        "orchestrator/consumer/session.py",
+        "orchestrator/consumer/batch_writer.py",
         "            topic.finish_check()  #",
         "            #",
         f"{INGEST_TEST} -k recreated_under_a_running_consumer",
@@ -673,7 +673,7 @@ GUARDS = [
     ),
     Guard(
         "one order for a record and its retried dead letter",
-        "orchestrator/consumer/session.py",
+        "orchestrator/consumer/batch_writer.py",
         "                messages = first_about_each(messages, accepted)\n",
         "                messages = [one for one in messages if one.aggregate_id in accepted]\n",
         f"{LETTERS_TEST} -k and_one_order",

@@ -381,7 +381,7 @@ def test_a_lock_time_out_ends_the_session_and_the_work_is_retried(own: System) -
     with own.consumer() as session:
         eventually(lambda: session.run_once() == 0 and session.positions(), RESUME_S)
         own.submit(10)
-        session._conn.execute("SET lock_timeout = '20ms'")
+        session._writer._conn.execute("SET lock_timeout = '20ms'")
         with held_offsets(own), pytest.raises(psycopg.errors.LockNotAvailable):
             take(session, 10)
     assert accepted(own) == 0

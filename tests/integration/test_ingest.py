@@ -567,7 +567,7 @@ def test_a_deadlock_repeats_the_transaction(system: System) -> None:
 def test_a_lock_time_out_repeats_the_transaction(system: System) -> None:
     with system.consumer() as session, closing(system.connect()) as other:
         eventually(lambda: assigned(session))
-        session._conn.execute("SET lock_timeout = '500ms'")
+        session._writer._conn.execute("SET lock_timeout = '500ms'")
         system.submit(1)
         other.execute("BEGIN")
         other.execute("SELECT FROM consumed_offsets FOR UPDATE")
@@ -587,7 +587,7 @@ def test_a_lock_time_out_repeats_the_transaction(system: System) -> None:
 def test_a_serialization_failure_repeats_the_transaction(system: System) -> None:
     with system.consumer() as session, closing(system.connect()) as other:
         eventually(lambda: assigned(session))
-        session._conn.execute("SET default_transaction_isolation = 'repeatable read'")
+        session._writer._conn.execute("SET default_transaction_isolation = 'repeatable read'")
         system.submit(1)
         other.execute("BEGIN")
         other.execute("UPDATE consumed_offsets SET topic = topic")

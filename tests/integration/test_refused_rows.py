@@ -318,7 +318,7 @@ def test_a_mistake_in_the_schema_costs_few_dead_letters(one_lane: System) -> Non
 def test_many_refused_commands_in_a_row_do_not_stop_the_good_ones_behind(
     one_lane: System, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("orchestrator.consumer.session.SAMPLE", 1000)
+    monkeypatch.setattr("orchestrator.consumer.batch_writer.SAMPLE", 1000)
     change(one_lane, CHECKED)
     with one_lane.consumer() as session:
         for _ in range(narrowing.LIMIT * 2 + 5):
