@@ -8,12 +8,8 @@ import psycopg
 
 from orchestrator.contract.records import RefusedRow
 from orchestrator.contract.workers import IdSequence, read_id_sequence
-from orchestrator.contract.workers_table import (
-    WorkersRefused,
-    check_workers,
-    insert_triggers,
-    read_columns,
-)
+from orchestrator.contract.workers_catalog import insert_triggers, read_columns
+from orchestrator.contract.workers_table import WorkersRefused, check_workers
 from outbox import Connection, DatabaseNotReady, check_id_sequence, scalars
 
 HIGHEST_ID = "(SELECT max(id) FROM workers)"  # for the operator to run

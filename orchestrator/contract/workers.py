@@ -9,7 +9,7 @@ from psycopg.rows import args_row
 
 from orchestrator.contract.messages import DeployOrder
 from orchestrator.contract.records import RefusedRow
-from orchestrator.contract.workers_table import insert_triggers
+from orchestrator.contract.workers_catalog import insert_triggers
 from outbox import LOCKED, Connection, arrays, query, scalars
 
 # A trigger of the platform may skip a row, or give it another worker_id: then it has no worker.

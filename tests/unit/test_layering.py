@@ -246,7 +246,11 @@ DDL_ELSEWHERE = {
 }
 
 # Statements that these do not run: they tell the owner of the platform's table what mends it.
-ADVICE = {"orchestrator.contract.workers_table", "orchestrator.operations.doctor.workers_table"}
+ADVICE = {
+    "orchestrator.contract.workers_faults",
+    "orchestrator.contract.workers_table",
+    "orchestrator.operations.doctor.workers_table",
+}
 
 
 @pytest.mark.parametrize("package", ["orchestrator", "outbox"])

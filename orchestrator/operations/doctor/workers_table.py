@@ -1,11 +1,11 @@
 """The checks of `doctor` on the table `workers` as it was found, and on the sequences of ids."""
 
+from orchestrator.contract.workers_catalog import read_columns
 from orchestrator.contract.workers_table import (
     FoundTable,
     WorkersRefused,
     check_workers,
     find_tables,
-    read_columns,
 )
 from orchestrator.operations.doctor.check import Installation, Result, combine
 from orchestrator.operations.id_sequences import find_sources, sequences_set_back
