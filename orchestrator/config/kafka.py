@@ -25,12 +25,21 @@ OTHER_SETTING = {
     "group.id": "CONSUMER_GROUP",
 }
 
+# What waits in a client: one answer to a fetch, and a few records. Its own defaults are 100,000
+# records, with whatever keys and headers: it counts values alone against queued.max.messages.kbytes.
+PREFETCH = {
+    "queued.min.messages": "10",
+    "queued.max.messages.kbytes": "16384",
+    "fetch.max.bytes": "8388608",
+    "fetch.queue.backoff.ms": "10",  # 1 s by default: too long for a queue that short
+}
+
 # Of the consumer, where the user says nothing.
 CONSUMER_DEFAULTS = {
     "session.timeout.ms": "6000",  # the brokers' minimum: how long a dead member keeps partitions
     "heartbeat.interval.ms": "1500",
     "topic.metadata.refresh.interval.ms": "10000",  # new partitions are seen this soon
-    "queued.max.messages.kbytes": "24576",  # about what waits in memory, and so a batch
+    **PREFETCH,
     "check.crcs": "true",  # a batch that a disk has changed is an error, and no other command
 }
 

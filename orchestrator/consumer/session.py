@@ -59,6 +59,10 @@ SESSION_ERRORS = (
     OffsetConflict,
 )
 
+# Keys and values in one Postgres transaction. What the client holds has bounds of its own: PREFETCH.
+BATCH_BYTES = 8 * 1024 * 1024
+SLICE = 64  # records that are taken from the client between two looks at their size
+
 
 @contextmanager
 def open_consumer_session(
@@ -146,16 +150,16 @@ class ConsumerSession(Generic[T]):
         self._topic.poll()
         self._partitions.check_positions()
         self._partitions.resume_due()
-        records = self._poll()
+        records, is_full = self._poll()
         if records:
             crash_point("consumer.polled")
             started = time.perf_counter()
             self._topic.begin_check()  # after the records: the answer is valid for them
             self._writer.accept(records)
-            if len(records) < self._subscription.batch_size:
+            if not is_full:
                 time.sleep(self._pause.after(time.perf_counter() - started))
         self._move_to_ends()
-        self._partitions.watch(is_drained=len(records) < self._subscription.batch_size)
+        self._partitions.watch(is_drained=not is_full)
         self._partitions.mirror_if_due()
         return len(records)
 
@@ -165,23 +169,30 @@ class ConsumerSession(Generic[T]):
             self._topic.begin_check()  # after the ends were read: the answer is valid for them
             self._writer.move(moves)
 
-    def _poll(self) -> list[Record]:
-        """Wait for a first record, then take those that have arrived with it.
+    def _poll(self) -> tuple[list[Record], bool]:
+        """Wait for a first record, then take those that have arrived with it, up to a full batch.
 
-        A rebalance may happen in either call. librdkafka takes back what a call has found before it,
-        but not what an earlier call has returned: after one in the second call, the first record is
-        dropped. Reading continues from the position in Postgres, and the record comes again.
+        Return whether it is full, too. A rebalance may happen in each call. librdkafka takes back what
+        a call has found before it, but not what earlier calls have returned: that is dropped. Reading
+        continues from the position in Postgres, and these records come again.
         """
         first = self._client.poll(self._timings.poll_s)
         if first is None:
-            return []
-        generation, more = self._partitions.generation, self._subscription.batch_size - 1
-        records = self._client.consume(more, 0) if more else []
-        if self._partitions.generation == generation:
-            records.insert(0, first)
-        found = [record for record in records if self._is_assigned_record(record)]
+            return [], False
+        generation, limit = self._partitions.generation, self._subscription.batch_size
+        polled, size, is_full = [first], size_of(first), True
+        while is_full and size < BATCH_BYTES and len(polled) < limit:
+            more = self._client.consume(min(SLICE, limit - len(polled)), 0)
+            if self._partitions.generation != generation:
+                generation, polled = self._partitions.generation, []
+            polled += more
+            size += sum(map(size_of, more))
+            is_full = bool(more)
+        found = [record for record in polled if self._is_assigned_record(record)]
         refused = self._partitions.refused
-        return [one for one in found if one.partition() not in refused] if refused else found
+        if refused:
+            found = [record for record in found if record.partition() not in refused]
+        return found, is_full
 
     def _is_assigned_record(self, record: Record) -> bool:
         """Say whether it is a record, and of a partition that is read here."""
@@ -204,3 +215,8 @@ class ConsumerSession(Generic[T]):
             self._partitions.pause(partition, offset, error)
         elif not self._partitions.refuse(partition):
             raise KafkaException(error)  # the log has the position now
+
+
+def size_of(record: Record) -> int:
+    """Return the bytes of a record's key and value."""
+    return len(record.value() or b"") + len(record.key() or b"")

@@ -24,6 +24,7 @@ from confluent_kafka import (
 )
 from confluent_kafka.admin import AdminClient
 
+from orchestrator.config.kafka import PREFETCH
 from orchestrator.contract.records import LATEST_MS, partition_offset
 from orchestrator.kafka import topics
 
@@ -189,13 +190,13 @@ def tail_topic(
 def _new_reader(kafka: Mapping[str, Any]) -> Consumer:
     return Consumer(
         {
+            **PREFETCH,
             **kafka,
             "group.id": f"reader-{uuid4()}",  # required by the client, which neither joins nor commits
             "enable.auto.commit": False,
             "isolation.level": "read_committed",
             "enable.partition.eof": True,
             "auto.offset.reset": "earliest",  # the log start offset may move while it is read
-            "queued.max.messages.kbytes": 16_384,  # 64 MB by default
         },
         logger=logging.getLogger("librdkafka"),
     )
