@@ -21,6 +21,7 @@ from uuid import UUID
 import msgspec
 from confluent_kafka import Message as Record
 
+from orchestrator.contract.camera_urls import INVISIBLE, has_unsafe_host
 from orchestrator.contract.records import (
     LATEST_MS,
     TIMESTAMP_TYPES,
@@ -32,7 +33,12 @@ from orchestrator.contract.records import (
 )
 from outbox import Headers, Message
 
-TRACE_HEADERS = frozenset({"traceparent", "tracestate"})  # W3C Trace Context: travels along
+# W3C Trace Context travels along, in its own form and no longer than that: who writes to the input
+# decides what is in its headers.
+TRACE_FORMS = {
+    "traceparent": re.compile(rb"[\da-f]{2}-[\da-f]{32}-[\da-f]{16}-[\da-f]{2}"),
+    "tracestate": re.compile(rb"[ -~]{1,512}"),
+}
 
 
 class Command(msgspec.Struct, frozen=True):
@@ -67,7 +73,7 @@ REASON_TEXT = {
     InvalidReason.TOO_LONG: "the value is longer than MAX_MESSAGE_BYTES",
     InvalidReason.NOT_JSON: "the value is not JSON in UTF-8, or is nested too deeply",
     InvalidReason.WRONG_FIELDS: "scenario_uuid must be a UUID and camera_url a string",
-    InvalidReason.URL_CHARACTERS: "camera_url holds white space or a control character",
+    InvalidReason.URL_CHARACTERS: "camera_url holds white space, or a control or invisible character",
     InvalidReason.URL_SCHEME: "camera_url is no URL with a host and a scheme of CAMERA_URL_SCHEMES",
     InvalidReason.REFUSED_BY_DATABASE: "Postgres refuses the row of this command",
 }
@@ -124,15 +130,15 @@ class CommandParser:
             raise InvalidCommand(InvalidReason.WRONG_FIELDS) from None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise InvalidCommand(InvalidReason.NOT_JSON) from None
-        if not self._is_url(command.camera_url):
+        if not self._is_url(command.camera_url) or has_unsafe_host(command.camera_url):
             is_bad = HAS_FORBIDDEN(command.camera_url)
             raise InvalidCommand(InvalidReason.URL_CHARACTERS if is_bad else InvalidReason.URL_SCHEME)
         return command
 
 
 # White space (RFC 3986 has none, and masks in logs end there), C0, DEL and C1 controls (NUL among them:
-# Postgres's text has none), and surrogates, which UTF-8 lacks.
-FORBIDDEN = "\\s\x00-\x1f\x7f-\x9f\ud800-\udfff"
+# Postgres's text has none), surrogates, which UTF-8 lacks, and what cannot be seen.
+FORBIDDEN = "\\s\x00-\x1f\x7f-\x9f\ud800-\udfff" + INVISIBLE
 HAS_FORBIDDEN = re.compile(f"[{FORBIDDEN}]").search
 
 # What follows "://": a host, behind user and password if there are any. A password may hold "@" or "/".
@@ -185,7 +191,7 @@ def deploy_order(
 
     own: the record's headers. event_source: makes it a CloudEvent from there.
     """
-    headers = [header for header in own if header[0] in TRACE_HEADERS] if own else []
+    headers = trace_headers(own) if own else []
     if event_source:
         headers += cloud_event(order, record, event_source)
     return Message(
@@ -195,6 +201,16 @@ def deploy_order(
         headers,
         order.worker_id,
     )
+
+
+def trace_headers(own: Headers) -> list[tuple[str, bytes | None]]:
+    """Return the trace headers among a record's: the last one of each name, if it has its form."""
+    last = {name: value for name, value in own if name in TRACE_FORMS}
+    return [
+        (name, value)
+        for name, value in last.items()
+        if value is not None and TRACE_FORMS[name].fullmatch(value)
+    ]
 
 
 encode = msgspec.json.Encoder().encode

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.contract import messages
+from orchestrator.contract.camera_urls import has_unsafe_host
 from orchestrator.observability import masking
 from orchestrator.observability.masking import MAX_TEXT, mask_text, mask_value, printable, shown_bytes
 from orchestrator.operations.dead_letters import headers
@@ -281,7 +282,13 @@ def test_no_pattern_takes_long_over_a_foreign_text(match: Callable[[Any], Any], 
         assert seconds(lambda: list(match(foreign))) < 0.1
 
 
-@pytest.mark.parametrize("url", [f"rtsp://{text}" for text in LONG], ids=lambda text: text[7:16])
+LONG_HOSTS = ["/@a" * (MEGABYTE // 3), "@:a" * (MEGABYTE // 3)]
+
+
+@pytest.mark.parametrize(
+    "url", [f"rtsp://{text}" for text in LONG + LONG_HOSTS], ids=lambda text: text[7:16]
+)
 def test_a_long_camera_url_is_checked_in_time(url: str) -> None:
     parser = messages.CommandParser(2 * MEGABYTE, ["rtsp"])
     assert seconds(lambda: parser._is_url(url)) < 0.3  # alone .04; beside a busy hyper-thread .1
+    assert seconds(lambda: has_unsafe_host(url)) < 0.3
