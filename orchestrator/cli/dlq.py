@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from itertools import chain, islice
+from itertools import chain, groupby, islice
 from uuid import UUID
 
 from orchestrator.cli import actions
@@ -26,6 +26,7 @@ from orchestrator.operations.dead_letters.letters import (
     read_dead_letters,
 )
 from orchestrator.operations.dead_letters.orders import SentOrders, find_orders
+from orchestrator.operations.dead_letters.originals import Originals
 from outbox import Connection
 
 DEAD_LETTERS = "dead letters"
@@ -87,12 +88,17 @@ def letters_table(listed: Sequence[DeadLetter]) -> Iterator[str]:
             one.reason,
             one.origin and one.origin.name,
             actions.shown_key(one.key),
-            len(one.value or b""),
+            shown_length(one),
             describe_state(one),
         )
         for one in listed
     ]
     yield from table(("record id", "time (UTC)", "reason", "origin", "key", "bytes", "state"), rows)
+
+
+def shown_length(letter: DeadLetter) -> str:
+    """Return how many bytes of the value a dead letter has, and if there is more of the record."""
+    return f"{len(letter.value or b'')}{' (truncated)' if letter.truncated else ''}"
 
 
 def describe_state(letter: DeadLetter) -> str:
@@ -115,6 +121,7 @@ def letter_fields(letter: DeadLetter, payload: bool = False) -> dict[str, object
         "origin": letter.origin and letter.origin.name,
         "key": actions.shown_key(letter.key),
         "bytes": len(letter.value or b""),
+        "truncated": letter.truncated,
         "state": letter.state,
         "worker_id": letter.worker_id,
         "headers": actions.headers_as_fields(letter.headers, payload),
@@ -135,7 +142,8 @@ class Survey:
     counts: dead letters that will be handled, by reason. workers: those that their commands will have.
     oldest_at: before that, none of them had a deploy order. missing: why an id that was given is not
     among them. unnamed: those that do not say which record they were; ahead: those whose record this
-    database has not consumed: both must be chosen by id.
+    database has not consumed: both must be chosen by id. lost: those that are truncated, and whose
+    records the input has no longer.
     """
 
     missing: dict[Id, str]
@@ -145,13 +153,15 @@ class Survey:
     foreign: Counter[Input] = field(default_factory=Counter)
     unnamed: list[RecordId] = field(default_factory=list)
     ahead: list[RecordId] = field(default_factory=list)
+    lost: list[DeadLetter] = field(default_factory=list)
 
 
 def change_letters(
     options: argparse.Namespace, chosen: RecordFilter, topic: DeadLetterTopic, conn: Connection
 ) -> int:
     """Count, ask, then retry or discard, each chunk in a transaction of its own."""
-    survey = survey_letters(options.action, chosen, topic, conn)
+    originals = Originals(topic.settings) if options.action == "retry" else None
+    survey = survey_letters(options.action, chosen, topic, conn, originals)
     code = report_left_out(survey, chosen, topic.settings)
     if not actions.confirm(options, DEAD_LETTERS, survey.counts):
         return code
@@ -160,7 +170,9 @@ def change_letters(
     done = [
         handle_dead_letters(conn, topic, letters, options.action, command, sent.found)
         for chunk in read_dead_letters(conn, topic, chosen, sys.stderr)
-        if (letters := [one for one in chunk if is_chosen(options.action, chosen, one)])
+        for letters in whole_letters(
+            [one for one in chunk if is_chosen(options.action, chosen, one)], originals
+        )
     ]
     total = Handled(*map(sum, zip(Handled(), *done, strict=True)))
     print_lines(describe_result(options.action, sum(survey.counts.values()), total))
@@ -177,17 +189,38 @@ def is_chosen(action: str, chosen: RecordFilter, letter: DeadLetter) -> bool:
     return letter.state is LetterState.WAITING and (not needs_id or letter.record_id in chosen.ids)
 
 
+def whole_letters(
+    letters: Sequence[DeadLetter], originals: Originals | None
+) -> Iterator[list[DeadLetter]]:
+    """Yield those that one transaction handles, in their order. originals: None if none is sent.
+
+    One that was truncated comes alone, with the whole of its record, which may be large.
+    """
+    for is_truncated, part in groupby(letters, lambda one: bool(originals and one.truncated)):
+        if is_truncated and originals:
+            yield from ([whole] for one in part if (whole := originals.restore(one)))
+        else:
+            yield list(part)
+
+
 def survey_letters(
-    action: str, chosen: RecordFilter, topic: DeadLetterTopic, conn: Connection
+    action: str,
+    chosen: RecordFilter,
+    topic: DeadLetterTopic,
+    conn: Connection,
+    originals: Originals | None,
 ) -> Survey:
     """Find out what would be handled, and what would not."""
     survey = Survey(dict.fromkeys(chosen.ids, "not found"))
     for letter in chain.from_iterable(read_dead_letters(conn, topic, chosen, sys.stderr)):
         if is_chosen(action, chosen, letter):
+            survey.missing.pop(letter.record_id, None)
+            if originals and letter.truncated and originals.restore(letter) is None:
+                survey.lost.append(letter)
+                continue
             survey.counts[letter.reason] += 1
             survey.workers |= {worker} if (worker := topic.worker_of(letter)) else set()
             survey.oldest_at = min(survey.oldest_at, letter.oldest_at)
-            survey.missing.pop(letter.record_id, None)
         elif letter.state is LetterState.WAITING:
             (survey.ahead if letter.is_ahead else survey.unnamed).append(letter.record_id)
         elif letter.record_id in survey.missing:
@@ -212,7 +245,21 @@ def report_left_out(survey: Survey, chosen: RecordFilter, settings: Settings) ->
         text = f"{len(survey.ahead):,} {DEAD_LETTERS} were records that this database has not consumed"
         advice = "if it was restored, let a consumer run first; else handle them by id, such as"
         code = print_error(CHECK_FAILED, f"{text}: {advice} {ids}")
+    for letter in survey.lost[:MAX_NAMED]:
+        text = f"dead letter {letter.record_id} is truncated ({describe_truncated(letter)})"
+        place = letter.origin.name if letter.origin else "an unknown place"
+        advice = "have its writer send the command again, and discard the dead letter"
+        lost = f"its record at {place} is not in the input any more"
+        code = print_error(CHECK_FAILED, f"{text}, and {lost}: {advice}")
+    if len(survey.lost) > MAX_NAMED:
+        text = f"and {len(survey.lost) - MAX_NAMED:,} more that are truncated, without a record"
+        print_error(code, text)
     return code
+
+
+def describe_truncated(letter: DeadLetter) -> str:
+    """Return which parts of a record a dead letter has not whole, and how large they were."""
+    return "; ".join(f"{part}: {whole}" for part, whole in letter.truncated.items())
 
 
 def find_sent(settings: Settings, survey: Survey) -> SentOrders:
@@ -236,4 +283,5 @@ def describe_result(action: str, counted: int, total: Handled) -> Iterator[str]:
     if total.sent_before:
         yield f"{total.sent_before:,} were sent before: noted as retried, and not sent again"
     if others := counted - sum(total):
-        yield f"{others:,} were not: handled or accepted meanwhile, or the same command as another one"
+        why = "handled, accepted or lost meanwhile, or the same command as another one"
+        yield f"{others:,} were not: {why}"

@@ -9,9 +9,10 @@ from confluent_kafka import Message as Record
 
 from orchestrator.consumer.offsets import OffsetMove, Position
 from orchestrator.consumer.subscription import Subscription, T
+from orchestrator.contract.dead_letters import dead_letter
 from orchestrator.contract.records import (
     InvalidRecord,
-    dead_letter,
+    headers_of,
     origin_id_of_record,
     partition_offset,
 )
@@ -77,7 +78,7 @@ class BatchParser(Generic[T]):
         """Return the dead letter of a record."""
         subscription = self._subscription
         letter = dead_letter(subscription.dead_letter_topic, subscription.group, record, invalid)
-        aggregate_id = subscription.aggregate_id(record, self._topic_id, letter.headers)
+        aggregate_id = subscription.aggregate_id(record, self._topic_id, headers_of(record))
         return InvalidOne(aggregate_id, invalid.reason, letter)
 
 

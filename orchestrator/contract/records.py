@@ -1,4 +1,4 @@
-"""Consumed records, whatever they mean: what they hold, and the dead letter of an invalid one."""
+"""Consumed records, whatever they mean: what they hold, and why one is invalid."""
 
 import re
 import struct
@@ -11,7 +11,7 @@ from uuid import UUID
 from confluent_kafka import TIMESTAMP_CREATE_TIME, TIMESTAMP_LOG_APPEND_TIME
 from confluent_kafka import Message as Record
 
-from outbox import Headers, Message
+from outbox import Headers
 
 LATEST_MS = 253_402_300_799_000  # 9999-12-31: any producer sets timestamps, and datetime ends there
 TIMESTAMP_TYPES = {TIMESTAMP_CREATE_TIME: b"CREATE_TIME", TIMESTAMP_LOG_APPEND_TIME: b"LOG_APPEND_TIME"}
@@ -85,23 +85,3 @@ class RefusedRow(InvalidRecord):
 
     def __init__(self, text: str) -> None:
         super().__init__(self.REASON, text)
-
-
-def dead_letter(topic: str, group: str, record: Record, invalid: InvalidRecord) -> Message:
-    """Return the record as it came, byte for byte, with Spring's dead-letter headers added.
-
-    Numbers are big-endian as Spring Kafka's DeadLetterPublishingRecoverer writes them.
-    """
-    kind, timestamp = record.timestamp()
-    origin: list[tuple[str, bytes | None]] = [
-        ("kafka_dlt-original-topic", (record.topic() or "").encode()),
-        ("kafka_dlt-original-partition", struct.pack(">i", record.partition())),
-        ("kafka_dlt-original-offset", struct.pack(">q", record.offset())),
-        ("kafka_dlt-original-timestamp", struct.pack(">q", timestamp)),
-        ("kafka_dlt-original-timestamp-type", TIMESTAMP_TYPES.get(kind, b"NO_TIMESTAMP_TYPE")),
-        ("kafka_dlt-original-consumer-group", group.encode()),
-        ("kafka_dlt-exception-fqcn", invalid.exception_name.encode()),
-        ("kafka_dlt-exception-message", str(invalid).encode()),
-        ("dlq-reason", invalid.reason.encode()),
-    ]
-    return Message(topic, record.key(), record.value(), [*headers_of(record), *origin])

@@ -279,17 +279,19 @@ class TopicNotCreated(TopicMissing):
 KEPT = {"cleanup.policy": "delete"}  # a default of the brokers could remove records unread
 # max.message.bytes then limits what a batch becomes in a consumer, which inflates all of it.
 INPUT_CONFIG = {**KEPT, "compression.type": "uncompressed"}
+# Kafka's default, since that of the brokers could be too low for a dead letter.
+LETTER_CONFIG = {**KEPT, "max.message.bytes": "1048588"}
 
 
 def create_missing(
-    admin: AdminClient, marker_topic: str, lanes: int, input_topic: str, others: Sequence[str]
+    admin: AdminClient, marker_topic: str, lanes: int, configs: Mapping[str, Mapping[str, str]]
 ) -> list[str]:
     """Create the topics that are missing; return their names. Raises TopicNotCreated, KafkaException.
 
-    The marker topic is compacted and gets a partition per lane, even if it exists with fewer; the
-    others get the brokers' default partitions. Replication is the brokers' default everywhere.
+    configs: of the other topics, by name. The marker topic is compacted and gets a partition per lane,
+    even if it exists with fewer; the others get the brokers' default partitions. Replication is the
+    brokers' default everywhere.
     """
-    configs = {input_topic: INPUT_CONFIG, **dict.fromkeys(others, KEPT)}
     new = [
         NewTopic(topic, -1, replication_factor=-1, config=dict(one)) for topic, one in configs.items()
     ]

@@ -41,7 +41,11 @@ def set_up(settings: Settings) -> None:
     lanes = migrate_database(settings)
     topics.check_access(settings.kafka)
     admin = topics.Admin(settings.kafka)
-    others = [settings.output_topic, settings.dead_letter_topic]
-    created = topics.create_missing(admin, settings.marker_topic, lanes, settings.input_topic, others)
+    configs = {
+        settings.input_topic: topics.INPUT_CONFIG,
+        settings.output_topic: topics.KEPT,
+        settings.dead_letter_topic: topics.LETTER_CONFIG,
+    }
+    created = topics.create_missing(admin, settings.marker_topic, lanes, configs)
     for topic in created:
         log.info("topic created", extra={"topic": topic})

@@ -440,7 +440,9 @@ def database(servers: Servers, tmp_path: Path) -> Iterator[System]:
 
 
 def dead_letter(offset: int, origin: UUID) -> DeadLetter:
-    return DeadLetter(RecordId(0, offset), datetime.now(UTC), "not_json", None, origin, KEY, b"{", ())
+    return DeadLetter(
+        RecordId(0, offset), datetime.now(UTC), "not_json", None, origin, KEY, b"{", (), {}
+    )
 
 
 WAITING = """

@@ -13,8 +13,8 @@ import msgspec
 import pytest
 from confluent_kafka import Producer
 
+from orchestrator.contract.dead_letters import dead_letter
 from orchestrator.contract.messages import InvalidCommand, InvalidReason
-from orchestrator.contract.records import dead_letter
 from orchestrator.operations.dead_letters.filter import RecordFilter
 from orchestrator.operations.dead_letters.handling import Handled, handle_dead_letters
 from orchestrator.operations.dead_letters.letters import find_dead_letters, read_dead_letters

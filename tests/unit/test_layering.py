@@ -103,6 +103,7 @@ GENERIC = {
     "orchestrator.consumer.session",
     "orchestrator.consumer.subscription",
     "orchestrator.consumer.unread",
+    "orchestrator.contract.dead_letters",
     "orchestrator.contract.records",
     "orchestrator.kafka.continuations",
     "orchestrator.kafka.reader",

@@ -13,6 +13,7 @@ from confluent_kafka import Message as Record
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.contract.dead_letters import dead_letter
 from orchestrator.contract.messages import (
     Command,
     CommandParser,
@@ -24,7 +25,7 @@ from orchestrator.contract.messages import (
     worker_id,
     worker_id_of,
 )
-from orchestrator.contract.records import RETRY_ORIGIN, dead_letter, headers_of
+from orchestrator.contract.records import RETRY_ORIGIN, headers_of
 from outbox import Message
 
 SCENARIO = UUID("6f1d2c3b-4a59-4687-9abc-def012345678")
@@ -132,6 +133,12 @@ BAD_URL_CHARACTERS = {
     "space": url(b"rtsp://c/a b"),
     "before the scheme": url(b" rtsp://c/"),
     "line feed at the end": url(b"rtsp://c/\\n"),
+    **{
+        f"invisible U+{ord(one):04X}": url(f"rtsp://ca{one}mera/1".encode())
+        for one in "\u00ad\u034f\u061c\u200b\u200f\u202e\u2060\u2066\u2800\u3164\ufe0f\ufeff\U000e0041"
+    },
+    "invisible in a password": url("rtsp://u:p\u200bw@camera/1".encode()),
+    "invisible in a path": url("rtsp://camera/\u202e1".encode()),
 }
 # msgspec refuses an escaped half of a surrogate pair as JSON.
 LONE_SURROGATES = {
@@ -165,6 +172,12 @@ BAD_URL = {
     "no host between at signs": url(b"rtsp://@@:1/"),
     "empty address": url(b"rtsp://[]:554/"),
     "empty address behind a password": url(b"rtsp://user:pw@[]/"),
+    "hyphen": url(b"rtsp://-camera/1"),
+    "hyphen behind a password": url(b"rtsp://u:p@-camera:554"),
+    "hyphen behind a password with a slash": url(b"rtsp://u:p@/ss@-camera/1"),
+    "percent sign in a host": url(b"rtsp://cam%E2%80%8Bera/1"),
+    "percent sign in a host behind a password": url(b"rtsp://u:p@camera%00"),
+    "percent sign in a zone": url(b"http://[fe80::1%25e%00]/"),
     "scheme inside": url(b"xrtsp://camera"),
     "a letter that only folds to s": url("rt\u017fp://camera".encode()),
 }
@@ -225,6 +238,10 @@ GOOD_URLS = {
     "neither user nor password": "rtsp://@camera",
     "port without a number": "rtsp://camera:",
     "at in a path": "rtsp://camera:554/@1",
+    "hyphen within a host": "rtsp://camera-1/-a",
+    "hyphen in a user": "rtsp://-u:-p@camera/1",
+    "percent signs elsewhere": "rtsp://u%00:p%E2%80%8B@camera/%20?a=%00#%00",
+    "address with a zone": "http://[fe80::1%25eth0]/",
     "at at the end": "rtsp://camera/@",
     "colon in a path": "rtsp://camera/:1",
     "address with a password": "rtsp://u:p@[::1]:554/",
@@ -350,18 +367,42 @@ def test_an_order_is_keyed_by_its_scenario_in_lower_case() -> None:
     assert order_message(order, consumed()).key == str(SCENARIO).encode()
 
 
-def test_only_the_trace_headers_travel_along_in_their_order() -> None:
-    trace = [("tracestate", b"a=b"), ("traceparent", b"00"), ("tracestate", None)]
-    record = consumed(("cookie", b"x"), trace[0], ("TraceParent", b"x"), *trace[1:], ("", b""))
-    message = order_message(DeployOrder(WORKER, SCENARIO, "rtsp://c"), record)
-    assert message.headers == trace
+PARENT = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+OTHER = PARENT.replace(b"0af7", b"1af7")
+TRACES: dict[str, tuple[list[tuple[str, bytes | None]], list[tuple[str, bytes]]]] = {
+    "both, in their order": (
+        [("cookie", b"x"), ("tracestate", b"a=b"), ("TraceParent", b"x"), ("traceparent", PARENT)],
+        [("tracestate", b"a=b"), ("traceparent", PARENT)],
+    ),
+    "the last of each": (
+        [("traceparent", PARENT), ("tracestate", b"a=b"), ("traceparent", OTHER), ("tracestate", b"c")],
+        [("traceparent", OTHER), ("tracestate", b"c")],
+    ),
+    "the last is none": ([("traceparent", PARENT), ("traceparent", None), ("tracestate", b"")], []),
+    "a long one": ([("traceparent", PARENT * 10_000), ("tracestate", b"a" * 513)], []),
+    "the longest": ([("tracestate", b"a" * 512)], [("tracestate", b"a" * 512)]),
+    "many": ([("traceparent", PARENT)] * 1000, [("traceparent", PARENT)]),
+    "of another form": (
+        [("traceparent", PARENT.upper()), ("tracestate", b"a=\xff"), ("traceparent", b"00-1")],
+        [],
+    ),
+    "with a line break": ([("traceparent", PARENT + b"\n"), ("tracestate", b"a\n")], []),
+}
+
+
+@pytest.mark.parametrize(("own", "forwarded"), TRACES.values(), ids=TRACES)
+def test_of_each_trace_header_one_of_its_form_travels_along(
+    own: list[tuple[str, bytes | None]], forwarded: list[tuple[str, bytes]]
+) -> None:
+    message = order_message(DeployOrder(WORKER, SCENARIO, "rtsp://c"), consumed(*own))
+    assert message.headers == forwarded
 
 
 def test_an_order_is_a_cloud_event_if_that_is_wanted() -> None:
     order = DeployOrder(WORKER, SCENARIO, "rtsp://c")
-    message = order_message(order, consumed(("traceparent", b"00")), "/orchestrator/in")
+    message = order_message(order, consumed(("traceparent", PARENT)), "/orchestrator/in")
     event = [
-        ("traceparent", b"00"),
+        ("traceparent", PARENT),
         ("content-type", b"application/json"),
         ("ce_specversion", b"1.0"),
         ("ce_type", b"vap.worker.deploy"),

@@ -5,12 +5,18 @@ A record that was a dead letter before has headers of the same names: the last o
 
 import re
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import NamedTuple
 from uuid import UUID
 
-from orchestrator.contract.messages import MS_BITS, REASON_TEXT
+from orchestrator.contract.dead_letters import (
+    ORIGIN_ID,
+    TRUNCATED_HEADERS,
+    TRUNCATED_KEY,
+    TRUNCATED_VALUE,
+)
+from orchestrator.contract.messages import MS_BITS, REASON_TEXT, TRACE_FORMS
 from orchestrator.contract.records import PLACE, RETRY_ORIGIN, hash_parts
 from orchestrator.kafka.reader import datetime_from_ms
 from orchestrator.observability.masking import UUID_TEXT, shown_bytes
@@ -29,7 +35,15 @@ ORIGIN_HEADERS = (
 )
 NUMBER_BYTES = {ORIGIN_HEADERS[1]: 4, ORIGIN_HEADERS[2]: 8, ORIGIN_HEADERS[3]: 8}
 
-# All that records.dead_letter adds, and what a retry adds. After the last of them comes the message id.
+# What is not whole, by the header that says so; then the dead letter names its origin id.
+TRUNCATED_PARTS = {
+    TRUNCATED_VALUE: "value",
+    TRUNCATED_KEY: "key",
+    TRUNCATED_HEADERS: "headers",
+}
+
+# All that contract.dead_letter adds to a record that it keeps whole, and what a retry adds. After the
+# last of them comes the message id.
 ADDED_HEADERS = frozenset(
     {
         *ORIGIN_HEADERS,
@@ -71,7 +85,8 @@ HARMLESS_VALUES = {
     REASON: one_of(REASON_TEXT),
     RETRY_OF: re.compile(UUID_TEXT.pattern + rb":\d{1,9}:\d{1,18}"),
     RETRY_ORIGIN: PLACE,
-    "traceparent": re.compile(rb"[\da-f]{2}-[\da-f]{32}-[\da-f]{16}-[\da-f]{2}"),
+    **dict.fromkeys(TRUNCATED_PARTS, re.compile(rb"\d{1,10} bytes, SHA-256 [\da-f]{8}")),
+    "traceparent": TRACE_FORMS["traceparent"],
 }
 
 Place = tuple[int, int, int]  # partition, offset and timestamp (Unix ms) of a record of the input
@@ -146,6 +161,30 @@ def origin_id_of(origin: Origin, key: bytes | None, value: bytes | None) -> UUID
     if it were made in another way, commands that were retried already would not be recognised.
     """
     return hash_parts([*origin[:4], key or b"", value or b""])
+
+
+def block_of(headers: Headers) -> Headers:
+    """Return the headers that we added to a dead letter, and what comes after them.
+
+    What comes before them is the record's own, whatever its name: it may be the copy of a dead letter.
+    """
+    starts = [number for number, (name, _) in enumerate(headers) if name == ORIGIN_HEADERS[0]]
+    return headers[starts[-1] :] if starts else ()
+
+
+def truncated_parts(headers: Headers) -> Mapping[str, str]:
+    """Return length and hash of what a dead letter has not whole, by `value`, `key` or `headers`."""
+    return {
+        TRUNCATED_PARTS[name]: str(shown_header(name, value)[1])
+        for name, value in block_of(headers)
+        if name in TRUNCATED_PARTS
+    }
+
+
+def origin_id_in(headers: Headers) -> UUID | None:
+    """Return the origin id that a truncated dead letter names."""
+    value = dict(block_of(headers)).get(ORIGIN_ID)
+    return UUID(value.decode()) if value and UUID_TEXT.fullmatch(value) else None
 
 
 def added_by_us(headers: Headers) -> list[bool]:

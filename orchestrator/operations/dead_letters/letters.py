@@ -31,8 +31,10 @@ from orchestrator.operations.dead_letters.headers import (
     Input,
     Origin,
     Place,
+    origin_id_in,
     origin_id_of,
     origin_of,
+    truncated_parts,
 )
 from outbox import Connection, Headers, query, scalar
 
@@ -61,8 +63,9 @@ class DeadLetter(NamedTuple):
     """A record of the dead-letter topic.
 
     origin: the record that it was, if its headers say so. origin_id: the same for all dead letters of
-    that record. worker_id: of an accepted one. is_ahead: this database has not consumed that record:
-    it was restored, or the topic was recreated.
+    that record. truncated: length and hash of what is not whole, by `value`, `key` or `headers`.
+    worker_id: of an accepted one. is_ahead: this database has not consumed that record: it was
+    restored, or the topic was recreated.
     """
 
     record_id: RecordId
@@ -73,6 +76,7 @@ class DeadLetter(NamedTuple):
     key: bytes | None
     value: bytes | None
     headers: Headers
+    truncated: Mapping[str, str]
     state: LetterState = LetterState.WAITING
     worker_id: UUID | None = None
     is_ahead: bool = False
@@ -167,15 +171,19 @@ def parse_dead_letter(record: Record) -> DeadLetter:
     """Return what a record of the dead-letter topic says; any producer may have written it."""
     headers = headers_of(record)
     reason, origin = dict(headers).get(REASON), origin_of(headers)
+    truncated = truncated_parts(headers)
     return DeadLetter(
         RecordId(*partition_offset(record)),
         time_of(record),
         shown_bytes(reason, HARMLESS_VALUES[REASON]) if reason else "unknown",
         origin,
-        origin and origin_id_of(origin, record.key(), record.value()),
+        origin_id_in(headers)
+        if truncated
+        else origin and origin_id_of(origin, record.key(), record.value()),
         record.key(),
         record.value(),
         headers,
+        truncated,
     )
 
 

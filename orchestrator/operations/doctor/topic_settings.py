@@ -1,7 +1,8 @@
 """The check of `doctor` on what the settings of our topics do to their records and to our memory."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
+from orchestrator.contract.dead_letters import MAX_LETTER_BYTES
 from orchestrator.operations.doctor.check import Installation, Result, combine
 from orchestrator.operations.doctor.kafka import Configs, read_configs
 
@@ -42,9 +43,23 @@ def topic_settings(installation: Installation) -> Result:
     limit = s.kafka.get("receive.message.max.bytes", RECEIVE_MAX_BYTES)
     if s.input_topic in configs:
         remarks += memory_remarks(s.input_topic, configs[s.input_topic], int(limit))
+    if s.dead_letter_topic in configs:
+        remarks += letter_remarks(s.dead_letter_topic, configs[s.dead_letter_topic], s.kafka)
     if unseen:
         remarks.append(("ok", f"those of {', '.join(unseen)} need the permission DescribeConfigs"))
     return combine(remarks, "no record is removed unread, and batches fit into memory")
+
+
+def letter_remarks(topic: str, config: Configs, kafka: Mapping[str, str]) -> Iterator[Result]:
+    """Yield what is too small for the largest dead letter: it would be parked."""
+    limits = {
+        f"max.message.bytes of {topic}": config.get("max.message.bytes", DEFAULT_MAX_BYTES),
+        "KAFKA_CONFIG_MESSAGE_MAX_BYTES": kafka.get("message.max.bytes", DEFAULT_MAX_BYTES),
+    }
+    for name, limit in limits.items():
+        if int(limit) < MAX_LETTER_BYTES:
+            why = f"a dead letter may have {MAX_LETTER_BYTES:,} bytes, and is parked if it does not fit"
+            yield "warning", f"{name} is {int(limit):,}: {why}: set it to {DEFAULT_MAX_BYTES}"
 
 
 def memory_remarks(topic: str, config: Configs, receive_max_bytes: int) -> Iterator[Result]:
