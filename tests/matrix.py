@@ -40,7 +40,7 @@ ROWS = {
     27: "input with aborted transactions and gaps: committed records only",
     28: "marker deleted, of another outbox: refused; repaired",
     29: "clock jumps by an hour, slow DNS: no effect on ownership",
-    30: "invalid commands: dead-lettered byte for byte, their neighbours accepted",
+    30: "invalid commands, also large ones: dead-lettered byte for byte up to a bound, others accepted",
     31: "password or ACL revoked, certificate expired: clear error, no secret, resumes when restored",
     32: "SIGTERM with Kafka, Postgres or both away: exit code 0 within 5 s",
     33: "PgBouncer in transaction mode: relay detects it at the start and says so, consumer works",

@@ -764,6 +764,13 @@ def test_an_input_whose_batches_may_need_gigabytes_is_reported(
     check_fault(system, "topic settings", "warning", *words)
 
 
+def test_a_dead_letter_topic_that_large_ones_do_not_fit_is_reported(system: System) -> None:
+    topic = system.settings.dead_letter_topic
+    set_config(system, topic, "max.message.bytes", "100000")
+    words = (f"max.message.bytes of {topic} is 100,000", "set it to 1048588")
+    check_fault(system, "topic settings", "warning", *words)
+
+
 def test_a_time_out_that_the_brokers_do_not_accept_is_reported(system: System) -> None:
     words = ("session.timeout.ms is 1000", "set KAFKA_CONFIG_SESSION_TIMEOUT_MS within")
     timeout = {

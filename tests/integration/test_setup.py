@@ -12,7 +12,12 @@ from uuid import uuid4
 
 import pytest
 from confluent_kafka import KafkaError, Producer
-from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
+from confluent_kafka.admin import (  # type: ignore[attr-defined]
+    AdminClient,
+    ConfigResource,
+    NewTopic,
+    ResourceType,
+)
 from psycopg.conninfo import make_conninfo
 
 from orchestrator.config.settings import DEFAULT_LANES, Settings
@@ -51,14 +56,29 @@ def test_missing_topics_are_created_with_a_progress_partition_for_each_lane(bare
     assert partitions(bare)[bare.settings.marker_topic] == 7
 
 
+def test_the_dead_letter_topic_has_a_limit_of_its_own(bare: System) -> None:
+    """Whatever the brokers' default is."""
+    set_up(bare.settings)
+    asked = ConfigResource(ResourceType.TOPIC, bare.settings.dead_letter_topic)
+    admin = AdminClient(dict(bare.settings.kafka))
+
+    def is_set() -> bool:
+        limit = admin.describe_configs([asked])[asked].result(10)["max.message.bytes"]
+        return (limit.value, limit.is_default) == ("1048588", False)
+
+    eventually(is_set)
+
+
 def test_the_brokers_keep_the_input_as_large_as_it_becomes_in_a_consumer(bare: System) -> None:
     set_up(bare.settings)
     topic = bare.settings.input_topic
     small_batch = {"compression.type": "gzip", "message.max.bytes": 9_000_000}
     producer = Producer({**bare.settings.kafka, **small_batch})
     answers: list[KafkaError | None] = []
-    producer.produce(topic, bytes(8_000_000), on_delivery=lambda error, _: answers.append(error))
-    producer.produce(topic, bytes(800_000), on_delivery=lambda error, _: answers.append(error))
+    for size in (8_000_000, 800_000):
+        producer.produce(
+            topic, bytes(size), partition=0, on_delivery=lambda error, _: answers.append(error)
+        )
     assert producer.flush(30) == 0
     assert [answer and answer.code() for answer in answers] == [KafkaError.MSG_SIZE_TOO_LARGE, None]
 

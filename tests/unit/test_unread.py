@@ -7,7 +7,7 @@ from confluent_kafka import KafkaError
 
 from orchestrator.consumer.unread import find_unread
 from orchestrator.kafka.continuations import Continuation
-from orchestrator.operations.doctor.topic_settings import largest_batch
+from orchestrator.operations.doctor.topic_settings import largest_batch, letter_remarks
 
 NEW = int(time.time() * 1000) + 600_000  # also when the test runs
 OLD = NEW - 700_000
@@ -56,3 +56,22 @@ def test_the_largest_batch_follows_from_codec_and_limit(
     config: dict[str, str], largest: tuple[int, str]
 ) -> None:
     assert largest_batch(config, 777) == largest
+
+
+@pytest.mark.parametrize(
+    ("config", "kafka", "named"),
+    [
+        ({}, {}, ""),
+        ({"max.message.bytes": "204800"}, {"message.max.bytes": "204800"}, ""),
+        ({"max.message.bytes": "204799"}, {}, "max.message.bytes of dlq is 204,799"),
+        ({}, {"message.max.bytes": "100000"}, "KAFKA_CONFIG_MESSAGE_MAX_BYTES is 100,000"),
+    ],
+)
+def test_a_limit_below_the_largest_dead_letter_is_named(
+    config: dict[str, str], kafka: dict[str, str], named: str
+) -> None:
+    remarks = [text for _, text in letter_remarks("dlq", config, kafka)]
+    assert len(remarks) == bool(named)
+    for text in remarks:
+        assert text.startswith(named)
+        assert text.endswith("set it to 1048588")
