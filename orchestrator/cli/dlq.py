@@ -142,8 +142,8 @@ class Survey:
     counts: dead letters that will be handled, by reason. workers: those that their commands will have.
     oldest_at: before that, none of them had a deploy order. missing: why an id that was given is not
     among them. unnamed: those that do not say which record they were; ahead: those whose record this
-    database has not consumed: both must be chosen by id. lost: those that are truncated, and whose
-    records the input has no longer.
+    database has not consumed: both must be chosen by id. lost: what is said of those that are
+    truncated, and whose records the input has no longer.
     """
 
     missing: dict[Id, str]
@@ -153,7 +153,7 @@ class Survey:
     foreign: Counter[Input] = field(default_factory=Counter)
     unnamed: list[RecordId] = field(default_factory=list)
     ahead: list[RecordId] = field(default_factory=list)
-    lost: list[DeadLetter] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
 
 
 def change_letters(
@@ -216,7 +216,7 @@ def survey_letters(
         if is_chosen(action, chosen, letter):
             survey.missing.pop(letter.record_id, None)
             if originals and letter.truncated and originals.restore(letter) is None:
-                survey.lost.append(letter)
+                survey.lost.append(describe_lost(letter))
                 continue
             survey.counts[letter.reason] += 1
             survey.workers |= {worker} if (worker := topic.worker_of(letter)) else set()
@@ -245,21 +245,22 @@ def report_left_out(survey: Survey, chosen: RecordFilter, settings: Settings) ->
         text = f"{len(survey.ahead):,} {DEAD_LETTERS} were records that this database has not consumed"
         advice = "if it was restored, let a consumer run first; else handle them by id, such as"
         code = print_error(CHECK_FAILED, f"{text}: {advice} {ids}")
-    for letter in survey.lost[:MAX_NAMED]:
-        text = f"dead letter {letter.record_id} is truncated ({describe_truncated(letter)})"
-        place = letter.origin.name if letter.origin else "an unknown place"
+    for text in survey.lost[:MAX_NAMED]:
         advice = "have its writer send the command again, and discard the dead letter"
-        lost = f"its record at {place} is not in the input any more"
-        code = print_error(CHECK_FAILED, f"{text}, and {lost}: {advice}")
+        code = print_error(CHECK_FAILED, f"{text}: {advice}")
     if len(survey.lost) > MAX_NAMED:
-        text = f"and {len(survey.lost) - MAX_NAMED:,} more that are truncated, without a record"
-        print_error(code, text)
+        print_error(code, f"and {len(survey.lost) - MAX_NAMED:,} more that are lost like that")
     return code
 
 
-def describe_truncated(letter: DeadLetter) -> str:
-    """Return which parts of a record a dead letter has not whole, and how large they were."""
-    return "; ".join(f"{part}: {whole}" for part, whole in letter.truncated.items())
+def describe_lost(letter: DeadLetter) -> str:
+    """Return why a truncated dead letter cannot be retried."""
+    parts = "; ".join(f"{part}: {whole}" for part, whole in letter.truncated.items())
+    place = letter.origin.name if letter.origin else "an unknown place"
+    return (
+        f"dead letter {letter.record_id} is truncated ({parts}), and its record at {place} is not in"
+        " the input any more"
+    )
 
 
 def find_sent(settings: Settings, survey: Survey) -> SentOrders:

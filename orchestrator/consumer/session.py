@@ -17,15 +17,11 @@ from confluent_kafka import Message as Record
 from orchestrator.config.timings import ConsumerTimings
 from orchestrator.consumer.batch_writer import BatchWriter
 from orchestrator.consumer.client import GroupMember, explain
-from orchestrator.consumer.narrowing import (
-    RefusedRows,
-)
+from orchestrator.consumer.narrowing import RefusedRows
 from orchestrator.consumer.offsets import OffsetConflict
 from orchestrator.consumer.partitions import AssignedPartitions
 from orchestrator.consumer.subscription import ConsumerObserver, Subscription, T
-from orchestrator.contract.records import (
-    partition_offset,
-)
+from orchestrator.contract.records import partition_offset
 from orchestrator.kafka.continuations import DECODE_ERRORS
 from orchestrator.kafka.topics import Admin, TopicMissing, TopicRecreated, TopicWatch, read_topic_id
 from outbox import (
