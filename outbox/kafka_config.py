@@ -1,8 +1,10 @@
-"""The properties of librdkafka that users may not set, because order or exactly once rests on them.
+"""The properties of librdkafka that users may not set: order or exactly once rests on them.
 
+Nor those that load a library or run a program: who may write a setting is no author of code.
 librdkafka has a second name for many, and takes each property of a topic also with `topic.` before it.
 """
 
+import re
 from collections.abc import Callable, Mapping
 
 TRANSACTION = "each batch is a Kafka transaction that all replicas in sync have written"
@@ -10,6 +12,7 @@ READER = "only committed records are read, from offsets that the database knows"
 GROUP = "partitions are given to members, and taken from them, in the way that their code expects"
 REPORTS = "the relay learns from delivery reports and from its producers' log what went wrong"
 PROTOCOL = "older versions of Kafka's protocol have no transactions"
+CODE = "settings must not load code or run programs"
 REJECTED = "a record that Kafka rejects is found and parked, the others are published"
 
 # Where the user says nothing. librdkafka keeps idle connections open for good, and load balancers and
@@ -53,7 +56,10 @@ REFUSED: Mapping[str, str] = {
     "allow.auto.create.topics": "a missing topic is an error; it is not created empty",
     "topic.blacklist": "a topic that is there must be seen",
     "default.topic.config": "it could hold any other property: set each one by its name",
-    "plugin.library.paths": "a plugin could change records and any other property",
+    "plugin.library.paths": CODE,
+    "sasl.kerberos.kinit.cmd": CODE,
+    "ssl.engine.id": CODE,
+    "ssl.engine.location": CODE,
     "test.mock.broker.rtt": "records go to real brokers",
     "test.mock.num.brokers": "records go to real brokers",
 }
@@ -79,6 +85,23 @@ def is_retry_count(value: str) -> bool:
     return value.isdecimal() and int(value) >= 1
 
 
+def is_shell_safe(value: str) -> bool:
+    """Say whether librdkafka may put it into the command line of kinit, which a shell runs."""
+    return re.fullmatch(r"[A-Za-z0-9_./@:+][A-Za-z0-9_./@:+-]*", value) is not None
+
+
+def are_openssl_providers(value: str) -> bool:
+    """Say whether all are OpenSSL's own: of others it would load the file of that name."""
+    return {name.strip() for name in value.split(",")} <= OPENSSL_PROVIDERS
+
+
+def is_web_address(value: str) -> bool:
+    """Say whether it is a URL of the web, and no file."""
+    return re.match(r"https?://", value) is not None
+
+
+OPENSSL_PROVIDERS = {"base", "default", "fips", "legacy"}
+SHELL_SAFE = "of letters, digits and _./@:+-: librdkafka puts it into a command line of kinit"
 FEW_IN_FLIGHT = "from 1 to 5: with more requests at a time records could lose their order"
 SOME_RETRIES = "at least 1: an idempotent producer must repeat a request"
 
@@ -92,6 +115,14 @@ LIMITED: Mapping[str, tuple[Callable[[str], bool], str]] = {
         f"one of {', '.join(KEY_PARTITIONERS)}: records of one key keep their order in one partition",
     ),
     "retries": (is_retry_count, SOME_RETRIES),
+    "sasl.kerberos.keytab": (is_shell_safe, SHELL_SAFE),
+    "sasl.kerberos.principal": (is_shell_safe, SHELL_SAFE),
+    "sasl.kerberos.service.name": (is_shell_safe, SHELL_SAFE),
+    "sasl.oauthbearer.token.endpoint.url": (is_web_address, "https://..."),
+    "ssl.providers": (
+        are_openssl_providers,
+        f"of {', '.join(sorted(OPENSSL_PROVIDERS))}: others are code that would be loaded",
+    ),
 }
 
 

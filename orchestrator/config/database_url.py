@@ -58,6 +58,8 @@ def parse_database_url(text: str) -> str:
         raise ValueError("has a port that is no number from 1 to 65535")
     if not {"dbname", "service"} & parts.keys() and not {"PGDATABASE", "PGSERVICE"} & os.environ.keys():
         raise ValueError(f"names no database: write {EXAMPLE}")
+    if ":" in parts.get("sslkey", ""):
+        raise ValueError("has an engine of OpenSSL in sslkey, which is code: name a file")
     if options := refused_options(parts):
         advice = "write disable, prefer, require, verify-ca or verify-full"
         advice = f": {advice}" if options == ["sslmode"] else ""

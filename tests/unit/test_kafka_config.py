@@ -8,6 +8,9 @@ import confluent_kafka
 import pytest
 from confluent_kafka import KafkaException, Producer
 
+from orchestrator.config.environment import SettingsError
+from orchestrator.config.kafka import variable_of
+from orchestrator.config.settings import read_kafka_settings
 from outbox import Relay
 from outbox.kafka_calls import KafkaConfig
 from outbox.kafka_config import KEY_PARTITIONERS, LIMITED, REFUSED, property_refusal
@@ -63,7 +66,7 @@ def properties(directory: Path) -> dict[str, str]:
 def test_every_property_of_librdkafka_is_refused_or_known_to_be_harmless(tmp_path: Path) -> None:
     known = properties(tmp_path)
     settable = {name for name, text in known.items() if not CALLBACK.search(text)}
-    connection = {name for name in settable if CONNECTION.fullmatch(name)}
+    connection = {name for name in settable - {*REFUSED, *LIMITED} if CONNECTION.fullmatch(name)}
     assert len(settable) > 150
     decided = [REFUSED.keys(), LIMITED.keys(), HARMLESS, SERVERS, connection]
     assert sorted(name for part in decided for name in part) == sorted(
@@ -85,6 +88,45 @@ def test_what_is_harmless_is_accepted() -> None:
 
 def test_what_the_relay_sets_itself_is_refused() -> None:
     assert REQUIRED_CONFIG.keys() - {"debug"} <= REFUSED.keys()
+
+
+@pytest.mark.parametrize(
+    ("prop", "value"),
+    [
+        ("plugin.library.paths", "/tmp/evil.so"),
+        ("sasl.kerberos.kinit.cmd", "touch /tmp/evil"),
+        ("ssl.engine.location", "/tmp/evil.so"),
+        ("ssl.engine.id", "evil"),
+        ("ssl.providers", "default,/tmp/evil"),
+        ("ssl.providers", "pkcs11"),
+        ("sasl.kerberos.principal", "kafka; touch /tmp/evil"),
+        ("sasl.kerberos.principal", "$(touch /tmp/evil)"),
+        ("sasl.kerberos.principal", "-X evil"),
+        ("sasl.kerberos.principal", "kafka\ntouch /tmp/evil"),
+        ("sasl.kerberos.keytab", '" ; touch /tmp/evil; "'),
+        ("sasl.kerberos.service.name", "`touch /tmp/evil`"),
+        ("sasl.oauthbearer.token.endpoint.url", "file:///etc/passwd"),
+    ],
+)
+def test_what_loads_code_or_runs_programs_is_refused(prop: str, value: str) -> None:
+    assert property_refusal(prop, value)
+    variable = variable_of(prop)
+    with pytest.raises(SettingsError, match=variable) as error:
+        read_kafka_settings({"KAFKA_BOOTSTRAP_SERVERS": "kafka:9092", variable: value})
+    assert "evil" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("prop", "value"),
+    [
+        ("ssl.providers", "default, legacy"),
+        ("sasl.kerberos.principal", "kafka/host.example.com@EXAMPLE.COM"),
+        ("sasl.kerberos.keytab", "/etc/krb5.keytab"),
+        ("sasl.oauthbearer.token.endpoint.url", "https://idp.example.com/token"),
+    ],
+)
+def test_what_a_login_needs_is_accepted(prop: str, value: str) -> None:
+    assert property_refusal(prop, value) is None
 
 
 def test_a_relay_names_every_property_that_it_refuses() -> None:
