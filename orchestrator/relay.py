@@ -30,6 +30,7 @@ def new_relay(settings: Settings, metrics: RelayMetrics | None = None) -> Relay:
         strict_fencing=settings.strict_fencing,
         repair_command=repair_of_lane,
         schema=settings.database_schema,
+        topics=settings.topics_of_relays(),
     )
 
 

@@ -189,7 +189,7 @@ class Batches:
         largest = self._publisher.largest_row
         if row.size_bytes > largest:
             return f"it is larger than {largest} bytes: see message.max.bytes"
-        return fault_of(row.topic, row.headers)
+        return fault_of(row.topic, row.headers, self._options.topics)
 
     def park_strays(self, lanes: int) -> None:
         """Park the rows of lanes that do not exist: they are older than the constraint."""

@@ -3,7 +3,7 @@
 import json
 import re
 from base64 import b64decode, b64encode
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -95,11 +95,16 @@ def readable_headers(stored: str | None) -> Headers | None:
         return None
 
 
-def fault_of(topic: str, headers: Headers | None) -> str | None:
-    """Return why a row can never be sent; None if it may be. headers: None if they cannot be read."""
+def fault_of(topic: str, headers: Headers | None, topics: Collection[str] | None) -> str | None:
+    """Return why a row can never be sent; None if it may be.
+
+    headers: None if they cannot be read. topics: those that a relay may send to; None: any.
+    """
     if headers is None:
         return "its headers are not [[name, base64 or null], ...]"
-    return None if is_topic_name(topic) else "Kafka allows no topic of this name"
+    if not is_topic_name(topic):
+        return "Kafka allows no topic of this name"
+    return None if topics is None or topic in topics else "its topic is none that relays may send to"
 
 
 def _decode_header(header: list[Any]) -> tuple[str, bytes | None]:

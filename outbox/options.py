@@ -22,3 +22,4 @@ class RelayOptions:
     observer: Observer = field(default_factory=Observer)
     timings: Timings = PRODUCTION
     repair_command: Callable[[int], str] = "repair lane {}".format
+    topics: Collection[str] | None = None

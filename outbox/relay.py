@@ -6,7 +6,7 @@ recovers before it does anything else.
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from threading import Event
 
@@ -48,7 +48,9 @@ class Relay:
     with at least one partition a lane; only relays write to it. check_database(conn): called in every
     new session; raises DatabaseNotReady if the database is not fit (yet). strict_fencing: a new
     producer epoch for every batch, and not only after trouble with Kafka. repair_command(lane): what to
-    tell operators of a refused lane, in the log.
+    tell operators of a refused lane, in the log. topics: the only ones that it may send to; a row for
+    another one is parked. None: any, so that whoever may write to the outbox may write to all topics
+    that this relay's user may.
 
     Raises ValueError if `kafka` holds a property on which the guarantee rests, or properties with which
     no producer can be made.
@@ -67,6 +69,7 @@ class Relay:
         timings: Timings | None = None,
         repair_command: Callable[[int], str] = "repair lane {}".format,
         schema: str = "",
+        topics: Collection[str] | None = None,
     ) -> None:
         check_kafka_config(kafka)
         try:
@@ -85,6 +88,7 @@ class Relay:
             observer or Observer(),
             timings or with_overrides(PRODUCTION),
             repair_command,
+            None if topics is None else frozenset(topics),
         )
         self._answers = KafkaAnswers(self._options.timings)
         self._session: RelaySession | None = None  # the last one, while a new one is tried

@@ -9,7 +9,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -266,6 +266,7 @@ class System:
         observer: Observer | None = None,
         timings: Timings | None = None,
         strict_fencing: bool = False,
+        topics: Collection[str] | None = None,
     ) -> Iterator["OwnedLane"]:
         """Yield a relay session of one lane, and `also` of others, to be stepped by hand.
 
@@ -278,6 +279,7 @@ class System:
             strict_fencing,
             observer=observer or Observer(),
             timings=timings or with_overrides(Timings(), QUICK),
+            topics=topics,
         )
         with (
             closing(self.connect(f"test lane {number}")) as conn,

@@ -72,6 +72,8 @@ ROWS = {
     81: "`workers` lacks what is needed, or the search_path hides it: refused by name, no second one",
     82: "a trigger or a rule skips rows without an error: counted, no order without a worker",
     83: "the sequence of `workers.id` set back: named with the setval, no dead letter",
+    84: "another login planted functions and operators in `public`: no statement of ours runs one",
+    85: "a row for a topic that relays may not send to: parked with that reason, neighbours sent",
 }
 
 

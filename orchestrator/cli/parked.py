@@ -27,7 +27,7 @@ def parked(options: argparse.Namespace) -> int:
     """List, show, retry or discard parked rows."""
     chosen = actions.filter_of(options)
     with operator_session("parked", kafka=options.action == "retry") as (settings, conn):
-        found = find_parked_rows(conn, chosen, options.handled)
+        found = find_parked_rows(conn, settings, chosen, options.handled)
         if options.action == "retry":
             return retry(options, chosen, settings, conn, list(found))
         if options.action == "discard":
@@ -134,7 +134,8 @@ def describe_faulty(rows: Sequence[ParkedRow]) -> str:
     """Say which rows cannot be retried as they are, and what to do about them."""
     named = "; ".join(f"row {row.lane}:{row.id}: {row.fault}" for row in rows[:LISTED])
     more = f"; and {len(rows) - LISTED:,} others" if len(rows) > LISTED else ""
-    return f"not retried: {named}{more}: correct the row in outbox_parked, or discard it"
+    advice = "correct the row in outbox_parked, name its topic in RELAY_TOPICS, or discard it"
+    return f"not retried: {named}{more}: {advice}"
 
 
 def describe_sent(sent: Sequence[FoundRow]) -> Iterator[str]:

@@ -23,6 +23,7 @@ from orchestrator.config.timings import timings_faults
 from outbox import is_topic_name
 
 DEFAULT_LANES, MAX_LANES = 4, 64
+ANY_TOPIC = "*"
 SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
 
 
@@ -40,6 +41,7 @@ class Settings:
     output_topic: str
     dead_letter_topic: str
     marker_topic: str
+    relay_topics: frozenset[str]  # besides these: of other inputs, and other users of the outbox
     batch_size: int
     lanes: int | None  # None: not set; the first setup makes DEFAULT_LANES then
     max_message_bytes: int
@@ -48,6 +50,12 @@ class Settings:
     metrics_port: int
     strict_fencing: bool
     cloudevents: bool
+
+    def topics_of_relays(self) -> frozenset[str] | None:
+        """Return the topics that relays may send to; None: any. To the input go retried commands."""
+        if ANY_TOPIC in self.relay_topics:
+            return None
+        return self.relay_topics | {self.output_topic, self.dead_letter_topic, self.input_topic}
 
     def __repr__(self) -> str:
         """Show nothing that may hold a password."""
@@ -71,6 +79,7 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         output_topic=env.read("OUTPUT_TOPIC", parse_topic, "to_deploy"),
         dead_letter_topic=env.read("DEAD_LETTER_TOPIC", parse_topic, f"{input_topic}.dlq"),
         marker_topic=env.read("MARKER_TOPIC", parse_topic, "outbox-markers", "PROGRESS_TOPIC"),
+        relay_topics=env.read("RELAY_TOPICS", parse_topics, ""),
         batch_size=env.read("BATCH_SIZE", between(1, 100_000), "1000"),
         lanes=env.read("LANES", if_set(parse_lanes), ""),
         max_message_bytes=env.read("MAX_MESSAGE_BYTES", between(64, 64 * 1024 * 1024), "65536"),
@@ -123,6 +132,16 @@ def parse_topic(text: str) -> str:
     if not is_topic_name(text):
         raise ValueError("is no topic name: use up to 249 letters, digits, '.', '_' and '-'")
     return text
+
+
+def parse_topics(text: str) -> frozenset[str]:
+    """Accept topic names separated by commas, or * for any topic."""
+    names = {part.strip() for part in text.split(",") if part.strip()}
+    if names == {ANY_TOPIC}:
+        return frozenset(names)
+    if not all(map(is_topic_name, names)):
+        raise ValueError("must be topic names separated by commas, or * alone")
+    return frozenset(names)
 
 
 def parse_schemes(text: str) -> tuple[str, ...]:

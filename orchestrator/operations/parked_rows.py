@@ -28,9 +28,11 @@ from outbox.admin import (
 TARGET = "parked rows"  # of the table repairs
 
 
-def find_parked_rows(conn: Connection, chosen: RecordFilter, handled: bool) -> Iterator[ParkedRow]:
+def find_parked_rows(
+    conn: Connection, settings: Settings, chosen: RecordFilter, handled: bool
+) -> Iterator[ParkedRow]:
     """Yield the rows that match, by lane and id. handled: discarded ones, too."""
-    for row in read_parked(conn):
+    for row in read_parked(conn, settings.topics_of_relays()):
         if (
             (chosen.reason or "") in row.reason
             and chosen.matches(row.row_id, row.parked_at, row.key)

@@ -8,8 +8,9 @@ After a restore a parked row may be one that was retried and published later. It
 record, by `message_id` or by what it is about, and acknowledges the row instead of retrying it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -68,17 +69,19 @@ LIST_PARKED = """
 """
 
 
-def read_parked(conn: Connection) -> Iterator[ParkedRow]:
-    """Yield all parked rows, discarded ones too, by lane and id, without their values."""
-    after = RowId(-1, 0)
-    while page := query(
-        conn, args_row(_parked_row), LIST_PARKED, after._asdict() | {"page_size": PARKED_PAGE}
-    ):
+def read_parked(conn: Connection, topics: Collection[str] | None = None) -> Iterator[ParkedRow]:
+    """Yield all parked rows, discarded ones too, by lane and id, without their values.
+
+    topics: as of the Relay, for the rows' faults.
+    """
+    after, parse = RowId(-1, 0), args_row(partial(_parked_row, topics))
+    while page := query(conn, parse, LIST_PARKED, after._asdict() | {"page_size": PARKED_PAGE}):
         yield from page
         after = page[-1].row_id
 
 
 def _parked_row(
+    topics: Collection[str] | None,
     lane: int,
     number: int,
     topic: str,
@@ -88,7 +91,7 @@ def _parked_row(
     *others: Any,
 ) -> ParkedRow:
     found = readable_headers(headers)
-    fault = fault_of(topic, found)
+    fault = fault_of(topic, found, topics)
     return ParkedRow._make((lane, number, topic, key, size_bytes, found or (), *others, fault))
 
 

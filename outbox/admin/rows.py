@@ -3,7 +3,7 @@
 Reads only; a row that is read here may be published, and gone, at any time.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import LiteralString, NamedTuple
@@ -69,7 +69,8 @@ SEARCH_PARKED = """
            reason, discarded_at IS NOT NULL AS discarded
       FROM outbox_parked
      WHERE aggregate_id IS NULL
-       AND (encode(key, 'escape') ~* %(pattern)s OR encode(value, 'escape') ~* %(pattern)s)
+       AND (pg_catalog.encode(key, 'escape') ~* %(pattern)s
+            OR pg_catalog.encode(value, 'escape') ~* %(pattern)s)
      ORDER BY parked_at DESC
      LIMIT %(limit)s
 """
@@ -191,12 +192,17 @@ class FaultyRow(NamedTuple):
     fault: str
 
 
-def find_faulty_rows(conn: Connection, at_most: int) -> Iterator[FaultyRow]:
-    """Yield what is wrong with the first rows of each lane, and of lanes that do not exist."""
+def find_faulty_rows(
+    conn: Connection, at_most: int, topics: Collection[str] | None = None
+) -> Iterator[FaultyRow]:
+    """Yield what is wrong with the first rows of each lane, and of lanes that do not exist.
+
+    topics: as of the Relay.
+    """
     lanes, names = count_lanes(conn), dict[UUID, str]()
     for row in query(conn, args_row(HeadRow), READ_HEADS, {"lanes": lanes, "at_most": at_most}):
         other = names.setdefault(row.message_id, f"{row.lane}:{row.id}")
-        fault = fault_of(row.topic, readable_headers(row.headers))
+        fault = fault_of(row.topic, readable_headers(row.headers), topics)
         if not 0 <= row.lane < lanes:
             fault = f"there is no lane {row.lane}"
         elif row.key is not None and (right := lane_of(row.key, lanes)) != row.lane:
@@ -217,7 +223,7 @@ CREATE_UNPUBLISHED = """
       FROM outbox_parked
      WHERE aggregate_id IS NOT NULL
 """
-ANALYZE_UNPUBLISHED = "ANALYZE unpublished_messages"
+ANALYZE_UNPUBLISHED = "ANALYZE pg_temp.unpublished_messages"
 CREATE_DEFERRED = """
     CREATE TEMP TABLE deferred_aggregates AS
     SELECT aggregate_id, deferred_at

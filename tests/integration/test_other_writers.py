@@ -123,6 +123,58 @@ def test_rows_that_can_never_be_sent_are_parked_and_their_neighbours_are_sent(
         assert Counter(row.fault for row in read_parked(conn)) == Counter(reasons.values())
 
 
+NOT_ALLOWED = "its topic is none that relays may send to"
+
+
+@pytest.mark.fault(85)
+@pytest.mark.parametrize(
+    "topic", ["{marker_topic}", "{input_topic}", "no-such-topic", "__consumer_offsets"]
+)
+def test_a_row_for_a_topic_that_a_relay_may_not_send_to_is_parked(one_lane: System, topic: str) -> None:
+    settings = one_lane.settings
+    topic = topic.format(marker_topic=settings.marker_topic, input_topic=settings.input_topic)
+    put(one_lane, b"1")
+    foreign = insert(one_lane, topic=topic)
+    put(one_lane, b"2")
+    with one_lane.lane(topics={settings.output_topic}) as lane:
+        lane.recover()
+        assert lane.drain() == 2
+    assert sorted(filter(None, sent(one_lane))) == [b"1", b"2"]
+    assert parked(one_lane) == {(0, foreign): NOT_ALLOWED}
+
+
+@pytest.mark.fault(85)
+def test_a_row_in_flight_for_a_topic_that_a_relay_may_not_send_to_is_parked(one_lane: System) -> None:
+    foreign = insert(one_lane, topic=one_lane.settings.input_topic)
+    put(one_lane, b"1")
+    with one_lane.lane() as lane:
+        lane.recover()
+        lane.claim()
+    with one_lane.lane(topics={one_lane.settings.output_topic}) as lane:
+        lane.recover()
+        lane.drain()
+    assert sent(one_lane) == [b"1"]
+    assert parked(one_lane) == {(0, foreign): NOT_ALLOWED}
+
+
+@pytest.mark.fault(85)
+def test_processes_and_commands_name_a_row_for_another_topic_and_send_it_once_that_is_told(
+    system: System,
+) -> None:
+    row = insert(system, topic=system.settings.marker_topic)
+    relay = system.start("relay")
+    system.start("consumer")
+    system.check_exactly_once(len(system.submit(5)))
+    assert parked(system) == {(0, row): NOT_ALLOWED}
+    assert relay.logged(NOT_ALLOWED)
+    for command in ("status", "doctor"):
+        assert f"(1 {NOT_ALLOWED})" in run_command(system.environ, command).stdout
+    retry = ("parked", "retry", "--all", "--yes")
+    assert "name its topic in RELAY_TOPICS" in run_command(system.environ, *retry).stderr
+    told = system.environ | {"RELAY_TOPICS": system.settings.marker_topic}
+    assert "name its topic" not in run_command(told, *retry).stderr
+
+
 def test_headers_that_are_unusual_but_right_are_sent(one_lane: System) -> None:
     plant(one_lane, headers="null")
     plant(one_lane, headers="[]")
@@ -246,7 +298,7 @@ def test_a_faulty_row_is_not_retried_and_the_others_are(one_lane: System) -> Non
     one_lane.query("UPDATE outbox_parked SET topic = %s", one_lane.settings.output_topic)
     retried = run_command(one_lane.environ, "parked", "retry", "--all", "--yes")
     assert retried.returncode == 1
-    assert f"{UNREADABLE}: correct the row in outbox_parked, or discard it" in retried.stderr
+    assert f"{UNREADABLE}: correct the row in outbox_parked" in retried.stderr
     with one_lane.lane() as lane:
         lane.recover()
         assert lane.drain() == 1

@@ -12,7 +12,8 @@ MAX_NAMED = 5
 
 def outbox_rows(installation: Installation) -> Result:
     """Look for rows that another writer has got wrong. A relay parks those that cannot be sent."""
-    faulty = list(find_faulty_rows(installation.conn, LOOKED_AT))
+    topics = installation.settings.topics_of_relays()
+    faulty = list(find_faulty_rows(installation.conn, LOOKED_AT, topics))
     remarks: list[Result] = [
         ("warning", f"row {row.lane}:{row.id}: {row.fault}") for row in faulty[:MAX_NAMED]
     ]
