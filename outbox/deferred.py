@@ -32,7 +32,7 @@ RETRY_LOCK_TIMEOUT = "100ms"  # should `on_published` wait for a lock after all
 REPORTED_ATTEMPTS = 3  # what is done sooner is not worth a line
 MAX_REASON = 200  # characters
 
-SET_LOCK_TIMEOUT = "SELECT set_config('lock_timeout', %(timeout)s, true)"
+SET_LOCK_TIMEOUT = "SELECT pg_catalog.set_config('lock_timeout', %(timeout)s, true)"
 
 
 class Deferred:

@@ -134,7 +134,7 @@ def find_deferred(conn: Connection, aggregate_id: UUID) -> str | None:
 READ_REASONS = """
     SELECT reason, count(*),
            extract(epoch FROM clock_timestamp() - min(deferred_at))::float8,
-           (array_agg(aggregate_id ORDER BY id))[:%(examples)s]
+           (pg_catalog.array_agg(aggregate_id ORDER BY id))[:%(examples)s]
       FROM (SELECT id, aggregate_id, reason, deferred_at, attempts
               FROM outbox_deferred
              ORDER BY id

@@ -109,9 +109,10 @@ FIND_ID_SEQUENCE = """
               FROM outbox_lane)
       FROM pg_class
       JOIN pg_namespace ON pg_namespace.oid = relnamespace
-     WHERE pg_class.oid = pg_get_serial_sequence('outbox', 'id')::regclass
+     WHERE pg_class.oid = pg_catalog.pg_get_serial_sequence('outbox', 'id')::regclass::oid
 """
-NEXT_ID = SQL("SELECT last_value::numeric + is_called::int FROM {}")  # beyond a bigint after the last
+# numeric: beyond a bigint after the last.
+NEXT_ID = SQL("SELECT last_value::numeric + is_called::int::numeric FROM {}")
 
 
 def read_next_id(conn: Connection, schema: str, sequence: str) -> int:

@@ -81,8 +81,8 @@ READ_LANES = """
     SELECT outbox_lane.lane, batch_number, inflight, coalesce(transactional_lane, outbox_lane.lane),
            token, marker_token, search_start::text, log_refusal,
            server_run IS DISTINCT FROM
-           concat(extract(epoch FROM pg_postmaster_start_time()), ' ',
-                  pg_relation_filepath('outbox_lane'))
+           pg_catalog.concat(extract(epoch FROM pg_postmaster_start_time()), ' ',
+                             pg_catalog.pg_relation_filepath('outbox_lane'))
       FROM outbox_lane
       JOIN unnest(%(lanes)b::smallint[], %(epochs)b::bigint[]) AS mine (lane, epoch)
         ON outbox_lane.lane = mine.lane AND outbox_lane.epoch = mine.epoch
@@ -99,8 +99,8 @@ LOCK_LANES = """
     SELECT outbox_lane.lane, batch_number, inflight, coalesce(transactional_lane, outbox_lane.lane),
            token, marker_token, search_start::text, log_refusal,
            server_run IS DISTINCT FROM
-           concat(extract(epoch FROM pg_postmaster_start_time()), ' ',
-                  pg_relation_filepath('outbox_lane'))
+           pg_catalog.concat(extract(epoch FROM pg_postmaster_start_time()), ' ',
+                             pg_catalog.pg_relation_filepath('outbox_lane'))
       FROM outbox_lane
       JOIN unnest(%(lanes)b::smallint[], %(epochs)b::bigint[]) AS mine (lane, epoch)
         ON outbox_lane.lane = mine.lane AND outbox_lane.epoch = mine.epoch
@@ -121,8 +121,8 @@ LOCK_LANES_SKIP_LOCKED = """
     SELECT outbox_lane.lane, batch_number, inflight, coalesce(transactional_lane, outbox_lane.lane),
            token, marker_token, search_start::text, log_refusal,
            server_run IS DISTINCT FROM
-           concat(extract(epoch FROM pg_postmaster_start_time()), ' ',
-                  pg_relation_filepath('outbox_lane'))
+           pg_catalog.concat(extract(epoch FROM pg_postmaster_start_time()), ' ',
+                             pg_catalog.pg_relation_filepath('outbox_lane'))
       FROM outbox_lane
       JOIN unnest(%(lanes)b::smallint[], %(epochs)b::bigint[]) AS mine (lane, epoch)
         ON outbox_lane.lane = mine.lane AND outbox_lane.epoch = mine.epoch
@@ -157,8 +157,8 @@ BEGIN_BATCHES = """
            search_start = mine.search_start::json,
            log_refusal = mine.log_refusal,
            server_run =
-           concat(extract(epoch FROM pg_postmaster_start_time()), ' ',
-                  pg_relation_filepath('outbox_lane'))
+           pg_catalog.concat(extract(epoch FROM pg_postmaster_start_time()), ' ',
+                             pg_catalog.pg_relation_filepath('outbox_lane'))
       FROM unnest(%(lanes)b::smallint[], %(epochs)b::bigint[], %(batch_numbers)b::bigint[],
                   %(inflight)b::text[], %(transactional_lanes)b::smallint[], %(tokens)b::uuid[],
                   %(marker_tokens)b::uuid[], %(search_starts)b::text[], %(log_refusals)b::text[])

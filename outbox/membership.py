@@ -22,7 +22,7 @@ RELAY_SESSION = "outbox relay"  # application_name of a relay's session
 MEMBERSHIP_LOCK = 32_768  # number of the members' lock: the first that no lane (smallint) can have
 KAFKA_LOCK = MEMBERSHIP_LOCK + 2  # of those that Kafka answers; one is between, see outbox.admin.trials
 
-SET_IDLE_TIMEOUT = "SELECT set_config('idle_session_timeout', %(timeout)s, false)"
+SET_IDLE_TIMEOUT = "SELECT pg_catalog.set_config('idle_session_timeout', %(timeout)s, false)"
 
 
 def set_idle_timeout(conn: Connection, seconds: float) -> None:
@@ -38,7 +38,7 @@ def lock_class(identity: UUID) -> int:
     return identity.int & 0x7FFF_FFFF
 
 
-LOCK_LANE = "SELECT pg_try_advisory_lock(%(class)s, %(lane)s::int)"
+LOCK_LANE = "SELECT pg_catalog.pg_try_advisory_lock(%(class)s, %(lane)s::int)"
 
 
 def try_lock_lane(conn: Connection, identity: UUID, lane: int) -> bool:
@@ -46,7 +46,7 @@ def try_lock_lane(conn: Connection, identity: UUID, lane: int) -> bool:
     return scalar(conn, bool, LOCK_LANE, {"class": lock_class(identity), "lane": lane})
 
 
-UNLOCK_LANE = "SELECT pg_advisory_unlock(%(class)s, %(lane)s::int)"
+UNLOCK_LANE = "SELECT pg_catalog.pg_advisory_unlock(%(class)s, %(lane)s::int)"
 
 
 def unlock_lane(conn: Connection, identity: UUID, lane: int) -> None:
@@ -54,7 +54,7 @@ def unlock_lane(conn: Connection, identity: UUID, lane: int) -> None:
     conn.execute(UNLOCK_LANE, {"class": lock_class(identity), "lane": lane})
 
 
-JOIN = "SELECT pg_advisory_lock_shared(%(class)s, %(member)s)"
+JOIN = "SELECT pg_catalog.pg_advisory_lock_shared(%(class)s, %(member)s)"
 
 
 def join(conn: Connection, identity: UUID) -> None:
@@ -63,8 +63,8 @@ def join(conn: Connection, identity: UUID) -> None:
     conn.execute(JOIN, {"class": lock_class(identity), "member": MEMBERSHIP_LOCK})
 
 
-LOCK_KAFKA = "SELECT pg_advisory_lock_shared(%(class)s, %(kafka)s)"
-UNLOCK_KAFKA = "SELECT pg_advisory_unlock_shared(%(class)s, %(kafka)s)"
+LOCK_KAFKA = "SELECT pg_catalog.pg_advisory_lock_shared(%(class)s, %(kafka)s)"
+UNLOCK_KAFKA = "SELECT pg_catalog.pg_advisory_unlock_shared(%(class)s, %(kafka)s)"
 
 
 def set_has_kafka(conn: Connection, identity: UUID, has_kafka: bool) -> None:

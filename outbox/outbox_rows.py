@@ -264,7 +264,7 @@ PREPARED_TRANSACTION = "prepared"  # stands for all of them: PREPARE gives a tra
 OPEN_WRITERS = """
     SELECT CASE WHEN pid IS NULL THEN %(prepared)s ELSE virtualtransaction END
       FROM pg_locks
-     WHERE locktype = 'relation' AND relation = 'outbox'::regclass AND granted
+     WHERE locktype = 'relation' AND relation = 'outbox'::regclass::oid AND granted
        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
        AND mode IN ('RowExclusiveLock', 'RowShareLock')
 """

@@ -169,15 +169,27 @@ KEEPALIVES: dict[str, Any] = {
 # default_transaction_read_only, by which an administrator keeps all from writing.
 # local: for the transaction alone, and not for the session. An older server does not know all of them.
 SET_GUARANTEES = """
-    SELECT set_config(name, setting, %(local)s)
+    SELECT pg_catalog.set_config(name, setting, %(local)s)
       FROM (VALUES
-               -- the tables of `schema` come before all others
-               ('search_path', concat_ws(', ', quote_ident(nullif(%(schema)s::text, '')),
-                                               nullif(current_setting('search_path'), ''))),
+               -- the tables of `schema` come before all others, temporary ones after all; what is
+               -- not named, and so comes first, is pg_catalog
+               ('search_path', (SELECT pg_catalog.string_agg(quoted, ', ' ORDER BY number)
+                                  FROM (SELECT 0, pg_catalog.quote_ident(nullif(%(schema)s::text, ''))
+                                     UNION ALL
+                                        SELECT number, pg_catalog.quote_ident(name::text)
+                                          FROM pg_catalog.unnest(pg_catalog.current_schemas(false))
+                                               WITH ORDINALITY AS schema (name, number)
+                                         WHERE name::text !~ '^pg_'
+                                     UNION ALL
+                                        SELECT 1000, 'pg_temp'
+                                         WHERE current_schema() IS NOT NULL  -- or be the first
+                                       ) AS path (number, quoted))),
                -- a row that a policy hides is an error, and not missing in silence
                ('row_security', 'off'),
                -- `off` acknowledges what a crash may lose; any other choice of the administrator stays
-               ('synchronous_commit', replace(current_setting('synchronous_commit'), 'off', 'on')),
+               ('synchronous_commit', CASE pg_catalog.current_setting('synchronous_commit')
+                                      WHEN 'off' THEN 'on'
+                                      ELSE pg_catalog.current_setting('synchronous_commit') END),
                -- that a commit was not confirmed is a warning: see SyncCommitMonitor
                ('client_min_messages', 'warning'),
                -- what we write may hold passwords, and belongs into no log
@@ -208,9 +220,9 @@ SET_GUARANTEES = """
                ('tcp_keepalives_count', '3'),
                ('tcp_user_timeout', '10000')
            ) AS guarantee (name, setting)
-     WHERE current_setting(name, true) IS NOT NULL
+     WHERE pg_catalog.current_setting(name, true) IS NOT NULL
 """
-SERVER_PROCESS = "SELECT pg_backend_pid()"
+SERVER_PROCESS = "SELECT pg_catalog.pg_backend_pid()"  # before the search_path is ours
 
 SILENCE_S = 10.0  # for the first statement of a session
 
@@ -345,8 +357,8 @@ class StandbyWait(NamedTuple):
 
 
 READ_STANDBY_WAIT = """
-    SELECT CASE WHEN current_setting('synchronous_commit') NOT IN ('off', 'local')
-                THEN current_setting('synchronous_standby_names') ELSE '' END,
+    SELECT CASE WHEN pg_catalog.current_setting('synchronous_commit') NOT IN ('off', 'local')
+                THEN pg_catalog.current_setting('synchronous_standby_names') ELSE '' END,
            EXISTS (SELECT FROM pg_stat_replication
                     WHERE coalesce(sync_state, 'sync') IN ('sync', 'quorum')),
            (SELECT extract(epoch FROM max(clock_timestamp() - query_start))::float8

@@ -216,7 +216,7 @@ SWAPPED = """
         SELECT scenario_uuid, id, substring(camera_url FROM '[0-9]+$')::int AS number
           FROM workers
     ), stepped AS (
-        SELECT number, lag(number) OVER (PARTITION BY scenario_uuid ORDER BY id) AS previous
+        SELECT number, pg_catalog.lag(number) OVER (PARTITION BY scenario_uuid ORDER BY id) AS previous
           FROM numbered
     )
     SELECT count(*) FROM stepped WHERE number <= previous

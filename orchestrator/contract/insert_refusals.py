@@ -60,7 +60,7 @@ READ_INDEXED_COLUMNS = """
       FROM pg_class
       JOIN pg_namespace ON pg_namespace.oid = pg_class.relnamespace
       JOIN pg_index ON indexrelid = pg_class.oid
-     CROSS JOIN unnest(indkey::int2[]) AS number
+     CROSS JOIN pg_catalog.unnest(indkey::int2[]) AS number
       LEFT JOIN pg_attribute ON attrelid = indrelid AND attnum = number
      WHERE nspname = %(schema)s AND relname = %(index)s
 """

@@ -22,7 +22,7 @@ INSERT = """
                AS new (worker_id, scenario_uuid, camera_url)
      RETURNING worker_id
     )
-    SELECT count(*) FILTER (WHERE worker_id IN (SELECT unnest(%(worker_ids)b::uuid[])))
+    SELECT count(*) FILTER (WHERE worker_id IN (SELECT pg_catalog.unnest(%(worker_ids)b::uuid[])))
       FROM inserted
 """
 
@@ -88,19 +88,19 @@ SET_DEPLOYED = """
     WITH free AS (
         SELECT worker_id
           FROM workers
-         WHERE worker_id = ANY(%(ids)b::uuid[]) AND status = 'pending'
+         WHERE worker_id = ANY(%(ids)b::uuid[]) AND status::text = 'pending'
            FOR NO KEY UPDATE SKIP LOCKED
     ), deployed AS (
         UPDATE workers
            SET status = 'deployed', updated_at = NOW()
          WHERE worker_id = ANY(ARRAY(SELECT worker_id FROM free))
-           AND status = 'pending'
+           AND status::text = 'pending'
      RETURNING worker_id
     )
     SELECT worker_id, worker_id IN (SELECT worker_id FROM free)
       FROM workers
-     WHERE (SELECT count(*) FROM deployed) < cardinality(%(ids)b::uuid[])
-       AND worker_id = ANY(%(ids)b::uuid[]) AND status = 'pending'
+     WHERE (SELECT count(*) FROM deployed) < pg_catalog.cardinality(%(ids)b::uuid[])
+       AND worker_id = ANY(%(ids)b::uuid[]) AND status::text = 'pending'
        AND NOT EXISTS (SELECT FROM deployed WHERE deployed.worker_id = workers.worker_id)
 """
 SKIPPED = "a trigger on workers skips the update"
@@ -128,24 +128,27 @@ READ_ID_SEQUENCE = """
     WITH id AS (
         SELECT atttypid,
                CASE WHEN attidentity <> ''
-                    THEN pg_get_serial_sequence(attrelid::regclass::text, attname)::regclass::oid
+                    THEN pg_catalog.pg_get_serial_sequence(
+                             attrelid::regclass::text, attname)::regclass::oid
                     ELSE (SELECT refobjid
                             FROM pg_attrdef
-                            JOIN pg_depend ON classid = 'pg_attrdef'::regclass
+                            JOIN pg_depend ON classid = 'pg_attrdef'::regclass::oid
                                           AND objid = pg_attrdef.oid
                             JOIN pg_class ON pg_class.oid = refobjid AND relkind = 'S'
                            WHERE adrelid = attrelid AND adnum = attnum
                            LIMIT 1) END AS sequence
           FROM pg_attribute
-         WHERE attrelid = to_regclass('workers') AND attname = 'id' AND NOT attisdropped
+         WHERE attrelid = pg_catalog.to_regclass('workers')::oid AND attname = 'id' AND NOT attisdropped
     )
-    SELECT format_type(atttypid, NULL),
+    SELECT pg_catalog.format_type(atttypid, NULL),
            seqrelid::regclass::text,
-           CASE WHEN has_sequence_privilege(seqrelid, 'USAGE, SELECT')
-                THEN coalesce(pg_sequence_last_value(seqrelid)::numeric - seqmin + 1, 0) END,
-           least(seqmax, CASE atttypid WHEN 'int2'::regtype THEN 32767
-                                       WHEN 'int4'::regtype THEN 2147483647
-                                       ELSE 9223372036854775807 END)::numeric - seqmin + 1
+           CASE WHEN pg_catalog.has_sequence_privilege(seqrelid, 'USAGE, SELECT')
+                THEN coalesce(pg_catalog.pg_sequence_last_value(seqrelid)::numeric
+                              - seqmin::numeric + 1::numeric, 0) END,
+           least(seqmax, CASE atttypid WHEN 'int2'::regtype::oid THEN 32767
+                                       WHEN 'int4'::regtype::oid THEN 2147483647
+                                       ELSE 9223372036854775807 END)::numeric
+           - seqmin::numeric + 1::numeric
       FROM id
       LEFT JOIN pg_sequence ON seqrelid = sequence
 """

@@ -29,14 +29,14 @@ READ_KIND = """
            relkind IN ('v', 'm', 'f'), relkind = 'p', relpersistence::text,
            ARRAY(SELECT inhrelid::regclass::text FROM pg_inherits
                   WHERE inhparent = pg_class.oid AND relkind = 'r' ORDER BY 1),
-           ARRAY(SELECT quote_ident(rulename) FROM pg_rewrite
+           ARRAY(SELECT pg_catalog.quote_ident(rulename) FROM pg_rewrite
                   WHERE ev_class = pg_class.oid AND ev_type IN ('2', '3') AND ev_enabled <> 'D'
                   ORDER BY 1),
            EXISTS (SELECT FROM pg_trigger
                     WHERE tgrelid = pg_class.oid AND NOT tgisinternal AND tgenabled IN ('O', 'A')
                       AND tgtype & 7 = 7)                 -- BEFORE INSERT FOR EACH ROW
       FROM pg_class
-     WHERE oid = to_regclass('workers')
+     WHERE oid = pg_catalog.to_regclass('workers')::oid
 """
 
 
@@ -65,20 +65,21 @@ class Column(NamedTuple):
 
 
 READ_COLUMNS = """
-    SELECT attname::text, format_type(atttypid, atttypmod), format_type(base.oid, NULL),
+    SELECT attname::text,
+           pg_catalog.format_type(atttypid, atttypmod), pg_catalog.format_type(base.oid, NULL),
            base.typcategory::text,
            CASE WHEN base.typname IN ('varchar', 'bpchar')
                 THEN nullif(greatest(atttypmod, own.typtypmod), -1) - 4 END,
            attnotnull OR own.typnotnull,
            atthasdef OR attidentity <> '' OR own.typdefault IS NOT NULL,
            attgenerated <> '' OR attidentity = 'a',
-           coalesce(pg_get_expr(adbin, adrelid), own.typdefault),
+           coalesce(pg_catalog.pg_get_expr(adbin, adrelid), own.typdefault),
            ARRAY(SELECT enumlabel::text FROM pg_enum WHERE enumtypid = base.oid)
       FROM pg_attribute
       JOIN pg_type AS own ON own.oid = atttypid
       JOIN pg_type AS base ON base.oid = CASE own.typtype WHEN 'd' THEN own.typbasetype ELSE own.oid END
       LEFT JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum
-     WHERE attrelid = to_regclass('workers') AND attnum > 0 AND NOT attisdropped
+     WHERE attrelid = pg_catalog.to_regclass('workers')::oid AND attnum > 0 AND NOT attisdropped
      ORDER BY attnum
 """
 
@@ -101,14 +102,15 @@ class UniqueIndex(NamedTuple):
 # ON CONFLICT takes each index of exactly this column, and fails if one of them is deferrable.
 READ_UNIQUE_INDEXES = """
     SELECT indexrelid::regclass::text,
-           (SELECT quote_ident(conname) FROM pg_constraint
+           (SELECT pg_catalog.quote_ident(conname) FROM pg_constraint
              WHERE conindid = indexrelid AND contype IN ('p', 'u')),
            indisvalid AND indisready, indimmediate,
            indpred IS NULL AND indexprs IS NULL AND indnkeyatts = 1
       FROM pg_index
       JOIN pg_attribute ON attrelid = indrelid AND attname = 'worker_id' AND NOT attisdropped
-     WHERE indrelid = to_regclass('workers') AND indisunique
-       AND (attnum = ANY (indkey::int2[]) OR pg_get_expr(indexprs, indrelid) LIKE '%worker_id%')
+     WHERE indrelid = pg_catalog.to_regclass('workers')::oid AND indisunique
+       AND (attnum = ANY (indkey::int2[])
+            OR pg_catalog.pg_get_expr(indexprs, indrelid) LIKE '%worker_id%')
      ORDER BY 1
 """
 
@@ -121,7 +123,8 @@ def read_unique_indexes(conn: Connection) -> list[UniqueIndex]:
 READ_INSERT_TRIGGERS = """
     SELECT tgname::text
       FROM pg_trigger
-     WHERE tgrelid = to_regclass('workers') AND NOT tgisinternal AND tgenabled IN ('O', 'A')
+     WHERE tgrelid = pg_catalog.to_regclass('workers')::oid
+       AND NOT tgisinternal AND tgenabled IN ('O', 'A')
        AND tgtype & 4 = 4                                 -- INSERT
      ORDER BY 1
 """

@@ -38,19 +38,20 @@ def adopt_workers(conn: Connection) -> bool:
     return visible is not None
 
 
-SEARCH_PATH = "SELECT unnest(current_schemas(false))"
+SEARCH_PATH = "SELECT pg_catalog.unnest(pg_catalog.current_schemas(false))"
 
 # Another program may have a table of that name: the platform's has one of these columns.
 FIND_TABLES = """
-    SELECT format('%%I.%%I', nspname, relname), quote_ident(nspname), quote_ident(current_user),
-           pg_class.oid IS NOT DISTINCT FROM to_regclass('workers'),
-           nspname = ANY (current_schemas(false)),
-           has_schema_privilege(pg_namespace.oid, 'USAGE')
+    SELECT pg_catalog.format('%%I.%%I', nspname, relname), pg_catalog.quote_ident(nspname),
+           pg_catalog.quote_ident(current_user),
+           pg_class.oid IS NOT DISTINCT FROM pg_catalog.to_regclass('workers')::oid,
+           nspname = ANY (pg_catalog.current_schemas(false)),
+           pg_catalog.has_schema_privilege(pg_namespace.oid, 'USAGE')
       FROM pg_class
       JOIN pg_namespace ON pg_namespace.oid = relnamespace
      WHERE relname = 'workers' AND relkind IN ('r', 'p', 'v', 'm', 'f')
-       AND NOT pg_is_other_temp_schema(relnamespace)
-       AND (pg_class.oid = to_regclass('workers')
+       AND NOT pg_catalog.pg_is_other_temp_schema(relnamespace)
+       AND (pg_class.oid = pg_catalog.to_regclass('workers')::oid
             OR EXISTS (SELECT FROM pg_attribute
                         WHERE attrelid = pg_class.oid AND NOT attisdropped
                           AND attname = ANY(%(columns)s)))

@@ -29,15 +29,16 @@ class IdSource(NamedTuple):
 
 
 READ_SOURCE = """
-    SELECT %(table)s, format('%%I.%%I', nspname, relname), nspname::text, relname::text, seqmin, seqmax,
-           has_sequence_privilege(seqrelid, 'SELECT')
-               AND has_column_privilege(to_regclass(%(table)s), 'id', 'SELECT')
+    SELECT %(table)s, pg_catalog.format('%%I.%%I', nspname, relname), nspname::text, relname::text,
+           seqmin, seqmax,
+           pg_catalog.has_sequence_privilege(seqrelid, 'SELECT')
+               AND pg_catalog.has_column_privilege(pg_catalog.to_regclass(%(table)s), 'id', 'SELECT')
       FROM pg_sequence
       JOIN pg_class ON pg_class.oid = seqrelid
       JOIN pg_namespace ON pg_namespace.oid = relnamespace
-     WHERE seqrelid = to_regclass(%(sequence)s) AND seqincrement > 0
+     WHERE seqrelid = pg_catalog.to_regclass(%(sequence)s)::oid AND seqincrement > 0
 """
-READ_SERIAL = "SELECT pg_get_serial_sequence(%(table)s, 'id')"
+READ_SERIAL = "SELECT pg_catalog.pg_get_serial_sequence(%(table)s, 'id')"
 # By table, whose sequence it is. What waits in the outbox the consumer compares (outbox.enqueue).
 OUR_TABLES = {"outbox_parked": "outbox", "outbox_deferred": "outbox_deferred", "repairs": "repairs"}
 

@@ -35,11 +35,12 @@ FIND_TABLES = """
       FROM pg_class
       JOIN pg_namespace ON pg_namespace.oid = relnamespace
      WHERE relname IN ('orchestrator_migrations', 'schema_migrations')
-       AND pg_table_is_visible(pg_class.oid)
+       AND pg_catalog.pg_table_is_visible(pg_class.oid)
        AND ARRAY['version integer', 'checksum text', 'applied_at timestamp with time zone']
-           <@ ARRAY(SELECT attname || ' ' || format_type(atttypid, atttypmod)
-                      FROM pg_attribute
-                     WHERE attrelid = pg_class.oid AND attnum > 0 AND NOT attisdropped)
+           OPERATOR(pg_catalog.<@)
+           ARRAY(SELECT attname::text || ' ' || pg_catalog.format_type(atttypid, atttypmod)
+                   FROM pg_attribute
+                  WHERE attrelid = pg_class.oid AND attnum > 0 AND NOT attisdropped)
      ORDER BY relname
 """
 
@@ -151,8 +152,8 @@ class MisplacedTable(NamedTuple):
 
 FIND_MISPLACED = """
     SELECT name, nspname
-      FROM unnest(%(tables)s::text[]) AS name
-      LEFT JOIN pg_class ON pg_class.oid = to_regclass(name)
+      FROM pg_catalog.unnest(%(tables)s::text[]) AS name
+      LEFT JOIN pg_class ON pg_class.oid = pg_catalog.to_regclass(name)::oid
       LEFT JOIN pg_namespace ON pg_namespace.oid = relnamespace
      WHERE nspname IS DISTINCT FROM %(schema)s
      ORDER BY name

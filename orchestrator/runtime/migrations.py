@@ -76,11 +76,11 @@ CREATES_WORKERS = "001_workers.sql"
 
 
 LOCK = """
-    SELECT set_config('lock_timeout', '0', true),  -- another runner may take long
-           pg_advisory_xact_lock(%(lock)s),
-           set_config('lock_timeout', '10s', true)  -- a table's lock is another matter
+    SELECT pg_catalog.set_config('lock_timeout', '0', true),  -- another runner may take long
+           pg_catalog.pg_advisory_xact_lock(%(lock)s),
+           pg_catalog.set_config('lock_timeout', '10s', true)  -- a table's lock is another matter
 """
-SET_LANES = "SELECT set_config('outbox.lanes', %(lanes)s, true)"
+SET_LANES = "SELECT pg_catalog.set_config('outbox.lanes', %(lanes)s, true)"
 
 
 def run_next(conn: Connection, lanes: int) -> Migration | None:

@@ -36,14 +36,15 @@ class LaneSummary(NamedTuple):
 LIST_LANES = """
     WITH owned AS (
         SELECT held.objid::bigint AS lane,
-               concat_ws(' ', session.application_name, host(session.client_addr)) AS owner
+               pg_catalog.concat_ws(' ', session.application_name,
+                                    pg_catalog.host(session.client_addr)) AS owner
           FROM pg_locks AS held
           JOIN pg_stat_activity AS session USING (pid)
          WHERE held.locktype = 'advisory' AND held.granted AND held.objsubid = 2
            AND held.classid::bigint = %(class)s
            AND held.database = (SELECT oid FROM pg_database WHERE datname = current_database())
     )
-    SELECT outbox_lane.lane, epoch, batch_number, cardinality(inflight) AS inflight, owner
+    SELECT outbox_lane.lane, epoch, batch_number, pg_catalog.cardinality(inflight) AS inflight, owner
       FROM outbox_lane
       LEFT JOIN owned ON owned.lane = outbox_lane.lane
      ORDER BY outbox_lane.lane
@@ -76,7 +77,8 @@ LIST_RELAYS_WITHOUT_KAFKA = """
            AND classid::bigint = %(class)s
            AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
     )
-    SELECT concat_ws(' ', session.application_name, host(session.client_addr), 'pid', pid)
+    SELECT pg_catalog.concat_ws(' ', session.application_name,
+                                pg_catalog.host(session.client_addr), 'pid', pid)
       FROM held
       JOIN pg_stat_activity AS session USING (pid)
      WHERE number = %(member)s

@@ -66,8 +66,8 @@ def take_over(conn: Connection, kafka: KafkaConfig, marker_topic: str, lane: int
 # together are longer than the time after which Postgres ends the session of an owner that froze.
 LOCK_ATTEMPTS, LOCK_TIMEOUT = 5, "6s"
 SHOW_LOCK_TIMEOUT = "SHOW lock_timeout"
-SET_LOCK_TIMEOUT = "SELECT set_config('lock_timeout', %(timeout)s, false)"
-WAIT_FOR_LOCK = "SELECT pg_advisory_lock(%(class)s, %(lane)s::int)"
+SET_LOCK_TIMEOUT = "SELECT pg_catalog.set_config('lock_timeout', %(timeout)s, false)"
+WAIT_FOR_LOCK = "SELECT pg_catalog.pg_advisory_lock(%(class)s, %(lane)s::int)"
 
 
 def _wait_for_lock(conn: Connection, identity: UUID, lane: int) -> None:

@@ -14,8 +14,8 @@ from outbox.postgres import Connection, scalar
 from outbox.producers import DEFAULT_CONFIG
 
 TRIAL_LOCK = MEMBERSHIP_LOCK + 1  # no lane has this number, and relays are not counted by it
-TRY_LOCK = "SELECT pg_try_advisory_lock_shared(%(class)s, %(lock)s)"
-FREE_LOCK = "SELECT pg_advisory_unlock_shared(%(class)s, %(lock)s)"
+TRY_LOCK = "SELECT pg_catalog.pg_try_advisory_lock_shared(%(class)s, %(lock)s)"
+FREE_LOCK = "SELECT pg_catalog.pg_advisory_unlock_shared(%(class)s, %(lock)s)"
 HAS_LOCK = """
     SELECT EXISTS (
         SELECT FROM pg_locks

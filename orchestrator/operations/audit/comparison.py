@@ -45,9 +45,10 @@ def temporary_tables(conn: Connection) -> Iterator[None]:
 
 
 COPY_PUBLISHED = """
-    COPY published (partition, record_offset, worker_id, scenario_uuid) FROM STDIN (FORMAT binary)
+    COPY pg_temp.published (partition, record_offset, worker_id, scenario_uuid)
+    FROM STDIN (FORMAT binary)
 """
-ANALYZE_PUBLISHED = "ANALYZE published"
+ANALYZE_PUBLISHED = "ANALYZE pg_temp.published"
 
 
 class TopicCopy(NamedTuple):
@@ -83,15 +84,15 @@ def copy_topic(
 # deferred it, after the Kafka commit: if that was before the high watermarks were read, its record is
 # below them. A later one is left to the next audit.
 FIND_LOST = """
-    INSERT INTO faults (kind, worker_id)
+    INSERT INTO pg_temp.faults (kind, worker_id)
     SELECT 'lost', worker_id
       FROM workers
      WHERE (%(since)s::timestamptz IS NULL OR created_at >= %(since)s::timestamptz AT TIME ZONE 'UTC')
-       AND (status = 'pending' OR updated_at IS NULL
+       AND (status::text = 'pending' OR updated_at IS NULL
             OR updated_at < %(started)s::timestamptz AT TIME ZONE 'UTC')
-       AND NOT EXISTS (SELECT FROM published WHERE published.worker_id = workers.worker_id)
-       AND NOT EXISTS (SELECT FROM unpublished_messages WHERE aggregate_id = workers.worker_id)
-       AND NOT EXISTS (SELECT FROM deferred_aggregates
+       AND NOT EXISTS (SELECT FROM pg_temp.published WHERE published.worker_id = workers.worker_id)
+       AND NOT EXISTS (SELECT FROM pg_temp.unpublished_messages WHERE aggregate_id = workers.worker_id)
+       AND NOT EXISTS (SELECT FROM pg_temp.deferred_aggregates
                         WHERE aggregate_id = workers.worker_id
                           AND deferred_at >= %(started)s::timestamptz)
 """
@@ -99,25 +100,25 @@ FIND_DUPLICATED = """
     WITH numbered AS (
         SELECT worker_id, partition, record_offset,
                row_number() OVER (PARTITION BY worker_id ORDER BY partition, record_offset) AS copy
-          FROM published
+          FROM pg_temp.published
          WHERE worker_id IS NOT NULL
     )
-    INSERT INTO faults (kind, worker_id, partition, record_offset)
+    INSERT INTO pg_temp.faults (kind, worker_id, partition, record_offset)
     SELECT 'duplicated', worker_id, partition, record_offset
       FROM numbered
      WHERE copy > 1
 """
 FIND_UNKNOWN = """
-    INSERT INTO faults (kind, worker_id, partition, record_offset)
+    INSERT INTO pg_temp.faults (kind, worker_id, partition, record_offset)
     SELECT 'unknown', worker_id, partition, record_offset
-      FROM published
+      FROM pg_temp.published
      WHERE NOT EXISTS (SELECT FROM workers WHERE workers.worker_id = published.worker_id)
 """
 FIND_PUBLISHED_AND_PARKED = """
-    INSERT INTO faults (kind, worker_id, partition, record_offset)
+    INSERT INTO pg_temp.faults (kind, worker_id, partition, record_offset)
     SELECT 'published_and_parked', worker_id, partition, record_offset
-      FROM published
-      JOIN unpublished_messages ON aggregate_id = worker_id
+      FROM pg_temp.published
+      JOIN pg_temp.unpublished_messages ON aggregate_id = worker_id
      WHERE parked AND NOT discarded
 """
 # What a repair or `parked retry` logged: these records stand behind later ones, and that is no fault.
@@ -125,7 +126,7 @@ CREATE_SENT_LATE = """
     CREATE TEMP TABLE sent_late AS
     SELECT DISTINCT worker_id::uuid AS worker_id
       FROM repairs
-     CROSS JOIN jsonb_array_elements_text(before -> 'worker_ids') AS worker_id
+     CROSS JOIN pg_catalog.jsonb_array_elements_text(before -> 'worker_ids'::text) AS worker_id
 """
 # There is an order within a partition alone: scattered.py finds the scenarios in several of them.
 # Ids below zero come last: a used-up SERIAL goes on at -2^31 (docs/runbook.md).
@@ -133,9 +134,10 @@ FIND_REORDERED = """
     WITH numbered AS (
         SELECT worker_id, partition, record_offset, published.scenario_uuid,
                id::bigint + CASE WHEN id < 0 THEN 4294967296 ELSE 0 END AS number
-          FROM published
+          FROM pg_temp.published
           JOIN workers USING (worker_id)
-         WHERE NOT EXISTS (SELECT FROM sent_late WHERE sent_late.worker_id = published.worker_id)
+         WHERE NOT EXISTS (SELECT FROM pg_temp.sent_late
+                            WHERE sent_late.worker_id = published.worker_id)
     ), followed AS (
         SELECT worker_id, partition, record_offset, number,
                max(number) OVER (PARTITION BY partition, scenario_uuid
@@ -143,7 +145,7 @@ FIND_REORDERED = """
                                       ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS latest
           FROM numbered
     )
-    INSERT INTO faults (kind, worker_id, partition, record_offset)
+    INSERT INTO pg_temp.faults (kind, worker_id, partition, record_offset)
     SELECT 'reordered', worker_id, partition, record_offset
       FROM followed
      WHERE number < latest
@@ -177,10 +179,10 @@ class WorkerCounts(NamedTuple):
 
 COUNT_WORKERS = """
     SELECT count(*) AS accepted,
-           count(*) FILTER (WHERE status <> 'pending') AS deployed,
-           (SELECT count(*) FROM deferred_aggregates) AS deferred,
-           (SELECT count(*) FROM unpublished_messages WHERE NOT parked) AS waiting,
-           (SELECT count(*) FROM unpublished_messages WHERE parked) AS parked
+           count(*) FILTER (WHERE status::text <> 'pending') AS deployed,
+           (SELECT count(*) FROM pg_temp.deferred_aggregates) AS deferred,
+           (SELECT count(*) FROM pg_temp.unpublished_messages WHERE NOT parked) AS waiting,
+           (SELECT count(*) FROM pg_temp.unpublished_messages WHERE parked) AS parked
       FROM workers
      WHERE %(since)s::timestamptz IS NULL OR created_at >= %(since)s::timestamptz AT TIME ZONE 'UTC'
 """
@@ -192,7 +194,7 @@ def count_workers(conn: Connection, since: datetime | None) -> WorkerCounts:
     return counts
 
 
-COUNT_SENT_LATE = "SELECT count(*) FROM published JOIN sent_late USING (worker_id)"
+COUNT_SENT_LATE = "SELECT count(*) FROM pg_temp.published JOIN pg_temp.sent_late USING (worker_id)"
 
 
 def count_sent_late(conn: Connection) -> int:
@@ -207,7 +209,7 @@ class FaultCount(NamedTuple):
     faults: int
 
 
-COUNT_FAULTS = "SELECT kind, count(*) FROM faults GROUP BY kind"
+COUNT_FAULTS = "SELECT kind, count(*) FROM pg_temp.faults GROUP BY kind"
 
 
 def count_faults(conn: Connection) -> dict[str, int]:
@@ -228,7 +230,7 @@ READ_EXAMPLES = """
     WITH numbered AS (
         SELECT kind, worker_id, partition, record_offset,
                row_number() OVER (PARTITION BY kind ORDER BY partition, record_offset) AS number
-          FROM faults
+          FROM pg_temp.faults
     )
     SELECT kind, worker_id, partition, record_offset
       FROM numbered

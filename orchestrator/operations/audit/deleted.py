@@ -27,20 +27,20 @@ CREATE_UNKNOWN_WORKERS = """
 """
 # Only ours are of version 8.
 LIST_UNKNOWN_WORKERS = """
-    INSERT INTO unknown_workers (worker_id)
+    INSERT INTO pg_temp.unknown_workers (worker_id)
     SELECT DISTINCT worker_id
-      FROM faults
-     WHERE kind = 'unknown' AND substr(worker_id::text, 15, 1) = '8'
+      FROM pg_temp.faults
+     WHERE kind = 'unknown' AND pg_catalog.substr(worker_id::text, 15, 1) = '8'
 """
 # An id begins with its command's time: the least one is the oldest.
-FIND_OLDEST = "SELECT worker_id FROM unknown_workers ORDER BY worker_id LIMIT 1"
+FIND_OLDEST = "SELECT worker_id FROM pg_temp.unknown_workers ORDER BY worker_id LIMIT 1"
 NOTE_COMMANDS = """
-    UPDATE unknown_workers SET deleted = true WHERE worker_id = ANY(%(worker_ids)b::uuid[])
+    UPDATE pg_temp.unknown_workers SET deleted = true WHERE worker_id = ANY(%(worker_ids)b::uuid[])
 """
 NOTE_DELETED = """
-    UPDATE faults
+    UPDATE pg_temp.faults
        SET kind = 'deleted'
-      FROM unknown_workers
+      FROM pg_temp.unknown_workers
      WHERE kind = 'unknown' AND faults.worker_id = unknown_workers.worker_id AND deleted
 """
 

@@ -26,35 +26,35 @@ CREATE_MOVED = """
     )
 """
 FIND_MOVED = """
-    INSERT INTO moved (number, scenario_uuid, worker_id, partition, record_offset)
+    INSERT INTO pg_temp.moved (number, scenario_uuid, worker_id, partition, record_offset)
     WITH in_several AS (
         SELECT scenario_uuid
-          FROM published
+          FROM pg_temp.published
          GROUP BY scenario_uuid
         HAVING min(partition) < max(partition)
     )
     SELECT row_number() OVER (ORDER BY scenario_uuid, workers.id < 0, workers.id,
                                        partition, record_offset),
            scenario_uuid, worker_id, partition, record_offset
-      FROM published
+      FROM pg_temp.published
       JOIN in_several USING (scenario_uuid)
       JOIN workers USING (worker_id, scenario_uuid)
-     WHERE NOT EXISTS (SELECT FROM sent_late WHERE sent_late.worker_id = published.worker_id)
+     WHERE NOT EXISTS (SELECT FROM pg_temp.sent_late WHERE sent_late.worker_id = published.worker_id)
 """
 READ_MOVED = """
     SELECT number, scenario_uuid, worker_id, partition, record_offset
-      FROM moved
+      FROM pg_temp.moved
      WHERE number > %(after)s
      ORDER BY number
      LIMIT %(limit)s
 """
 INSERT_SCATTERED = """
-    INSERT INTO faults (kind, worker_id, partition, record_offset)
+    INSERT INTO pg_temp.faults (kind, worker_id, partition, record_offset)
     SELECT 'scattered', worker_id, partition, record_offset
-      FROM moved
+      FROM pg_temp.moved
      WHERE number = ANY (%(numbers)b::bigint[])
 """
-COUNT_MOVED = "SELECT count(DISTINCT scenario_uuid) FROM moved"
+COUNT_MOVED = "SELECT pg_catalog.count(DISTINCT scenario_uuid) FROM pg_temp.moved"
 
 
 class MovedRecord(NamedTuple):

@@ -41,34 +41,35 @@ TABLE_PERMISSIONS = {
 
 CHECK_TABLES = """
     SELECT process, 'TABLE ' || relation::text,
-           privilege || coalesce(' (' || array_to_string(columns, ', ') || ')', ''), exclusive,
-           has_table_privilege(relation, privilege)
+           privilege || coalesce(' (' || pg_catalog.array_to_string(columns, ', ') || ')', ''),
+           exclusive,
+           pg_catalog.has_table_privilege(relation, privilege)
                OR columns IS NOT NULL
-                  AND (SELECT bool_and(has_column_privilege(relation, wanted, privilege))
-                         FROM unnest(columns) AS wanted)
+                  AND (SELECT bool_and(pg_catalog.has_column_privilege(relation, wanted, privilege))
+                         FROM pg_catalog.unnest(columns) AS wanted)
       FROM unnest(%(processes)s::text[], %(tables)s::text[], %(privileges)s::text[],
                   %(columns)s::text[], %(exclusive)s::bool[])
            AS needed (process, name, privilege, listed, exclusive),
-           to_regclass(name) AS relation,
-           string_to_array(nullif(listed, ''), ',') AS columns
+           pg_catalog.to_regclass(name) AS relation,
+           pg_catalog.string_to_array(nullif(listed, ''), ',') AS columns
      WHERE relation IS NOT NULL
 """
 # Where the ids of workers come from: of an adopted table perhaps from no SERIAL, or no sequence at all.
 # The consumer also compares the sequence of the outbox with its rows.
 CHECK_SEQUENCES = """
     SELECT process, 'SEQUENCE ' || pg_class.oid::regclass::text, privilege, exclusive,
-           has_sequence_privilege(pg_class.oid, any_of)
+           pg_catalog.has_sequence_privilege(pg_class.oid, any_of)
       FROM (VALUES ('consumer', 'USAGE', true, 'USAGE, UPDATE'),
                    ('relay', 'SELECT', false, 'SELECT, USAGE')
            ) AS needed (process, privilege, exclusive, any_of)
      CROSS JOIN pg_attrdef
-      JOIN pg_depend ON classid = 'pg_attrdef'::regclass AND objid = pg_attrdef.oid
+      JOIN pg_depend ON classid = 'pg_attrdef'::regclass::oid AND objid = pg_attrdef.oid
       JOIN pg_class ON pg_class.oid = refobjid AND relkind = 'S'
-     WHERE adrelid = to_regclass('workers')
+     WHERE adrelid = pg_catalog.to_regclass('workers')::oid
  UNION ALL
     SELECT 'consumer', 'SEQUENCE ' || sequence::text, 'SELECT', false,
-           has_sequence_privilege(sequence, 'SELECT')
-      FROM to_regclass('outbox_id_seq') AS sequence
+           pg_catalog.has_sequence_privilege(sequence, 'SELECT')
+      FROM pg_catalog.to_regclass('outbox_id_seq') AS sequence
      WHERE sequence IS NOT NULL
 """
 
@@ -95,7 +96,7 @@ class Role(NamedTuple):
     sees_tables: bool
 
 
-ROLE = "SELECT current_user, quote_ident(current_user), current_schema() IS NOT NULL"
+ROLE = "SELECT current_user, pg_catalog.quote_ident(current_user), current_schema() IS NOT NULL"
 
 
 def postgres_permissions(installation: Installation) -> Result:

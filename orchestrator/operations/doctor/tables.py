@@ -32,28 +32,30 @@ class Holder(NamedTuple):
 # pg_stat_activity shows the age only to pg_read_all_stats, but everyone sees how many transactions they
 # hold back. Their kind is hidden, too: an autovacuum, which ends by itself, is one without a user.
 HOLDERS = """
-    SELECT format('session %s of %s', pid, coalesce(nullif(application_name, ''), '(no name)')),
-           'let it end, or end it: SELECT pg_terminate_backend(' || pid || ')',
+    SELECT pg_catalog.format('session %s of %s', pid,
+                             coalesce(nullif(application_name, ''), '(no name)')),
+           'let it end, or end it: SELECT pg_terminate_backend(' || pid::text || ')',
            extract(epoch FROM clock_timestamp() - xact_start)::float8 AS age_s,
-           age(backend_xmin) AS transactions,
+           pg_catalog.age(backend_xmin) AS transactions,
            datname IS NOT NULL AND query = '<insufficient privilege>' AS is_hidden
       FROM pg_stat_activity
      WHERE pid <> pg_backend_pid()
        AND (datname = current_database() OR datname IS NULL)
        AND usesysid IS NOT NULL
  UNION ALL
-    SELECT format('prepared transaction %L', left(gid, 40)),
+    SELECT pg_catalog.format('prepared transaction %L', pg_catalog.left(gid, 40)),
            'let its owner commit it or roll it back',
            extract(epoch FROM clock_timestamp() - prepared)::float8,
-           age(transaction),
+           pg_catalog.age(transaction),
            false
       FROM pg_prepared_xacts
      WHERE database = current_database()
  UNION ALL
-    SELECT format('%s replication slot %s', CASE WHEN active THEN 'active' ELSE 'idle' END, slot_name),
+    SELECT pg_catalog.format('%s replication slot %s',
+                             CASE WHEN active THEN 'active' ELSE 'idle' END, slot_name),
            'let its reader catch up, or drop it if it is not needed',
            NULL,
-           age(xmin),
+           pg_catalog.age(xmin),
            false
       FROM pg_replication_slots
      ORDER BY age_s DESC NULLS LAST, transactions DESC NULLS LAST
@@ -89,21 +91,25 @@ class TableVacuum(NamedTuple):
     since_s: float
 
 
-AUTOVACUUM = "SELECT current_setting('autovacuum')::bool AND current_setting('track_counts')::bool"
+AUTOVACUUM = """
+    SELECT pg_catalog.current_setting('autovacuum')::bool
+           AND pg_catalog.current_setting('track_counts')::bool
+"""
 TABLES = """
     SELECT relation.oid::regclass::text,
-           EXISTS (SELECT FROM pg_options_to_table(reloptions)
+           EXISTS (SELECT FROM pg_catalog.pg_options_to_table(reloptions)
                     WHERE option_name = 'autovacuum_enabled' AND NOT option_value::bool),
            coalesce(n_dead_tup, 0),
-           greatest(%(dead)s, 2 * greatest(reltuples, 0) * coalesce(
-               (SELECT option_value FROM pg_options_to_table(reloptions)
+           greatest(%(dead)s::float8, 2::float8 * greatest(reltuples, 0)::float8 * coalesce(
+               (SELECT option_value FROM pg_catalog.pg_options_to_table(reloptions)
                  WHERE option_name = 'autovacuum_vacuum_scale_factor'),
-               current_setting('autovacuum_vacuum_scale_factor'))::float8),
+               pg_catalog.current_setting('autovacuum_vacuum_scale_factor'))::float8),
            extract(epoch FROM clock_timestamp() - coalesce(
                greatest(last_vacuum, last_autovacuum), pg_postmaster_start_time()))::float8
       FROM pg_class AS relation
       LEFT JOIN pg_stat_user_tables AS counted ON counted.relid = relation.oid
-     WHERE relation.oid IN (SELECT to_regclass(name) FROM unnest(%(tables)s::text[]) AS name)
+     WHERE relation.oid IN (SELECT pg_catalog.to_regclass(name)::oid
+                              FROM pg_catalog.unnest(%(tables)s::text[]) AS name)
      ORDER BY 1
 """
 

@@ -149,8 +149,9 @@ def list_parked(conn: Connection, settings: Settings, rows: Sequence[ParkedRow])
 
 
 INSERT_ROWS = """
-    INSERT INTO listed_rows (parked, lane, id, topic, kind, match_key, not_before)
-    SELECT %(parked)s, lane, id, topic, kind, match_key, to_timestamp(not_before_us / 1e6)
+    INSERT INTO pg_temp.listed_rows (parked, lane, id, topic, kind, match_key, not_before)
+    SELECT %(parked)s, lane, id, topic, kind, match_key,
+           pg_catalog.to_timestamp(not_before_us::float8 / 1e6::float8)
       FROM unnest(%(lanes)b::smallint[], %(ids)b::bigint[], %(topics)b::text[], %(kinds)b::text[],
                   %(match_keys)b::uuid[], %(not_before_us)b::bigint[])
            AS page (lane, id, topic, kind, match_key, not_before_us)
@@ -189,12 +190,12 @@ class TopicRows(NamedTuple):
 
 
 READ_TOPICS = """
-    SELECT topic, array_agg(DISTINCT kind), min(not_before)
-      FROM listed_rows
+    SELECT topic, pg_catalog.array_agg(DISTINCT kind), min(not_before)
+      FROM pg_temp.listed_rows
      GROUP BY topic
      ORDER BY topic
 """
-ANALYZE_LIST = "ANALYZE listed_rows"
+ANALYZE_LIST = "ANALYZE pg_temp.listed_rows"
 
 
 def look_up(
@@ -212,7 +213,7 @@ def look_up(
 
 
 NOTE_UNKNOWN = """
-    UPDATE listed_rows
+    UPDATE pg_temp.listed_rows
        SET outcome = 'unknown'
      WHERE topic = %(topic)s AND outcome = 'not_published' AND not_before < %(complete_since)s
 """
@@ -239,7 +240,7 @@ def look_up_in(
 
 
 NOTE_PUBLISHED = """
-    UPDATE listed_rows
+    UPDATE pg_temp.listed_rows
        SET outcome = 'published', partition = found.partition, record_offset = found.record_offset
       FROM unnest(%(match_keys)b::uuid[], %(partitions)b::bigint[], %(record_offsets)b::bigint[])
            AS found (match_key, partition, record_offset)
@@ -282,7 +283,7 @@ COUNT_OUTCOMES = """
            count(*) FILTER (WHERE outcome = 'not_published' AND NOT parked) AS not_published,
            count(*) FILTER (WHERE outcome = 'unknown' AND NOT parked) AS unknown,
            count(*) FILTER (WHERE outcome = 'published' AND parked) AS parked
-      FROM listed_rows
+      FROM pg_temp.listed_rows
      WHERE lane = %(lane)s
 """
 
@@ -294,7 +295,7 @@ def count_outcomes(conn: Connection, lane: int) -> RowCounts:
 
 
 TREAT_UNKNOWN = """
-    UPDATE listed_rows SET outcome = %(outcome)s WHERE outcome = 'unknown' AND NOT parked
+    UPDATE pg_temp.listed_rows SET outcome = %(outcome)s WHERE outcome = 'unknown' AND NOT parked
 """
 
 
@@ -306,7 +307,7 @@ def treat_unknown(conn: Connection, choice: Literal["publish", "skip"]) -> None:
 
 READ_PUBLISHED = """
     SELECT id
-      FROM listed_rows
+      FROM pg_temp.listed_rows
      WHERE lane = %(lane)s AND outcome = 'published' AND NOT parked AND id > %(after_id)s
      ORDER BY id
      LIMIT %(limit)s
@@ -338,7 +339,7 @@ class FoundRow(NamedTuple):
 
 READ_PUBLISHED_PARKED = """
     SELECT lane, id, topic, partition, record_offset
-      FROM listed_rows
+      FROM pg_temp.listed_rows
      WHERE parked AND outcome = 'published'
      ORDER BY lane, id
 """
@@ -350,7 +351,7 @@ def read_published_parked(conn: Connection) -> list[FoundRow]:
 
 
 READ_UNKNOWN_PARKED = """
-    SELECT lane, id FROM listed_rows WHERE parked AND outcome = 'unknown' ORDER BY lane, id
+    SELECT lane, id FROM pg_temp.listed_rows WHERE parked AND outcome = 'unknown' ORDER BY lane, id
 """
 
 

@@ -124,7 +124,7 @@ class RecentWorkers(NamedTuple):
 
 # A worker's id begins with the time of its command's record, in ms: the unique index finds the latest.
 COUNT_RECENT = """
-    SELECT count(*), count(*) FILTER (WHERE status <> 'pending')
+    SELECT count(*), count(*) FILTER (WHERE status::text <> 'pending')
       FROM workers
      WHERE worker_id >= %(since)s AND worker_id < %(until)s
 """
