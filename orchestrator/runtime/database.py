@@ -1,5 +1,6 @@
 """Our sessions on the database, and what it must be before anything is created in it."""
 
+import logging
 import re
 from typing import NamedTuple
 
@@ -8,6 +9,8 @@ from psycopg.sql import SQL, Identifier
 
 from orchestrator.config.settings import Settings
 from outbox import Connection, DatabaseNotReady, Session, connect, query, scalar
+
+log = logging.getLogger(__name__)
 
 OLDEST_POSTGRES, NEWEST_POSTGRES = 14, 18  # as in the README's table of supported versions
 SESSIONS_NEEDED = 5  # consumer, relay, its gauges, a command and the look for a pooler
@@ -44,12 +47,18 @@ def check_server(conn: Connection) -> None:
 
 def check_version(conn: Connection) -> None:
     """Raise ServerUnfit unless it is PostgreSQL, and new enough."""
-    version = scalar(conn, str, SERVER_VERSION)
     wanted = f"PostgreSQL {OLDEST_POSTGRES} or newer is needed"
-    if not version.startswith("PostgreSQL ") or OTHER_SERVERS.search(version):
-        raise ServerUnfit(f"the server says that it is {version.split(' on ')[0]}: {wanted}")
+    if other := other_server(scalar(conn, str, SERVER_VERSION)):
+        raise ServerUnfit(f"the server says that it is {other}: {wanted}")
     if conn.info.server_version < OLDEST_POSTGRES * 10_000:
         raise ServerUnfit(f"{version_text(conn)}: {wanted}: upgrade the server")
+
+
+def other_server(version: str) -> str | None:
+    """Return what a server that only speaks like PostgreSQL says that it is; None: it is PostgreSQL."""
+    if version.startswith("PostgreSQL ") and not OTHER_SERVERS.search(version):
+        return None
+    return version.split(" on ")[0]
 
 
 def version_text(conn: Connection) -> str:
@@ -75,11 +84,11 @@ class ConnectionLimit(NamedTuple):
 
 FIND_LIMITS = """
     SELECT owner, connection_limit
-      FROM (SELECT 'ROLE ' || quote_ident(rolname), rolconnlimit
+      FROM (SELECT 'ROLE ' || pg_catalog.quote_ident(rolname), rolconnlimit
               FROM pg_roles
              WHERE rolname = session_user
          UNION ALL
-            SELECT 'DATABASE ' || quote_ident(datname), datconnlimit
+            SELECT 'DATABASE ' || pg_catalog.quote_ident(datname), datconnlimit
               FROM pg_database
              WHERE datname = current_database()
            ) AS limited (owner, connection_limit)
@@ -104,11 +113,12 @@ class SchemaPlace(NamedTuple):
     may_create: bool | None
 
 
-FIND_SCHEMA = "SELECT to_regnamespace(quote_ident(%(schema)s)) IS NOT NULL"
-MAY_CREATE_SCHEMA = "SELECT has_database_privilege(current_database(), 'CREATE')"
+FIND_SCHEMA = "SELECT pg_catalog.to_regnamespace(pg_catalog.quote_ident(%(schema)s)) IS NOT NULL"
+MAY_CREATE_SCHEMA = "SELECT pg_catalog.has_database_privilege(current_database(), 'CREATE')"
 CREATE_SCHEMA = SQL("CREATE SCHEMA {}")
 FIND_PLACE = """
-    SELECT quote_ident(current_user), current_schema(), has_schema_privilege(current_schema(), 'CREATE')
+    SELECT pg_catalog.quote_ident(current_user), current_schema(),
+           pg_catalog.has_schema_privilege(current_schema()::text, 'CREATE')
 """
 
 
@@ -145,3 +155,42 @@ def check_place(conn: Connection) -> str:
             f" ON SCHEMA {place.schema} TO {place.role}, or set DATABASE_SCHEMA to a schema of ours"
         )
     return place.schema
+
+
+class OpenSchema(NamedTuple):
+    """A schema of the search_path in which everybody may create functions. may_close: we may end that.
+
+    A statement of ours would run such a function, or operator, if it fits better than Postgres's own.
+    """
+
+    schema: str
+    may_close: bool
+
+    @property
+    def remedy(self) -> str:
+        """Return the statement that closes it."""
+        return f"REVOKE CREATE ON SCHEMA {self.schema} FROM PUBLIC"
+
+
+# PostgreSQL 14, and each database that was upgraded from it, has a schema `public` like that.
+FIND_OPEN = """
+    SELECT pg_catalog.quote_ident(nspname), pg_catalog.pg_has_role(nspowner, 'USAGE')
+      FROM pg_namespace
+     WHERE nspname = ANY(pg_catalog.current_schemas(false)) AND nspname !~ '^pg_'
+       AND pg_catalog.has_schema_privilege('public'::name, oid, 'CREATE')
+     ORDER BY nspname
+"""
+
+
+def find_open_schemas(conn: Connection) -> list[OpenSchema]:
+    """Return the schemas of our search_path in which everybody may create functions, by name."""
+    return query(conn, args_row(OpenSchema), FIND_OPEN)
+
+
+def close_schemas(conn: Connection) -> list[OpenSchema]:
+    """Revoke it where our role may; return the schemas that are still open."""
+    for one in find_open_schemas(conn):
+        if one.may_close:
+            conn.execute(one.remedy.encode())
+            log.warning("schema closed", extra={"statement": one.remedy})
+    return find_open_schemas(conn)

@@ -5,7 +5,12 @@ from contextlib import closing
 
 from orchestrator.config.settings import DEFAULT_LANES, Settings
 from orchestrator.kafka import topics
-from orchestrator.runtime.database import SESSIONS_NEEDED, find_connection_limits, open_session
+from orchestrator.runtime.database import (
+    SESSIONS_NEEDED,
+    close_schemas,
+    find_connection_limits,
+    open_session,
+)
 from orchestrator.runtime.migrations import migrate
 from outbox import count_lanes
 from outbox.admin import read_identity
@@ -18,6 +23,8 @@ def migrate_database(settings: Settings) -> int:
     with closing(open_session(settings, "orchestrator migrate")) as conn:
         for migration in migrate(conn, settings.lanes or DEFAULT_LANES):
             log.info("migration applied", extra={"file": migration.name})
+        for schema in close_schemas(conn):
+            log.warning("schema open", extra={"remedy": schema.remedy})
         lanes = count_lanes(conn)
         read_identity(conn)
         for owner, limit in find_connection_limits(conn):

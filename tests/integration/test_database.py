@@ -296,24 +296,6 @@ def test_a_database_that_lets_no_session_in_is_named(bare: System) -> None:
         bare.query(f"DROP DATABASE {name}")
 
 
-@pytest.mark.parametrize(
-    ("version", "words"),
-    [
-        ("CockroachDB CCL v23.1.1 (x86_64)", "the server says that it is CockroachDB CCL v23.1.1"),
-        ("PostgreSQL 15.2-YB-2.25 on x86_64", "the server says that it is PostgreSQL 15.2-YB-2.25:"),
-        ("PostgreSQL 12.12 (Greenplum Database 7.1) on x86_64", "Greenplum Database 7.1"),
-    ],
-)
-def test_a_server_that_only_speaks_like_postgres_is_refused(
-    bare: System, version: str, words: str
-) -> None:
-    database = bare.query("SELECT current_database()")[0][0]
-    bare.query("CREATE SCHEMA fork")
-    bare.query(f"CREATE FUNCTION fork.version() RETURNS TEXT LANGUAGE sql AS $$ SELECT '{version}' $$")
-    bare.query(f"ALTER DATABASE {database} SET search_path = fork, pg_catalog, public")
-    check_refused(bare, words, "PostgreSQL 14 or newer is needed")
-
-
 # ---- row-level security ---------------------------------------------------------------------------
 
 

@@ -21,6 +21,7 @@ from orchestrator.runtime.database import (
     check_encoding,
     check_version,
     find_connection_limits,
+    find_open_schemas,
     open_session,
     version_text,
 )
@@ -96,6 +97,17 @@ def postgres_schema(installation: Installation) -> Result:
     return "ok", "all migrations of this code, and no others"
 
 
+def open_schemas(installation: Installation) -> Result:
+    """See that not everybody may create a function that our statements would run."""
+    remedies = "; ".join(one.remedy for one in find_open_schemas(installation.conn))
+    if remedies:
+        return "failed", (
+            "every login may create functions that our processes and the owner would run: as the"
+            f" schema's owner or a superuser run {remedies}"
+        )
+    return "ok", "only those whom its owner has chosen create functions in our schemas"
+
+
 def postgres_encoding(installation: Installation) -> Result:
     """Check that every text that a command may have can be stored."""
     try:
@@ -126,7 +138,7 @@ class CommitSettings(NamedTuple):
 
 # reset_val is what a session begins with; ours override `off`, see outbox.postgres.
 COMMIT_SETTINGS = """
-    SELECT reset_val, current_setting('synchronous_standby_names')
+    SELECT reset_val, pg_catalog.current_setting('synchronous_standby_names')
       FROM pg_settings
      WHERE name = 'synchronous_commit'
 """
@@ -164,9 +176,10 @@ def connection_limits(installation: Installation) -> Result:
 
 # row_security_active: whether policies hide rows from this role.
 FIND_POLICIES = """
-    SELECT oid::regclass::text, row_security_active(oid)
+    SELECT oid::regclass::text, pg_catalog.row_security_active(oid)
       FROM pg_class
-     WHERE oid IN (SELECT to_regclass(name) FROM unnest(%(tables)s::text[]) AS name)
+     WHERE oid IN (SELECT pg_catalog.to_regclass(name)::oid
+                     FROM pg_catalog.unnest(%(tables)s::text[]) AS name)
        AND relrowsecurity
      ORDER BY 1
 """
