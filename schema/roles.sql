@@ -5,7 +5,8 @@
 --     psql -v ON_ERROR_STOP=1 -f schema/roles.sql postgresql://postgres@HOST/DATABASE
 --
 -- (or as the owner of the database and of all its tables, with CREATEROLE). It is one transaction, and
--- running it again changes nothing. These roles have no login: the operator and the processes have logins
+-- running it again changes nothing. Functions have their full names: a superuser must not run one that
+-- another login planted. These roles have no login: the operator and the processes have logins
 -- of their own, which are members of these roles. docs/security.md says how, and why.
 BEGIN;
 SET LOCAL lock_timeout = '10s';                           -- fail instead of blocking the processes
@@ -16,18 +17,19 @@ DO $$
 DECLARE
     all_roles CONSTANT TEXT := 'orchestrator_owner, orchestrator_consumer, orchestrator_relay, orchestrator_operator';
     all_but_owner CONSTANT TEXT := 'orchestrator_consumer, orchestrator_relay, orchestrator_operator';
-    this_database CONSTANT TEXT := quote_ident(current_database());
-    this_schema CONSTANT TEXT := quote_ident(current_schema());
-    workers_schema CONSTANT TEXT := (SELECT relnamespace::regnamespace FROM pg_class WHERE oid = 'workers'::regclass);
+    this_database CONSTANT TEXT := pg_catalog.quote_ident(current_database());
+    this_schema CONSTANT TEXT := pg_catalog.quote_ident(current_schema());
+    workers_schema CONSTANT TEXT := (
+        SELECT relnamespace::regnamespace FROM pg_class WHERE oid = 'workers'::regclass::oid);
     missing TEXT;
     sequence TEXT;
 BEGIN
     FOR missing IN
         SELECT name
-          FROM unnest(string_to_array(all_roles, ', ')) AS name
+          FROM pg_catalog.unnest(pg_catalog.string_to_array(all_roles, ', ')) AS name
          WHERE name NOT IN (SELECT rolname FROM pg_roles)
     LOOP
-        EXECUTE format('CREATE ROLE %I NOLOGIN', missing);
+        EXECUTE pg_catalog.format('CREATE ROLE %I NOLOGIN', missing);
     END LOOP;
 
     -- Without superuser, ALTER TABLE ... OWNER TO needs membership in the new owner.
@@ -35,41 +37,42 @@ BEGIN
         GRANT orchestrator_owner TO CURRENT_USER;
     END IF;
 
-    EXECUTE format('GRANT CONNECT ON DATABASE %s TO %s', this_database, all_roles);
-    EXECUTE format('GRANT USAGE ON SCHEMA %s TO %s', this_schema, all_roles);
+    EXECUTE pg_catalog.format('GRANT CONNECT ON DATABASE %s TO %s', this_database, all_roles);
+    EXECUTE pg_catalog.format('GRANT USAGE ON SCHEMA %s TO %s', this_schema, all_roles);
     IF workers_schema <> this_schema THEN                 -- the platform's, further on in the search_path
-        EXECUTE format('GRANT USAGE ON SCHEMA %s TO %s', workers_schema, all_roles);
+        EXECUTE pg_catalog.format('GRANT USAGE ON SCHEMA %s TO %s', workers_schema, all_roles);
     END IF;
-    EXECUTE format('GRANT CREATE ON SCHEMA %s TO orchestrator_owner', this_schema);
-    EXECUTE format('GRANT TEMPORARY ON DATABASE %s TO orchestrator_operator', this_database); -- audit
+    EXECUTE pg_catalog.format('GRANT CREATE ON SCHEMA %s TO orchestrator_owner', this_schema);
+    EXECUTE pg_catalog.format('REVOKE CREATE ON SCHEMA %s FROM PUBLIC', this_schema); -- as setup does
+    EXECUTE pg_catalog.format('GRANT TEMPORARY ON DATABASE %s TO orchestrator_operator', this_database); -- audit
 
     -- The sequence of workers.id. An adopted table may have another one than SERIAL's, or none.
     FOR sequence IN
         SELECT refobjid::regclass
           FROM pg_attrdef
-          JOIN pg_depend ON classid = 'pg_attrdef'::regclass AND objid = pg_attrdef.oid
+          JOIN pg_depend ON classid = 'pg_attrdef'::regclass::oid AND objid = pg_attrdef.oid
           JOIN pg_class ON pg_class.oid = refobjid AND relkind = 'S'
-         WHERE adrelid = 'workers'::regclass
+         WHERE adrelid = 'workers'::regclass::oid
          UNION
-        SELECT pg_get_serial_sequence('workers', 'id')::regclass
+        SELECT pg_catalog.pg_get_serial_sequence('workers', 'id')::regclass
     LOOP
         CONTINUE WHEN sequence IS NULL;
-        EXECUTE format('REVOKE ALL ON SEQUENCE %s FROM %s', sequence, all_but_owner);
-        EXECUTE format('GRANT USAGE ON SEQUENCE %s TO orchestrator_consumer', sequence);
-        EXECUTE format('GRANT SELECT ON SEQUENCE %s TO orchestrator_relay, orchestrator_operator',
-                       sequence);                         -- how many ids are left
+        EXECUTE pg_catalog.format('REVOKE ALL ON SEQUENCE %s FROM %s', sequence, all_but_owner);
+        EXECUTE pg_catalog.format('GRANT USAGE ON SEQUENCE %s TO orchestrator_consumer', sequence);
+        EXECUTE pg_catalog.format('GRANT SELECT ON SEQUENCE %s TO orchestrator_relay, orchestrator_operator',
+                                  sequence);              -- how many ids are left
     END LOOP;
 
     -- The sequences of the other tables: identity columns, so an INSERT needs no permission on them.
     FOR sequence IN
-        SELECT pg_get_serial_sequence(name, 'id')
-          FROM unnest(ARRAY['outbox', 'outbox_deferred', 'repairs']) AS name
+        SELECT pg_catalog.pg_get_serial_sequence(name, 'id')
+          FROM pg_catalog.unnest(ARRAY['outbox', 'outbox_deferred', 'repairs']) AS name
     LOOP
-        EXECUTE format('REVOKE ALL ON SEQUENCE %s FROM %s', sequence, all_but_owner);
-        EXECUTE format('GRANT SELECT ON SEQUENCE %s TO orchestrator_operator', sequence); -- doctor
+        EXECUTE pg_catalog.format('REVOKE ALL ON SEQUENCE %s FROM %s', sequence, all_but_owner);
+        EXECUTE pg_catalog.format('GRANT SELECT ON SEQUENCE %s TO orchestrator_operator', sequence); -- doctor
     END LOOP;
-    EXECUTE format('GRANT SELECT ON SEQUENCE %s TO orchestrator_consumer, orchestrator_operator',
-                   pg_get_serial_sequence('outbox', 'id'));   -- was it set back?
+    EXECUTE pg_catalog.format('GRANT SELECT ON SEQUENCE %s TO orchestrator_consumer, orchestrator_operator',
+                              pg_catalog.pg_get_serial_sequence('outbox', 'id')); -- was it set back?
 END
 $$;
 

@@ -244,6 +244,25 @@ def test_a_login_that_may_create_nothing_is_told_what_to_grant(bare: System) -> 
         assert set_up_again(bare, DATABASE_URL=url, DATABASE_SCHEMA="vap").returncode == 0
 
 
+def test_a_schema_in_which_every_login_may_create_is_named_until_it_is_closed(bare: System) -> None:
+    bare.query("GRANT CREATE ON SCHEMA public TO PUBLIC")  # as in PostgreSQL 14
+    statement = "REVOKE CREATE ON SCHEMA public FROM PUBLIC"
+    with login(bare) as role:
+        url = url_of(bare, role)
+        done = set_up_again(bare, DATABASE_URL=url)  # it may create its tables, but not close the schema
+        assert done.returncode == 0, done.stderr
+        assert '"schema open"' in done.stderr
+        assert statement in done.stderr
+        found = look(bare, url)["postgres open schemas"]
+        assert found.state == "failed"
+        assert f"as the schema's owner or a superuser run {statement}" in found.text
+        done = set_up_again(bare)
+        assert '"schema closed"' in done.stderr
+        assert '"schema open"' not in done.stderr
+        assert look(bare, url)["postgres open schemas"].state == "ok"
+        assert "schema" not in set_up_again(bare).stderr
+
+
 @pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
 def test_a_database_that_cannot_hold_every_text_is_refused(bare: System, encoding: str) -> None:
     name = f"test_{uuid4().hex[:12]}"

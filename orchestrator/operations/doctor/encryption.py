@@ -33,16 +33,20 @@ def is_local(host: str) -> bool:
 def postgres_encryption(installation: Installation) -> Result:
     """See that the session on Postgres is encrypted, and with whom."""
     conn = installation.conn
-    host = conn.info.hostaddr or conn.info.host
+    mode = conn.info.get_parameters().get("sslmode", "prefer")
+    return session_result(conn.info.hostaddr or conn.info.host, conn.pgconn.ssl_in_use, mode)
+
+
+def session_result(host: str, is_encrypted: bool, sslmode: str) -> Result:
+    """Return what to say of a session with a server on this host."""
     if is_local(host):
         return "ok", "not needed: the server is on this machine"
-    if not conn.pgconn.ssl_in_use:
-        return "warning", f"not encrypted, camera URLs with their passwords neither: {VERIFY}"
-    mode = conn.info.get_parameters().get("sslmode", "prefer")
-    if mode == "verify-full":
+    if not is_encrypted:
+        return "warning", f"nothing is encrypted, nor are passwords in camera URLs: {VERIFY}"
+    if sslmode == "verify-full":
         return "ok", "encrypted, and the server is verified"
-    why = UNVERIFIED.get(mode, "a session without encryption would be accepted, too")
-    return "warning", f"encrypted with sslmode={mode}: {why}: {VERIFY}"
+    why = UNVERIFIED.get(sslmode, "a session without encryption would be accepted, too")
+    return "warning", f"encrypted with sslmode={sslmode}: {why}: {VERIFY}"
 
 
 def kafka_encryption(installation: Installation) -> Result:
@@ -61,9 +65,8 @@ def kafka_faults(kafka: Mapping[str, str]) -> Iterable[str]:
     protocol = kafka.get("security.protocol", "plaintext").upper()
     if protocol not in {"SSL", "SASL_SSL"}:
         sasl = "SASL_" * protocol.startswith("SASL")
-        also = " and the login" * bool(sasl)
         yield (
-            f"{protocol}: nothing is encrypted, camera URLs with their passwords{also} neither: set"
+            f"{protocol}: nothing is encrypted, nor are passwords in camera URLs: set"
             f" {variable_of('security.protocol')}={sasl}SSL"
         )
     elif kafka.get("enable.ssl.certificate.verification", "true").lower() == "false":
