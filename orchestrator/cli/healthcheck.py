@@ -6,12 +6,12 @@ A container asks every few seconds, so this imports little: no client of Postgre
 import argparse
 import json
 import os
-import sys
 from http.client import HTTPConnection, HTTPException
 from typing import NamedTuple
 
 from orchestrator.cli.exit_codes import CHECK_FAILED, OK
 from orchestrator.config.environment import read_metrics_address
+from orchestrator.observability.masking import printable
 
 ANSWER_S = 3.0  # below the usual time-out of a container's health check
 
@@ -27,11 +27,12 @@ def check_health(options: argparse.Namespace) -> int:
     """Ask the process, or both under `run`, and print the answers. Raises SettingsError."""
     path = "/readyz" if options.ready else "/livez"
     host, port = read_metrics_address(os.environ)
-    no_process = HealthAnswer(False, f"no process listens on port {port}: METRICS_PORT?\n")
+    no_process = HealthAnswer(False, f"no process listens on port {port}: METRICS_PORT?")
     answers = [ask_process(host, port, path) or no_process]
     if (beside := port_beside(answers[0].text)) and (answer := ask_process(host, beside, path)):
         answers.append(answer)
-    sys.stdout.write("".join(answer.text for answer in answers))
+    for answer in answers:  # perhaps another program's
+        print(printable(answer.text.rstrip("\n")))
     return OK if all(answer.ok for answer in answers) else CHECK_FAILED
 
 
@@ -50,10 +51,10 @@ def ask_process(host: str, port: int, path: str) -> HealthAnswer | None:
     try:
         connection.request("GET", path)
         response = connection.getresponse()
-        return HealthAnswer(response.status == 200, response.read().decode())
+        return HealthAnswer(response.status == 200, response.read().decode(errors="replace"))
     except ConnectionRefusedError:
         return None
     except (OSError, HTTPException) as error:
-        return HealthAnswer(False, f"no answer on port {port}: {type(error).__name__}\n")
+        return HealthAnswer(False, f"no answer on port {port}: {type(error).__name__}")
     finally:
         connection.close()

@@ -14,13 +14,13 @@ from outbox import DatabaseNotReady, InDoubt, OwnershipLost, error_text, is_serv
 from outbox.admin import LaneBusy
 
 
-def explain_error(error: Exception) -> tuple[int, str] | None:
-    """Return the exit code and the line to print; None for an error that is a bug."""
+def explain_error(error: Exception) -> tuple[int, *tuple[str, ...]] | None:
+    """Return the exit code and the lines to print; None for an error that is a bug."""
     match error:
         case ModuleNotFoundError():  # of the optional extra
             return USAGE, str(error)
         case ServerStartError():
-            return UNREACHABLE, str(error)
+            return UNREACHABLE, *str(error).splitlines()  # with the end of the server's log
         case DatabaseNotReady() | TopicMissing() | NotRepaired() | LaneBusy() | OwnershipLost():
             return CHECK_FAILED, str(error)
         case KafkaException() | InDoubt() | psycopg.Error():

@@ -26,7 +26,7 @@ def run(arguments: Sequence[str]) -> int:
     except UsageError as error:
         return print_error(USAGE, str(error))
     except SettingsError as error:
-        return print_error(USAGE, f"settings:\n{error}")
+        return print_error(USAGE, "settings:", *error.faults)
     except KeyboardInterrupt:
         return print_error(CHECK_FAILED, "interrupted")
     except BrokenPipeError:  # the reader of stdout, such as `head`, has closed it
@@ -37,5 +37,6 @@ def run(arguments: Sequence[str]) -> int:
 
         if (explained := explain_error(error)) is None:
             raise
-        return print_error(*explained)
+        code, *lines = explained
+        return print_error(code, *lines)
     return code

@@ -12,9 +12,9 @@ class UsageError(Exception):
     """The options of a command do not fit together, or do not fit here."""
 
 
-def print_error(code: int, text: str) -> int:
-    """Print what is wrong, masked, on stderr; return the exit code."""
-    for line in f"orchestrator: {text}".splitlines():
+def print_error(code: int, text: str, *more: str) -> int:
+    """Print what is wrong, masked, on stderr, `more` on lines of their own; return the exit code."""
+    for line in (f"orchestrator: {text}", *more):
         print(printable(mask_text(line)), file=sys.stderr)
     return code
 

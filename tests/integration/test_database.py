@@ -249,7 +249,7 @@ def test_a_schema_in_which_every_login_may_create_is_named_until_it_is_closed(ba
     statement = "REVOKE CREATE ON SCHEMA public FROM PUBLIC"
     with login(bare) as role:
         url = url_of(bare, role)
-        done = set_up_again(bare, DATABASE_URL=url)  # it may create its tables, but not close the schema
+        done = set_up_again(bare, DATABASE_URL=url)  # it may not close the schema
         assert done.returncode == 0, done.stderr
         assert '"schema open"' in done.stderr
         assert statement in done.stderr
