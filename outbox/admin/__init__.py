@@ -11,6 +11,7 @@ from outbox.admin.lanes import (
     check_lanes,
     count_backlog,
     count_relays,
+    count_sessions,
     list_lanes,
     list_relays_without_kafka,
 )
@@ -104,6 +105,7 @@ __all__ = [
     "count_parked",
     "count_relays",
     "count_rows",
+    "count_sessions",
     "create_deferred_aggregates",
     "create_unpublished_messages",
     "defer",

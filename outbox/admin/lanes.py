@@ -57,16 +57,27 @@ def list_lanes(conn: Connection) -> list[LaneSummary]:
     return query(conn, args_row(LaneSummary), LIST_LANES, values)
 
 
-COUNT_RELAYS = """
+# Any login may choose the name of its session. A process is one that may do the work, too.
+COUNT_SESSIONS = """
     SELECT count(*)
       FROM pg_stat_activity
-     WHERE datname = current_database() AND application_name = %(relay)s
+     WHERE datname = current_database() AND application_name = %(name)s
+       AND EXISTS (SELECT FROM pg_roles
+                    WHERE pg_catalog.pg_has_role(usesysid, pg_roles.oid, 'MEMBER')
+                      AND pg_catalog.has_any_column_privilege(
+                              pg_roles.oid, pg_catalog.to_regclass(%(table)s)::oid, %(privilege)s))
 """
+
+
+def count_sessions(conn: Connection, name: str, table: str, privilege: str) -> int:
+    """Count the sessions of this name whose login has a privilege on a table, or on columns of it."""
+    values = {"name": name, "table": table, "privilege": privilege}
+    return scalar(conn, int, COUNT_SESSIONS, values)
 
 
 def count_relays(conn: Connection) -> int:
     """Count the relays that are connected to this database."""
-    return scalar(conn, int, COUNT_RELAYS, {"relay": RELAY_SESSION})
+    return count_sessions(conn, RELAY_SESSION, "outbox", "UPDATE")
 
 
 LIST_RELAYS_WITHOUT_KAFKA = """

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 
 import psycopg
+import pytest
 from confluent_kafka import Producer
 
 from testkit.empty_installation import run_in_process
@@ -72,6 +73,7 @@ def plant(system: System) -> psycopg.Connection:
     return conn
 
 
+@pytest.mark.slow
 def test_whatever_is_printed_is_printable(system: System) -> None:
     worker = system.accept(1)[0]
     with plant(system):

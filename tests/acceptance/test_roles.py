@@ -26,13 +26,16 @@ from psycopg.conninfo import make_conninfo
 from orchestrator.config.settings import read_settings
 from orchestrator.consumer import offsets
 from orchestrator.consumer.handled import find_handled
+from orchestrator.consumer.loop import CONSUMER_SESSION
 from orchestrator.consumer.offsets import OffsetMove, PartitionRefusal
 from orchestrator.contract import workers
 from orchestrator.contract.messages import DeployOrder
 from orchestrator.embedded import Servers
 from orchestrator.embedded.postgres import postgres_binaries
+from orchestrator.operations.status.status import count_consumers
 from orchestrator.runtime.migrations import Migration, check_current, migrate, read_migrations
 from outbox import (
+    RELAY_SESSION,
     Connection,
     Message,
     check_id_sequence,
@@ -45,7 +48,7 @@ from outbox import (
     transaction,
 )
 from outbox import membership as lanes
-from outbox.admin import count_parked
+from outbox.admin import count_parked, count_relays
 from outbox.lane_rows import LaneRow
 from outbox.outbox_rows import ClaimRequest
 from outbox.timings import PRODUCTION
@@ -142,6 +145,17 @@ def roles_made(system: System) -> Iterator[Logins]:
 def logins(system: System) -> Iterator[Logins]:
     with roles_made(system) as made:
         yield made
+
+
+@pytest.mark.parametrize(("name", "role"), [(CONSUMER_SESSION, "consumer"), (RELAY_SESSION, "relay")])
+def test_a_session_is_no_process_whose_login_may_not_do_its_work(
+    logins: Logins, name: str, role: str
+) -> None:
+    for other in ROLES:
+        with closing(connect(logins.url(other), name)), closing(logins.connect("operator")) as conn:
+            counts = {"consumer": count_consumers(conn), "relay": count_relays(conn)}
+        assert counts.pop(role) == (other in {role, "owner"})
+        assert set(counts.values()) == {0}
 
 
 def command(length: int) -> bytes:

@@ -42,12 +42,12 @@ from outbox import (
     count_lanes,
     error_text,
     read_standby_wait,
-    scalar,
 )
 from outbox.admin import (
     DeferredReason,
     count_parked,
     count_relays,
+    count_sessions,
     list_relays_without_kafka,
     read_deferred_reasons,
 )
@@ -110,16 +110,9 @@ class Status(NamedTuple):
         return {what: command for what, command in (lanes | partitions).items() if command}
 
 
-COUNT_CONSUMERS = """
-    SELECT count(*)
-      FROM pg_stat_activity
-     WHERE datname = current_database() AND application_name = %(session)s
-"""
-
-
 def count_consumers(conn: Connection) -> int:
     """Count the consumers that are connected to this database."""
-    return scalar(conn, int, COUNT_CONSUMERS, {"session": CONSUMER_SESSION})
+    return count_sessions(conn, CONSUMER_SESSION, "consumed_offsets", "INSERT")
 
 
 def read_status(settings: Settings, conn: Connection) -> Status:
