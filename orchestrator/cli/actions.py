@@ -141,15 +141,18 @@ def report_missing(one: str, missing: Collection[Id]) -> int:
     return print_error(CHECK_FAILED, f"no {one} is waiting with this id: {ids}")
 
 
-def confirm(options: argparse.Namespace, what: str, counts: Counter[str]) -> bool:
-    """Print what is about to happen, and ask; False: nothing is. Raises NotRepaired on a no."""
-    print_lines([f"{options.action} {summary(what, counts)}"])
+def confirm(options: argparse.Namespace, what: str, counts: Counter[str], purge: str = "") -> bool:
+    """Print what is about to happen, and ask; False: nothing is. Raises NotRepaired on a no.
+
+    purge: what is deleted besides.
+    """
+    print_lines([f"{options.action} {summary(what, counts)}", *filter(None, [purge])])
     if options.dry_run:
         print_lines(["dry run: nothing was changed"])
         return False
-    if counts and not (options.yes or ask("Go on?")):
+    if (counts or purge) and not (options.yes or ask("Go on?")):
         raise NotRepaired("nothing was changed")
-    return bool(counts)
+    return bool(counts or purge)
 
 
 RESULTS = {"retry": "in the outbox now, a relay publishes them", "discard": "discarded"}

@@ -27,6 +27,7 @@ from orchestrator.operations.dead_letters.letters import (
 )
 from orchestrator.operations.dead_letters.orders import SentOrders, find_orders
 from orchestrator.operations.dead_letters.originals import Originals
+from orchestrator.operations.dead_letters.purge import Purged, purge_dead_letters
 from outbox import Connection
 
 DEAD_LETTERS = "dead letters"
@@ -163,7 +164,8 @@ def change_letters(
     originals = Originals(topic.settings) if options.action == "retry" else None
     survey = survey_letters(options.action, chosen, topic, conn, originals)
     code = report_left_out(survey, chosen, topic.settings)
-    if not actions.confirm(options, DEAD_LETTERS, survey.counts):
+    purge = "purge what is handled, up to the first that waits" if options.purge else ""
+    if not actions.confirm(options, DEAD_LETTERS, survey.counts, purge):
         return code
     sent = find_sent(topic.settings, survey) if options.action == "retry" else SentOrders({})
     command = " ".join(["dlq", options.action, *chosen.to_arguments()])
@@ -176,6 +178,8 @@ def change_letters(
     ]
     total = Handled(*map(sum, zip(Handled(), *done, strict=True)))
     print_lines(describe_result(options.action, sum(survey.counts.values()), total))
+    if options.purge:
+        print_lines(describe_purged(purge_dead_letters(conn, topic.settings, sys.stderr)))
     return code
 
 
@@ -286,3 +290,13 @@ def describe_result(action: str, counted: int, total: Handled) -> Iterator[str]:
     if others := counted - sum(total):
         why = "handled, accepted or lost meanwhile, or the same command as another one"
         yield f"{others:,} were not: {why}"
+
+
+def describe_purged(purged: Purged) -> Iterator[str]:
+    """Yield how many were deleted, and what becomes of the others."""
+    yield f"{purged.deleted:,} {DEAD_LETTERS} that were handled are deleted"
+    if purged.left:
+        yield (
+            f"{purged.left:,} stay until retention deletes them: they are younger than a minute, or"
+            " behind one that waits or is another input's"
+        )

@@ -132,7 +132,8 @@ def add_dead_letters(add: Add) -> None:
         "List, show, retry or discard dead letters.",
         "orchestrator dlq list",
     )
-    add_actions(dlq, "dlq", "PARTITION:OFFSET", "with this reason", "not_json")
+    purged = "all that is handled, up to the first that waits: Kafka deletes from the beginning only"
+    add_actions(dlq, "dlq", "PARTITION:OFFSET", "with this reason", "not_json", purged)
 
 
 def add_parked_rows(add: Add) -> None:
@@ -143,7 +144,10 @@ def add_parked_rows(add: Add) -> None:
         "List, show, retry or discard parked rows: those that Kafka rejected.",
         "orchestrator parked list",
     )
-    retry = add_actions(parked, "parked", "LANE:ID", "with this text in Kafka's reason", "large")
+    purged = "key, value and headers of these, and of those among them that were discarded before"
+    retry = add_actions(
+        parked, "parked", "LANE:ID", "with this text in Kafka's reason", "large", purged
+    )
     retry.add_argument(
         "--unknown-rows",
         choices=("publish",),
@@ -153,7 +157,12 @@ def add_parked_rows(add: Add) -> None:
 
 
 def add_actions(
-    parser: argparse.ArgumentParser, name: str, id_form: str, reason_help: str, reason: str
+    parser: argparse.ArgumentParser,
+    name: str,
+    id_form: str,
+    reason_help: str,
+    reason: str,
+    purged: str,
 ) -> argparse.ArgumentParser:
     """Add list, show, retry and discard; return the parser of retry. reason: an example."""
     chosen = argparse.ArgumentParser(add_help=False)
@@ -180,8 +189,10 @@ def add_actions(
     showing.set_defaults(handled=True, all=False)
     retry = add("retry", "Send them again.", f"--reason {reason} --dry-run")
     discard = add("discard", "Mark them as handled, unsent.", f"--reason {reason} --dry-run")
+    discard.add_argument("--purge", action="store_true", help=f"also delete {purged}")
     for changing in (retry, discard):
         changing.add_argument("--all", action="store_true", help="all that are waiting")
         add_confirmation(changing, "count them, change nothing")
         changing.set_defaults(handled=False)
+    parser.set_defaults(purge=False)
     return retry

@@ -27,7 +27,7 @@ def parked(options: argparse.Namespace) -> int:
     """List, show, retry or discard parked rows."""
     chosen = actions.filter_of(options)
     with operator_session("parked", kafka=options.action == "retry") as (settings, conn):
-        found = find_parked_rows(conn, settings, chosen, options.handled)
+        found = find_parked_rows(conn, settings, chosen, options.handled or options.purge)
         if options.action == "retry":
             return retry(options, chosen, settings, conn, list(found))
         if options.action == "discard":
@@ -92,13 +92,16 @@ def row_with_value(conn: Connection, row: ParkedRow, payload: bool) -> dict[str,
 def discard(
     options: argparse.Namespace, chosen: RecordFilter, conn: Connection, rows: Sequence[ParkedRow]
 ) -> int:
-    """Ask, then discard all rows in one Postgres transaction."""
-    counts = Counter(row.reason for row in rows)
+    """Ask, then discard all rows in one Postgres transaction; --purge: delete what they hold, too."""
+    counts = Counter(row.reason for row in rows if row.discarded_at is None)
     row_ids = [row.row_id for row in rows]
     code = actions.report_missing("parked row", chosen.ids.difference(row_ids))
-    if actions.confirm(options, PARKED_ROWS, counts):
-        done = discard_rows(conn, row_ids, typed_command(options, chosen))
-        actions.print_result(options.action, PARKED_ROWS, counts, done)
+    purge = f"purge the content of these, and of discarded ones: {len(rows):,}" if options.purge else ""
+    if actions.confirm(options, PARKED_ROWS, counts, purge):
+        done = discard_rows(conn, row_ids, typed_command(options, chosen), options.purge)
+        actions.print_result(options.action, PARKED_ROWS, counts, done.discarded)
+        if options.purge:
+            print_lines([f"the content of {done.purged:,} {PARKED_ROWS} is deleted"])
     return code
 
 
@@ -165,4 +168,5 @@ def typed_command(options: argparse.Namespace, chosen: RecordFilter) -> str:
     """Return the command as it was typed, for the table `repairs`."""
     unknown_rows = getattr(options, "unknown_rows", None)
     more = ["--unknown-rows", unknown_rows] if unknown_rows else []
+    more += ["--purge"] * options.purge
     return " ".join(["parked", options.action, *chosen.to_arguments(), *more])

@@ -104,6 +104,9 @@ def add_processes(add: Add) -> None:
     )
 
 
+CAMERA_HELP = "-: read one a line from stdin, so that no password stands in the shell's history"
+
+
 def add_trials(add: Add) -> None:
     """Add what helps to try it out."""
     submit = add(
@@ -112,7 +115,7 @@ def add_trials(add: Add) -> None:
         "Send commands as the API would; print each scenario's UUID.",
         "orchestrator submit rtsp://user:pw@cam/1 --count 10",
     )
-    submit.add_argument("camera_url", metavar="CAMERA_URL")
+    submit.add_argument("camera_url", metavar="CAMERA_URL|-", help=CAMERA_HELP)
     submit.add_argument("--scenario", type=uuid, help="one UUID for all; default: new ones")
     submit.add_argument("--count", type=at_least_one, default=1, help="how many commands (1)")
     demo = add(

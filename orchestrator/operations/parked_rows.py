@@ -21,6 +21,7 @@ from outbox.admin import (
     check_session,
     defer,
     discard_parked,
+    purge_parked,
     read_parked,
     retry_parked,
 )
@@ -96,12 +97,23 @@ def retry_rows(
     return Retried(len(retried), len(acknowledged))
 
 
+class Discarded(NamedTuple):
+    """How many rows were discarded now, and of how many the content was deleted."""
+
+    discarded: int
+    purged: int
+
+
 @retry_transaction
-def discard_rows(conn: Connection, row_ids: Sequence[RowId], command: str) -> int:
-    """One Postgres transaction: discard those still waiting; return how many those are."""
+def discard_rows(
+    conn: Connection, row_ids: Sequence[RowId], command: str, purge: bool = False
+) -> Discarded:
+    """One Postgres transaction: discard those still waiting; purge: delete the content of all."""
     with transaction(conn):
         done = discard_parked(conn, row_ids)
-        if done:
-            counts = {"parked_rows": len(done)}
-            log_repair(conn, command, TARGET, "discard", {"row_ids": done}, {}, counts)
-    return len(done)
+        purged = purge_parked(conn, row_ids) if purge else []
+        if done or purged:
+            counts = {"parked_rows": len(done)} | ({"purged": len(purged)} if purge else {})
+            changed = {"row_ids": sorted({*done, *purged})}
+            log_repair(conn, command, TARGET, "discard", changed, {}, counts)
+    return Discarded(len(done), len(purged))

@@ -14,6 +14,7 @@ from outbox.lane_rows import read_identity
 from outbox.log_reader import read_last_markers
 from outbox.markers import Marker
 from outbox.membership import KAFKA_LOCK, MEMBERSHIP_LOCK, RELAY_SESSION, lock_class
+from outbox.output_topics import TopicEnd, decode_start
 from outbox.postgres import Connection, query, scalar, scalars
 
 # ---- what Postgres knows ------------------------------------------------------------------------
@@ -78,6 +79,15 @@ def count_sessions(conn: Connection, name: str, table: str, privilege: str) -> i
 def count_relays(conn: Connection) -> int:
     """Count the relays that are connected to this database."""
     return count_sessions(conn, RELAY_SESSION, "outbox", "UPDATE")
+
+
+READ_SEARCH_STARTS = "SELECT search_start::text FROM outbox_lane WHERE search_start IS NOT NULL"
+
+
+def read_search_starts(conn: Connection, topic: str) -> list[TopicEnd]:
+    """Return where a topic ended before each batch in flight: what lies behind may be searched."""
+    starts = map(decode_start, scalars(conn, str, READ_SEARCH_STARTS))
+    return [start[topic] for start in starts if topic in start]
 
 
 LIST_RELAYS_WITHOUT_KAFKA = """

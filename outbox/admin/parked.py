@@ -191,6 +191,23 @@ def discard_parked(conn: Connection, row_ids: Sequence[RowId]) -> list[RowId]:
     return query(conn, args_row(RowId), DISCARD, _columns(row_ids))
 
 
+# What is left says which message it was, and what became of it.
+PURGE = """
+    UPDATE outbox_parked
+       SET key = NULL, value = NULL, headers = NULL
+     WHERE (lane, id) IN (SELECT lane, id
+                            FROM unnest(%(lanes)s::smallint[], %(ids)s::bigint[]) AS wanted (lane, id))
+       AND discarded_at IS NOT NULL
+       AND (key IS NOT NULL OR value IS NOT NULL OR headers IS NOT NULL)
+ RETURNING lane, id
+"""
+
+
+def purge_parked(conn: Connection, row_ids: Sequence[RowId]) -> list[RowId]:
+    """Delete key, value and headers of discarded rows; return those that still had one of them."""
+    return query(conn, args_row(RowId), PURGE, _columns(row_ids))
+
+
 def _columns(row_ids: Sequence[RowId]) -> dict[str, list[int]]:
     return {"lanes": [lane for lane, _ in row_ids], "ids": [number for _, number in row_ids]}
 

@@ -386,6 +386,20 @@ def test_submit_prints_the_scenario_of_every_command_it_sent(system: System) -> 
     assert {command["camera_url"] for command in sent} == {URL}
 
 
+def test_submit_reads_camera_urls_from_stdin(system: System) -> None:
+    urls = [f"rtsp://user:pw@camera/{number}" for number in range(3)]
+    command = [sys.executable, "-m", "orchestrator", "submit", "-", "--count", "2"]
+    environ = INHERITED | system.environ
+    text = "\n".join(["", *urls, ""])
+    ran = subprocess.run(command, env=environ, input=text, capture_output=True, text=True, check=True)
+    assert len(ran.stdout.splitlines()) == 6
+    sent = [msgspec.json.decode(r.value() or b"") for r in system.read(system.settings.input_topic)]
+    assert sorted(command["camera_url"] for command in sent) == sorted(urls * 2)
+    ran = subprocess.run(command, env=environ, input="\n", capture_output=True, text=True, check=False)
+    assert ran.returncode == 2
+    assert "no camera URL on stdin: write one a line" in ran.stderr
+
+
 # ---- logs -----------------------------------------------------------------------------------------
 
 
