@@ -32,10 +32,15 @@ image: ## build the container image vap-orchestrator
 # BY_TAG=1: without the digests, where the images are only known by their names.
 UNPINNED := $(if $(BY_TAG),s/@sha256:[0-9a-f]*//)
 
-up: image ## PostgreSQL, Kafka, consumer, relay and Prometheus in containers (CONSUMERS=2 RELAYS=2: two of each)
+up: image deploy/.env ## PostgreSQL, Kafka, consumer, relay and Prometheus in containers (CONSUMERS=2 RELAYS=2: two of each)
 	sed '$(UNPINNED)' deploy/compose.yaml | $(COMPOSE) up --detach --wait --scale consumer=$(CONSUMERS) --scale relay=$(RELAYS)
 
-down: ## end those containers; the data stays in volumes
+deploy/.env: # random passwords, for this user alone
+	@umask 077; for login in POSTGRES OWNER CONSUMER RELAY; do \
+		echo "$${login}_PASSWORD=$$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')"; \
+	done >$@.new && mv $@.new $@
+
+down: deploy/.env ## end those containers; the data stays in volumes
 	$(COMPOSE) down <deploy/compose.yaml
 COMPOSE := docker compose --project-directory deploy --file -
 CONSUMERS ?= 1

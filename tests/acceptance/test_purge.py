@@ -77,13 +77,16 @@ def test_handled_dead_letters_are_deleted_up_to_the_first_that_waits(system: Sys
     assert values_left(system) == []
 
 
-def test_dead_letters_of_another_input_and_young_ones_stay(system: System) -> None:
+@pytest.mark.parametrize(("age_ms", "headers", "left"), [(HOUR_MS, OTHER_INPUT, 1), (0, {}, 2)])
+def test_dead_letters_of_another_input_and_young_ones_stay(
+    system: System, age_ms: int, headers: dict[str, bytes], left: int
+) -> None:
     letters(system, HOUR_MS)
-    letters(system, HOUR_MS, headers=OTHER_INPUT)
-    letters(system, HOUR_MS, 0)
+    letters(system, age_ms, headers=headers)
+    letters(system, HOUR_MS)
     ran = run(system, "dlq", "discard", "--all", "--purge", "--yes")
     assert "1 dead letters that were handled are deleted" in ran.said
-    assert "2 stay" in ran.said
+    assert f"{left} stay" in ran.said
     assert log_start(system) == 1
 
 

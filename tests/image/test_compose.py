@@ -34,8 +34,11 @@ def test_make_up_ends_in_deployed_workers_and_scraped_processes(project: dict[st
 
     def deployed() -> bool:
         statuses = "SELECT status, count(*) FROM workers GROUP BY status"
-        psql = ("psql", "--username", "orchestrator", "--tuples-only", "--no-align", "-c", statuses)
-        return run(*COMPOSE, "exec", "-T", "postgres", *psql, environ=project) == "deployed|1000\n"
+        psql = ("psql", "--username=postgres", "--tuples-only", "--no-align", "orchestrator")
+        return (
+            run(*COMPOSE, "exec", "-T", "postgres", *psql, "-c", statuses, environ=project)
+            == "deployed|1000\n"
+        )
 
     def scraped() -> bool:
         url = f"http://127.0.0.1:{project['PROMETHEUS_PORT']}/api/v1/query?query=up"

@@ -280,7 +280,7 @@ def environment_of(workload: Manifest, root: Path) -> Environment:
     assert container["envFrom"] == [{"configMapRef": {"name": "orchestrator"}}]
     assert "env" not in container
     (volume,), (mount,) = pod_of(workload)["volumes"], container["volumeMounts"]
-    assert volume == {"name": mount["name"], "secret": {"secretName": "orchestrator"}}
+    assert volume == {"name": mount["name"], "secret": {"secretName": workload["metadata"]["name"]}}
     variables = dict(CONFIG)
     for name, value in CONFIG.items():
         if name.endswith("_FILE"):

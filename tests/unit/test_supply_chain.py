@@ -184,7 +184,7 @@ def test_make_knows_every_image_that_is_named() -> None:
 
 def test_images_get_their_digests_and_later_newer_ones(checkout: Path) -> None:
     names = images(checkout)
-    assert len(names) == 5
+    assert len(names) == 6
     unlocked = make(checkout, "check-images")
     assert unlocked.returncode != 0
     assert all(name in unlocked.stdout for name in names)
