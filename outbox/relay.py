@@ -49,8 +49,8 @@ class Relay:
     new session; raises DatabaseNotReady if the database is not fit (yet). strict_fencing: a new
     producer epoch for every batch, and not only after trouble with Kafka. repair_command(lane): what to
     tell operators of a refused lane, in the log. topics: the only ones that it may send to; a row for
-    another one is parked. None: any, so that whoever may write to the outbox may write to all topics
-    that this relay's user may.
+    another one is parked. None: any, so that a login that may write to the outbox may write to all
+    topics that this relay's user may.
 
     Raises ValueError if `kafka` holds a property on which the guarantee rests, or properties with which
     no producer can be made.

@@ -248,7 +248,7 @@ GUARDS = [
     Guard(
         "status guard in acknowledge",
         "orchestrator/contract/workers.py",
-        " AND status = 'pending'",
+        " AND status::text = 'pending'",
         "",
         f"{GUARDS_TEST}::test_acknowledging_never_turns_a_running_worker_back",
     ),

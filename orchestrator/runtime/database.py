@@ -158,7 +158,7 @@ def check_place(conn: Connection) -> str:
 
 
 class OpenSchema(NamedTuple):
-    """A schema of the search_path in which everybody may create functions. may_close: we may end that.
+    """A schema of the search_path in which every login may create functions. may_close: we may end that.
 
     A statement of ours would run such a function, or operator, if it fits better than Postgres's own.
     """
@@ -183,7 +183,7 @@ FIND_OPEN = """
 
 
 def find_open_schemas(conn: Connection) -> list[OpenSchema]:
-    """Return the schemas of our search_path in which everybody may create functions, by name."""
+    """Return the schemas of our search_path in which every login may create functions, by name."""
     return query(conn, args_row(OpenSchema), FIND_OPEN)
 
 

@@ -1,4 +1,4 @@
-"""deploy/compose.yaml: no password that everybody knows, and no process that is a superuser."""
+"""deploy/compose.yaml: no password that is known, and no process that is a superuser."""
 
 import re
 import subprocess

@@ -98,7 +98,7 @@ def postgres_schema(installation: Installation) -> Result:
 
 
 def open_schemas(installation: Installation) -> Result:
-    """See that not everybody may create a function that our statements would run."""
+    """See that not every login may create a function that our statements would run."""
     remedies = "; ".join(one.remedy for one in find_open_schemas(installation.conn))
     if remedies:
         return "failed", (
