@@ -158,9 +158,9 @@ def check_place(conn: Connection) -> str:
 
 
 class OpenSchema(NamedTuple):
-    """A schema of the search_path in which every login may create functions. may_close: we may end that.
+    """A schema of the search_path in which every login may create functions.
 
-    A statement of ours would run such a function, or operator, if it fits better than Postgres's own.
+    A statement would run one that fits better than Postgres's own. may_close: our role may revoke it.
     """
 
     schema: str
