@@ -32,6 +32,7 @@ URL = f"postgresql://user:{SECRET}@host/db"
         (f"{URL}?currentSchema=ours", r"currentSchema: set DATABASE_SCHEMA instead"),
         (f"{URL}?connection_limit=5&pgbouncer=true", r"connection_limit: remove it, pgbouncer: remove"),
         (f"{URL}?ssl=require", "ssl: write sslmode=require or sslmode=verify-full"),
+        (f"{URL}?sslkey=pkcs11:{SECRET}", "has an engine of OpenSSL in sslkey, which is code"),
         (f"{URL}?sslmode=no-verify", "a value of sslmode that libpq refuses: write disable, prefer"),
         (f"host=host dbname=db password={SECRET} sslmode=yes", "a value of sslmode that libpq refuses"),
         (f"{URL}?channel_binding=on", "a value of channel_binding that libpq refuses"),
