@@ -258,14 +258,15 @@ def restore_with_two_inputs(system: System, other: System) -> Running:
     Return the relay, which refuses the lanes. No consumer runs.
     """
     both = (system, other)
-    consumers, relay = [one.start("consumer") for one in both], system.start("relay")
+    topics = {"RELAY_TOPICS": other.settings.dead_letter_topic}
+    consumers, relay = [one.start("consumer") for one in both], system.start("relay", **topics)
     for one in both:
         one.submit(10)
     system.check_exactly_once(20, RESUME_S)
     for process in (*consumers, relay):
         process.stop()
     back_up(system)
-    consumers, relay = [one.start("consumer") for one in both], system.start("relay")
+    consumers, relay = [one.start("consumer") for one in both], system.start("relay", **topics)
     for one in both:
         one.submit(30)
         one.produce(*[b"no command %d" % number for number in range(8)])
