@@ -33,7 +33,7 @@ def missing_processes(consumers: int, members: int | None, relays: int) -> Itera
 def waiting_lanes(waits: Mapping[int, str]) -> Iterator[str]:
     """Yield a line for each topic that lanes wait for. waits: by lane, what is wrong with the topic."""
     for why in dict.fromkeys(waits.values()):
-        lanes = [str(lane) for lane, one in waits.items() if one == why]
+        lanes = [str(lane) for lane in sorted(waits) if waits[lane] == why]
         yield f"lane{'s' * (len(lanes) > 1)} {', '.join(lanes)}: rows wait: {why}"
 
 
@@ -48,7 +48,7 @@ def relays_cut_off(relays: Sequence[str]) -> Iterator[str]:
 
 def old_rows(oldest: Mapping[int, float | None]) -> Iterator[str]:
     """Yield a line if rows have waited too long. oldest: by lane, the age of its oldest row in s."""
-    ages = {lane: age for lane, age in oldest.items() if age is not None and age > OLD_S}
+    ages = {lane: age for lane, age in sorted(oldest.items()) if age is not None and age > OLD_S}
     if ages:
         named = ", ".join(f"{lane} for {duration(age)}" for lane, age in list(ages.items())[:MAX_NAMED])
         yield (
