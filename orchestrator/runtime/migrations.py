@@ -103,15 +103,35 @@ def run_next(conn: Connection, lanes: int) -> Migration | None:
     return first
 
 
+# As adopt_workers decides, without its look at the columns: the processes look at them.
+SCRIPTED_WORKERS = """\
+DO $workers$
+BEGIN
+    IF to_regclass('workers') IS NOT NULL THEN
+        RAISE NOTICE 'table workers is adopted as it is';
+    ELSIF EXISTS (SELECT FROM pg_class JOIN pg_attribute ON attrelid = pg_class.oid
+                   WHERE relname = 'workers' AND relkind IN ('r', 'p', 'v', 'm', 'f')
+                     AND attname IN ('worker_id', 'scenario_uuid')) THEN
+        RAISE EXCEPTION 'the search_path does not show the schema in which there is a table workers';
+    ELSE
+{}
+    END IF;
+END
+$workers$;
+"""
 SCRIPTED_RECORD = SQL("INSERT INTO orchestrator_migrations (version, checksum) VALUES ({}, {});")
 
 
 def write_script() -> str:
-    """Return what `migrate` does to an empty database, for psql: outbox.lanes, or else 4 lanes."""
+    """Return what `migrate` does to a database without our tables, for psql.
+
+    outbox.lanes sets the number of lanes, or else there are 4. A table `workers` is adopted.
+    """
     script = f"{history.CREATE_TABLE.strip()};\n"
     for one in read_migrations():
         record = SCRIPTED_RECORD.format(Literal(one.version), Literal(one.checksum)).as_string(None)
-        script += f"\nBEGIN;\n-- {one.name}\n{one.sql}{record}\nCOMMIT;\n"
+        sql = SCRIPTED_WORKERS.format(one.sql) if one.name == CREATES_WORKERS else one.sql
+        script += f"\nBEGIN;\n-- {one.name}\n{sql}{record}\nCOMMIT;\n"
     return script
 
 

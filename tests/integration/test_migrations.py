@@ -137,7 +137,8 @@ def test_sql_prints_every_file_and_needs_no_settings() -> None:
     printed = run_command({"DATABASE_URL": "", "KAFKA_BOOTSTRAP_SERVERS": ""}, "migrate", "--sql")
     assert printed.returncode == 0
     for migration in migrations.read_migrations():
-        assert f"-- {migration.name}\n{migration.sql}" in printed.stdout
+        assert f"-- {migration.name}\n" in printed.stdout
+        assert migration.sql in printed.stdout
 
 
 @pytest.mark.parametrize(("before", "lanes"), [("", 4), ("SET outbox.lanes = 7;", 7)])
@@ -149,6 +150,27 @@ def test_the_printed_sql_can_be_run_by_hand(bare: System, before: str, lanes: in
     assert migrate(bare) == []
     with closing(bare.connect()) as conn:
         check_current(conn)
+
+
+@pytest.mark.parametrize("schema", ["public", "platform"])
+@pytest.mark.parametrize("path", ["ours, public", "ours, platform"])
+def test_the_printed_sql_makes_no_second_table_workers(bare: System, schema: str, path: str) -> None:
+    printed = run_command({}, "migrate", "--sql").stdout
+    url = make_conninfo(bare.settings.database_url, options=f"-c search_path={path.replace(' ', '')}")
+    with closing(psycopg.connect(url, autocommit=True)) as conn:
+        conn.execute("CREATE SCHEMA ours; CREATE SCHEMA platform")
+        conn.execute(f"SET search_path = {schema}; {PLATFORMS_OWN}; RESET search_path".encode())
+        if is_shown := schema in path:
+            conn.execute(printed.encode())
+        else:
+            with pytest.raises(psycopg.errors.RaiseException, match="search_path does not show"):
+                conn.execute(printed.encode())
+            conn.execute("ROLLBACK")
+        found = conn.execute(
+            "SELECT relnamespace::regnamespace::text FROM pg_class WHERE relname = 'workers'"
+        ).fetchall()
+        assert found == [(schema,)]
+        assert bool(conn.execute("SELECT to_regclass('outbox')").fetchall()[0][0]) == is_shown
 
 
 def test_the_platforms_own_workers_table_is_adopted_untouched_with_its_rows(bare: System) -> None:
