@@ -21,6 +21,8 @@ from orchestrator.consumer.narrowing import (
     SAMPLE,
     EveryRowRefused,
     RefusedRows,
+    RowOrSchema,
+    is_rarely_of_a_row,
     may_be_of_a_row,
     parts_of,
 )
@@ -73,6 +75,7 @@ class BatchWriter(Generic[T]):
 
     def accept(self, records: Sequence[Record]) -> None:
         """Commit the records of one poll."""
+        self._refused_rows.begin_poll()
         self._consume(records, records, self._subscription.insert)
 
     def move(self, moves: list[OffsetMove]) -> None:
@@ -90,11 +93,12 @@ class BatchWriter(Generic[T]):
             self._commit(self._parser.parse(records, self._partitions.positions), insert)
         except (psycopg.Error, RefusedRow) as error:
             error.__traceback__ = None  # it would keep the batch in memory until the next collection
-            refused = self._explain(error)
+            cause, refused = error, self._explain(error)
         else:
             return
         if len(records) == 1:
-            self._refuse_row(records[0], polled, refused)
+            self._prove(records[0], polled, refused, cause)
+            self._refuse_row(records[0], refused)
             return
         for part in parts_of(records):
             self._consume(part, polled, self._subscription.insert_ignoring_existing)
@@ -107,17 +111,24 @@ class BatchWriter(Generic[T]):
             raise error
         return self._subscription.explain_refusal(self._conn, error)
 
-    def _refuse_row(self, record: Record, polled: Sequence[Record], refused: RefusedRow) -> None:
-        """Make a dead letter of the record whose row Postgres refuses. Raises EveryRowRefused."""
-        partition, offset = partition_offset(record)
-        text = f"partition {partition}, offset {offset}: {refused}"
-        if self._refused_rows.needs_proof():
+    def _prove(
+        self, record: Record, polled: Sequence[Record], refused: RefusedRow, cause: Exception
+    ) -> None:
+        """Raise EveryRowRefused or RowOrSchema unless it is this row that Postgres refuses."""
+        is_rare, place = is_rarely_of_a_row(cause), place_of(record)
+        if self._refused_rows.needs_proof(cause):
             if not self._is_any_taken(polled):
-                raise EveryRowRefused(text)
+                raise RowOrSchema(place, cause) if is_rare else EveryRowRefused(f"{place}: {refused}")
             self._refused_rows.note_accepted()
+        if is_rare and self._is_taken(record):  # the schema has changed in between
+            raise RowOrSchema(place, cause)
+
+    def _refuse_row(self, record: Record, refused: RefusedRow) -> None:
+        """Make a dead letter of the record whose row Postgres refuses."""
+        partition, offset = partition_offset(record)
         batch = self._parser.refuse(record, self._partitions.positions, refused)
         self._commit(batch, self._subscription.insert)
-        self._refused_rows.note_refused(text)
+        self._refused_rows.note_refused(f"{place_of(record)}: {refused}")
         log.warning(
             "record refused", extra={"partition": partition, "offset": offset, "error": str(refused)}
         )
@@ -200,6 +211,12 @@ class BatchWriter(Generic[T]):
         ids = [one.aggregate_id for one in invalid]
         accepted = self._subscription.find_existing(self._conn, ids)
         return [one for one in invalid if one.aggregate_id not in accepted]
+
+
+def place_of(record: Record) -> str:
+    """Return where a record is, as messages name it."""
+    partition, offset = partition_offset(record)
+    return f"partition {partition}, offset {offset}"
 
 
 def first_about_each(messages: Sequence[Message], aggregate_ids: Sequence[UUID]) -> list[Message]:

@@ -3,7 +3,8 @@
 Evidence decides whether an error is about a row: other rows are taken. Without an accepted row in
 between, at most LIMIT records become dead letters; then Postgres must take one of the other records
 that were polled. Otherwise the table is the reason, whatever the error says, and the consumer waits: a
-mistake in the schema must not turn the whole input into dead letters.
+mistake in the schema must not turn the whole input into dead letters. An error that is about the schema
+as a rule needs that evidence for each record.
 """
 
 import math
@@ -14,7 +15,7 @@ from typing import TypeVar
 import psycopg
 
 from orchestrator.contract.records import RefusedRow
-from outbox import DatabaseNotReady
+from outbox import DatabaseNotReady, error_text
 
 T = TypeVar("T")
 
@@ -23,10 +24,11 @@ SAMPLE = 3  # other records that are tried: Postgres may log each failure, with 
 SINGLY = 32  # records that are tried one by one
 SHOWN_S = 600.0  # as in the alert DeadLetters
 
-# Classes of errors that are never about a row: of the session, the statement, the server or a lock.
-NOT_OF_A_ROW = frozenset(
-    ["08", "0A", "25", "26", "28", "3D", "3F", "40", "42", "53", "55", "57", "58", "F0", "XX"]
-)
+# Classes of errors that are never about a row: of the session, the server or a lock.
+NOT_OF_A_ROW = frozenset(["08", "25", "28", "40", "53", "55", "57", "58", "F0", "XX"])
+# Classes and codes of errors that are about a statement or the schema as a rule; but a trigger may fail
+# with one for some rows: it calls what is not there, or raises it.
+RARELY_OF_A_ROW = frozenset(["0A", "26", "3D", "3F", "42", "55000", "XX000"])
 
 
 class EveryRowRefused(DatabaseNotReady):
@@ -40,9 +42,27 @@ class EveryRowRefused(DatabaseNotReady):
         )
 
 
+class RowOrSchema(DatabaseNotReady):
+    """A row is refused for what is the schema's fault as a rule; no other row has shown otherwise."""
+
+    def __init__(self, place: str, error: BaseException) -> None:
+        # A trigger may quote the row: a URL may contain a password.
+        super().__init__(
+            f"{place}: {error_text(error).partition('://')[0]}: mend the table, its triggers or its"
+            " permissions; if Postgres takes the row of another record, this one becomes a dead letter"
+        )
+
+
 def may_be_of_a_row(error: psycopg.Error) -> bool:
     """Return whether Postgres may take other rows than the one that it refused with this error."""
-    return error.sqlstate is not None and error.sqlstate[:2] not in NOT_OF_A_ROW
+    is_other = error.sqlstate is not None and error.sqlstate[:2] not in NOT_OF_A_ROW
+    return is_other or is_rarely_of_a_row(error)
+
+
+def is_rarely_of_a_row(error: BaseException) -> bool:
+    """Return whether other rows must be taken before this error is one of a row."""
+    code = (isinstance(error, psycopg.Error) and error.sqlstate) or ""
+    return bool({code, code[:2]} & RARELY_OF_A_ROW)
 
 
 def parts_of(records: Sequence[T]) -> list[Sequence[T]]:
@@ -59,20 +79,28 @@ class RefusedRows:
 
     def __init__(self) -> None:
         self._in_a_row = 0
+        self._is_any_accepted = False  # since the last poll, or refusal
         self._last = ""
         self._last_at = -math.inf
 
-    def needs_proof(self) -> bool:
-        """Return whether too many were refused to take the rows for the reason."""
+    def needs_proof(self, error: BaseException) -> bool:
+        """Return whether too little was accepted to take the row for the reason of its error."""
+        if is_rarely_of_a_row(error):
+            return not self._is_any_accepted
         return self._in_a_row >= LIMIT
+
+    def begin_poll(self) -> None:
+        """Forget what was accepted before."""
+        self._is_any_accepted = False
 
     def note_accepted(self) -> None:
         """Note that Postgres took a row."""
-        self._in_a_row = 0
+        self._in_a_row, self._is_any_accepted = 0, True
 
     def note_refused(self, text: str) -> None:
         """Note that a record became a dead letter."""
         self._in_a_row += 1
+        self._is_any_accepted = False
         self._last, self._last_at = text, time.monotonic()
 
     def describe(self) -> str | None:

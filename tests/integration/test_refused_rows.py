@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from orchestrator.consumer import narrowing
-from orchestrator.consumer.narrowing import EveryRowRefused
+from orchestrator.consumer.narrowing import EveryRowRefused, RowOrSchema
 from outbox import DatabaseNotReady, RowsSkipped
 from testkit.cases import cases
 from testkit.empty_installation import run_command
@@ -84,6 +84,22 @@ REFUSALS = {
         trigger(RAISES + " USING ERRCODE = '23514', CONSTRAINT = NEW.camera_url"),
         "(23514): table workers, constraint rtsp",
     ),
+    "a trigger that calls what is not there": (
+        trigger("PERFORM nowhere()"),
+        "(42883): table workers, triggers judge",
+    ),
+    "a trigger that reads what is not there": (
+        trigger("PERFORM 1 FROM nowhere.nothing"),
+        "(42P01): table workers, triggers judge",
+    ),
+    "a trigger that denies": (
+        trigger(RAISES + " USING ERRCODE = 'insufficient_privilege'"),
+        "(42501): table workers, triggers judge",
+    ),
+    "a trigger that has no value yet": (
+        "CREATE SEQUENCE unused;" + trigger("PERFORM currval('unused')"),
+        "(55000): table workers, triggers judge",
+    ),
     "a trigger that skips": (trigger("RETURN NULL"), "triggers judge"),
     "a trigger that changes worker_id": (
         trigger("NEW.worker_id = gen_random_uuid()"),
@@ -154,6 +170,32 @@ def test_a_refused_row_becomes_a_dead_letter_and_its_neighbours_workers(
     assert PASSWORD not in caplog.text
     one_lane.query("DELETE FROM workers WHERE status = 'stopped'")
     assert one_lane.audit().passed
+
+
+@pytest.mark.fault(80)
+@pytest.mark.parametrize("alone", [True, False], ids=["a record alone", "every record"])
+def test_an_error_of_the_schema_makes_no_dead_letter_until_another_row_is_taken(
+    one_lane: System, alone: bool
+) -> None:
+    """Only another record can show whether the schema is wrong or the record."""
+    fails = "PERFORM nowhere(NEW.camera_url)"
+    change(one_lane, trigger(fails) if alone else trigger(fails).replace("%bad%", "%"))
+    send(one_lane, bad=True)
+    if not alone:
+        send(one_lane)
+    with one_lane.consumer() as session, pytest.raises(RowOrSchema) as raised:
+        take(session, 1)
+    text = str(raised.value)
+    assert text.startswith("partition ")
+    assert ", offset 0: function nowhere(text) does not exist (42883): mend the table" in text
+    assert PASSWORD not in text
+    if not alone:
+        change(one_lane, "DROP FUNCTION judge CASCADE")
+    send(one_lane)
+    with one_lane.consumer() as session:
+        take(session, 2 if alone else 3)
+    assert one_lane.statuses() == {"pending": 1 if alone else 3}
+    assert one_lane.query("SELECT count(*) FROM outbox WHERE aggregate_id IS NULL") == [(int(alone),)]
 
 
 @pytest.mark.fault(80)

@@ -43,18 +43,44 @@ def test_an_error_of_what_is_written_may_be_of_a_row(error: type[psycopg.Error])
     "error",
     [
         psycopg.OperationalError,  # no SQLSTATE: the connection
-        psycopg.errors.UndefinedColumn,
-        psycopg.errors.InsufficientPrivilege,
         psycopg.errors.DiskFull,
         psycopg.errors.AdminShutdown,
         psycopg.errors.ReadOnlySqlTransaction,
         psycopg.errors.DeadlockDetected,
         psycopg.errors.LockNotAvailable,
-        psycopg.errors.InternalError_,
+        psycopg.errors.DataCorrupted,
+        psycopg.errors.ObjectInUse,
     ],
 )
 def test_an_error_of_session_statement_or_server_is_never_of_a_row(error: type[psycopg.Error]) -> None:
     assert not may_be_of_a_row(error())
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        psycopg.errors.UndefinedFunction,
+        psycopg.errors.UndefinedTable,
+        psycopg.errors.InsufficientPrivilege,
+        psycopg.errors.InvalidSchemaName,
+        psycopg.errors.FeatureNotSupported,
+        psycopg.errors.ObjectNotInPrerequisiteState,
+        psycopg.errors.InternalError_,
+    ],
+)
+def test_an_error_of_the_schema_needs_a_row_that_is_taken_for_each_refusal(
+    error: type[psycopg.Error],
+) -> None:
+    assert may_be_of_a_row(error())
+    refused = RefusedRows()
+    assert refused.needs_proof(error())
+    refused.note_accepted()
+    assert not refused.needs_proof(error())
+    refused.note_refused("offset 1")
+    assert refused.needs_proof(error())
+    refused.note_accepted()
+    refused.begin_poll()
+    assert refused.needs_proof(error())
 
 
 def test_proof_is_needed_after_many_refusals_without_an_accepted_row(
@@ -62,11 +88,11 @@ def test_proof_is_needed_after_many_refusals_without_an_accepted_row(
 ) -> None:
     refused = RefusedRows()
     for number in range(LIMIT):
-        assert not refused.needs_proof()
+        assert not refused.needs_proof(psycopg.errors.CheckViolation())
         refused.note_refused(f"offset {number}")
-    assert refused.needs_proof()
+    assert refused.needs_proof(psycopg.errors.CheckViolation())
     assert refused.describe() == f"offset {LIMIT - 1}"
     refused.note_accepted()
-    assert not refused.needs_proof()
+    assert not refused.needs_proof(psycopg.errors.CheckViolation())
     monkeypatch.setattr(narrowing, "SHOWN_S", -1)
     assert refused.describe() is None
