@@ -56,6 +56,7 @@ TIMES_OUT = "transaction times out"
 RELEASED = "lane released"
 EPOCH_RAISED = "epoch raised by a repair"
 BACKS_OFF = "lane backs off"
+TOPIC_LOST = "topic cannot be written to"
 RESTARTED = "Postgres restarted"
 RESTORED = "Postgres restored"
 FORGOTTEN = "marker forgotten"
@@ -98,6 +99,7 @@ CHANGED = "new producer when the set changes"
 UNLOCKED = "lock of a lost lane released"
 AFTER_RESTORE = "all ids fenced after a restore"
 LEFT_OUT = "lanes that back off left out"
+ALL_LEFT = "all rows of a topic left"
 
 # Membership.tla
 HOLDERS_SHARE = "lanes go to relays that Kafka answers"
@@ -373,6 +375,7 @@ LANES_BACK_OFF = (
     END_REPEATED,
     TIMES_OUT,
 )
+TOPIC_KINDS = (TOPIC_LOST, SESSION_ENDS, KAFKA_ERROR, END_DELAYED, END_REPEATED)
 LANES_REPEAT = (SESSION_ENDS, WRITE_REPEATED, TIMES_OUT, RELEASED)
 RESTARTS = (RESTARTED, SESSION_ENDS, LOCK_LOST, RELEASED)
 LANES_FORGOTTEN = (*FAULTS_OF_LANES, FORGOTTEN)
@@ -399,6 +402,8 @@ SMALL = [
     Check("marker forgotten, 1 crash", faults=0, kinds=FORGET),
     Check("records deleted, 1 crash", faults=0, kinds=DELETE),
     Check("strict fencing, live, 1 fault", crashes=0, faults=1, strict=True, checked=PROPERTIES),
+    Check("a topic lost, 1 crash, 2 faults", kinds=TOPIC_KINDS),
+    Check("live, a topic lost", crashes=0, faults=1, kinds=(TOPIC_LOST,), checked=PROPERTIES),
     two_lanes("1 fault of 4 kinds", faults=1, kinds=LANES_REPEAT),
     two_lanes("live, a lane released", faults=1, kinds=(RELEASED,), checked=PROPERTIES),
     two_lanes("live, a lane backs off", faults=1, kinds=(BACKS_OFF,), checked=PROPERTIES),
@@ -546,6 +551,7 @@ GUARDS = [
     ),
     two_lanes("strict fencing", (CHANGED,), "NoDuplicate", strict=True, kinds=(LOCK_LOST,)),
     two_lanes("Postgres restored", (AFTER_RESTORE,), "NoDuplicate", faults=0, kinds=LANES_RESTORED),
+    Check("", (ALL_LEFT,), "OrderPerKey", crashes=0, faults=1, kinds=(TOPIC_LOST,)),
     two_lanes("rows lost", (LEFT_OUT,), "NoLoss", kinds=LANES_BACK_OFF, checked=("NoLoss",)),
     two_lanes("database copied", (), "NoDuplicate", faults=0, kinds=(COPIED,)),  # see the README
     consumer("", (NEXT_COMPARED,)),

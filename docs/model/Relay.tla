@@ -55,15 +55,16 @@ VARIABLES
     relay,
     \* how many faults may still happen
     crashes, faults,
-    history     \* Postgres or Kafka lost something that it had committed, or there are two histories
+    history,    \* Postgres or Kafka lost something that it had committed, or there are two histories
+    away        \* partitions of topics that cannot be written to; their rows wait in the outbox
 
 vars == <<outbox, uncommitted, lane, owner, advisory, backup, twin,
-          topic, markers, deleted, txn, producer, stale, copies, relay, crashes, faults, history>>
+          topic, markers, deleted, txn, producer, stale, copies, relay, crashes, faults, history, away>>
 tables == <<outbox, uncommitted, lane>>
 postgres == <<outbox, uncommitted, lane, owner, advisory, backup, twin>>
 logs == <<topic, markers, deleted>>
 kafka == <<topic, markers, deleted, txn, producer, stale, copies>>
-faultState == <<crashes, faults, history>>
+faultState == <<crashes, faults, history, away>>
 
 (* The names of batches. Two batches of one history never have the same number. *)
 Token(number, origin) == [number |-> number, origin |-> origin]
@@ -106,7 +107,7 @@ Init ==
     /\ txn = [i \in Lanes |-> NoTxn] /\ producer = [i \in Lanes |-> NoRelay]
     /\ stale = [i \in Lanes |-> 0] /\ copies = [i \in Lanes |-> {}]
     /\ relay = [r \in Relays |-> Disconnected]
-    /\ crashes = Crashes /\ faults = Faults /\ history = FALSE
+    /\ crashes = Crashes /\ faults = Faults /\ history = FALSE /\ away = {}
 
 At(r, step) == relay[r].at = step
 Set(r, me) == relay' = [relay EXCEPT ![r] = me]
@@ -396,8 +397,13 @@ NextToken(token) == Token(1 + (token.number % Numbers), IF history THEN "restore
 
 FirstOfKafka == IF Strict THEN "renew" ELSE "produce"
 
+(* Rows are left, all of a topic, for as long as their topic cannot be written to. *)
+Sendable(rows) == {row \in rows : PlaceOf(row) \notin away \/
+                      (~Has("all rows of a topic left") /\ row # Min(RowsAt(rows, PlaceOf(row))))}
+
 (* decide, under the locks of the lanes' rows. It acknowledges what is there, begins what is not under the
    next number, and writes the transactional lane of each lane, all before anything of that lane is sent.
+   What cannot be written to its topic now is left for a later claim.
    skipped: lanes that must be published again, and are left out. *)
 DecideWithout(r, skipped) ==
     /\ At(r, "decide") /\ relay[r].session
@@ -415,7 +421,7 @@ DecideWithout(r, skipped) ==
            token(l) == IF l \in again THEN NextToken(lane[l].token) ELSE lane[l].token
            after(l) == [token |-> token(l),
                         marker_token |-> IF l \in again THEN me.seen[l] ELSE lane[l].marker_token,
-                        inflight |-> missing(l),
+                        inflight |-> Sendable(missing(l)),
                         search_start |-> IF l \in again THEN me.rowsEnd[l] ELSE 0,
                         transactional_lane |-> lane[l].transactional_lane,
                         restored |-> lane[l].restored]
@@ -433,7 +439,7 @@ DecideWithout(r, skipped) ==
                 !.needsRenewal = @ \/ lanes # me.lanes,
                 !.last = Remembered([l \in Lanes |-> IF l \in lanes THEN token(l) ELSE FirstToken]),
                 !.marks = [l \in Lanes |-> IF l \in sent THEN token(l) ELSE None],
-                !.batch = UNION {missing(l) \cap outbox : l \in sent}])
+                !.batch = UNION {Sendable(missing(l)) \cap outbox : l \in sent}])
     /\ UNCHANGED <<uncommitted, owner, backup, twin, kafka>>
 
 Decide(r) == DecideWithout(r, {}) /\ UNCHANGED faultState
@@ -465,7 +471,7 @@ Select(r) ==
     /\ At(r, "work") /\ relay[r].session /\ ~Has("lane locked before the select")
     /\ OfLanes(outbox, ActiveLanes(r)) # {}
     /\ Set(r, [relay[r] EXCEPT !.at = "selected",
-            !.batch = UNION {First(BatchSize, (Of(outbox, l) \ lane[l].inflight) \ Skipped(r))
+            !.batch = UNION {First(BatchSize, Sendable((Of(outbox, l) \ lane[l].inflight) \ Skipped(r)))
                              : l \in ActiveLanes(r)}])
     /\ UNCHANGED <<postgres, kafka, faultState>>
 
@@ -492,7 +498,7 @@ Acknowledged(r, l) == IF Has("acknowledge by id") THEN InflightBefore(r, l)
 Claimed(r, l) ==
     IF MustRenew(r) THEN {}
     ELSE IF Has("lane locked before the select")
-    THEN First(BatchSize, (Of(outbox, l) \ Acknowledged(r, l)) \ Skipped(r))
+    THEN First(BatchSize, Sendable((Of(outbox, l) \ Acknowledged(r, l)) \ Skipped(r)))
     ELSE Of(relay[r].batch, l)
 
 TokenAfter(r, l) == IF Claimed(r, l) = {} THEN TokenBefore(r, l) ELSE NextToken(TokenBefore(r, l))
@@ -614,7 +620,7 @@ Insert == \E row \in uncommitted :
 
 Fault(kind) ==
     /\ kind \in Kinds /\ faults > 0 /\ faults' = faults - 1
-    /\ UNCHANGED <<crashes, history>>
+    /\ UNCHANGED <<crashes, history, away>>
 
 (* Not a fault, but rare: a relay releases a lane between two batches. One transaction acknowledges the
    lane's last batch, and nothing of the lane is in flight: it is its own transactional lane again. *)
@@ -643,10 +649,20 @@ ReleaseLaneInDoubt(r, l) ==
 BackOff(r) == \E skipped \in SUBSET Lanes \ {{}} :
     Fault("lane backs off") /\ DecideWithout(r, skipped)
 
+(* A topic is missing, may not be written to, or has no leader: its rows wait, and those of others go on. *)
+LoseTopic ==
+    /\ "topic cannot be written to" \in Kinds /\ faults > 0 /\ faults' = faults - 1
+    /\ \E place \in (1..Places) \ away : away' = away \cup {place}
+    /\ UNCHANGED <<postgres, kafka, relay, crashes, history>>
+
+RegainTopic ==
+    /\ \E place \in away : away' = away \ {place}
+    /\ UNCHANGED <<postgres, kafka, relay, crashes, faults, history>>
+
 (* kill -9. The kernel closes the sockets, so Postgres ends the session at once. *)
 Crash(r) ==
     /\ ~At(r, "disconnected") /\ crashes > 0 /\ crashes' = crashes - 1
-    /\ Disconnect(r) /\ UNCHANGED <<faults, history>>
+    /\ Disconnect(r) /\ UNCHANGED <<faults, history, away>>
 
 (* Postgres ends the session of a relay that is frozen or cut off; that relay continues as a zombie. *)
 EndSession(r) ==
@@ -774,19 +790,21 @@ Restore ==
     /\ lane' = [l \in Lanes |-> [backup.lane[l] EXCEPT !.restored = TRUE]]
     /\ owner' = [l \in Lanes |-> NoRelay] /\ advisory' = [l \in Lanes |-> NoRelay] /\ backup' = NoRelay
     /\ relay' = [r \in Relays |-> [relay[r] EXCEPT !.session = FALSE]]
-    /\ UNCHANGED <<twin, kafka, crashes, faults>>
+    /\ UNCHANGED <<twin, kafka, crashes, faults, away>>
 
 (* The marker topic was deleted. *)
 ForgetMarkers ==
     /\ "marker forgotten" \in Kinds /\ ~history /\ history' = TRUE
     /\ markers' = [l \in Lanes |-> <<>>]
-    /\ UNCHANGED <<postgres, topic, deleted, txn, producer, stale, copies, relay, crashes, faults>>
+    /\ UNCHANGED <<postgres, topic, deleted, txn, producer, stale, copies, relay,
+                   crashes, faults, away>>
 
 (* Retention deletes the records of the output topic, which its readers have seen. *)
 DeleteRecords ==
     /\ "records deleted" \in Kinds /\ ~history /\ history' = TRUE
     /\ deleted' = [l \in Lanes |-> Len(topic[l])]
-    /\ UNCHANGED <<postgres, topic, markers, txn, producer, stale, copies, relay, crashes, faults>>
+    /\ UNCHANGED <<postgres, topic, markers, txn, producer, stale, copies, relay,
+                   crashes, faults, away>>
 
 (* A copy of the database, under the same identity, begins to work beside the original. Its relay has
    messages of its own, and those that were in the outbox. *)
@@ -816,14 +834,14 @@ PublishTwin ==
                                    ELSE Append(markers[l], twin.marks[l])]
     /\ twin' = [at |-> "published"] /\ history' = TRUE
     /\ UNCHANGED <<tables, owner, advisory, backup, deleted, txn, producer, stale, copies, relay,
-                   crashes, faults>>
+                   crashes, faults, away>>
 
 Environment ==
     \/ Insert \/ DeliverStaleEndTxn \/ TimeOutTransaction \/ TimeOutAbandoned
     \/ (\E id \in Lanes : WriteTxnMarkers(id))
     \/ RepeatWriteTxnMarkers \/ DeliverCopy
     \/ RestartPostgres \/ Backup \/ Restore \/ ForgetMarkers \/ DeleteRecords
-    \/ CopyDatabase \/ StartTwin \/ PublishTwin
+    \/ CopyDatabase \/ StartTwin \/ PublishTwin \/ LoseTopic \/ RegainTopic
     \/ (\E l \in Lanes : RaiseEpoch(l))
     \/ \E r \in Relays :
         \/ Crash(r) \/ EndSession(r) \/ LoseReplyOfCommit(r) \/ AnswerRollback(r)
@@ -835,7 +853,7 @@ Next == Environment \/ \E r \in Relays : Step(r)
 
 (* Every relay makes its next step, every INSERT commits; faults and late requests may happen or not. *)
 Fairness ==
-    /\ WF_vars(Insert) /\ WF_vars(TimeOutAbandoned)
+    /\ WF_vars(Insert) /\ WF_vars(TimeOutAbandoned) /\ WF_vars(RegainTopic)
     /\ \A id \in Lanes : WF_vars(WriteTxnMarkers(id))
     /\ \A r \in Relays : WF_vars(Step(r))
 
