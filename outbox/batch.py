@@ -24,6 +24,7 @@ from outbox.output_topics import encode_start
 from outbox.ownership import OwnedLanes
 from outbox.postgres import Connection, retry_transaction, transaction
 from outbox.publisher import Publisher
+from outbox.waiting_rows import WaitingRows
 from outbox.watermark import ClaimWatermark, WriterPoll
 
 log = logging.getLogger(__name__)
@@ -31,6 +32,11 @@ log = logging.getLogger(__name__)
 WAIT_LOCKED_S = 2.0  # for what Kafka says of a new topic, with rows locked
 
 Batch = Mapping[int, Sequence[OutboxRow]]  # by lane
+
+
+def topics_of(batch: Batch) -> set[str]:
+    """Return the topics of the rows of a batch."""
+    return {row.topic for row in chain.from_iterable(batch.values())}
 
 
 def nothing_in_flight(row: LaneRow, transactional_lane: int) -> LaneRow:
@@ -52,7 +58,7 @@ class Batches:
         self._publisher = publisher
         self._options = options
         self._writer_poll = WriterPoll()
-        self.forbidden: str | None = None  # which topic of the last claim this relay may not write to
+        self.waiting = WaitingRows(conn, publisher.topics, options.timings.topic_retry_s)
         self.deferred = Deferred(conn, options)
 
     # ---- Postgres -----------------------------------------------------------------------------------
@@ -60,11 +66,13 @@ class Batches:
     def lanes_with_work(self) -> list[int]:
         """Return the lanes that have rows to acknowledge or to claim."""
         working = self._owned.working()
+        if self.waiting.follow_topics():
+            self.watermarks.clear()  # they may have passed over what was left out
         self._writer_poll.update(self._conn, [self.watermarks[lane.number] for lane in working])
         found = {lane.number for lane in working if lane.unacknowledged}
         if quiet := {lane.number for lane in working} - found:
             after_ids = {number: self.watermarks[number].scan_start() for number in quiet}
-            with_rows = outbox_rows.lanes_with_rows(self._conn, after_ids)
+            with_rows = outbox_rows.lanes_with_rows(self._conn, after_ids, self.waiting.left_out)
             for number in quiet.difference(with_rows):
                 self.watermarks[number].note_scan(())
             found.update(with_rows)
@@ -74,8 +82,7 @@ class Batches:
     def acknowledge_and_claim(self, numbers: Collection[int]) -> dict[int, list[OutboxRow]]:
         """Acknowledge the batches before and claim the next ones, in one Postgres transaction.
 
-        A row that can never be sent is parked. A lane whose next row goes to a topic that cannot be
-        written to gets no batch, and backs off.
+        A row that can never be sent is parked; one whose topic cannot be written to now is left.
         """
         started = time.perf_counter()
         self._publisher.topics.ends(())  # before rows are locked
@@ -84,7 +91,9 @@ class Batches:
             self._acknowledge(before)
             claimed = self._claim(before)
             parked = self.park_faulty(claimed)
-            left = self._leave_unwritable(claimed)
+            if topics := topics_of(claimed):
+                self._publisher.topics.ends(topics, WAIT_LOCKED_S)
+            self.waiting.leave(claimed)
             batch = {number: rows for number, rows in claimed.items() if rows}
             after = {
                 number: self._begin(row, batch[number])
@@ -98,7 +107,6 @@ class Batches:
             lane = self._owned.lanes[number]
             self._owned.update(lane.at(row.batch_number, row.token, unacknowledged=number in batch))
         self.report_parked(parked)
-        self._back_off({number: why for number, why in left.items() if number not in batch})
         self._options.observer.transaction("postgres", time.perf_counter() - started)
         return batch
 
@@ -162,7 +170,9 @@ class Batches:
             for number in numbers
         ]
         started = time.perf_counter()
-        batch = outbox_rows.claim(self._conn, requests, self._publisher.largest_row)
+        batch = outbox_rows.claim(
+            self._conn, requests, self._publisher.largest_row, self.waiting.left_out
+        )
         took_s = time.perf_counter() - started
         self._options.observer.claimed(sum(map(len, batch.values())), took_s)
         for number in numbers:
@@ -207,35 +217,9 @@ class Batches:
             log.error("row parked", extra=fields | {"reason": row.reason})
             self._options.observer.parked()
 
-    def _leave_unwritable(self, batch: Mapping[int, list[OutboxRow]]) -> dict[int, str]:
-        """Leave the rows of a lane from the first one on whose topic cannot be written to.
-
-        Return why, by lane. A batch stays the head of its lane: what is left waits in its order.
-        """
-        topics = {row.topic for rows in batch.values() for row in rows}
-        if topics:
-            self._publisher.topics.ends(topics, WAIT_LOCKED_S)
-        refusals = {topic: why for topic in topics if (why := self._publisher.topics.refusal(topic))}
-        left: dict[int, str] = {}
-        for number, rows in batch.items() if refusals else ():
-            for place, row in enumerate(rows):
-                if row.topic in refusals:
-                    left[number] = refusals[row.topic].text
-                    del rows[place:]
-                    break
-        self.forbidden = next((why.text for why in refusals.values() if why.is_forbidden), None)
-        return left
-
-    def _back_off(self, left: Mapping[int, str]) -> None:
-        """Leave lanes out of the work whose next row cannot be sent."""
-        pause_s = self._options.timings.topic_retry_s
-        for number, why in left.items():
-            lane = self._owned.lanes[number].backing_off(why, pause_s, in_kafka=True)
-            self._owned.update(lane, retry_s=pause_s)
-
     def _begin(self, row: LaneRow, rows: Sequence[OutboxRow]) -> LaneRow:
         """Return a lane row with its next batch; the batch before is in Kafka, with its marker."""
-        topics = {one.topic for one in rows}
+        topics = topics_of({row.lane: rows})
         return LaneRow(
             row.lane,
             row.batch_number + 1,

@@ -100,6 +100,7 @@ class LaneState(enum.Enum):
 
     RECOVERING = "recovering"
     ACTIVE = "active"
+    WAITING = "waiting"  # active, except for rows whose topic cannot be written to
     IN_DOUBT = "in_doubt"  # a Kafka transaction failed, or its outcome is unknown: recovery decides
     BACKING_OFF = "backing_off"  # failed alone: retried later, so that it does not block the others
     REFUSED = "refused"  # marker and lane row disagree: waits for an operator
@@ -122,8 +123,7 @@ class Lane:
     epoch: from `take_lane`. batch_number, token: of the batch known to be in Kafka, while the lane is
     active. unacknowledged: its rows may still be in the outbox. solo_failures: how often in a row it
     failed though it was sent alone. backoff_until: left out of the work until then, monotonic; 0: it is
-    not. in_kafka: its last batch is known to be in Kafka though it is left out. fenced: lanes under
-    whose transactional ids no earlier owner of this one can publish any more.
+    not. fenced: lanes under whose transactional ids no earlier owner of this one can publish any more.
     single_row_to_id: up to this id its rows are published one by one.
     """
 
@@ -135,7 +135,6 @@ class Lane:
     unacknowledged: bool = True
     solo_failures: int = 0
     backoff_until: float = 0.0
-    in_kafka: bool = False
     fenced: frozenset[int] = frozenset()
     single_row_to_id: int = 0
 
@@ -172,7 +171,7 @@ class Lane:
 
     def without_backoff(self) -> "Lane":
         """Return it as part of the work again."""
-        return replace(self, backoff_until=0.0, in_kafka=False)
+        return replace(self, backoff_until=0.0)
 
     def at(self, batch_number: int, token: UUID | None, *, unacknowledged: bool) -> "Lane":
         """Return it with this batch begun, or with nothing in flight after it."""
@@ -192,7 +191,7 @@ class Lane:
         failed = replace(self, solo_failures=self.solo_failures + 1)
         return failed if failed.solo_failures < allowed else failed.backing_off(reason, backoff_s)
 
-    def backing_off(self, reason: str, backoff_s: float, *, in_kafka: bool = False) -> "Lane":
-        """Return it left out of the work for a while. in_kafka: it goes on without a recovery."""
+    def backing_off(self, reason: str, backoff_s: float) -> "Lane":
+        """Return it left out of the work for a while."""
         status, until = LaneStatus(LaneState.BACKING_OFF, reason), time.monotonic() + backoff_s
-        return replace(self, status=status, backoff_until=until, in_kafka=in_kafka)
+        return replace(self, status=status, backoff_until=until)

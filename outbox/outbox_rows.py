@@ -3,7 +3,7 @@
 Every function takes the connection first; those that write never commit.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import groupby
 from operator import attrgetter
 from typing import Any, NamedTuple
@@ -25,18 +25,24 @@ BEFORE_ALL = -(2**63)  # no row has this id
 LANES_WITH_ROWS = """
     SELECT lane
       FROM unnest(%(lanes)b::smallint[], %(after_ids)b::bigint[]) AS mine (lane, after_id)
-     WHERE EXISTS (SELECT FROM outbox WHERE outbox.lane = mine.lane AND id > mine.after_id)
+     WHERE EXISTS (SELECT FROM outbox
+                    WHERE outbox.lane = mine.lane AND id > mine.after_id
+                      AND topic <> ALL(%(left_out)b::text[]))
 """
 
 
-def lanes_with_rows(conn: Connection, after_ids: Mapping[int, int]) -> list[int]:
+def lanes_with_rows(
+    conn: Connection, after_ids: Mapping[int, int], left_out: Collection[str]
+) -> list[int]:
     """Return the lanes that have a row: the idle poll, without a transaction.
 
-    after_ids: for each lane to look at, the id after which it may have rows.
+    after_ids: for each lane to look at, the id after which it may have rows. left_out: topics whose
+    rows do not count.
     """
     values = {
         "lanes": arrays.smallints(after_ids),
         "after_ids": arrays.bigints(after_ids.values()),
+        "left_out": arrays.texts(left_out),
     }
     return scalars(conn, int, LANES_WITH_ROWS, values, prepare=True)
 
@@ -67,6 +73,7 @@ CLAIM = """
                       + coalesce(octet_length(headers::text), 0) AS size_bytes
                  FROM outbox
                 WHERE outbox.lane = request.lane AND id > request.after_id
+                  AND topic <> ALL(%(left_out)b::text[])
                 ORDER BY id
                 LIMIT request.up_to
                   FOR UPDATE SKIP LOCKED
@@ -75,14 +82,14 @@ CLAIM = """
 
 
 def claim(
-    conn: Connection, requests: Sequence[ClaimRequest], largest: int
+    conn: Connection, requests: Sequence[ClaimRequest], largest: int, left_out: Collection[str] = ()
 ) -> dict[int, list[OutboxRow]]:
     """Lock rows of lanes, each lane's in id order. The caller's transaction holds the locks.
 
     The lane rows' locks already keep other relays away: SKIP LOCKED passes over a row that another
     session holds, instead of waiting for it with the lanes locked. Memory is bounded by
     MAX_BATCH_BYTES, and one row: a thousand long rows could be a gigabyte. largest: bytes of a row; the
-    contents of a larger one stay where they are.
+    contents of a larger one stay where they are. left_out: topics whose rows are passed over.
     """
     small = MAX_BATCH_BYTES // sum(request.limit for request in requests)
     values = {
@@ -90,6 +97,7 @@ def claim(
         "limits": arrays.bigints(request.limit for request in requests),
         "after_ids": arrays.bigints(request.after_id for request in requests),
         "small": small,
+        "left_out": arrays.texts(left_out),
     }
     found = query(conn, args_row(_outbox_row), CLAIM, values, prepare=True, binary=True)
     share = MAX_BATCH_BYTES // len(requests)
@@ -97,6 +105,39 @@ def claim(
         lane: _load_large_rows(conn, lane, _take_up_to_bytes(list(rows), share), small, largest)
         for lane, rows in groupby(found, key=attrgetter("lane"))
     }
+
+
+class WaitingTopic(NamedTuple):
+    """A lane that has a row for a topic."""
+
+    lane: int
+    topic: str
+
+
+FIND_WAITING = """
+    SELECT mine.lane, wanted.topic
+      FROM unnest(%(lanes)b::smallint[]) AS mine (lane)
+     CROSS JOIN unnest(%(topics)b::text[]) AS wanted (topic),
+           LATERAL (
+               SELECT
+                 FROM outbox
+                WHERE outbox.lane = mine.lane AND outbox.topic = wanted.topic
+                ORDER BY id
+                LIMIT 1
+           ) AS first
+     ORDER BY 1, 2
+"""
+
+
+def find_waiting(
+    conn: Connection, lanes: Collection[int], topics: Collection[str]
+) -> list[WaitingTopic]:
+    """Return which of the lanes have rows for which of the topics.
+
+    Quick where they have: such rows wait at the head of their lane.
+    """
+    values = {"lanes": arrays.smallints(lanes), "topics": arrays.texts(topics)}
+    return query(conn, args_row(WaitingTopic), FIND_WAITING, values)
 
 
 def _outbox_row(

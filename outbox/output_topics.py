@@ -88,7 +88,10 @@ class TopicRefusal(NamedTuple):
 
 
 class OutputTopics:
-    """What the brokers say of the topics that this relay has met."""
+    """What the brokers say of the topics that this relay has met.
+
+    refusals: those of them that nothing can be written to, by the last answer.
+    """
 
     def __init__(self, kafka: KafkaConfig, tick: Callable[[], None], timeout_s: float) -> None:
         self._kafka = kafka
@@ -97,9 +100,9 @@ class OutputTopics:
         self._timeout_s = timeout_s
         self._names: set[str] = set()
         self._ends: dict[str, TopicEnd] = {}
-        self._refusals: dict[str, TopicRefusal] = {}
+        self.refusals: Mapping[str, TopicRefusal] = {}
         self._error: str | None = None
-        self._answered_at = -float("inf")  # monotonic
+        self._answered_at = -math.inf  # monotonic
         self._question: Iterator[None] | None = None
         self._next_question_at = 0.0  # monotonic
 
@@ -137,10 +140,6 @@ class OutputTopics:
                 self._tick()
             time.sleep(RETRY_PAUSE_S / 10)
         return {topic: self._ends[topic] for topic in topics}
-
-    def refusal(self, topic: str) -> TopicRefusal | None:
-        """Return why nothing can be written to a topic, by the last answer; None: it can."""
-        return self._refusals.get(topic)
 
     def _is_fresh(self) -> bool:
         return time.monotonic() < self._answered_at + MAX_AGE_S
@@ -184,7 +183,7 @@ class OutputTopics:
         for one in sorted(listed, key=lambda one: (one.topic, one.partition)):
             ends[one.topic].offsets.append(self._end_of(ends[one.topic], one, listed[one]))
         self._ends |= ends
-        self._refusals = refusals
+        self.refusals = refusals
         self._answered_at, self._error = begun_at, None
 
     def _end_of(self, end: TopicEnd, one: TopicPartition, listed: Future[Any]) -> int:
@@ -235,6 +234,7 @@ class OutputTopics:
     def reconnect(self) -> None:
         """Ask by new connections: the old ones may have been forgotten, as those of a doubt were."""
         self._admin, self._question = new_admin_client(self._kafka), None
+        self._answered_at, self._next_question_at = -math.inf, 0.0
 
     def _doubt(self, reason: str) -> InDoubt:
         """Return the error to raise; a client that got no answer is not asked again.

@@ -28,6 +28,7 @@ TICK_S = 0.5
 
 EVENTS = {
     LaneState.ACTIVE: (logging.INFO, "lane active"),
+    LaneState.WAITING: (logging.WARNING, "lane waiting"),
     LaneState.IN_DOUBT: (logging.WARNING, "lane in doubt"),
     LaneState.BACKING_OFF: (logging.WARNING, "lane backing off"),
     LaneState.REFUSED: (logging.ERROR, "lane refused"),

@@ -11,10 +11,10 @@ from typing import NamedTuple
 from uuid import uuid4
 
 from outbox import lane_rows, outbox_rows
-from outbox.batch import Batches
+from outbox.batch import WAIT_LOCKED_S, Batches
 from outbox.crash_points import crash_point
 from outbox.enqueue import count_lanes
-from outbox.errors import InDoubt, RecordRejected
+from outbox.errors import InDoubt, LanesGivenUp, RecordRejected
 from outbox.evidence import Evidence, Search
 from outbox.lane import Lane, LaneState, Outcome, compare, describe_mismatch
 from outbox.lane_rows import LaneRow
@@ -28,6 +28,7 @@ from outbox.publisher import Publisher
 
 log = logging.getLogger(__name__)
 
+WORKED = frozenset({LaneState.ACTIVE, LaneState.WAITING})  # states of a lane whose batches go on
 SOLO_FAILURES_ALLOWED = 2  # a lane that fails alone so often backs off
 
 
@@ -87,6 +88,8 @@ class Recovery:
         crash_point("relay.owner_checked")
         self.fence(rows)
         evidence = self._publisher.read_evidence(self._searches(rows))
+        if any(row.inflight for row in rows.values()):
+            self._learn_of_topics()
         crash_point("relay.evidence_read")
         failures = [one.held_up for one in evidence.values() if one.has_failed and not one.unusable]
         self.search_failure = failures[0] if failures else None
@@ -136,6 +139,15 @@ class Recovery:
             )
             for number, row in rows.items()
         }
+
+    def _learn_of_topics(self) -> None:
+        """Learn which topics cannot be written to now, if Kafka says so soon: else the batch tells."""
+        try:
+            self._publisher.topics.ends((), WAIT_LOCKED_S)
+        except LanesGivenUp:
+            raise
+        except InDoubt:
+            pass
 
     @retry_transaction
     def decide(
@@ -199,6 +211,7 @@ class Recovery:
             after = row._replace(inflight=[], search_start=None, marker_token=marker_token)
             return Decision(outcome, after, needs_publish=row.token != marker_token)
         parked = self._batches.park_faulty({row.lane: rows})
+        self._batches.waiting.leave({row.lane: rows})
         if rows and rejection and rejection.lane == row.lane:
             parked += self._shrink(row.lane, rows, rejection)
         after = row._replace(
@@ -237,7 +250,7 @@ class Recovery:
             fields["mismatch"] = describe_mismatch(evidence.marker, row)
         recovered = lane.recovered(outcome)
         self._owned.update(recovered, **fields)
-        if lane.status.state is LaneState.ACTIVE and outcome is Outcome.PUBLISHED:
+        if lane.status.state in WORKED and outcome is Outcome.PUBLISHED:
             return  # all was well; only the set of lanes has changed
         self._observer.recovered(outcome)
         fields |= {"lane": lane.number, "epoch": lane.epoch}

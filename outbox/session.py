@@ -15,7 +15,7 @@ from outbox.backoff import Backoff
 from outbox.batch import Batches
 from outbox.errors import InDoubt, RecordRejected
 from outbox.kafka_answers import KafkaAnswers
-from outbox.lane import LaneState, compare
+from outbox.lane import LaneState, LaneStatus, compare
 from outbox.options import RelayOptions
 from outbox.ownership import OwnedLanes
 from outbox.pacing import AdaptivePause
@@ -115,10 +115,19 @@ class RelaySession:
                 self.idle()
             self.batches.deferred.retry()
             self._options.observer.tick()
-            for lane in self.owned.working():
-                if lane.status.state is not LaneState.ACTIVE:
-                    self.owned.update(lane.with_status(LaneState.ACTIVE))
+            self._note_work()
         self.finish()
+
+    def _note_work(self) -> None:
+        """Note which lanes are active, and which of them have rows whose topic cannot be written to."""
+        began, waiting = time.monotonic(), self.batches.waiting
+        if waiting.look(self.owned.lanes) and waiting.forbidden:
+            self._answers.failed(began, waiting.forbidden)
+        for lane in self.owned.working():
+            why = waiting.by_lane.get(lane.number)
+            status = LaneStatus(LaneState.WAITING if why else LaneState.ACTIVE, why)
+            if lane.status != status:
+                self.owned.update(lane.with_status(*status))
 
     # ---- one batch ----------------------------------------------------------------------------------
 
@@ -128,8 +137,6 @@ class RelaySession:
         numbers = self.batches.lanes_with_work()
         batch = self.batches.acknowledge_and_claim(numbers) if numbers else {}
         if not batch:
-            if self.batches.forbidden and numbers:
-                self._answers.failed(started, self.batches.forbidden)
             return 0
         self.batches.publish(batch)
         self._answers.published()
@@ -161,8 +168,7 @@ class RelaySession:
         ending = [
             lane.number
             for lane in self.owned.lanes.values()
-            if (lane.working or (lane.in_kafka and not lane.refused))
-            and (lane.unacknowledged or lane.number in self.owned.to_release)
+            if lane.working and (lane.unacknowledged or lane.number in self.owned.to_release)
         ]
         if ending:
             self.batches.acknowledge(ending, self.owned.to_release)
@@ -176,16 +182,10 @@ class RelaySession:
             self._next_poll_at = now + self._options.timings.membership_poll_s
             self.owned.refresh_membership()
             self._recheck_refused()
-            self._end_backoffs(now)
+            self.owned.needs_rebalance |= any(
+                0 < lane.backoff_until <= now for lane in self.owned.lanes.values()
+            )
         return self.owned.needs_rebalance
-
-    def _end_backoffs(self, now: float) -> None:
-        """Let lanes go on whose back-off has ended, those that wait for a topic without a recovery."""
-        for lane in tuple(self.owned.lanes.values()):
-            if 0 < lane.backoff_until <= now:
-                self.owned.needs_rebalance |= not lane.in_kafka
-                if lane.in_kafka:
-                    self.owned.update(lane.without_backoff())
 
     def _recheck_refused(self) -> None:
         """See whether a refused lane was taken by a repair, or its marker agrees again."""

@@ -19,8 +19,8 @@ class Timings:
 
     membership_poll_s: how soon a lane without an owner is seen. refused_recheck_s: how soon it is seen
     that a refused lane was repaired. lane_backoff_s: pause of a lane that fails alone, so that the
-    others go on. topic_retry_s: pause of a lane whose next row's topic cannot be written to.
-    held_up_s: pause of a lane whose records another producer's open transaction hides.
+    others go on. topic_retry_s: how often to look which lanes have rows whose topic cannot be
+    written to. held_up_s: pause of a lane whose records another producer's open transaction hides.
     kafka_call_s: a call to Kafka that takes longer is in doubt; the
     broker's transaction time-out and a half. kafka_quiet_s: the first batch after a longer quiet time
     may take only so long: its connections may have been forgotten. deferred_retry_s: how soon what

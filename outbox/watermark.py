@@ -3,7 +3,8 @@
 An acknowledged row stays in the index until vacuum may remove it, and a long transaction anywhere in
 the database forbids that. Without the watermark every claim would read through all that was
 acknowledged since. Invariant: no row up to `id` is in the lane or can still come into it, provided that
-the sequence gave its id and no other session locks rows.
+the sequence gave its id and no other session locks rows, except those that are left out (waiting_rows):
+when others are left out, the watermarks are forgotten.
 
 The highest id that was seen is not the watermark: ids commit out of order. But they are given in
 ascending order, to transactions that hold a lock on the table from before until after. So once a row

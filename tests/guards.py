@@ -25,6 +25,7 @@ GUARDS_TEST = "tests/integration/test_guards.py"
 SESSION_TEST = "tests/integration/test_session.py"
 EVIDENCE_TEST = "tests/integration/test_evidence.py"
 INGEST_TEST = "tests/integration/test_ingest.py"
+WAITING_TEST = "tests/integration/test_watermark.py -k rows_of_a_missing_topic"
 ENDS_TEST = "tests/integration/test_ends.py"
 DEFERRED_TEST = "tests/integration/test_deferred.py"
 RESTORES_TEST = "tests/faults/test_restores.py"
@@ -344,6 +345,27 @@ GUARDS = [
         "            self._next, self._writers = self._seen, writers\n",
         "            self._next, self._writers = self._seen, frozenset()\n",
         "tests/integration/test_watermark.py -k commits_late",
+    ),
+    Guard(
+        "all rows of a topic left",
+        "outbox/waiting_rows.py",
+        "rows[:] = [row for row in rows if row.topic not in refused]",
+        "rows[:] = rows[1:]",
+        WAITING_TEST,
+    ),
+    Guard(
+        "topics left out of the claim",
+        "outbox/outbox_rows.py",
+        "                  AND topic <> ALL(%(left_out)b::text[])\n                ORDER BY id",
+        "                  AND %(left_out)b::text[] IS NOT NULL\n                ORDER BY id",
+        WAITING_TEST,
+    ),
+    Guard(
+        "watermarks begin again when other rows are left out",
+        "outbox/batch.py",
+        "            self.watermarks.clear()  # they",
+        "            pass  # they",
+        WAITING_TEST,
     ),
     Guard(
         "scans of the whole lane",

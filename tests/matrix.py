@@ -59,7 +59,7 @@ ROWS = {
     54: "two installations share a dead-letter topic: letters go back to their own input only",
     55: "settings change between two readings of a command: one worker",
     60: "a row that another writer got wrong: parked by name, its neighbours published",
-    61: "an output topic missing or forbidden: its lanes wait, named; the others go on at once",
+    61: "an output topic missing, forbidden, without a leader: its rows wait, named; all others go on",
     62: "lanes missing or hidden, the outbox's sequence set back: waits, says what to do",
     63: "synchronous standby away for minutes: alive, not ready, named; resumes, nothing doubled",
     66: "hostile settings of a server, database or role: no effect, in any form of session",

@@ -244,7 +244,7 @@ def test_a_report_of_the_batch_before_rejects_no_record_of_the_next(one_lane: Sy
             lane.publisher.publish({0: Marker(1, uuid4())}, [row])
 
 
-def test_a_missing_topic_parks_nothing_and_the_lane_waits(one_lane: System) -> None:
+def test_a_missing_topic_parks_nothing_and_its_row_waits(one_lane: System) -> None:
     missing = f"missing-{uuid4()}"
     with closing(one_lane.connect()) as conn, transaction(conn):
         enqueue(conn, [Message(missing, b"k", b"v")], 1)
