@@ -41,7 +41,7 @@ from outbox.membership import RELAY_SESSION
 from outbox.message import MESSAGE_ID_HEADER, Headers, Message, OutboxRow, is_topic_name
 from outbox.observer import Observer
 from outbox.outbox_rows import read_backlog
-from outbox.output_topics import topic_id_of
+from outbox.output_topics import is_thin, refusal_of, topic_id_of
 from outbox.pacing import AdaptivePause
 from outbox.postgres import (
     Connection,
@@ -99,6 +99,7 @@ __all__ = [
     "error_text",
     "hang_up_after",
     "is_server_away",
+    "is_thin",
     "is_topic_name",
     "property_refusal",
     "query",
@@ -106,6 +107,7 @@ __all__ = [
     "read_deferred_backlog",
     "read_overrides",
     "read_standby_wait",
+    "refusal_of",
     "retry_transaction",
     "scalar",
     "scalars",

@@ -32,7 +32,7 @@ LANES_WITH_ROWS = """
 
 
 def lanes_with_rows(
-    conn: Connection, after_ids: Mapping[int, int], left_out: Collection[str]
+    conn: Connection, after_ids: Mapping[int, int], left_out: Collection[str] = ()
 ) -> list[int]:
     """Return the lanes that have a row: the idle poll, without a transaction.
 

@@ -9,7 +9,7 @@ import json
 import math
 import struct
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -20,6 +20,7 @@ from confluent_kafka import (
     KafkaException,
     TopicCollection,
     TopicPartition,
+    TopicPartitionInfo,
 )
 from confluent_kafka.admin import (  # type: ignore[attr-defined]  # public, not in its __all__
     AclOperation,
@@ -34,6 +35,7 @@ from outbox.kafka_calls import RETRY_PAUSE_S, KafkaConfig, Partition, new_admin_
 from outbox.message import is_topic_name
 
 COMPACT = "compact"  # a clean-up policy
+MIN_IN_SYNC = "min.insync.replicas"
 REFRESH_S = 1.0  # the brokers are asked so often while rows come
 MAX_AGE_S = 5.0  # older ends would make a search long: a claim waits for new ones
 RETRY_S = 0.1  # after an error
@@ -75,6 +77,9 @@ def encode_start(start: SearchStart) -> str:
 def decode_start(stored: str | None) -> SearchStart:
     """Return the start of a search that was stored; empty if nothing was in flight."""
     return {topic: TopicEnd(*end) for topic, end in json.loads(stored or "{}").items()}
+
+
+Described = Mapping[str, TopicDescription | None]  # by name; None: there is no such topic
 
 
 class TopicRefusal(NamedTuple):
@@ -145,8 +150,18 @@ class OutputTopics:
         return time.monotonic() < self._answered_at + MAX_AGE_S
 
     def _ask(self) -> Iterator[None]:
-        """Ask for ids, then for ends; yields until there is an answer."""
+        """Ask what topics there are, then where they end; yields until there is an answer."""
         begun_at = time.monotonic()
+        if (described := (yield from self._ask_topics())) is None:
+            return
+        topics, refusals = described
+        refusals |= yield from self._ask_thin_ones(topics)
+        yield from self._ask_ends(topics)
+        self.refusals = refusals
+        self._answered_at, self._error = begun_at, None
+
+    def _ask_topics(self) -> Generator[None, None, tuple[Described, dict[str, TopicRefusal]] | None]:
+        """Return the topics, and which of them cannot be written to; None: ask again."""
         described = {}
         if names := sorted(filter(is_topic_name, self._names)):
             described = self._admin.describe_topics(
@@ -165,32 +180,49 @@ class OutputTopics:
                     self._error = f"{name}: {error.str()}"
                     if error.retriable() or error.code() == KafkaError._TIMED_OUT:
                         self._admin = new_admin_client(self._kafka)  # see _doubt
-                        return
+                        return None
                 topics[name], refusal = None, describe_refusal(name, error)
             if refusal:
                 refusals[name] = refusal
+        return topics, refusals
+
+    def _ask_thin_ones(self, topics: Described) -> Generator[None, None, dict[str, TopicRefusal]]:
+        """Return which topics that lack replicas have too few in sync."""
+        thin = [topic for topic in topics.values() if topic and is_thin(topic)]
+        if not thin:
+            return {}
+        resources = [ConfigResource(ResourceType.TOPIC, topic.name) for topic in thin]
+        configs = self._admin.describe_configs(resources, request_timeout=REQUEST_S)
+        yield from until_done(configs.values())
+        refusals = {}
+        for topic, config in zip(thin, configs.values(), strict=True):
+            if config.exception() is None:
+                least = int(config.result()[MIN_IN_SYNC].value)
+                if refusal := refusal_of(topic, least):
+                    refusals[topic.name] = refusal
+        return refusals
+
+    def _ask_ends(self, topics: Described) -> Iterator[None]:
+        """Learn where topics end. Without a leader no broker knows it: asking would take long."""
         wanted = [
             TopicPartition(name, part.id)
             for name, topic in topics.items()
             for part in (topic.partitions if topic else ())
+            if has_leader(part)
         ]
         listed = self._list_offsets(wanted, OffsetSpec.latest()) if wanted else {}  # type: ignore[no-untyped-call]
         yield from until_done(listed.values())
-        ends = {
-            name: TopicEnd(str(topic_id_of(topic)) if topic else None, [])
-            for name, topic in topics.items()
-        }
-        for one in sorted(listed, key=lambda one: (one.topic, one.partition)):
-            ends[one.topic].offsets.append(self._end_of(ends[one.topic], one, listed[one]))
-        self._ends |= ends
-        self.refusals = refusals
-        self._answered_at, self._error = begun_at, None
+        for name, topic in topics.items():
+            end = TopicEnd(str(topic_id_of(topic)) if topic else None, [])
+            for number in range(len(topic.partitions) if topic else 0):
+                one = TopicPartition(name, number)
+                end.offsets.append(self._end_of(end, one, listed.get(one)))
+            self._ends[name] = end
 
-    def _end_of(self, end: TopicEnd, one: TopicPartition, listed: Future[Any]) -> int:
-        """Return a partition's end; if it has no leader now, the end before: a longer search."""
-        if listed.exception() is None and (offset := int(listed.result().offset)) >= 0:
+    def _end_of(self, end: TopicEnd, one: TopicPartition, listed: Future[Any] | None) -> int:
+        """Return a partition's end; if that is not known now, the end before: a longer search."""
+        if listed and listed.exception() is None and (offset := int(listed.result().offset)) >= 0:
             return offset
-        self._error = str(listed.exception() or "no end offset")
         before = self._ends.get(one.topic)
         return before.start(one.partition) if before and before.topic_id == end.topic_id else 0
 
@@ -275,13 +307,33 @@ def describe_refusal(topic: str, error: KafkaError) -> TopicRefusal:
     return TopicRefusal(f"topic {topic}: {error.str()}", is_forbidden=False)
 
 
-def refusal_of(topic: TopicDescription) -> TopicRefusal | None:
-    """Say that this user may not write to a topic; None: it may, or the brokers do not tell."""
+def has_leader(partition: TopicPartitionInfo) -> bool:
+    """Say whether a broker leads a partition."""
+    return partition.leader is not None and partition.leader.id >= 0
+
+
+def is_thin(topic: TopicDescription) -> bool:
+    """Say whether a replica of the topic is not in sync, so that it may have too few."""
+    return any(len(part.isr) < len(part.replicas) for part in topic.partitions)
+
+
+def refusal_of(topic: TopicDescription, min_in_sync: int = 0) -> TopicRefusal | None:
+    """Say why this user cannot write to a topic; None: it can, or the brokers do not tell.
+
+    min_in_sync: its min.insync.replicas, if it is_thin.
+    """
     allowed = topic.authorized_operations
-    if not allowed or AclOperation.WRITE in allowed:
-        return None
-    text = f"topic authorization failed: grant this user Write on topic {topic.name}"
-    return TopicRefusal(text, is_forbidden=True)
+    if allowed and AclOperation.WRITE not in allowed:
+        text = f"topic authorization failed: grant this user Write on topic {topic.name}"
+        return TopicRefusal(text, is_forbidden=True)
+    for part in topic.partitions:
+        lacks = None if has_leader(part) else "no leader"
+        if not lacks and len(part.isr) < min(min_in_sync, len(part.replicas)):
+            lacks = f"{len(part.isr)} in sync of the {min_in_sync} replicas that {MIN_IN_SYNC} asks for"
+        if lacks:
+            text = f"partition {part.id} of topic {topic.name} has {lacks}: bring its brokers back"
+            return TopicRefusal(text, is_forbidden=False)
+    return None
 
 
 def until_done(futures: Collection[Future[Any]]) -> Iterator[None]:

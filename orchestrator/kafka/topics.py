@@ -29,7 +29,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # public, not
 )
 from tenacity import retry, retry_if_exception, stop_after_delay, wait_fixed
 
-from outbox import error_text, topic_id_of
+from outbox import error_text, is_thin, refusal_of, topic_id_of
 
 REQUEST_S = 5.0  # one request to the brokers
 UNKNOWN_TOPIC_ERRORS = frozenset({KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.UNKNOWN_TOPIC_ID})
@@ -127,6 +127,13 @@ def exists(admin: AdminClient, topic: str) -> bool:
 def read_topic_id(admin: AdminClient, topic: str) -> UUID:
     """Return Kafka's own id of a topic (KIP-516): another one after the topic was recreated."""
     return topic_id_of(describe_topic(admin, topic))
+
+
+def read_min_in_sync(admin: AdminClient, topic: str) -> int:
+    """Return how many replicas must have a record before it counts. Raises KafkaException."""
+    resource = ConfigResource(ResourceType.TOPIC, topic)
+    (found,) = admin.describe_configs([resource], request_timeout=REQUEST_S).values()
+    return int(found.result()["min.insync.replicas"].value)
 
 
 class TopicRecreated(Exception):
@@ -378,13 +385,25 @@ def find_unusable(admin: AdminClient, wanted: Collection[str]) -> dict[str, str]
     }
 
 
-def find_missing(admin: AdminClient, wanted: Collection[str]) -> dict[str, str]:
-    """Return which topics are missing, by name, and what to do. Raises KafkaException.
+def find_unwritable(admin: AdminClient, wanted: Collection[str]) -> dict[str, str]:
+    """Return which topics cannot be written to, by name, and what to do. Raises KafkaException.
 
     One that we may not describe is not known to be missing.
     """
-    faults = _find_faults(admin, wanted)
-    return {topic: str(error) for topic, error in faults.items() if isinstance(error, TopicMissing)}
+    unwritable = {}
+    for topic in wanted:
+        try:
+            found = describe_topic(admin, topic)
+            refusal = refusal_of(found, read_min_in_sync(admin, topic) if is_thin(found) else 0)
+        except TopicMissing as error:
+            unwritable[topic] = str(error)
+        except KafkaException as error:
+            if error.args[0].code() not in TOPIC_ERRORS:
+                raise
+        else:
+            if refusal:
+                unwritable[topic] = refusal.text
+    return unwritable
 
 
 def _find_faults(

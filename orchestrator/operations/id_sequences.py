@@ -9,7 +9,7 @@ from typing import NamedTuple
 from psycopg.rows import args_row
 
 from orchestrator.contract.workers import read_id_sequence
-from outbox import Connection, query, scalar
+from outbox import Connection, DatabaseNotReady, check_id_sequence, query, scalar
 from outbox.admin import read_highest_id, read_next_id
 
 
@@ -69,6 +69,14 @@ def sequences_set_back(conn: Connection, sources: Sequence[IdSource]) -> Iterato
                     f"sequence {source.sequence} gives id {next_id:,} next, and {source.table} has"
                     f" ids up to {highest:,}: SELECT setval({source.sequence!r}, {highest})"
                 )
+
+
+def outbox_set_back(conn: Connection) -> Iterator[str]:
+    """Yield a line if the outbox's own gives ids that come before rows that wait."""
+    try:
+        check_id_sequence(conn)
+    except DatabaseNotReady as error:
+        yield str(error)
 
 
 # Those that another sequence gave before, or none, are no matter.

@@ -31,6 +31,7 @@ from outbox.admin.parked import (
 )
 from outbox.admin.permissions import (
     BUSY_TABLES,
+    OUTBOX_TABLES,
     RELAY_PERMISSIONS,
     WRITER_PERMISSIONS,
     TablePermission,
@@ -70,6 +71,7 @@ from outbox.publisher import Publisher
 __all__ = [
     "BUSY_TABLES",
     "DEFAULT_CONFIG",
+    "OUTBOX_TABLES",
     "RELAY_PERMISSIONS",
     "WRITER_PERMISSIONS",
     "AcknowledgedRow",

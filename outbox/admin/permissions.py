@@ -66,3 +66,4 @@ RELAY_PERMISSIONS = (
 
 # Each batch leaves dead rows in them: vacuum has to follow.
 BUSY_TABLES = ("outbox", "outbox_lane")
+OUTBOX_TABLES = (*BUSY_TABLES, "outbox_parked", "outbox_deferred", "outbox_identity")

@@ -4,24 +4,27 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from random import Random
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 from confluent_kafka import KafkaException, TopicCollection
-from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 
 from orchestrator.embedded import EmbeddedKafka, Servers
 from orchestrator.embedded.server import HOST, free_port
+from orchestrator.kafka.topics import Admin
 from orchestrator.runtime.setup import set_up
 from testkit.containers import TEST_KAFKA_VERSION
-from testkit.empty_installation import bare_system
+from testkit.empty_installation import bare_system, run_command
 from testkit.eventually import eventually
 from testkit.private_servers import pause, wait_ready, wake
 from testkit.servers import server_directory
 from testkit.system import LANES, System, topics_of
 from tests.faults.kafka_servers import stream
+from tests.faults.test_output_topics import HELD_S, longest_wait, put, waiting
 
 pytestmark = pytest.mark.xdist_group("own servers: three brokers")
 
@@ -194,6 +197,50 @@ def test_a_rolling_restart_under_load_loses_and_doubles_nothing(own: System, clu
     wait_ready(*processes)
     for process in processes:
         process.stop()
+
+
+# ---- topics that lose more brokers than they can ------------------------------------------------
+
+
+@pytest.mark.fault(61)
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize(
+    ("replicas", "lacks"),
+    [([3], "no leader"), ([2, 3], "1 in sync of the 2 replicas that min.insync.replicas asks for")],
+    ids=["no leader", "too few replicas in sync"],
+)
+def test_rows_of_a_topic_that_lacks_a_broker_hold_up_no_other(
+    own: System, cluster: Cluster, replicas: list[int], lacks: str
+) -> None:
+    relay, topic = own.start("relay"), f"lacking-{uuid4()}"
+    new = NewTopic(topic, 1, replica_assignment=[replicas])
+    Admin(own.settings.kafka).create_topics([new])[topic].result(10)
+    eventually(lambda: relay.logged("lane active"), RESUME_S)
+    cluster.nodes[3].kill()
+    rest = {number: node for number, node in cluster.nodes.items() if number != 3}
+    eventually(partial(lacks_one, rest, *topics_of(own)), RESUME_S)
+    put(own, 0, own.settings.output_topic, b"before")
+    eventually(lambda: waiting(own) == 0, RESUME_S)
+    put(own, 1, topic, b"late")
+    assert longest_wait(own, (0, 1, 2, 3), 6) < HELD_S
+    named = f"partition 0 of topic {topic} has {lacks}: bring its brokers back"
+    assert f"lane 1: waiting: {named}" in relay.get("/readyz")
+    assert relay.logged(named)
+    for command in ("status", "doctor"):
+        assert f"lane 1: rows wait: {named}" in run_command(own.environ, command).stdout
+    cluster.nodes[3].start()
+    eventually(lambda: waiting(own) == 0, RESUME_S)
+    assert [record.value() for record in own.read(topic)] == [b"late"]
+    assert not relay.logged("lane in doubt")
+
+
+def lacks_one(rest: dict[int, Node], *topics: str) -> bool:
+    """Say whether the other brokers have noticed that one is gone."""
+    try:  # a new client each time: one that the killed broker has answered may know no broker then
+        return not Cluster(rest).is_whole(*topics)
+    except KafkaException:
+        return False
 
 
 # ---- a broker that was replaced and does not know it yet -------------------------------------------

@@ -1,9 +1,10 @@
 """The checks of `doctor` on the rows that wait in the outbox: can they be sent, and in their order?"""
 
 from orchestrator.operations.doctor.check import Installation, Result, combine
+from orchestrator.operations.id_sequences import outbox_set_back
+from orchestrator.operations.row_filters import find_row_filters
 from orchestrator.operations.status import problems
-from orchestrator.operations.status.lanes import find_missing_topics
-from outbox import DatabaseNotReady, check_id_sequence
+from orchestrator.operations.status.lanes import find_unwritable_topics
 from outbox.admin import count_backlog, find_faulty_rows
 
 LOOKED_AT = 250  # first rows of each lane
@@ -25,18 +26,21 @@ def outbox_rows(installation: Installation) -> Result:
 
 
 def outbox_topics(installation: Installation) -> Result:
-    """See that the topic of each lane's first row is there: else the lane waits."""
+    """See that the topic of each lane's first row can be written to: else the row waits."""
     backlogs = {one.lane: one for one in count_backlog(installation.conn, at_most=1)}
-    missing = find_missing_topics(installation.admin, backlogs)
-    waits = {lane: missing[one.topic] for lane, one in backlogs.items() if one.topic in missing}
+    unwritable = find_unwritable_topics(installation.admin, backlogs)
+    waits = {lane: unwritable[one.topic] for lane, one in backlogs.items() if one.topic in unwritable}
     remarks: list[Result] = [("failed", one) for one in problems.waiting_lanes(waits)]
-    return combine(remarks, "those of the first rows are there")
+    return combine(remarks, "those of the first rows can be written to")
 
 
 def outbox_id_sequence(installation: Installation) -> Result:
     """Check that new rows come after those that wait: else their order is not kept."""
-    try:
-        check_id_sequence(installation.conn)
-    except DatabaseNotReady as error:
-        return "failed", str(error)
-    return "ok", "it is ahead of the ids in the outbox"
+    remarks: list[Result] = [("failed", one) for one in outbox_set_back(installation.conn)]
+    return combine(remarks, "it is ahead of the ids in the outbox")
+
+
+def row_filters(installation: Installation) -> Result:
+    """Look for triggers and rules that may leave out what we write."""
+    remarks: list[Result] = [("failed", one) for one in find_row_filters(installation.conn)]
+    return combine(remarks, "no trigger or rule on our tables leaves rows out")

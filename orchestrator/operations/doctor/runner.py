@@ -107,6 +107,7 @@ CHECKS: Mapping[str, Check] = {
     "workers id sequence": tables.workers_id_sequence,
     "outbox rows": outbox_rows.outbox_rows,
     "outbox id sequence": outbox_rows.outbox_id_sequence,
+    "row filters": outbox_rows.row_filters,
     "postgres clock": postgres.postgres_clock,
     "kafka reachable": kafka.kafka_reachable,
     "kafka encryption": encryption.kafka_encryption,

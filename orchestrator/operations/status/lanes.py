@@ -8,7 +8,7 @@ from confluent_kafka.admin import AdminClient
 
 from orchestrator.config.settings import Settings
 from orchestrator.contract.repair_commands import repair_of_lane
-from orchestrator.kafka.topics import find_missing
+from orchestrator.kafka.topics import find_unwritable
 from orchestrator.operations.status.problems import OLD_S
 from orchestrator.operations.status.statements import in_time
 from outbox import Connection
@@ -23,7 +23,7 @@ class LaneCondition(enum.StrEnum):
     ACTIVE = "active"
     BEHIND = "behind"  # its oldest row has waited longer than OLD_S
     NO_OWNER = "no_owner"
-    WAITING = "waiting"  # its next row goes to a topic that is missing
+    WAITING = "waiting"  # its first row goes to a topic that cannot be written to
     REFUSED = "refused"
 
 
@@ -31,10 +31,9 @@ class LaneReport(NamedTuple):
     """A lane.
 
     refusal: the outcome for which it is refused, with the command that ends it: repair. waits_for: the
-    topic that is missing, and what to do. owner:
-    application name and address of its session; None: it has none. inflight: rows of batch
-    `batch_number` that are not acknowledged. pending: rows in the outbox, at most MAX_COUNTED; None:
-    they could not be counted.
+    topic that cannot be written to, and what to do. owner: application name and address of its session;
+    None: it has none. inflight: rows of batch `batch_number` that are not acknowledged. pending: rows
+    in the outbox, at most MAX_COUNTED; None: they could not be counted.
     """
 
     lane: int
@@ -64,23 +63,23 @@ def read_backlogs(conn: Connection) -> dict[int, LaneBacklog]:
     return {backlog.lane: backlog for backlog in counted}
 
 
-def find_missing_topics(admin: AdminClient, backlogs: Mapping[int, LaneBacklog]) -> dict[str, str]:
-    """Return which topics of the lanes' first rows are missing, as `find_missing` does."""
-    return find_missing(admin, sorted({one.topic for one in backlogs.values() if one.topic}))
+def find_unwritable_topics(admin: AdminClient, backlogs: Mapping[int, LaneBacklog]) -> dict[str, str]:
+    """Return which topics of the lanes' first rows cannot be written to, as `find_unwritable` does."""
+    return find_unwritable(admin, sorted({one.topic for one in backlogs.values() if one.topic}))
 
 
 def report_lanes(
     conn: Connection,
     refusals: Mapping[int, str],
     backlogs: Mapping[int, LaneBacklog],
-    missing: Mapping[str, str],
+    unwritable: Mapping[str, str],
 ) -> list[LaneReport]:
     """Return every lane with what waits in it."""
     reports = []
     for lane in list_lanes(conn):
         backlog, refusal = backlogs.get(lane.lane), refusals.get(lane.lane)
         oldest_s = backlog and backlog.oldest_s
-        waits_for = missing.get(backlog.topic or "") if backlog else None
+        waits_for = unwritable.get(backlog.topic or "") if backlog else None
         reports.append(
             LaneReport(
                 lane.lane,

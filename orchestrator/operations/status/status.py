@@ -18,7 +18,12 @@ from orchestrator.contract.workers_table import WorkersRefused, check_workers
 from orchestrator.kafka import topics
 from orchestrator.kafka.topics import TopicMissing
 from orchestrator.observability.metrics import release
-from orchestrator.operations.id_sequences import find_sources, sequences_set_back
+from orchestrator.operations.id_sequences import (
+    find_sources,
+    outbox_set_back,
+    sequences_set_back,
+)
+from orchestrator.operations.row_filters import find_row_filters
 from orchestrator.operations.status import problems
 from orchestrator.operations.status.input import (
     DeadLetterCount,
@@ -30,7 +35,7 @@ from orchestrator.operations.status.input import (
 )
 from orchestrator.operations.status.lanes import (
     LaneReport,
-    find_missing_topics,
+    find_unwritable_topics,
     read_backlogs,
     read_lane_refusals,
     report_lanes,
@@ -60,7 +65,7 @@ class Status(NamedTuple):
 
     consumers: sessions in Postgres. members: of the consumer group; None: they may not be seen.
     workers: why no process writes to the table `workers`; then what is read from it is unknown.
-    sequences: those that were set back.
+    sequences: those that were set back. filters: triggers and rules that may leave rows of ours out.
     deferred: workers that are published and not yet deployed, by reason, the oldest of them. standby:
     why COMMIT waits for one. unknown: what Kafka did not answer, and why; the field itself is None.
     """
@@ -73,6 +78,7 @@ class Status(NamedTuple):
     members: int | None
     workers: str | None
     sequences: Sequence[str]
+    filters: Sequence[str]
     lanes: Sequence[LaneReport]
     partitions: Sequence[PartitionReport] | None
     rates: Rates
@@ -90,6 +96,7 @@ class Status(NamedTuple):
             *problems.missing_processes(self.consumers, self.members, self.relays),
             *filter(None, [self.standby, self.workers]),
             *self.sequences,
+            *self.filters,
             *(f"refused: {what}: {command}" for what, command in self.refusals.items()),
             *(f"partition {p.partition}: {p.unread}" for p in self.partitions or () if p.unread),
             *problems.waiting_lanes({one.lane: one.waits_for for one in self.lanes if one.waits_for}),
@@ -137,7 +144,7 @@ def read_status(settings: Settings, conn: Connection) -> Status:
     wait = read_standby_wait(conn, RELAY_SESSION, CONSUMER_SESSION)
     backlogs = read_backlogs(conn)
     refusals = ask_kafka("markers", lambda: read_lane_refusals(settings, conn))
-    missing = ask_kafka("topics", lambda: find_missing_topics(admin, backlogs))
+    unwritable = ask_kafka("topics", lambda: find_unwritable_topics(admin, backlogs))
     return Status(
         datetime.now(UTC),
         read_versions(conn),
@@ -146,8 +153,9 @@ def read_status(settings: Settings, conn: Connection) -> Status:
         consumers,
         members,
         workers,
-        in_time(lambda: [*sequences_set_back(conn, find_sources(conn))]) or (),
-        report_lanes(conn, refusals or {}, backlogs, missing or {}),
+        in_time(lambda: [*sequences_set_back(conn, find_sources(conn)), *outbox_set_back(conn)]) or (),
+        list(find_row_filters(conn)),
+        report_lanes(conn, refusals or {}, backlogs, unwritable or {}),
         ask_kafka("partitions", lambda: report_partitions(settings, conn, admin)),
         Rates(None, None) if workers else read_rates(conn),
         None if workers else ask_kafka("dead letters", lambda: count_dead_letters(settings, conn)),
