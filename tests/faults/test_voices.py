@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 from uuid import uuid4
 
@@ -18,6 +19,7 @@ import pytest
 from confluent_kafka import Consumer, Producer
 from confluent_kafka.admin import AdminClient
 
+from orchestrator.embedded import Servers
 from orchestrator.embedded.server import HOST, free_port
 from testkit.disagreement import set_marker
 from testkit.empty_installation import run_in_process
@@ -31,6 +33,8 @@ from testkit.system import (
     set_config,
 )
 from tests.acceptance.test_alerts import FIRES_S, Prometheus, prometheus
+from tests.faults.postgres_servers import installed, own_postgres
+from tests.faults.test_postgres import ghost
 from tests.faults.test_unreadable import bomb
 
 __all__ = ["prometheus"]  # a fixture
@@ -111,8 +115,9 @@ class Stage:
         return ask_voices(self.system, list(self.processes.values()), self.prometheus)
 
 
-@pytest.fixture
-def stage(system: System, prometheus: Prometheus) -> Iterator[Stage]:  # the fixture
+@contextmanager
+def staged(system: System, prometheus: Prometheus) -> Iterator[Stage]:
+    """Start both processes, and give them when all is well."""
     with ExitStack() as ending:
         made = Stage(system, prometheus, ending)
         for role in ("consumer", "relay"):
@@ -121,6 +126,12 @@ def stage(system: System, prometheus: Prometheus) -> Iterator[Stage]:  # the fix
         system.check_exactly_once(20)
         eventually(lambda: len(prometheus.query("up == 1")) == 2)
         prometheus.wait_silent()
+        yield made
+
+
+@pytest.fixture
+def stage(system: System, prometheus: Prometheus) -> Iterator[Stage]:  # the fixture
+    with staged(system, prometheus) as made:
         yield made
 
 
@@ -247,6 +258,46 @@ def set_a_sequence_back(stage: Stage) -> None:
     system.submit(3)
 
 
+def set_the_outbox_back(stage: Stage) -> None:
+    system = stage.system
+    stage.stop("relay")
+    system.accept(3)
+    system.query("SELECT setval('outbox_id_seq', 1)")
+    end_sessions(system, "orchestrator%")
+
+
+def lose_a_lane(stage: Stage) -> None:
+    system = stage.system
+    system.query("DELETE FROM outbox_lane WHERE lane = 2")
+    for session in ("orchestrator%", "outbox%"):
+        end_sessions(system, session)
+
+
+def skip_rows_of_the_outbox(stage: Stage) -> None:
+    stage.system.query(
+        "CREATE FUNCTION skip() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'"
+    )
+    stage.system.query(
+        "CREATE TRIGGER skip BEFORE INSERT ON outbox FOR EACH ROW EXECUTE FUNCTION skip()"
+    )
+    stage.system.submit(3)
+
+
+def take_no_row(stage: Stage) -> None:
+    stage.system.query("ALTER TABLE workers ADD CONSTRAINT nothing CHECK (false) NOT VALID")
+    stage.system.submit(50)
+
+
+def take_no_row_without_a_function(stage: Stage) -> None:
+    stage.system.query(
+        "CREATE FUNCTION fails() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM nowhere(); END'"
+    )
+    stage.system.query(
+        "CREATE TRIGGER fails BEFORE INSERT ON workers FOR EACH ROW EXECUTE FUNCTION fails()"
+    )
+    stage.system.submit(3)
+
+
 class Fault(NamedTuple):
     """A fault, and what names it. row: of the matrix (tests/matrix.py); words: a regular expression.
 
@@ -312,6 +363,20 @@ FAULTS = {
     "a sequence set back": Fault(
         set_a_sequence_back, r"SELECT setval\('(public\.)?workers_id_seq'", "ConsumerStalled", 83
     ),
+    "the outbox's sequence set back": Fault(
+        set_the_outbox_back, r"SELECT setval\('public\.outbox_id_seq'", "ConsumerStalled", 62
+    ),
+    "a lane missing": Fault(lose_a_lane, "missing: 2", "RelayAbsent", 62),
+    "rows of the outbox skipped": Fault(
+        skip_rows_of_the_outbox, "a rule of outbox skips|trigger skip of outbox", "ConsumerStalled", 82
+    ),
+    "every row refused": Fault(take_no_row, "constraint nothing", "ConsumerStalled", 80),
+    "every row refused by a trigger": Fault(
+        take_no_row_without_a_function,
+        r"nowhere\(\) does not exist|readyz say what it waits for",  # it is not seen from outside
+        "ConsumerStalled",
+        80,
+    ),
     "Postgres is read-only": Fault(make_postgres_read_only, "read-only", "OutboxStalled", 14),
 }
 
@@ -324,6 +389,26 @@ FAULTS = {
     ],
 )
 def test_every_voice_tells_of_a_fault(stage: Stage, fault: Fault) -> None:
+    check_voices(stage, fault)
+
+
+@pytest.mark.fault(63)
+def test_every_voice_tells_of_a_commit_that_waits_for_a_standby(
+    servers: Servers, tmp_path: Path, prometheus: Prometheus
+) -> None:
+    with own_postgres() as postgres:
+        on = Servers(postgres.url, servers.bootstrap_servers)
+        with installed(on, tmp_path) as system, staged(system, prometheus) as stage, ExitStack() as end:
+
+            def wait_for_a_ghost(stage: Stage) -> None:
+                end.enter_context(ghost(postgres))
+                stage.system.submit(20)
+
+            check_voices(stage, Fault(wait_for_a_ghost, "'ghost'", "ConsumerStalled", 63))
+
+
+def check_voices(stage: Stage, fault: Fault) -> None:
+    """See that all is well, and that each voice that can tell names the fault once it is there."""
     before = stage.say()
     assert not any(before.values()), before
     fault.plant(stage)

@@ -11,6 +11,7 @@ from outbox.admin import DeferredReason
 
 OLD_S = 60.0  # as in the alert OutboxStalled; a Runner's transaction takes seconds
 MAX_NAMED = 5  # lanes, relays
+IF_IT_RUNS = "if one does, its log and /readyz say what it waits for"
 
 
 def missing_processes(consumers: int, members: int | None, relays: int) -> Iterator[str]:
@@ -20,14 +21,14 @@ def missing_processes(consumers: int, members: int | None, relays: int) -> Itera
     consumer group, of which a consumer is one while it has both servers; None: not known.
     """
     if not (consumers or members):
-        yield "no consumer is connected: nothing is accepted until one runs"
+        yield f"no consumer is connected: nothing is accepted until one runs; {IF_IT_RUNS}"
     elif members == 0:
         yield (
             "no consumer is in the consumer group: those that are connected to Postgres wait for Kafka;"
             " their /readyz says why"
         )
     if not relays:
-        yield "no relay is connected: nothing is published until one runs"
+        yield f"no relay is connected: nothing is published until one runs; {IF_IT_RUNS}"
 
 
 def waiting_lanes(waits: Mapping[int, str]) -> Iterator[str]:
