@@ -83,7 +83,7 @@ def _order_columns(orders: Sequence[DeployOrder]) -> dict[str, arrays.Array]:
 
 # FOR NO KEY UPDATE is the lock that the update takes: a reference to the row (KEY SHARE) does not
 # conflict with it. What was not updated is looked up only where fewer rows than ids were: it is locked
-# by another session, or a trigger or a policy passed over it in silence.
+# by another session, or a trigger or a policy passed over it, or set it back, in silence.
 SET_DEPLOYED = """
     WITH free AS (
         SELECT worker_id
@@ -95,15 +95,17 @@ SET_DEPLOYED = """
            SET status = 'deployed', updated_at = NOW()
          WHERE worker_id = ANY(ARRAY(SELECT worker_id FROM free))
            AND status::text = 'pending'
-     RETURNING worker_id
+     RETURNING worker_id, status
+    ), done AS (
+        SELECT worker_id FROM deployed WHERE status::text <> 'pending'
     )
     SELECT worker_id, worker_id IN (SELECT worker_id FROM free)
       FROM workers
-     WHERE (SELECT count(*) FROM deployed) < pg_catalog.cardinality(%(ids)b::uuid[])
+     WHERE (SELECT count(*) FROM done) < pg_catalog.cardinality(%(ids)b::uuid[])
        AND worker_id = ANY(%(ids)b::uuid[]) AND status::text = 'pending'
-       AND NOT EXISTS (SELECT FROM deployed WHERE deployed.worker_id = workers.worker_id)
+       AND NOT EXISTS (SELECT FROM done WHERE done.worker_id = workers.worker_id)
 """
-SKIPPED = "a trigger on workers skips the update"
+SKIPPED = "a trigger on workers skips or undoes the update"
 
 
 class StillPending(NamedTuple):

@@ -241,7 +241,12 @@ FOR_ONE = "FOR EACH ROW WHEN (NEW.worker_id = '%s') EXECUTE FUNCTION refuse()"
 CHECK = "ALTER TABLE workers ADD CONSTRAINT refuse CHECK"
 # What its function does, how it is attached, and the reason.
 WAYS = {
-    "skipped": ("RETURN NULL;", f"{BEFORE} {FOR_ONE}", "a trigger on workers skips the update"),
+    "skipped": ("RETURN NULL;", f"{BEFORE} {FOR_ONE}", "a trigger on workers skips or undoes"),
+    "undone": (
+        "NEW.status = OLD.status; RETURN NEW;",
+        f"{BEFORE} {FOR_ONE}",
+        "a trigger on workers skips or undoes",
+    ),
     "refused at COMMIT": ("RAISE 'not now';", f"{AT_COMMIT} {FOR_ONE}", "not now (P0001)"),
     "a division by zero": ("PERFORM 1 / 0;", f"{BEFORE} {FOR_ONE}", "division by zero (22012)"),
     "a lock": ("RAISE lock_not_available;", f"{BEFORE} {FOR_ONE}", "lock_not_available (55P03)"),
