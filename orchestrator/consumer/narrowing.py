@@ -36,7 +36,7 @@ class EveryRowRefused(DatabaseNotReady):
 
     def __init__(self, last: str) -> None:
         super().__init__(
-            f"the last {LIMIT} records were refused, and others are, too: {last}: change the table, and"
+            f"the last {LIMIT} records were refused, and others are, too: {last}; change the table, and"
             f" this record is accepted; `orchestrator dlq retry --reason {RefusedRow.REASON}` sends the"
             " others again"
         )

@@ -30,7 +30,7 @@ def find_faults(conn: Connection, table: str) -> Iterator[str]:
             yield from _column_faults(table, columns[name], needed)
         else:
             yield (
-                f"{table} has no column {name}: ALTER TABLE {table} ADD COLUMN {name}"
+                f"{table} has no column {name}, which is needed: ALTER TABLE {table} ADD COLUMN {name}"
                 f" {needed.definition}"
             )
     if not kind.has_trigger:  # a trigger may fill them
@@ -81,7 +81,7 @@ def _column_faults(table: str, column: Column, needed: NeededColumn) -> Iterator
         wanted = needed.bases[0] if needed.bases else "text"
         yield (
             f"{table}.{column.name} is {column.type}, and must be {wanted}: {alter} TYPE {wanted}"
-            f" USING {column.name}::{wanted}"
+            f" USING CAST({column.name} AS {wanted})"
         )
     if column.is_generated:
         yield f"{table}.{column.name} is generated, and we write it: {alter} DROP EXPRESSION"

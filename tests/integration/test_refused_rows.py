@@ -345,7 +345,7 @@ def test_a_mistake_in_the_schema_costs_few_dead_letters(one_lane: System) -> Non
     one_lane.submit(50, uuid4())
     with one_lane.consumer() as session, pytest.raises(EveryRowRefused) as error:
         take(session, 50)
-    assert "constraint mistake: change the table" in str(error.value)
+    assert "constraint mistake; change the table" in str(error.value)
     assert f"`orchestrator dlq retry --reason {REASON}`" in str(error.value)
     dead = "SELECT count(*) FROM outbox WHERE topic = %s"
     topic = one_lane.settings.dead_letter_topic
