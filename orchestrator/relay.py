@@ -81,9 +81,10 @@ def count_refused(lanes: Mapping[int, LaneStatus]) -> int:
 def is_working(lanes: Mapping[int, LaneStatus]) -> bool:
     """Say whether a relay works: one without lanes does, and one that can work any of its lanes.
 
-    A lane that backs off, or is refused among others, must not block the roll-out of a release.
+    A lane that backs off, has rows that wait, or is refused among others, must not block the roll-out
+    of a release.
     """
-    working = {LaneState.ACTIVE, LaneState.BACKING_OFF}
+    working = {LaneState.ACTIVE, LaneState.WAITING, LaneState.BACKING_OFF}
     return not lanes or any(status.state in working for status in lanes.values())
 
 

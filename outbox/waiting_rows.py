@@ -13,6 +13,8 @@ from outbox.output_topics import OutputTopics
 from outbox.postgres import Connection
 from outbox.watermark import next_time
 
+MAX_NAMED = 3  # topics of a lane
+
 
 class WaitingRows:
     """Which rows are left out of the claims of a session.
@@ -50,9 +52,11 @@ class WaitingRows:
         if began < self._look_at or not (refusals or self.by_lane):
             return False
         found = outbox_rows.find_waiting(self._conn, lanes, refusals) if refusals else []
+        topics = {lane: [one.topic for one in found if one.lane == lane] for lane in lanes}
         self.by_lane = {
-            lane: "; ".join(refusals[one.topic].text for one in found if one.lane == lane)
-            for lane in {one.lane for one in found}
+            lane: "; ".join(refusals[topic].text for topic in of_lane[:MAX_NAMED])
+            for lane, of_lane in topics.items()
+            if of_lane
         }
         forbidden = [one.topic for one in found if refusals[one.topic].is_forbidden]
         self.forbidden = refusals[forbidden[0]].text if forbidden else None

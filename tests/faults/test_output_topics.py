@@ -71,7 +71,9 @@ def test_a_missing_topic_holds_up_its_own_rows_alone_and_is_named(system: System
     eventually(lambda: waiting(system) == 2)
     assert longest_wait(system, (0, 1, 2, 3), 6) < HELD_S
     why = f"topic {missing} is missing: create it"
-    assert f"lane 1: waiting: {why}; lane 2: waiting: {why}" in relay.get("/readyz")
+    ready = json.loads(relay.get("/readyz"))
+    assert ready["ready"]
+    assert ready["notes"]["lanes"] == f"lane 1: waiting: {why}; lane 2: waiting: {why}"
     assert relay.log.read_text().count('"lane waiting"') == 2  # however often it is tried
     assert not relay.logged("lane in doubt")
     rows_wait = f"lanes 1, 2: rows wait: topic {missing} is missing"

@@ -183,6 +183,17 @@ def test_the_platforms_own_workers_table_is_adopted_untouched_with_its_rows(bare
     assert bare.query("SELECT id, status FROM workers WHERE id > 2") == [(3, "pending")]
 
 
+def test_the_number_of_lanes_is_not_guessed_where_their_rows_are_gone(bare: System) -> None:
+    with closing(psycopg.connect(bare.settings.database_url, autocommit=True)) as conn:
+        for migration in migrations.read_migrations():
+            if migration.version == 14:
+                conn.execute("DELETE FROM outbox_lane")
+                with pytest.raises(psycopg.errors.RaiseException, match="restore its rows first"):
+                    conn.execute(migration.sql.encode())
+                return
+            conn.execute(migration.sql.encode())
+
+
 def test_a_database_newer_than_the_code_is_a_named_error(bare: System) -> None:
     migrate(bare)
     bare.query(

@@ -70,10 +70,11 @@ def test_a_process_is_ready_when_every_check_passes() -> None:
         assert probe.ask("/readyz")[0] == 200
 
 
-ACTIVE, BACKING_OFF, REFUSED, RECOVERING, IN_DOUBT = (
+ACTIVE, WAITING, BACKING_OFF, REFUSED, RECOVERING, IN_DOUBT = (
     LaneStatus(state)
     for state in (
         LaneState.ACTIVE,
+        LaneState.WAITING,
         LaneState.BACKING_OFF,
         LaneState.REFUSED,
         LaneState.RECOVERING,
@@ -89,6 +90,7 @@ ACTIVE, BACKING_OFF, REFUSED, RECOVERING, IN_DOUBT = (
         ([ACTIVE, ACTIVE], True),
         ([ACTIVE, REFUSED], True),
         ([BACKING_OFF], True),
+        ([WAITING], True),
         ([REFUSED, BACKING_OFF], True),
         ([REFUSED, REFUSED], False),
         ([RECOVERING, REFUSED], False),
