@@ -146,7 +146,7 @@ QUICK = {"Read input", "Write output"}
 
 
 @pytest.mark.fault(31)
-@pytest.mark.parametrize("acl", cases(WHO, *QUICK))
+@pytest.mark.parametrize("acl", cases([*WHO], *QUICK))
 def test_a_permission_revoked_at_work_is_named_and_retried(own: Secured, acl: str) -> None:
     processes, taken = own.start(), acls(own.system)[acl]
     name, complaint = WHO[acl]
