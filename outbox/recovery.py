@@ -6,7 +6,7 @@ their locks. What is published again was in `inflight` before, under a number an
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 from uuid import uuid4
 
@@ -88,8 +88,8 @@ class Recovery:
         crash_point("relay.owner_checked")
         self.fence(rows)
         evidence = self._publisher.read_evidence(self._searches(rows))
-        if any(row.inflight for row in rows.values()):
-            self._learn_of_topics()
+        if topics := {topic for one in evidence.values() for topic in one.ends}:
+            self._learn_of_topics(topics)
         crash_point("relay.evidence_read")
         failures = [one.held_up for one in evidence.values() if one.has_failed and not one.unusable]
         self.search_failure = failures[0] if failures else None
@@ -140,10 +140,10 @@ class Recovery:
             for number, row in rows.items()
         }
 
-    def _learn_of_topics(self) -> None:
+    def _learn_of_topics(self, topics: Collection[str]) -> None:
         """Learn which topics cannot be written to now, if Kafka says so soon: else the batch tells."""
         try:
-            self._publisher.topics.ends((), WAIT_LOCKED_S)
+            self._publisher.topics.ends(topics, WAIT_LOCKED_S)
         except LanesGivenUp:
             raise
         except InDoubt:

@@ -139,7 +139,8 @@ class RelaySession:
         if not batch:
             return 0
         self.batches.publish(batch)
-        self._answers.published()
+        if not self.batches.waiting.forbidden:  # else another relay may be able to do more
+            self._answers.published()
         self._last_rows_at, self._batch_s = started, time.monotonic() - started
         full = any(len(rows) == self._options.batch_size for rows in batch.values())
         self._pause_s = 0.0 if full else self._pause.after(self._batch_s)
