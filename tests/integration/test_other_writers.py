@@ -1,5 +1,6 @@
 """Rows of the outbox that another writer got wrong: parked by name, and their neighbours published."""
 
+import re
 from collections import Counter
 from contextlib import closing
 from uuid import uuid4
@@ -380,7 +381,9 @@ def test_the_consumer_waits_while_the_sequence_of_the_outbox_is_behind_its_rows(
     system.submit(20)
     eventually(lambda: remedy in consumer.get("/readyz"))
     assert consumer.logged("was set back")
-    assert remedy in run_command(system.environ, "doctor").stdout
+    for command, begins in (("doctor", "failed +outbox id sequence: "), ("status", "PROBLEM +")):
+        shown = run_command(system.environ, command).stdout
+        assert re.search(f"^{begins}.*{re.escape(remedy)}$", shown, re.MULTILINE), shown
     assert system.statuses() == {"pending": 20}
     system.query(remedy)
     system.start("relay")
