@@ -116,8 +116,8 @@ class WaitingTopic(NamedTuple):
 
 FIND_WAITING = """
     SELECT mine.lane, wanted.topic
-      FROM unnest(%(lanes)b::smallint[]) AS mine (lane)
-     CROSS JOIN unnest(%(topics)b::text[]) AS wanted (topic),
+      FROM pg_catalog.unnest(%(lanes)b::smallint[]) AS mine (lane)
+     CROSS JOIN pg_catalog.unnest(%(topics)b::text[]) AS wanted (topic),
            LATERAL (
                SELECT
                  FROM outbox
