@@ -36,6 +36,8 @@ def exit_on_sigterm() -> None:
     def wait() -> NoReturn:
         while os.read(read_end, 1)[0] != signal.SIGTERM:
             pass
+        if screen := sys.modules.get("orchestrator.cli.screen"):
+            screen.leave()
         os._exit(128 + signal.SIGTERM)
 
     Thread(target=wait, name="SIGTERM", daemon=True).start()

@@ -35,6 +35,7 @@ def add_views(add: Add) -> None:
         "Check settings, Postgres, Kafka and the data in them; print what to do about each fault.",
         "orchestrator doctor",
     )
+    doctor.add_argument("--all", action="store_true", help="on a terminal, show what is ok, too")
     explain = add(
         "explain",
         "explain:explain_id",

@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 
+from orchestrator.cli.screen import laid_out
 from orchestrator.observability.masking import mask_text, mask_value, printable
 
 
@@ -21,7 +22,12 @@ def print_error(code: int, text: str, *more: str) -> int:
 
 def print_lines(lines: Iterable[str]) -> None:
     """Print lines for an operator, each masked."""
-    print("\n".join(printable(mask_text(line)) for line in lines), flush=True)
+    print("\n".join(shown_lines(lines)), flush=True)
+
+
+def shown_lines(lines: Iterable[str]) -> list[str]:
+    """Return lines as an operator may see them: masked, and as the terminal takes them."""
+    return [laid_out(printable(mask_text(line))) for line in lines]
 
 
 def print_json(fields: object) -> None:

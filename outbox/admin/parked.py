@@ -231,3 +231,12 @@ class ParkedCount(NamedTuple):
 def count_parked(conn: Connection) -> list[ParkedCount]:
     """Count the parked rows for which an operator has still to decide, by reason."""
     return query(conn, args_row(ParkedCount), COUNT_PARKED)
+
+
+FIRST_PARKED = "SELECT min(parked_at) FROM outbox_parked WHERE discarded_at IS NULL"
+
+
+def read_first_parked(conn: Connection) -> datetime | None:
+    """Return since when parked rows wait; None: there are none. A relay's login may not read this."""
+    first: list[datetime | None] = query(conn, scalar_row, FIRST_PARKED)
+    return first[0]

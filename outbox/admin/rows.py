@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import LiteralString, NamedTuple
 from uuid import UUID
 
-from psycopg.rows import args_row
+from psycopg.rows import args_row, scalar_row
 
 from outbox.enqueue import count_lanes
 from outbox.message import Headers, fault_of, lane_of, readable_headers
@@ -90,6 +90,22 @@ COUNT_ROWS = "SELECT count(*) FROM outbox WHERE topic = %(topic)s"
 def count_rows(conn: Connection, topic: str) -> int:
     """Count the rows for a topic that are not yet acknowledged. Reads the whole table."""
     return scalar(conn, int, COUNT_ROWS, {"topic": topic})
+
+
+READ_LAST_ID = """
+    SELECT CASE WHEN pg_catalog.has_sequence_privilege(ids, 'SELECT')
+                THEN coalesce(pg_catalog.pg_sequence_last_value(ids), 0) END
+      FROM (SELECT pg_catalog.pg_get_serial_sequence('outbox', 'id')::regclass AS ids) AS source
+"""
+
+
+def read_last_id(conn: Connection) -> int | None:
+    """Return the highest id given to a row so far: how many rows there ever were; 0 before the first.
+
+    None: this login may not see it.
+    """
+    last: list[int | None] = query(conn, scalar_row, READ_LAST_ID)
+    return last[0]
 
 
 class RowCount(NamedTuple):

@@ -5,12 +5,13 @@ import signal
 import subprocess
 import sys
 from contextlib import closing
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
 import pytest
 
-from orchestrator.cli import status as status_command
+from orchestrator.cli import status_screen
 from orchestrator.operations.status import lanes
 from orchestrator.operations.status.status import read_status
 from orchestrator.runtime.database import open_session
@@ -59,14 +60,20 @@ def test_status_shows_a_system_at_work(system: System) -> None:
     assert {partition["lag"] for partition in shown["partitions"]} == {0}
     assert sum(partition["position"] for partition in shown["partitions"]) == 51
     assert shown["rates"] == {"accepted": 50 / 60, "deployed": 50 / 60}
+    assert datetime.now(UTC) - datetime.fromisoformat(shown["last_accepted"]) < timedelta(minutes=2)
     assert shown["dead_letters"] == 1
     assert not shown["dead_letters_is_upper_bound"]
     assert shown["refusals"] == shown["unknown"] == {}
-    assert shown["problems"] == ["1 dead letters wait for the operator: `orchestrator dlq list`"]
+    (problem,) = shown["problems"]
+    assert re.fullmatch(
+        r"1 dead letters wait for the operator, the first for [\d.]+ m?s: `orchestrator dlq list`",
+        problem,
+    )
     assert shown["versions"].keys() >= {"orchestrator", "postgres", "librdkafka"}
 
     assert run_command(system.environ, "dlq", "discard", "--all", "--yes").returncode == 0
     text = said(system, "status")
+    assert text.startswith("ok ")
     assert "1 consumer(s), 1 relay(s)" in text
     assert "PROBLEM" not in text
     assert "NOTE" not in text
@@ -89,26 +96,26 @@ def test_status_shows_waiting_rows_and_commands_while_no_process_runs(system: Sy
     assert sum(lane["pending"] for lane in shown["lanes"]) == 30
     assert 0 < max(lane["oldest_s"] or 0 for lane in shown["lanes"]) < 60
     assert sum(partition["lag"] for partition in shown["partitions"]) == 7
-    text = said(system, "status", code=1)
-    assert "PROBLEM  no relay is connected" in text
-    assert "PROBLEM  no consumer is connected" in text
+    first, second, *_ = said(system, "status", code=1).splitlines()
+    assert first == "PROBLEM  no consumer is connected: nothing is accepted until one runs"
+    assert re.match(r"PROBLEM  no relay is connected: .* the oldest row waits for [\d.]+ m?s$", second)
 
 
 def test_status_names_what_it_could_not_count(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
     """Unknown is not none: neither in numbers, nor for a lane of which only a part was counted."""
     system.accept(30)
     monkeypatch.setattr(lanes, "MAX_COUNTED", 2)
-    monkeypatch.setattr(status_command, "MAX_COUNTED", 2)
+    monkeypatch.setattr(status_screen, "MAX_COUNTED", 2)
     with closing(system.connect()) as conn:
         found = read_status(system.settings, conn)
         assert {lane.pending for lane in found.lanes} == {2}
-        assert "2 or more" in "\n".join(status_command.render_status(found))
+        assert " 2+ " in "\n".join(status_screen.render_status(found))
         slow = "SELECT pg_sleep(60) WHERE %(at_most)s > 0"
         monkeypatch.setattr("outbox.admin.lanes.COUNT_BACKLOG", slow)
     with closing(open_session(system.settings, "test", statement_timeout_s=0.1)) as conn:
         found = read_status(system.settings, conn)
     assert {(lane.pending, lane.oldest_s) for lane in found.lanes} == {(None, None)}
-    assert "unknown" in "\n".join(status_command.render_status(found))
+    assert "unknown" in "\n".join(status_screen.render_status(found))
 
 
 def test_status_names_lanes_whose_oldest_row_waits_too_long(system: System) -> None:
@@ -179,7 +186,7 @@ def test_status_with_watch_repeats_until_it_is_interrupted(system: System) -> No
         assert process.stdout
         looks = 0
         for line in process.stdout:
-            looks += line.startswith("processes:")
+            looks += " consumer(s), " in line
             if looks == 2:
                 process.send_signal(signal.SIGINT)
                 break

@@ -14,6 +14,7 @@ from outbox.admin import (
     count_relays,
     list_relays_without_kafka,
     read_deferred_reasons,
+    read_first_parked,
 )
 
 
@@ -45,7 +46,7 @@ def waiting_rows(installation: Installation) -> Result:
 def parked_rows(installation: Installation) -> Result:
     """Count the rows that Kafka rejected."""
     parked = {one.reason: one.rows for one in count_parked(installation.conn)}
-    return failed(problems.parked_rows(parked), "none")
+    return failed(problems.parked_rows(parked, read_first_parked(installation.conn)), "none")
 
 
 def waiting_letters(installation: Installation) -> Result:

@@ -1,6 +1,7 @@
 """The input as `status` shows it: partitions, the rates of commands, dead letters."""
 
 import time
+from datetime import datetime
 from typing import NamedTuple
 from uuid import UUID
 
@@ -11,9 +12,10 @@ from orchestrator.consumer import offsets
 from orchestrator.consumer.offsets import Position
 from orchestrator.consumer.refusals import find_refusal, read_continuations
 from orchestrator.consumer.unread import find_unread
+from orchestrator.contract.messages import record_time_ms
 from orchestrator.contract.repair_commands import repair_of_partition
 from orchestrator.kafka import topics
-from orchestrator.kafka.reader import OffsetRange, find_ranges
+from orchestrator.kafka.reader import OffsetRange, datetime_from_ms, find_ranges
 from orchestrator.operations.dead_letters.filter import RecordFilter
 from orchestrator.operations.dead_letters.letters import (
     LetterState,
@@ -22,7 +24,7 @@ from orchestrator.operations.dead_letters.letters import (
     read_dead_letters,
 )
 from orchestrator.operations.status.statements import in_time
-from outbox import Connection, query
+from outbox import Connection, query, scalars
 
 RATE_S = 60  # the rates are those of this time
 
@@ -58,12 +60,13 @@ class DeadLetterCount(NamedTuple):
     """Dead letters of our input that wait.
 
     is_upper_bound: letters of other inputs and ends of transactions are counted, too. refusal: why
-    Postgres refuses the row of the last of them, if it does.
+    Postgres refuses the row of the last of them, if it does. since: the time of the oldest one.
     """
 
     letters: int
     is_upper_bound: bool
     refusal: str | None = None
+    since: datetime | None = None
 
 
 def report_partitions(
@@ -144,6 +147,23 @@ def read_rates(conn: Connection) -> Rates:
     return Rates(recent.accepted / RATE_S, recent.deployed / RATE_S)
 
 
+READ_LATEST = """
+    SELECT worker_id
+      FROM workers
+     WHERE worker_id < %(until)s
+     ORDER BY worker_id DESC
+     LIMIT 1
+"""
+
+
+def read_last_accepted(conn: Connection) -> datetime | None:
+    """Return the time of the latest command that was accepted, if it can be found quickly."""
+    until = UUID(int=int(time.time() * 1000) << 80)
+    found = in_time(lambda: scalars(conn, UUID, READ_LATEST, {"until": until})) or ()
+    ours = [worker for worker in found if worker.version == 8]
+    return datetime_from_ms(record_time_ms(ours[0])) if ours else None
+
+
 FEW_LETTERS = 10_000  # offsets that are read one by one; of more, an upper bound must do
 
 
@@ -157,4 +177,5 @@ def count_dead_letters(settings: Settings, conn: Connection) -> DeadLetterCount:
     chunks = read_dead_letters(conn, topic, everything, None)
     waiting = [one for chunk in chunks for one in chunk if one.state is LetterState.WAITING]
     refusals = [refusal for one in waiting if (refusal := one.refusal)]
-    return DeadLetterCount(len(waiting), False, refusals[-1] if refusals else None)
+    oldest = min((one.at for one in waiting), default=None)
+    return DeadLetterCount(len(waiting), False, refusals[-1] if refusals else None, oldest)

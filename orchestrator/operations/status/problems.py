@@ -5,6 +5,7 @@ Each is one line that says what to do. It reads what the caller has read: `statu
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 
 from orchestrator.operations.text import duration
 from outbox.admin import DeferredReason
@@ -14,21 +15,30 @@ MAX_NAMED = 5  # lanes, relays
 IF_IT_RUNS = "if one does, its log and /readyz say what it waits for"
 
 
-def missing_processes(consumers: int, members: int | None, relays: int) -> Iterator[str]:
+def missing_processes(
+    consumers: int,
+    members: int | None,
+    relays: int,
+    last_accepted: datetime | None = None,
+    oldest_s: float | None = None,
+) -> Iterator[str]:
     """Yield a line for a process of which none works.
 
     consumers, relays: their sessions in Postgres, where a pooler may hide a consumer. members: of the
     consumer group, of which a consumer is one while it has both servers; None: not known.
+    last_accepted: the time of the last command that was. oldest_s: the age of the oldest waiting row.
     """
     if not (consumers or members):
-        yield f"no consumer is connected: nothing is accepted until one runs; {IF_IT_RUNS}"
+        last = f", the last command was sent {age_of(last_accepted)} ago" if last_accepted else ""
+        yield f"no consumer is connected{last}: nothing is accepted until one runs; {IF_IT_RUNS}"
     elif members == 0:
         yield (
             "no consumer is in the consumer group: those that are connected to Postgres wait for Kafka;"
             " their /readyz says why"
         )
     if not relays:
-        yield f"no relay is connected: nothing is published until one runs; {IF_IT_RUNS}"
+        waits = f", the oldest row waits for {duration(oldest_s)}" if oldest_s else ""
+        yield f"no relay is connected{waits}: nothing is published until one runs; {IF_IT_RUNS}"
 
 
 def waiting_lanes(waits: Mapping[int, str]) -> Iterator[str]:
@@ -58,18 +68,28 @@ def old_rows(oldest: Mapping[int, float | None]) -> Iterator[str]:
         )
 
 
-def parked_rows(parked: Mapping[str, int]) -> Iterator[str]:
-    """Yield a line if rows are parked. parked: how many, by reason."""
+def parked_rows(parked: Mapping[str, int], first: datetime | None) -> Iterator[str]:
+    """Yield a line if rows are parked. parked: how many, by reason. first: when the first one was."""
     if parked:
         reasons = ", ".join(f"{rows:,} {reason}" for reason, rows in parked.items())
-        yield f"parked rows wait for the operator ({reasons}): `orchestrator parked list`"
+        age = f", the first for {age_of(first)}" if first else ""
+        yield f"parked rows wait for the operator{age} ({reasons}): `orchestrator parked list`"
 
 
-def dead_letters(letters: int, is_upper_bound: bool, refusal: str | None) -> Iterator[str]:
+def dead_letters(
+    letters: int, is_upper_bound: bool, refusal: str | None, oldest: datetime | None
+) -> Iterator[str]:
     """Yield a line if dead letters wait. refusal: why Postgres refuses the row of one."""
     if letters:
         bound, why = "up to " if is_upper_bound else "", f" ({refusal})" if refusal else ""
-        yield f"{bound}{letters:,} dead letters wait for the operator{why}: `orchestrator dlq list`"
+        age = f", the first for {age_of(oldest)}" if oldest else ""
+        text = f"{bound}{letters:,} dead letters wait for the operator{age}{why}"
+        yield f"{text}: `orchestrator dlq list`"
+
+
+def age_of(at: datetime) -> str:
+    """Return for how long something has been so."""
+    return duration(max((datetime.now(UTC) - at).total_seconds(), 0))
 
 
 def deferred_workers(deferred: Sequence[DeferredReason]) -> Iterator[str]:

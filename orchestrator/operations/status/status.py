@@ -30,10 +30,12 @@ from orchestrator.operations.status.input import (
     PartitionReport,
     Rates,
     count_dead_letters,
+    read_last_accepted,
     read_rates,
     report_partitions,
 )
 from orchestrator.operations.status.lanes import (
+    MAX_COUNTED,
     LaneReport,
     find_unwritable_topics,
     read_backlogs,
@@ -55,6 +57,8 @@ from outbox.admin import (
     count_sessions,
     list_relays_without_kafka,
     read_deferred_reasons,
+    read_first_parked,
+    read_last_id,
 )
 
 T = TypeVar("T")
@@ -66,6 +70,7 @@ class Status(NamedTuple):
     consumers: sessions in Postgres. members: of the consumer group; None: they may not be seen.
     workers: why no process writes to the table `workers`; then what is read from it is unknown.
     sequences: those that were set back. filters: triggers and rules that may leave rows of ours out.
+    last_accepted: when the latest command was sent that was accepted. last_row_id: of the outbox.
     deferred: workers that are published and not yet deployed, by reason, the oldest of them. standby:
     why COMMIT waits for one. unknown: what Kafka did not answer, and why; the field itself is None.
     """
@@ -82,8 +87,11 @@ class Status(NamedTuple):
     lanes: Sequence[LaneReport]
     partitions: Sequence[PartitionReport] | None
     rates: Rates
+    last_accepted: datetime | None
+    last_row_id: int | None
     dead_letters: DeadLetterCount | None
     parked: Mapping[str, int]
+    first_parked: datetime | None
     deferred: Sequence[DeferredReason]
     standby: str | None
     unknown: Mapping[str, Exception]
@@ -93,7 +101,9 @@ class Status(NamedTuple):
         """Return what is wrong, most serious first; none: the installation is well."""
         letters = self.dead_letters
         return [
-            *problems.missing_processes(self.consumers, self.members, self.relays),
+            *problems.missing_processes(
+                self.consumers, self.members, self.relays, self.last_accepted, self.oldest_s
+            ),
             *filter(None, [self.standby, self.workers]),
             *self.sequences,
             *self.filters,
@@ -102,10 +112,32 @@ class Status(NamedTuple):
             *problems.waiting_lanes({one.lane: one.waits_for for one in self.lanes if one.waits_for}),
             *problems.old_rows({one.lane: one.oldest_s for one in self.lanes}),
             *problems.relays_cut_off(self.relays_without_kafka),
-            *problems.parked_rows(self.parked),
+            *problems.parked_rows(self.parked, self.first_parked),
             *(problems.dead_letters(*letters) if letters else ()),
             *problems.deferred_workers(self.deferred),
         ]
+
+    @property
+    def oldest_s(self) -> float | None:
+        """Return the age of the oldest row that waits."""
+        return max((one.oldest_s for one in self.lanes if one.oldest_s is not None), default=None)
+
+    @property
+    def waiting(self) -> int | None:
+        """Return how many rows wait; None: they could not be counted."""
+        rows = [one.pending for one in self.lanes]
+        known = [count for count in rows if count is not None and count < MAX_COUNTED]
+        return sum(known) if len(known) == len(rows) else None
+
+    @property
+    def position(self) -> int | None:
+        """Return how many offsets of the input were consumed."""
+        return None if self.partitions is None else sum(one.position or 0 for one in self.partitions)
+
+    @property
+    def lag(self) -> int | None:
+        """Return how many offsets of the input wait."""
+        return None if self.partitions is None else sum(one.lag for one in self.partitions)
 
     @property
     def refusals(self) -> dict[str, str]:
@@ -158,8 +190,11 @@ def read_status(settings: Settings, conn: Connection) -> Status:
         report_lanes(conn, refusals or {}, backlogs, unwritable or {}),
         ask_kafka("partitions", lambda: report_partitions(settings, conn, admin)),
         Rates(None, None) if workers else read_rates(conn),
+        None if workers else read_last_accepted(conn),
+        read_last_id(conn),
         None if workers else ask_kafka("dead letters", lambda: count_dead_letters(settings, conn)),
         {parked.reason: parked.rows for parked in count_parked(conn)},
+        read_first_parked(conn),
         read_deferred_reasons(conn),
         wait.text if wait.is_missing else None,
         unknown,
