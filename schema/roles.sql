@@ -119,7 +119,7 @@ GRANT SELECT (identity, lanes) ON outbox_identity TO orchestrator_relay;
 -- judge.
 GRANT SELECT (id, worker_id, scenario_uuid, status, process_pid, created_at, updated_at) ON workers
    TO orchestrator_operator;
-GRANT SELECT (lane, id, topic, aggregate_id, created_at) ON outbox TO orchestrator_operator;
+GRANT SELECT (lane, id, topic, key, aggregate_id, created_at) ON outbox TO orchestrator_operator;
 GRANT SELECT ON outbox_lane, outbox_parked, outbox_deferred, outbox_identity, consumed_offsets, repairs,
                 dead_letters_handled
    TO orchestrator_operator;

@@ -55,8 +55,21 @@ def add_views(add: Add) -> None:
         metavar=TIME,
         help=f"leave out what is older: {TIME_HELP}",
     )
-    for parser in (status, doctor, explain, audit):
+    history = add(
+        "history",
+        "history:show_history",
+        "List what operators changed, when, and who.",
+        "orchestrator history --since 7d",
+    )
+    history.add_argument("--since", type=time_or_age, metavar=TIME, help=f"from then on: {TIME_HELP}")
+    add_limit(history)
+    for parser in (status, doctor, explain, audit, history):
         add_json(parser)
+
+
+def add_limit(parser: argparse.ArgumentParser) -> None:
+    """Add --limit."""
+    parser.add_argument("--limit", type=at_least_one, default=LISTED, help=f"how many lines ({LISTED})")
 
 
 # ---- what changes data: all of it asks first ----------------------------------------------------
@@ -125,6 +138,38 @@ def add_repair(add: Add) -> None:
     )
 
 
+def add_waiting_rows(add: Add) -> None:
+    """Add `waiting`."""
+    waiting = add(
+        "waiting",
+        "waiting:list_waiting",
+        "List the rows that wait in the outbox, by topic, key and age; park some by hand.",
+        "orchestrator waiting list",
+    )
+    actions = waiting.add_subparsers(required=True, metavar="list|park")
+    listing = actions.add_parser(
+        "list",
+        help="Print the rows of each topic, and the first rows.",
+        description="Print how many rows wait for each topic, and the first of them.",
+        epilog="example: orchestrator waiting list --topic to_deploy",
+    )
+    listing.add_argument("--topic", help="only for this topic")
+    listing.add_argument("--key", help="only with this record key")
+    add_limit(listing)
+    add_json(listing)
+    park = actions.add_parser(
+        "park",
+        help="Park rows: `parked retry` sends them later.",
+        description="Take rows out of the outbox, so that they are not sent. `parked retry` sends them"
+        " later, `parked discard` gives them up. Rows in flight are not parked.",
+        epilog="example: orchestrator waiting park 2:1017 --reason 'camera is replaced' --dry-run",
+    )
+    park.set_defaults(command="orchestrator.cli.waiting:park")
+    park.add_argument("ids", nargs="+", type=two_numbers, metavar="LANE:ID")
+    park.add_argument("--reason", default="no reason given", metavar="TEXT", help="why, for the others")
+    add_confirmation(park, "name them, change nothing")
+
+
 def add_dead_letters(add: Add) -> None:
     """Add `dlq`."""
     dlq = add(
@@ -179,9 +224,7 @@ def add_actions(
         return actions.add_parser(action, parents=[chosen], help=text, description=text, epilog=epilog)
 
     listing = add("list", "Print a line for each: id, time, reason.", "--since 2h")
-    listing.add_argument(
-        "--limit", type=at_least_one, default=LISTED, help=f"how many lines ({LISTED})"
-    )
+    add_limit(listing)
     listing.add_argument("--handled", action="store_true", help="include those already handled")
     add_json(listing)
     showing = add("show", "Print everything about each, as JSON.", "0:17 --payload")

@@ -14,6 +14,7 @@ from orchestrator.cli.operator_arguments import (
     add_parked_rows,
     add_repair,
     add_views,
+    add_waiting_rows,
 )
 from orchestrator.observability.masking import mask_text, printable
 
@@ -46,6 +47,7 @@ def new_parser() -> argparse.ArgumentParser:
     add_processes(add)
     add_views(add)
     add_repair(add)
+    add_waiting_rows(add)
     add_dead_letters(add)
     add_parked_rows(add)
     add_trials(add)

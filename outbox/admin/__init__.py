@@ -57,6 +57,14 @@ from outbox.admin.rows import (
 from outbox.admin.stepping import SteppedRelay, step_relay
 from outbox.admin.take_over import BatchReset, LaneBusy, LockedLane, reset_batch_number, take_over
 from outbox.admin.trials import TransactionalIdTrial, try_session_lock, try_transactional_id
+from outbox.admin.waiting import (
+    ListedRow,
+    RowFilter,
+    TopicBacklog,
+    count_by_topic,
+    list_rows,
+    park_waiting,
+)
 from outbox.deferred_rows import DeferredReason, defer, find_deferred, read_deferred_reasons
 from outbox.enqueue import read_next_id
 from outbox.evidence import Evidence, Search
@@ -87,6 +95,7 @@ __all__ = [
     "LaneBusy",
     "LaneCheck",
     "LaneSummary",
+    "ListedRow",
     "LockedLane",
     "Marker",
     "ParkedCount",
@@ -94,11 +103,13 @@ __all__ = [
     "Publisher",
     "RelayOptions",
     "RowCount",
+    "RowFilter",
     "RowId",
     "RowStatus",
     "Search",
     "SteppedRelay",
     "TablePermission",
+    "TopicBacklog",
     "TransactionPoolingDetected",
     "TransactionalIdTrial",
     "WaitingRow",
@@ -107,6 +118,7 @@ __all__ = [
     "check_lanes",
     "check_session",
     "count_backlog",
+    "count_by_topic",
     "count_lane_rows",
     "count_parked",
     "count_relays",
@@ -121,7 +133,9 @@ __all__ = [
     "find_row",
     "list_lanes",
     "list_relays_without_kafka",
+    "list_rows",
     "marker_key",
+    "park_waiting",
     "purge_parked",
     "read_deferred_reasons",
     "read_first_parked",

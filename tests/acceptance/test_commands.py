@@ -50,6 +50,8 @@ COMMANDS = (
     "repair",
     "dlq",
     "parked",
+    "waiting",
+    "history",
     "completion",
     "demo",
 )

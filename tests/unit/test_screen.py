@@ -1,4 +1,4 @@
-"""What an operator sees on a terminal: a verdict first, on 80 columns and 24 lines, in colours."""
+"""What an operator sees on a terminal: what is wrong first, on 80 columns and 24 lines, in colours."""
 
 import os
 import pty

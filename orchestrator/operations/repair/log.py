@@ -2,8 +2,12 @@
 
 import json
 from collections.abc import Mapping
+from datetime import datetime
+from typing import NamedTuple
 
-from outbox import Connection
+from psycopg.rows import args_row
+
+from outbox import Connection, query
 
 INSERT_REPAIR = """
     INSERT INTO repairs (command, target, reason, before, after, counts)
@@ -35,3 +39,32 @@ def log_repair(
             "counts": json.dumps(counts, default=str),
         },
     )
+
+
+class LoggedRepair(NamedTuple):
+    """A change by an operator. repaired_by: the login; command: with its options; counts: of what."""
+
+    repaired_at: datetime
+    repaired_by: str
+    command: str
+    target: str
+    reason: str
+    before: Facts
+    after: Facts
+    counts: Facts
+
+
+READ_REPAIRS = """
+    SELECT repaired_at, repaired_by, command, target, reason, before, after, counts
+      FROM (SELECT id, repaired_at, repaired_by, command, target, reason, before, after, counts
+              FROM repairs
+             WHERE %(since)s::timestamptz IS NULL OR repaired_at >= %(since)s::timestamptz
+             ORDER BY id DESC
+             LIMIT %(limit)s) AS latest
+     ORDER BY id
+"""
+
+
+def read_repairs(conn: Connection, since: datetime | None, limit: int) -> list[LoggedRepair]:
+    """Return the latest changes, the latest last."""
+    return query(conn, args_row(LoggedRepair), READ_REPAIRS, {"since": since, "limit": limit})
