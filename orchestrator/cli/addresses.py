@@ -21,12 +21,16 @@ def export_addresses(addresses: Mapping[str, str]) -> None:
     print(f"addresses and passwords, for this user alone: . {ADDRESSES}", file=sys.stderr)
 
 
-def with_addresses(environ: Mapping[str, str]) -> Mapping[str, str]:
-    """Return the environment; without KAFKA_BOOTSTRAP_SERVERS the kept addresses are added.
+SERVERS = ("DATABASE_URL", "KAFKA_BOOTSTRAP_SERVERS")
 
-    Raises UsageError if they are another user's.
+
+def with_addresses(environ: Mapping[str, str]) -> Mapping[str, str]:
+    """Return the environment; if it names no server, the kept addresses are added.
+
+    One that names only one of them gets none: they belong together. Raises UsageError if they are
+    another user's.
     """
-    if "KAFKA_BOOTSTRAP_SERVERS" in environ:
+    if any(name in environ or f"{name}_FILE" in environ for name in SERVERS):
         return environ
     try:
         lines = ADDRESSES.read_text().splitlines()
@@ -34,6 +38,6 @@ def with_addresses(environ: Mapping[str, str]) -> Mapping[str, str]:
         return environ
     except PermissionError as error:
         raise UsageError(
-            f"set KAFKA_BOOTSTRAP_SERVERS, or run as the user of the servers: {error}"
+            f"set {' and '.join(SERVERS)}, or run as the user of the servers: {error}"
         ) from error
     return {**environ, **dict(line.removeprefix("export ").split("=", 1) for line in lines)}

@@ -43,6 +43,11 @@ def render_findings(findings: Sequence[Finding], every: bool) -> Iterator[str]:
     if counts["ok"] == len(findings):
         yield f"ok          all {len(findings)} checks"
     for one in shown:
-        yield f"{one.state:<11} {one.check}: {one.text}"
+        yield render_finding(one)
     hidden = "; --all shows what is ok, too" if len(shown) < len(findings) else ""
     yield f"{summary}{hidden}"
+
+
+def render_finding(finding: Finding) -> str:
+    """Return a finding as one line for an operator."""
+    return f"{finding.state:<11} {finding.check}: {finding.text}"

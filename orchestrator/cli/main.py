@@ -19,7 +19,7 @@ def run(arguments: Sequence[str]) -> int:
     usage, before any command is imported.
     """
     options = new_parser().parse_args(arguments)
-    logs.configure_logging("INFO", "text" if sys.stderr.isatty() else "json")
+    logs.configure_logging("INFO", None, client_level="CRITICAL")
     try:
         code: int = resolve_name(options.command)(options)
         sys.stdout.flush()

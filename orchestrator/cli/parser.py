@@ -5,6 +5,8 @@ stands under it, imports no client of Postgres or Kafka: --help and completion n
 """
 
 import argparse
+import re
+from difflib import get_close_matches
 from typing import NoReturn
 
 from orchestrator.cli.arguments import Add, add_json, at_least_one, at_least_zero, uuid
@@ -30,12 +32,29 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print usage and error; exit with 2."""
+        if found := re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message):
+            choices = re.findall(r"[\w-]+", found[2])
+            meant = get_close_matches(found[1], choices, n=1)
+            advice = f"did you mean {meant[0]}?" if meant else f"choose from {', '.join(choices)}"
+            message = f"{message[: found.start()]}there is no {found[1]!r}: {advice}"
         super().error(printable(mask_text(message)))
+
+
+class PrintVersion(argparse.Action):
+    """Prints the version, which is looked up only then."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        """Print it and exit."""
+        from orchestrator.observability.metrics import release
+
+        print(f"orchestrator {release()}")
+        parser.exit()
 
 
 def new_parser() -> argparse.ArgumentParser:
     """Return the parser. The options that it returns have the chosen command as `command`."""
     root = Parser(prog="orchestrator", description=DESCRIPTION, epilog=EXIT_CODES)
+    root.add_argument("--version", action=PrintVersion, nargs=0, help="print the version")
     commands = root.add_subparsers(required=True, metavar="COMMAND")
 
     def add(name: str, function: str, text: str, example: str) -> argparse.ArgumentParser:
@@ -114,12 +133,13 @@ def add_trials(add: Add) -> None:
     submit = add(
         "submit",
         "submit:submit_commands",
-        "Send commands as the API would; print each scenario's UUID.",
+        "Send commands as the API would; where stdout is no terminal, print each scenario's UUID.",
         "orchestrator submit rtsp://user:pw@cam/1 --count 10",
     )
     submit.add_argument("camera_url", metavar="CAMERA_URL|-", help=CAMERA_HELP)
     submit.add_argument("--scenario", type=uuid, help="one UUID for all; default: new ones")
     submit.add_argument("--count", type=at_least_one, default=1, help="how many commands (1)")
+    submit.add_argument("--rate", type=at_least_one, help="at most so many a second; default: no limit")
     demo = add(
         "demo",
         "demo:run_demo",

@@ -1,10 +1,10 @@
 """What a command starts with: the settings, and a session on a database that this release can use."""
 
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
+from orchestrator.cli.addresses import with_addresses
 from orchestrator.config.environment import Environment, read_logging
 from orchestrator.config.settings import Settings, read_settings
 from orchestrator.kafka.topics import check_access
@@ -17,15 +17,18 @@ from outbox import Connection
 def load_settings() -> Settings:
     """Read the settings of a process, and set up the logs as they say. Raises SettingsError."""
     level, form = read_logging(Environment(os.environ))  # first: reading settings may log a warning
-    logs.configure_logging(level or "INFO", form or "json")
+    logs.configure_logging(level or "INFO", form)
     return read_settings(os.environ)
 
 
 def load_settings_quietly() -> Settings:
-    """Read the settings of an operator's command: it logs warnings alone, on a terminal as text."""
+    """Read the settings of an operator's command, or those of the embedded servers of `run`.
+
+    It logs warnings alone, and nothing of Kafka's client: what it cannot do, its error says.
+    """
     _, form = read_logging(Environment(os.environ))
-    logs.configure_logging("WARNING", "text" if sys.stderr.isatty() else form or "json")
-    return read_settings(os.environ)
+    logs.configure_logging("WARNING", form, client_level="CRITICAL")
+    return read_settings(with_addresses(os.environ))
 
 
 @contextmanager

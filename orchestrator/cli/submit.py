@@ -5,7 +5,8 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from uuid import UUID, uuid4
 
 from confluent_kafka import KafkaError, KafkaException, Producer
@@ -17,15 +18,27 @@ from orchestrator.config.settings import read_kafka_settings
 from orchestrator.kafka.topics import check_access
 
 DELIVERY_S = 10  # until then the brokers have acknowledged, or they are unreachable
+PROGRESS_S = 0.2  # between two figures on a terminal
 
 
 def submit_commands(options: argparse.Namespace) -> int:
-    """Send commands as the API would; print each scenario's UUID."""
+    """Send commands as the API would; on a terminal show how far it is, else print the scenarios."""
     kafka, topic = read_kafka_settings(with_addresses(os.environ))
     urls = read_urls() if options.camera_url == "-" else [options.camera_url]
     check_access(kafka)
-    for scenario in send_commands(kafka, topic, urls * options.count, options.scenario):
-        print(scenario)
+    commands = [(options.scenario or uuid4(), url) for url in urls * options.count]
+    began = time.monotonic()
+
+    def progress(sent: int) -> None:
+        rate = sent / max(time.monotonic() - began, 0.001)
+        print(f"\r{sent:,} of {len(commands):,} sent, {rate:,.0f}/s ", end="", flush=True)
+
+    is_terminal = sys.stdout.isatty()
+    send_commands(kafka, topic, commands, options.rate, progress if is_terminal else None)
+    if is_terminal:
+        print(f"to {topic}: `orchestrator explain {commands[0][0]}`, `orchestrator status --watch`")
+    else:
+        print(*(scenario for scenario, _ in commands), sep="\n")
     return OK
 
 
@@ -37,11 +50,16 @@ def read_urls() -> list[str]:
 
 
 def send_commands(
-    kafka: Mapping[str, str], topic: str, camera_urls: Sequence[str], scenario: UUID | None
-) -> Iterator[UUID]:
-    """Send a command for each camera; yield each scenario's UUID once all are acknowledged.
+    kafka: Mapping[str, str],
+    topic: str,
+    commands: Sequence[tuple[UUID, str]],
+    rate: int | None = None,
+    report: Callable[[int], None] | None = None,
+) -> None:
+    """Send commands, each a scenario and a camera URL; return once all are acknowledged.
 
-    scenario: the same for all; None: a new one for each. Raises KafkaException.
+    rate: at most so many a second. report: told now and then how many are acknowledged.
+    Raises KafkaException.
     """
     failures: list[KafkaError] = []
     producer = Producer(
@@ -51,16 +69,26 @@ def send_commands(
             "linger.ms": 5,
             "message.timeout.ms": DELIVERY_S * 1000,
             "delivery.report.only.error": True,
-            "queue.buffering.max.messages": max(len(camera_urls), 100_000),
+            "queue.buffering.max.messages": max(len(commands), 100_000),
             "on_delivery": lambda error, _message: failures.append(error),
         },
         logger=logging.getLogger("librdkafka"),
     )
-    scenarios = [scenario or uuid4() for _ in camera_urls]
-    for one, camera_url in zip(scenarios, camera_urls, strict=True):
-        command = {"scenario_uuid": str(one), "camera_url": camera_url}
-        producer.produce(topic, json.dumps(command).encode(), str(one).encode())
-    producer.flush()
+    began = report_at = time.monotonic()
+    for number, (scenario, camera_url) in enumerate(commands):
+        while rate and (early_s := began + number / rate - time.monotonic()) > 0:
+            producer.poll(min(early_s, PROGRESS_S))
+        if report and time.monotonic() >= report_at:
+            report(number - len(producer))
+            report_at = time.monotonic() + PROGRESS_S
+        if failures:
+            break
+        command = {"scenario_uuid": str(scenario), "camera_url": camera_url}
+        producer.produce(topic, json.dumps(command).encode(), str(scenario).encode())
+    while (left := producer.flush(PROGRESS_S)) and not failures:
+        if report:
+            report(len(commands) - left)
     if failures:
         raise KafkaException(failures[0])
-    yield from scenarios
+    if report:
+        report(len(commands))

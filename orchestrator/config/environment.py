@@ -77,10 +77,10 @@ class Environment:
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
 
-def read_logging(env: Environment) -> tuple[str, str]:
-    """Return LOG_LEVEL and LOG_FORMAT."""
+def read_logging(env: Environment) -> tuple[str, str | None]:
+    """Return LOG_LEVEL and LOG_FORMAT; None: what stderr is decides."""
     level = env.read("LOG_LEVEL", one_of(*LOG_LEVELS), "INFO")
-    return level, env.read("LOG_FORMAT", one_of("json", "text"), "json")
+    return level, env.read("LOG_FORMAT", if_set(one_of("json", "text")), "")
 
 
 def read_metrics_address(environ: Mapping[str, str]) -> tuple[str, int]:

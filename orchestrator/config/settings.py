@@ -35,7 +35,7 @@ class Settings:
     database_schema: str  # "": ours are where the search_path says
     kafka: Mapping[str, str]
     log_level: str
-    log_format: str
+    log_format: str | None
     consumer_group: str
     input_topic: str
     output_topic: str

@@ -85,11 +85,15 @@ def traceback_of(record: logging.LogRecord) -> list[str]:
     return lines
 
 
-def configure_logging(level: str, form: str) -> None:
-    """Send all logs to stderr. form: `json` or `text`."""
+def configure_logging(level: str, form: str | None, client_level: str = "ERROR") -> None:
+    """Send all logs to stderr. form: `json` or `text`; None: text on a terminal, else json.
+
+    client_level: from which on librdkafka is heard; with DEBUG, all that it says.
+    """
     handler = logging.StreamHandler(sys.stderr)
+    form = form or ("text" if sys.stderr.isatty() else "json")
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
     logging.basicConfig(level=level, handlers=[handler], force=True)
     librdkafka = logging.getLogger("librdkafka")
-    librdkafka.setLevel(max(logging.getLevelName(level), logging.ERROR))
+    librdkafka.setLevel(level if level == "DEBUG" else client_level)
     librdkafka.filters = [RepeatFilter()]

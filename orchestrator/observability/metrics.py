@@ -133,6 +133,15 @@ class ConsumerMetrics:
         if dead:
             self._count_dead(dead)
         self._duration.observe(seconds)
+        log.debug(
+            "batch accepted",
+            extra={
+                "accepted": accepted,
+                "duplicates": duplicates,
+                "dead_letters": sum(dead.values()),
+                "seconds": round(seconds, 4),
+            },
+        )
 
     def _count_dead(self, dead: Mapping[str, int]) -> None:
         """Count dead letters, also in /readyz; log them at most every DEAD_LOG_S."""
@@ -270,6 +279,7 @@ class RelayMetrics(Observer):
         self._rows.observe(len(rows))
         self._latency.observe(oldest_s)
         self._success.set_to_current_time()
+        log.debug("batch published", extra={"rows": len(rows), "seconds": round(took_s, 4)})
         if self._tracing:
             self._tracing.published(rows, took_s)
 

@@ -31,9 +31,11 @@ from orchestrator.embedded import Servers
 from orchestrator.embedded.server import free_port
 from orchestrator.observability.health import Health
 from orchestrator.observability.http import serve_http
+from orchestrator.observability.metrics import release
 from testkit.empty_installation import bare_system, end_all, run_command, run_in_process
 from testkit.eventually import eventually
 from testkit.system import INHERITED, Running, System, delete_topics, topics_of
+from testkit.terminal import on_terminal
 
 COMMANDS = (
     "consumer",
@@ -402,6 +404,30 @@ def test_submit_reads_camera_urls_from_stdin(system: System) -> None:
     assert "no camera URL on stdin: write one a line" in ran.stderr
 
 
+def test_submit_on_a_terminal_shows_how_far_it_is_and_how_to_follow(system: System) -> None:
+    command = ("-m", "orchestrator", "submit", URL, "--count", "30", "--rate", "20")
+    began = time.monotonic()
+    said, code = on_terminal(*command, environ=system.environ)
+    assert time.monotonic() - began > 29 / 20
+    assert code == 0
+    assert said.count("\n") == 1
+    *figures, line = said.strip().split("\r")
+    assert len(figures) > 3
+    assert re.match(r"30 of 30 sent, [12]\d/s to ", line)
+    (followed,) = re.findall(r"orchestrator explain (\S+)`", line)
+    sent = [msgspec.json.decode(r.value() or b"") for r in system.read(system.settings.input_topic)]
+    assert len(sent) == 30
+    assert followed in {command["scenario_uuid"] for command in sent}
+
+
+@pytest.mark.parametrize("command", [["submit", URL], ["audit"]], ids=" ".join)
+def test_a_command_that_kafka_does_not_answer_says_one_line(system: System, command: list[str]) -> None:
+    refused = run_command(system.environ | {"KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1"}, *command)
+    assert refused.returncode == 3
+    (line,) = refused.stderr.splitlines()
+    assert line.startswith("orchestrator: ")
+
+
 # ---- logs -----------------------------------------------------------------------------------------
 
 
@@ -458,6 +484,29 @@ def test_wrong_usage_is_exit_code_2(arguments: list[str], capsys: pytest.Capture
         run(arguments)
     assert ended.value.code == 2
     assert "usage: orchestrator" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "advice"),
+    [
+        (["statu"], "there is no 'statu': did you mean status?"),
+        (["dlq", "lst"], "there is no 'lst': did you mean list?"),
+        (["repair", "x"], "there is no 'x': choose from lane, partition"),
+    ],
+)
+def test_a_word_that_is_nearly_right_is_corrected(
+    arguments: list[str], advice: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        run(arguments)
+    assert advice in capsys.readouterr().err
+
+
+def test_it_says_its_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"orchestrator {release()}\n"
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -29,7 +29,8 @@ def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("kept")
 def test_they_lead_another_terminal_to_the_servers(capsys: pytest.CaptureFixture[str]) -> None:
     assert with_addresses({}) == KEPT
-    assert with_addresses({"KAFKA_BOOTSTRAP_SERVERS": "own"}) == {"KAFKA_BOOTSTRAP_SERVERS": "own"}
+    for own in ("KAFKA_BOOTSTRAP_SERVERS", "DATABASE_URL", "DATABASE_URL_FILE"):
+        assert with_addresses({own: "own"}) == {own: "own"}
     assert ADDRESSES.stat().st_mode & 0o777 == 0o600
     assert "planted" not in "".join(capsys.readouterr())
 

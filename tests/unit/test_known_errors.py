@@ -62,7 +62,9 @@ def fail_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
         raise error
 
     monkeypatch.setattr(cli, "resolve_name", lambda _name: fail)
-    monkeypatch.setattr(logs, "configure_logging", lambda *_: None)  # the handlers of this process stay
+    monkeypatch.setattr(
+        logs, "configure_logging", lambda *_, **__: None
+    )  # the handlers of this process stay
 
 
 def test_an_unknown_error_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:

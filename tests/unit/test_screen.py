@@ -1,12 +1,9 @@
 """What an operator sees on a terminal: what is wrong first, on 80 columns and 24 lines, in colours."""
 
-import os
-import pty
 import re
 import signal
 import subprocess
 import sys
-import termios
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
@@ -21,8 +18,7 @@ from orchestrator.operations.status.input import DeadLetterCount, PartitionRepor
 from orchestrator.operations.status.lanes import LaneCondition, LaneReport
 from orchestrator.operations.status.status import Status
 from testkit.system import INHERITED
-
-COLUMNS, LINES = 80, 24
+from testkit.terminal import COLUMNS, LINES, on_terminal
 
 
 def lane(number: int, rows: int) -> LaneReport:
@@ -171,42 +167,15 @@ with screen.own_screen():
 """
 
 
-def on_terminal(code: str, end: signal.Signals | None = None, **environ: str) -> tuple[str, int]:
-    """Run code on a terminal of 80 columns and 24 lines; return what it wrote, and its exit code."""
-    ours, theirs = pty.openpty()
-    termios.tcsetwinsize(theirs, (LINES, COLUMNS))
-    with subprocess.Popen(
-        [sys.executable, "-c", code],
-        env={**INHERITED, "TERM": "xterm", **environ},
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-    ) as process:
-        os.close(theirs)
-        written = b""
-        while True:
-            try:
-                written += (read := os.read(ours, 65_536))
-            except OSError:  # the process has closed it
-                break
-            if not read:
-                break
-            if end and b"more lines" in written:
-                process.send_signal(end)
-                end = None
-    os.close(ours)
-    return written.decode(), process.wait()
-
-
 def test_a_state_is_coloured_and_wrapped_on_a_terminal_alone() -> None:
-    written, _ = on_terminal(SHOW)
+    written, _ = on_terminal("-c", SHOW)
     assert written.startswith("\x1b[31mPROBLEM\x1b[0m  word")
     first, second, *_, last = written.splitlines()
     assert len(first) <= COLUMNS + len("\x1b[31m\x1b[0m")
     assert second.startswith(" " * 9 + "word")
     assert last == "no state"
-    assert "\x1b" not in on_terminal(SHOW, NO_COLOR="1")[0]
-    assert "\x1b" not in on_terminal(SHOW, TERM="dumb")[0]
+    assert "\x1b" not in on_terminal("-c", SHOW, environ={"NO_COLOR": "1"})[0]
+    assert "\x1b" not in on_terminal("-c", SHOW, environ={"TERM": "dumb"})[0]
     piped = subprocess.run([sys.executable, "-c", SHOW], env=INHERITED, capture_output=True, check=True)
     assert piped.stdout.count(b"\n") == 2
 
@@ -221,9 +190,26 @@ def test_a_state_is_coloured_and_wrapped_on_a_terminal_alone() -> None:
     ],
 )
 def test_a_terminal_is_left_as_it_was(then: str, end: signal.Signals | None, code: int | None) -> None:
-    written, ended = on_terminal(WATCH.replace("THEN", then), end)
+    written, ended = on_terminal("-c", WATCH.replace("THEN", then), end=end, once="more lines")
     entered, left = written.index(screen.ENTER), written.index(screen.LEAVE)
     shown = written[entered + len(screen.ENTER) : left]
     assert shown.count("\n") < LINES
     assert "... 77 more lines: less" in shown
     assert code is None or ended == code
+
+
+LOG = """
+import logging
+from orchestrator.observability.logs import configure_logging
+configure_logging("INFO", FORM)
+logging.getLogger("test").info("heard", extra={"lane": 3})
+"""
+
+
+def test_a_log_is_text_on_a_terminal_and_json_elsewhere() -> None:
+    said, _ = on_terminal("-c", LOG.replace("FORM", "None"))
+    assert "INFO    heard lane=3" in said
+    assert '"lane": 3' in on_terminal("-c", LOG.replace("FORM", "'json'"))[0]
+    code = [sys.executable, "-c", LOG.replace("FORM", "None")]
+    piped = subprocess.run(code, env=INHERITED, capture_output=True, check=True)
+    assert b'"lane": 3' in piped.stderr

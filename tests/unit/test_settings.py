@@ -34,7 +34,7 @@ def test_two_settings_are_required_and_all_others_have_these_defaults() -> None:
             "reconnect.backoff.max.ms": "1000",
         },
         "log_level": "INFO",
-        "log_format": "json",
+        "log_format": None,
         "consumer_group": "orchestrator-group",
         "input_topic": "init_scenario",
         "output_topic": "to_deploy",
