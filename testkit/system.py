@@ -37,7 +37,7 @@ from orchestrator.config.timings import ConsumerTimings
 from orchestrator.consumer.commands import command_subscription
 from orchestrator.consumer.session import ConsumerSession, open_consumer_session
 from orchestrator.contract import workers
-from orchestrator.contract.messages import DeployOrder, encode_order
+from orchestrator.contract.messages import DeployOrder, encode_order, worker_id
 from orchestrator.embedded import Servers
 from orchestrator.kafka.reader import find_ranges, read_ranges
 from orchestrator.kafka.topics import INPUT_CONFIG, TopicMissing, read_high_watermarks, read_topic_id
@@ -222,8 +222,14 @@ class System:
 
     def accept(self, commands: int, scenario: UUID | None = None) -> list[UUID]:
         """Insert workers and their outbox rows directly in Postgres; return the workers' ids."""
+        topic_id = uuid4()  # of no topic: no record has such a place
+        now_ms = int(time.time() * 1000)
         orders = [
-            DeployOrder(uuid4(), scenario or uuid4(), f"rtsp://user:pw@camera/{number}")
+            DeployOrder(
+                worker_id(topic_id, 0, number, now_ms),
+                scenario or uuid4(),
+                f"rtsp://user:pw@camera/{number}",
+            )
             for number in range(commands)
         ]
         messages = [

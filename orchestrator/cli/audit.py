@@ -60,7 +60,9 @@ def render_audit(found: Audit) -> Iterator[str]:
     if found.moved:
         yield f"scenarios in several partitions, with no order between them: {found.moved:,}"
         yield f"{'':<32}{why_moved(found)}"
-    yield "passed" if found.passed else "FAILED"
+    idle = found.waiting and not found.relays
+    waits = f"; {found.waiting:,} rows still wait, and no relay runs" if idle else ""
+    yield ("passed" if found.passed else "FAILED") + waits
 
 
 def _render_example(example: Fault) -> str:

@@ -109,6 +109,8 @@ def describe_state(letter: DeadLetter) -> str:
             return f"accepted as worker {letter.worker_id}"
         case LetterState.FOREIGN:
             return f"of {letter.input}"
+        case LetterState.WAITING if letter.retry_of:
+            return f"waiting; back again after the retry of {letter.retry_of}"
         case _:
             return letter.state
 
@@ -124,6 +126,7 @@ def letter_fields(letter: DeadLetter, payload: bool = False) -> dict[str, object
         "bytes": len(letter.value or b""),
         "truncated": letter.truncated,
         "state": letter.state,
+        "retry_of": letter.retry_of and str(letter.retry_of),
         "worker_id": letter.worker_id,
         "headers": actions.headers_as_fields(letter.headers, payload),
     }

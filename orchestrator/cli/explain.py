@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
+from orchestrator.cli.dlq import describe_state
 from orchestrator.cli.exit_codes import CHECK_FAILED, OK
 from orchestrator.cli.session import operator_session
 from orchestrator.cli.terminal import print_json, print_lines
@@ -59,7 +60,7 @@ def _render_failures(found: Explanation) -> Iterator[str]:
     for letter in found.letters:
         origin = letter.origin.name if letter.origin else "of unknown origin"
         yield f"dead letter {letter.record_id} of {letter.at:%Y-%m-%d %H:%M:%S} UTC"
-        yield f"  reason {letter.reason}; it was {origin}; {letter.state}"
+        yield f"  reason {letter.reason}; it was {origin}; {describe_state(letter)}"
         yield f"  orchestrator dlq show {letter.record_id}"
     for row in found.parked:
         yield f"a row that mentions it, no deploy order: {_render_row(row)}"
@@ -73,15 +74,14 @@ def timeline(history: WorkerHistory) -> Iterator[tuple[datetime | None, str]]:
     """Yield the time and the text of each step of a worker, and what it waits for."""
     worker, row, order = history.worker, history.row, history.order
     yield history.command_time, _render_command(history)
-    yield worker.created_at, "accepted: worker and outbox row written"
+    is_ours = history.command_time is not None
+    yield worker.created_at, "accepted: worker and outbox row written" if is_ours else "inserted"
     if order:
         yield order.at, f"published to {_where(order)}"
     elif row:
         yield None, _render_row(row)
-    elif worker.status == "pending" and not history.deferred:
-        yield None, "MISSING: neither outbox row nor record; run `orchestrator audit`"
     else:
-        yield None, f"no record in the topic: {WHY_NO_RECORD}"
+        yield None, _render_no_order(history)
     for duplicate in history.duplicates:
         yield duplicate.at, f"PUBLISHED TWICE: also to {_where(duplicate)}; run `orchestrator audit`"
     process = "" if worker.process_pid is None else f", process {worker.process_pid}"
@@ -97,12 +97,20 @@ def timeline(history: WorkerHistory) -> Iterator[tuple[datetime | None, str]]:
         yield None, "pending"
 
 
+def _render_no_order(history: WorkerHistory) -> str:
+    if history.command_time is None:
+        return "no order, and none is expected"
+    if history.worker.status == "pending" and not history.deferred:
+        return "MISSING: neither outbox row nor record; run `orchestrator audit`"
+    return f"no record in the topic: {WHY_NO_RECORD}"
+
+
 def _render_command(history: WorkerHistory) -> str:
     if history.command:
         deleted = "" if history.command.at else ", deleted since by retention"
         return f"command in {_where(history.command)}{deleted}"
     if history.command_time is None:
-        return "command unknown: the worker's id is not made of one"
+        return "not made by us: its id is of no command, so the platform inserted it itself"
     if history.unsearched_offsets:
         return (
             f"command not found: in each partition {MAX_TRIED_OFFSETS:,} offsets were tried from its"

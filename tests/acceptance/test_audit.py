@@ -14,7 +14,7 @@ from confluent_kafka import OFFSET_END, Producer, TopicPartition
 from confluent_kafka import Message as Record
 from confluent_kafka.admin import AdminClient, NewPartitions  # type: ignore[attr-defined]
 
-from orchestrator.contract.messages import DeployOrder, encode_order
+from orchestrator.contract.messages import DeployOrder, encode_order, worker_id
 from orchestrator.embedded.server import free_port
 from orchestrator.kafka.partitioners import DEFAULT_PARTITIONER, hash_key
 from orchestrator.kafka.reader import OffsetRange, Progress, find_ranges
@@ -139,7 +139,7 @@ def test_a_deleted_worker_whose_command_is_not_consumed_or_gone_is_unknown(syste
 
 def deploy_by_hand(system: System, age: str = "0s") -> UUID:
     """Insert a worker as deployed whose order was never sent; return its id."""
-    by_hand = uuid4()
+    by_hand = worker_id(uuid4(), 0, 0, 0)
     system.query(
         "INSERT INTO workers (worker_id, scenario_uuid, camera_url, status, created_at, updated_at)"
         " SELECT %s, %s, 'rtsp://user:pw@x', 'deployed', at, at"
@@ -155,6 +155,24 @@ def test_a_worker_deployed_by_hand_without_a_record_is_lost(system: System) -> N
     deploy(system)
     by_hand = deploy_by_hand(system)
     assert shown(system) == (1, {"lost": 1}, {"lost": [by_hand]})
+
+
+def test_workers_that_the_platform_made_itself_are_not_lost(system: System) -> None:
+    """A table that was there before us, and rows that another program inserts meanwhile."""
+    deploy(system)
+    system.query(
+        "INSERT INTO workers (worker_id, scenario_uuid, camera_url, status)"
+        " SELECT gen_random_uuid(), gen_random_uuid(), 'rtsp://x', status"
+        "   FROM unnest(ARRAY['pending', 'running', 'stopped']) AS status"
+    )
+    code, counts, _ = shown(system)
+    assert (code, counts) == (0, {"not_ours": 3})
+    assert re.search(r"not_ours +3 .*no fault", run_audit(system)[1])
+
+
+def test_it_says_that_rows_wait_while_no_relay_runs(system: System) -> None:
+    system.accept(3)
+    assert run_audit(system)[1].splitlines()[-1] == "passed; 3 rows still wait, and no relay runs"
 
 
 def test_an_order_that_vanished_from_the_outbox_is_lost(system: System) -> None:

@@ -1,5 +1,6 @@
 """`orchestrator dlq` and `orchestrator parked`: list, show without secrets, retry once, discard."""
 
+import json
 import os
 import pty
 import signal
@@ -242,6 +243,26 @@ def test_a_retry_puts_the_command_into_the_input_once(letters: System) -> None:
     assert sum(counts["dead_letters"] for *_, counts in logged_changes(letters)) == 2
     assert listed(letters, "dlq") == {"not_json": 2, "empty": 1}
     assert listed(letters, "dlq", "--handled") == {"not_json": 2, "url_scheme": 2, "empty": 1}
+
+
+def test_a_letter_that_was_retried_and_came_back_says_so(letters: System) -> None:
+    """Nothing was put right: the command is as invalid as before."""
+    (first,) = [
+        record for record in letters.read(letters.settings.dead_letter_topic) if record.value() is None
+    ]
+    retried = f"{first.partition()}:{first.offset()}"
+    assert run(letters, "dlq", "retry", retried, "--yes")[0] == 0
+    publish(letters)
+    make_dead_letters(letters, 1)
+    said = run(letters, "dlq", "list", "--reason", "empty")[1]
+    assert f"waiting; back again after the retry of {retried}" in said
+    found = json.loads(run(letters, "dlq", "list", "--json")[1])["dead_letters"]
+    assert sorted(str(one["retry_of"]) for one in found) == sorted(["None"] * 4 + [retried])
+    (problem,) = [
+        line for line in run(letters, "status")[1].splitlines() if "dead letters wait" in line
+    ]
+    assert "PROBLEM  5 dead letters wait" in problem
+    assert "; 1 of them were retried and came back: `orchestrator dlq list`" in problem
 
 
 def copy_letters(system: System) -> None:

@@ -138,6 +138,12 @@ def test_a_deferred_worker_is_explained(one_lane: System) -> None:
 
 def test_an_order_that_is_nowhere_is_called_missing(system: System) -> None:
     pending, deployed = system.accept(2)
+    theirs = uuid4()
+    system.query(
+        "INSERT INTO workers (worker_id, scenario_uuid, camera_url) VALUES (%s, %s, 'rtsp://x')",
+        theirs,
+        uuid4(),
+    )
     system.query("DELETE FROM outbox")
     system.query("UPDATE workers SET status = 'deployed' WHERE worker_id = %s", deployed)
     system.query("UPDATE workers SET created_at = NULL, updated_at = NULL")  # an adopted table may
@@ -146,7 +152,10 @@ def test_an_order_that_is_nowhere_is_called_missing(system: System) -> None:
     assert (
         "no record in the topic: deleted by retention, or never published; `orchestrator audit`" in text
     )
-    assert "command unknown" in text  # another program made the worker
+    text = explained(system, theirs)[1]
+    assert "not made by us: its id is of no command" in text
+    assert "no order, and none is expected" in text
+    assert "MISSING" not in text
 
 
 def test_a_second_record_is_shown_and_the_line_of_progress_is_left(one_lane: System) -> None:

@@ -29,7 +29,7 @@ from orchestrator.operations.audit.comparison import (
 from orchestrator.operations.audit.deleted import find_deleted
 from orchestrator.operations.audit.scattered import find_scattered
 from outbox import Connection, scalar
-from outbox.admin import check_session
+from outbox.admin import check_session, count_relays
 
 EXAMPLES = 5  # of each fault
 
@@ -41,7 +41,10 @@ FAULTS = {
     "reordered": "records behind a later one of their scenario",
     "scattered": "records in another partition of the topic than their scenario belongs to",
 }
-NOTICES = {"deleted": "records of workers that the platform has deleted: no fault"}
+NOTICES = {
+    "deleted": "records of workers that the platform has deleted: no fault",
+    "not_ours": "workers that the platform made itself, without an order: no fault",
+}
 KINDS = (*FAULTS, *NOTICES)
 
 
@@ -52,7 +55,8 @@ class Audit(NamedTuple):
     fault if added partitions explain it.
     deferred: workers whose record is published and that could not yet be set to deployed.
     sent_late: records that `parked retry` sent: behind later ones, and left out of the order.
-    deleted: records whose worker the platform has deleted, which is no fault. inputs: the topics in
+    deleted: records whose worker the platform has deleted, which is no fault. not_ours: workers that it
+    made itself. relays: how many are connected. inputs: the topics in
     which the commands of unknown records were looked for; None: there were none.
     since: workers accepted earlier need no record; None: all were compared.
     """
@@ -70,6 +74,8 @@ class Audit(NamedTuple):
     reordered: int
     scattered: int
     deleted: int
+    not_ours: int
+    relays: int
     sent_late: int
     moved: int
     inputs: Sequence[str] | None
@@ -118,6 +124,7 @@ def audit(
         *workers,
         published=copied.records,
         **{kind: counts.get(kind, 0) for kind in KINDS},
+        relays=count_relays(conn),
         sent_late=sent_late,
         moved=moved,
         inputs=inputs,

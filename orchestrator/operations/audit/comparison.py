@@ -83,9 +83,11 @@ def copy_topic(
 # `updated_at` is the start of the transaction that set a worker deployed, `deferred_at` of the one that
 # deferred it, after the Kafka commit: if that was before the high watermarks were read, its record is
 # below them. A later one is left to the next audit.
+# Only our ids are of version 8: a worker with another one is the platform's own, and has no order.
 FIND_LOST = """
     INSERT INTO pg_temp.faults (kind, worker_id)
-    SELECT 'lost', worker_id
+    SELECT CASE WHEN pg_catalog.substr(worker_id::text, 15, 1) = '8' THEN 'lost' ELSE 'not_ours' END,
+           worker_id
       FROM workers
      WHERE (%(since)s::timestamptz IS NULL OR created_at >= %(since)s::timestamptz AT TIME ZONE 'UTC')
        AND (status::text = 'pending' OR updated_at IS NULL

@@ -28,6 +28,7 @@ from orchestrator.operations.dead_letters.headers import (
     IS_REFUSAL,
     MESSAGE,
     REASON,
+    RETRY_OF,
     Input,
     Origin,
     Place,
@@ -85,6 +86,15 @@ class DeadLetter(NamedTuple):
     def input(self) -> Input | None:
         """Return which input it came from, if its headers say so."""
         return self.origin and self.origin.input
+
+    @property
+    def retry_of(self) -> RecordId | None:
+        """Return the dead letter that was retried and came back as this one; None: it was none."""
+        value = dict(self.headers).get(RETRY_OF)
+        if not isinstance(value, bytes) or not HARMLESS_VALUES[RETRY_OF].fullmatch(value):
+            return None
+        _, partition, offset = value.decode().split(":")
+        return RecordId(int(partition), int(offset))
 
     @property
     def refusal(self) -> str | None:

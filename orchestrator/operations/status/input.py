@@ -61,12 +61,14 @@ class DeadLetterCount(NamedTuple):
 
     is_upper_bound: letters of other inputs and ends of transactions are counted, too. refusal: why
     Postgres refuses the row of the last of them, if it does. since: the time of the oldest one.
+    came_back: how many of them were retried before.
     """
 
     letters: int
     is_upper_bound: bool
     refusal: str | None = None
     since: datetime | None = None
+    came_back: int = 0
 
 
 def report_partitions(
@@ -178,4 +180,5 @@ def count_dead_letters(settings: Settings, conn: Connection) -> DeadLetterCount:
     waiting = [one for chunk in chunks for one in chunk if one.state is LetterState.WAITING]
     refusals = [refusal for one in waiting if (refusal := one.refusal)]
     oldest = min((one.at for one in waiting), default=None)
-    return DeadLetterCount(len(waiting), False, refusals[-1] if refusals else None, oldest)
+    came_back = sum(one.retry_of is not None for one in waiting)
+    return DeadLetterCount(len(waiting), False, refusals[-1] if refusals else None, oldest, came_back)

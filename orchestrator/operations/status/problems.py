@@ -77,13 +77,14 @@ def parked_rows(parked: Mapping[str, int], first: datetime | None) -> Iterator[s
 
 
 def dead_letters(
-    letters: int, is_upper_bound: bool, refusal: str | None, oldest: datetime | None
+    letters: int, is_upper_bound: bool, refusal: str | None, oldest: datetime | None, came_back: int
 ) -> Iterator[str]:
-    """Yield a line if dead letters wait. refusal: why Postgres refuses the row of one."""
+    """Yield a line if dead letters wait. The arguments are those of a DeadLetterCount."""
     if letters:
         bound, why = "up to " if is_upper_bound else "", f" ({refusal})" if refusal else ""
         age = f", the first for {age_of(oldest)}" if oldest else ""
-        text = f"{bound}{letters:,} dead letters wait for the operator{age}{why}"
+        back = f"; {came_back:,} of them were retried and came back" if came_back else ""
+        text = f"{bound}{letters:,} dead letters wait for the operator{age}{back}{why}"
         yield f"{text}: `orchestrator dlq list`"
 
 
