@@ -92,6 +92,7 @@ class Relay:
         )
         self._answers = KafkaAnswers(self._options.timings)
         self._session: RelaySession | None = None  # the last one, while a new one is tried
+        self._logged: set[str] = set()  # reasons, since there was a session
         self.last_error: str | None = "not started"  # why there is no session, for operators
 
     def lanes(self) -> dict[int, LaneStatus]:
@@ -158,12 +159,14 @@ class Relay:
             yield self._session
 
     def _set_error(self, error: Exception | None) -> None:
-        """Keep why there is no session; log it once per change."""
+        """Keep why there is no session; log each reason once until there is one."""
         self._options.observer.tick()
         text = None if error is None else error_text(error)
-        if text != self.last_error:
-            if text is None:
+        if text is None:
+            if self.last_error is not None:
                 log.info("relay connected")
-            else:
-                log.warning("relay waiting", extra={"error": text})
+            self._logged.clear()
+        elif (reason := text.partition(" (after ")[0]) not in self._logged:  # how long it took varies
+            log.warning("relay waiting", extra={"error": text, "next": "trying again"})
+            self._logged.add(reason)
         self.last_error = text

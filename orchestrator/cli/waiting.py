@@ -42,14 +42,13 @@ def render_waiting(topics: Sequence[TopicBacklog], rows: Sequence[ListedRow]) ->
         [(shown_topic(one.topic), one.rows, duration(one.oldest_s)) for one in topics],
     )
     yield from table(
-        ("row id", "age", "topic", "key", "worker", "in flight"),
+        ("row id", "age", "topic", "key", "in flight"),
         [
             (
                 f"{row.lane}:{row.id}",
                 duration(row.age_s),
                 shown_topic(row.topic),
                 actions.shown_key(row.key),
-                row.aggregate_id,
                 row.batch_number and f"batch {row.batch_number}",
             )
             for row in rows

@@ -83,4 +83,4 @@ class ConsumerLoop(Generic[T]):
         if error is None:
             log.info("consumer connected")
         else:
-            log.warning("consumer waiting", extra={"error": error})
+            log.warning("consumer waiting", extra={"error": error, "next": "trying again"})

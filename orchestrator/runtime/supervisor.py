@@ -77,7 +77,7 @@ def set_up_with_retries(settings: Settings, stop: Event) -> None:
             except SETUP_ERRORS as error:
                 waits_for = error_text(error)
                 if waits_for not in logged:
-                    log.warning("setup waiting", extra={"error": waits_for})
+                    log.warning("setup waiting", extra={"error": waits_for, "next": "trying again"})
                 logged.add(waits_for)
                 backoff.wait()
             else:
