@@ -17,7 +17,7 @@ from uuid import UUID
 from psycopg.rows import args_row, scalar_row
 
 from outbox.message import Headers, fault_of, readable_headers
-from outbox.postgres import Connection, query
+from outbox.postgres import Connection, query, scalar
 
 PARKED_PAGE = 1000  # rows read at once
 
@@ -233,10 +233,13 @@ def count_parked(conn: Connection) -> list[ParkedCount]:
     return query(conn, args_row(ParkedCount), COUNT_PARKED)
 
 
+MAY_READ_TIMES = "SELECT pg_catalog.has_column_privilege('outbox_parked', 'parked_at', 'SELECT')"
 FIRST_PARKED = "SELECT min(parked_at) FROM outbox_parked WHERE discarded_at IS NULL"
 
 
 def read_first_parked(conn: Connection) -> datetime | None:
-    """Return since when parked rows wait; None: there are none. A relay's login may not read this."""
+    """Return since when parked rows wait; None: there are none, or a relay's login asks."""
+    if not scalar(conn, bool, MAY_READ_TIMES):
+        return None
     first: list[datetime | None] = query(conn, scalar_row, FIRST_PARKED)
     return first[0]
