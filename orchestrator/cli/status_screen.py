@@ -33,8 +33,8 @@ def render_status(status: Status, flow: Flow | None = None) -> Iterator[str]:
         + [f"{len(status.unknown)} unknown"] * bool(status.unknown)
         + [counted(len(remarks), "note")] * bool(remarks)
     )
-    release = f"orchestrator {status.versions['orchestrator']}, postgres {status.versions['postgres']}"
-    yield f"{status.at:%Y-%m-%d %H:%M:%S} UTC, {release}" + (summary and f": {summary}")
+    processes = f"{status.consumers} consumer(s), {status.relays} relay(s)"
+    yield f"{status.at:%Y-%m-%d %H:%M:%S} UTC, {processes}" + (summary and f": {summary}")
     yield from figures(status, flow)
     yield from beside(lane_table(status.lanes), partition_table(status.partitions or ()))
     for owner, lanes in lanes_by_owner(status.lanes).items():
@@ -62,13 +62,6 @@ def figures(status: Status, flow: Flow | None) -> Iterator[str]:
         yield rows + (
             "" if status.oldest_s is None else f", the oldest for {duration(status.oldest_s)}"
         )
-    letters = status.dead_letters
-    bound = "up to " if letters and letters.is_upper_bound else ""
-    yield (
-        f"{status.consumers} consumer(s), {status.relays} relay(s);"
-        f" {bound}{_count(letters and letters.letters)} dead letters,"
-        f" {sum(status.parked.values()):,} parked rows"
-    )
 
 
 # ---- tables -------------------------------------------------------------------------------------

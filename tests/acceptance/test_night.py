@@ -38,7 +38,7 @@ def test_the_first_line_is_what_matters(system: System) -> None:
 
     relay.stop()
     system.submit(200)
-    expect_first(system, "PROBLEM  no relay is connected: .* the oldest row waits for ")
+    expect_first(system, "PROBLEM  no relay is connected, the oldest row waits for ")
     assert "220 accepted, 20 deployed" in run(system, "audit")[1]
     assert run(system, "audit")[1].endswith("passed; 200 rows still wait, and no relay runs\n")
 

@@ -54,6 +54,7 @@ def status(lanes: int = 16, partitions: int = 12, rows: int = 12_500, lag: int =
         members=2,
         workers=None,
         sequences=(),
+        filters=(),
         lanes=[lane(number, rows) for number in range(lanes)],
         partitions=[partition(number, lag) for number in range(partitions)],
         rates=Rates(1.0, 1.0),
