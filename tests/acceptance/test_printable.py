@@ -87,6 +87,7 @@ def test_whatever_is_printed_is_printable(system: System) -> None:
             *(f"explain {worker}", f"explain {worker} --json"),
             *("dlq list", "dlq list --json", "dlq show --reason unknown", "dlq retry --all --dry-run"),
             *("dlq show --payload --reason unknown", "dlq discard --all --yes"),
+            *("waiting list", "waiting list --json", "history", "history --json"),
             *("parked list", "parked list --json", "parked show 0:900", "parked show 0:900 --payload"),
             *("parked retry --all --yes", "parked discard --all --dry-run", "repair lane all --yes"),
             *("repair lane all --dry-run", "repair partition all --dry-run"),
