@@ -9,6 +9,7 @@ from orchestrator.cli.session import operator_session
 from orchestrator.cli.terminal import print_json, print_lines
 from orchestrator.operations.audit.audit import FAULTS, NOTICES, Audit, audit, audit_fields
 from orchestrator.operations.audit.comparison import Fault
+from orchestrator.program import PROGRAM
 
 
 def audit_topic(options: argparse.Namespace) -> int:
@@ -46,7 +47,7 @@ def render_audit(found: Audit) -> Iterator[str]:
         yield f"workers accepted since {found.since:%Y-%m-%d %H:%M:%S} UTC; older ones need no record"
     yield f"workers: {found.accepted:,} accepted, {found.deployed:,} deployed, {found.parked:,} parked"
     if found.deferred:
-        yield f"{found.deferred:,} workers: published, and deployed later; see `orchestrator status`"
+        yield f"{found.deferred:,} workers: published, and deployed later; see `{PROGRAM} status`"
     yield f"records: {found.published:,} published, {found.waiting:,} waiting in the outbox"
     notices = {kind: meaning for kind, meaning in NOTICES.items() if getattr(found, kind)}
     for kind, meaning in (FAULTS | notices).items():

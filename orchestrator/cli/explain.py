@@ -13,6 +13,7 @@ from orchestrator.operations.explain.explanation import Explanation, explain, ex
 from orchestrator.operations.explain.worker_history import MAX_SHOWN, FoundRecord, WorkerHistory
 from orchestrator.operations.explain.worker_records import MAX_TRIED_OFFSETS
 from orchestrator.operations.text import duration
+from orchestrator.program import PROGRAM
 from outbox.admin import RowStatus
 
 
@@ -27,8 +28,8 @@ def explain_id(options: argparse.Namespace) -> int:
     return OK if found.known else CHECK_FAILED
 
 
-SEE_STATUS = "see `orchestrator status`"
-WHY_NO_RECORD = "deleted by retention, or never published; `orchestrator audit` tells"
+SEE_STATUS = f"see `{PROGRAM} status`"
+WHY_NO_RECORD = f"deleted by retention, or never published; `{PROGRAM} audit` tells"
 
 
 def render_explanation(found: Explanation) -> Iterator[str]:
@@ -61,7 +62,7 @@ def _render_failures(found: Explanation) -> Iterator[str]:
         origin = letter.origin.name if letter.origin else "of unknown origin"
         yield f"dead letter {letter.record_id} of {letter.at:%Y-%m-%d %H:%M:%S} UTC"
         yield f"  reason {letter.reason}; it was {origin}; {describe_state(letter)}"
-        yield f"  orchestrator dlq show {letter.record_id}"
+        yield f"  {PROGRAM} dlq show {letter.record_id}"
     for row in found.parked:
         yield f"a row that mentions it, no deploy order: {_render_row(row)}"
     for record in found.unread:
@@ -83,7 +84,7 @@ def timeline(history: WorkerHistory) -> Iterator[tuple[datetime | None, str]]:
     else:
         yield None, _render_no_order(history)
     for duplicate in history.duplicates:
-        yield duplicate.at, f"PUBLISHED TWICE: also to {_where(duplicate)}; run `orchestrator audit`"
+        yield duplicate.at, f"PUBLISHED TWICE: also to {_where(duplicate)}; run `{PROGRAM} audit`"
     process = "" if worker.process_pid is None else f", process {worker.process_pid}"
     if worker.status != "pending":
         yield worker.updated_at, f"{worker.status}{process}"
@@ -123,7 +124,7 @@ def _render_row(row: RowStatus) -> str:
     name = f"lane {row.lane}, row {row.id}"
     if row.reason is not None:
         discarded = ", discarded by an operator" if row.discarded else ""
-        command = f"orchestrator parked show {row.lane}:{row.id}"
+        command = f"{PROGRAM} parked show {row.lane}:{row.id}"
         return f"PARKED ({name}): {row.reason}{discarded}; `{command}`"
     if row.batch_number is not None:
         state = f"in batch {row.batch_number}, which is not in the topic yet"

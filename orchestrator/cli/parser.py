@@ -7,7 +7,7 @@ stands under it, imports no client of Postgres or Kafka: --help and completion n
 import argparse
 import re
 from difflib import get_close_matches
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from orchestrator.cli.arguments import Add, add_json, at_least_one, at_least_zero, uuid
 from orchestrator.cli.exit_codes import EXIT_CODES
@@ -19,6 +19,7 @@ from orchestrator.cli.operator_arguments import (
     add_waiting_rows,
 )
 from orchestrator.observability.masking import mask_text, printable
+from orchestrator.program import COMMAND, PROGRAM
 
 DESCRIPTION = (
     "Turns scenario commands from Kafka into workers in Postgres and deploy orders in Kafka,"
@@ -28,7 +29,11 @@ SHELLS = ("bash", "zsh", "tcsh", "fish", "powershell")  # those of shtab, which 
 
 
 class Parser(argparse.ArgumentParser):
-    """Masks what was typed in its errors: it may be a URL with a password."""
+    """Its example names what starts us here; its errors mask what was typed: it may hold a password."""
+
+    def __init__(self, *, epilog: str | None = None, **options: Any) -> None:
+        example = epilog and epilog.replace(f"{COMMAND} ", f"{PROGRAM} ")
+        super().__init__(epilog=example, **options)
 
     def error(self, message: str) -> NoReturn:
         """Print usage and error; exit with 2."""
@@ -51,9 +56,9 @@ class PrintVersion(argparse.Action):
         parser.exit()
 
 
-def new_parser() -> argparse.ArgumentParser:
+def new_parser(program: str = PROGRAM) -> argparse.ArgumentParser:
     """Return the parser. The options that it returns have the chosen command as `command`."""
-    root = Parser(prog="orchestrator", description=DESCRIPTION, epilog=EXIT_CODES)
+    root = Parser(prog=program, description=DESCRIPTION, epilog=EXIT_CODES)
     root.add_argument("--version", action=PrintVersion, nargs=0, help="print the version")
     commands = root.add_subparsers(required=True, metavar="COMMAND")
 

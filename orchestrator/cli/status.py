@@ -17,6 +17,7 @@ from orchestrator.cli.terminal import print_json, print_lines, shown_lines
 from orchestrator.operations.status.flow import flow_between
 from orchestrator.operations.status.statements import TIMEOUT_S
 from orchestrator.operations.status.status import Status, read_status, status_fields
+from orchestrator.program import PROGRAM
 from outbox import DatabaseNotReady, error_text
 
 PAUSE_FACTOR = 4  # times as long as the reading took: --watch costs at most a fifth of the time
@@ -71,6 +72,6 @@ def show(now: Status, options: argparse.Namespace, before: Status | None = None)
 def draw(lines: Iterable[str]) -> None:
     """Show lines in place of the ones before, or below them if this is no terminal."""
     if screen.is_terminal():
-        screen.draw(shown_lines(lines), more="orchestrator status | less")
+        screen.draw(shown_lines(lines), more=f"{PROGRAM} status | less")
     else:
         print_lines(lines)

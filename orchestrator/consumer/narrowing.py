@@ -15,6 +15,7 @@ from typing import TypeVar
 import psycopg
 
 from orchestrator.contract.records import RefusedRow
+from orchestrator.program import PROGRAM
 from outbox import DatabaseNotReady, error_text
 
 T = TypeVar("T")
@@ -37,7 +38,7 @@ class EveryRowRefused(DatabaseNotReady):
     def __init__(self, last: str) -> None:
         super().__init__(
             f"the last {LIMIT} records were refused, and others are, too: {last}; change the table, and"
-            f" this record is accepted; `orchestrator dlq retry --reason {RefusedRow.REASON}` sends the"
+            f" this record is accepted; `{PROGRAM} dlq retry --reason {RefusedRow.REASON}` sends the"
             " others again"
         )
 

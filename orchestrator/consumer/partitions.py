@@ -22,6 +22,7 @@ from orchestrator.consumer.offsets import OffsetMove, PartitionRefusal, Position
 from orchestrator.consumer.refusals import check_position
 from orchestrator.consumer.unread import UnreadPartitions
 from orchestrator.kafka.topics import Admin, TopicWatch, read_log_start_offsets
+from orchestrator.program import PROGRAM
 from outbox import Connection, RowsSkipped, crash_point
 
 log = logging.getLogger(__name__)
@@ -268,6 +269,6 @@ def _describe_skip(partition: int, position: Position) -> dict[str, object]:
         "partition": partition,
         "offset": position.next_offset,
         "decided_end": position.decided_end,
-        "advice": f"records are decided once: `orchestrator repair partition {partition} --from"
+        "advice": f"records are decided once: `{PROGRAM} repair partition {partition} --from"
         f" {position.next_offset} --again` has them decided again",
     }

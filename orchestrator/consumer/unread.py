@@ -15,6 +15,7 @@ from orchestrator.config.timings import ConsumerTimings
 from orchestrator.consumer.client import GroupMember
 from orchestrator.consumer.offsets import OffsetMove, Position
 from orchestrator.kafka.continuations import Continuation
+from orchestrator.program import PROGRAM
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ def describe_silence(offset: int, repair: str) -> str:
     """Return what may be wrong with a partition of which the client gives neither record nor error."""
     return (
         f"no record comes from offset {offset}, although the log goes on: its leader does not answer, a"
-        " transaction is open, or a batch cannot be decoded: see `orchestrator doctor`; to continue"
+        f" transaction is open, or a batch cannot be decoded: see `{PROGRAM} doctor`; to continue"
         f" behind such a batch: {repair} --from OFFSET"
     )
 

@@ -27,6 +27,7 @@ from confluent_kafka.admin import AdminClient
 from orchestrator.config.kafka import PREFETCH
 from orchestrator.contract.records import LATEST_MS, partition_offset
 from orchestrator.kafka import topics
+from orchestrator.program import PROGRAM
 
 READ_TIMEOUT_S = 30.0  # for the next record, or the end of a partition
 CHUNK = 10_000  # records at most that are given to the caller at once
@@ -206,7 +207,7 @@ def _next_records(consumer: Consumer) -> Sequence[Message]:
     """Return the next records, and ends of partitions. Raises KafkaException."""
     first = consumer.poll(READ_TIMEOUT_S)
     if first is None:
-        text = "no record and no end: a producer's transaction may be open, see `orchestrator doctor`"
+        text = f"no record and no end: a producer's transaction may be open, see `{PROGRAM} doctor`"
         raise KafkaException(KafkaError(KafkaError._TIMED_OUT, text))
     records = [first, *consumer.consume(CHUNK - 1, 0)]
     for record in records:

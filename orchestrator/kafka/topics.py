@@ -29,6 +29,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # public, not
 )
 from tenacity import retry, retry_if_exception, stop_after_delay, wait_fixed
 
+from orchestrator.program import PROGRAM
 from outbox import error_text, is_thin, refusal_of, topic_id_of
 
 REQUEST_S = 5.0  # one request to the brokers
@@ -48,7 +49,7 @@ class TopicMissing(Exception):
     """A topic that is needed does not exist."""
 
     def __init__(self, topic: str) -> None:
-        super().__init__(f"topic {topic} is missing: create it or run `orchestrator setup`")
+        super().__init__(f"topic {topic} is missing: create it or run `{PROGRAM} setup`")
 
 
 # With connections made on demand, a request that waits for the controller retries them without a pause

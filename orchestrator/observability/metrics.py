@@ -18,6 +18,7 @@ from prometheus_client.registry import Collector
 from orchestrator.contract.messages import InvalidReason
 from orchestrator.observability.health import Health
 from orchestrator.observability.tracing import new_tracing
+from orchestrator.program import PROGRAM
 from outbox import DeferredBacklog, Message, Observer, OutboxRow, Outcome, SyncCommitMonitor
 from outbox.admin import DeferredReason
 
@@ -150,7 +151,7 @@ class ConsumerMetrics:
             self._dead.labels(reason).inc(records)
             self._dead_by_reason[reason] = self._dead_by_reason.get(reason, 0) + records
         named = ", ".join(f"{records:,} {reason}" for reason, records in self._dead_by_reason.items())
-        note = f"invalid commands since the start of this process ({named}): `orchestrator dlq list`"
+        note = f"invalid commands since the start of this process ({named}): `{PROGRAM} dlq list`"
         self._health.notes["dead letters"] = lambda: note
         if time.monotonic() >= self._dead_log_at:
             total = sum(self._dead_by_reason.values())
@@ -258,7 +259,7 @@ class RelayMetrics(Observer):
     def set_parked(self, rows: int | None) -> None:
         """Report parked rows, also in /readyz. None: they are not known."""
         self.parked_waiting.set(math.nan if rows is None else rows)
-        note = f"{rows:,} rows wait for the operator: `orchestrator parked list`" if rows else None
+        note = f"{rows:,} rows wait for the operator: `{PROGRAM} parked list`" if rows else None
         self._health.notes["parked"] = lambda: note
 
     def tick(self) -> None:
@@ -301,5 +302,5 @@ def _describe_deferred(backlog: DeferredBacklog, reasons: Sequence[DeferredReaso
     named = "; ".join(f"{one.reason}: {', '.join(map(str, one.aggregate_ids))}" for one in reasons)
     return (
         f"{backlog.rows:,} workers are published and not yet deployed, the oldest for"
-        f" {backlog.oldest_s:.0f} s: {named}: see `orchestrator status`"
+        f" {backlog.oldest_s:.0f} s: {named}: see `{PROGRAM} status`"
     )

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from psycopg.sql import SQL, Literal
 
 from orchestrator.contract.workers_table import adopt_workers, check_workers
+from orchestrator.program import PROGRAM
 from orchestrator.runtime import history
 from orchestrator.runtime.database import check_place, check_server, create_schema, own_schema
 from orchestrator.runtime.history import History
@@ -164,7 +165,7 @@ def check_current(conn: Connection) -> None:
     found, pending = compare(conn)
     if pending or found is None:
         names = ", ".join(migration.name for migration in pending)
-        raise SchemaBehind(f"the database lacks {names}: run `orchestrator setup`")
+        raise SchemaBehind(f"the database lacks {names}: run `{PROGRAM} setup`")
     tables = history.tables_of(one.sql for one in read_migrations())
     for table, schema in history.find_misplaced(conn, tables, found.schema):
         where = f"it is in schema {schema}" if schema else "it is missing"

@@ -31,7 +31,8 @@ FLOORS = [
     ["runtime"],
     ["observability"],
     ["kafka", "embedded"],
-    ["contract", "config", "errors"],
+    ["contract", "config"],
+    ["errors", "program", "orchestrator"],
 ]
 FLOOR = {name: number for number, floor in enumerate(FLOORS) for name in floor}
 
@@ -108,6 +109,7 @@ GENERIC = {
     "orchestrator.kafka.continuations",
     "orchestrator.kafka.reader",
     "orchestrator.kafka.topics",
+    "orchestrator.program",
 }
 SERVICE_WORDS = re.compile("scenario|camera|worker", re.IGNORECASE)
 

@@ -28,6 +28,7 @@ from orchestrator.operations.audit.comparison import (
 )
 from orchestrator.operations.audit.deleted import find_deleted
 from orchestrator.operations.audit.scattered import find_scattered
+from orchestrator.program import PROGRAM
 from outbox import Connection, scalar
 from outbox.admin import check_session, count_relays
 
@@ -36,7 +37,7 @@ EXAMPLES = 5  # of each fault
 FAULTS = {
     "lost": "workers with neither a record nor an outbox row",
     "duplicated": "records of a worker that has an earlier one",
-    "published_and_parked": "records whose row is parked: `orchestrator parked retry` acknowledges it",
+    "published_and_parked": f"records whose row is parked: `{PROGRAM} parked retry` acknowledges it",
     "unknown": "records of no worker",
     "reordered": "records behind a later one of their scenario",
     "scattered": "records in another partition of the topic than their scenario belongs to",

@@ -26,6 +26,7 @@ from orchestrator.operations.doctor.kafka import (
 )
 from orchestrator.operations.doctor.kafka_permissions import WRITE, topic_operations
 from orchestrator.operations.text import duration
+from orchestrator.program import PROGRAM
 from outbox import count_lanes, topic_id_of
 from outbox.admin import DEFAULT_CONFIG, check_lanes, try_transactional_id
 
@@ -40,7 +41,7 @@ def marker_topic_partitions(installation: Installation) -> Result:
     found = len(installation.topic(topic).partitions)
     text = f"{counted(found, 'partition')} of {topic} for {counted(lanes, 'lane')}"
     if found < lanes:
-        return "failed", f"{text}: run `orchestrator setup`, which adds partitions"
+        return "failed", f"{text}: run `{PROGRAM} setup`, which adds partitions"
     return "ok", text
 
 
@@ -154,7 +155,7 @@ def marker_topic_policy(installation: Installation) -> Result:
         return "ok", f"{topic} is compacted"
     return (
         "failed",
-        f"cleanup.policy of {topic} is {policy}: run `orchestrator setup`, which sets compact",
+        f"cleanup.policy of {topic} is {policy}: run `{PROGRAM} setup`, which sets compact",
     )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 
 from orchestrator.operations.text import duration
+from orchestrator.program import PROGRAM
 from outbox.admin import DeferredReason
 
 OLD_S = 60.0  # as in the alert OutboxStalled; a Runner's transaction takes seconds
@@ -64,7 +65,7 @@ def old_rows(oldest: Mapping[int, float | None]) -> Iterator[str]:
         named = ", ".join(f"{lane} for {duration(age)}" for lane, age in list(ages.items())[:MAX_NAMED])
         yield (
             f"orders are late, the oldest of lane {named}: if the lane's batch number in"
-            " `orchestrator status` does not grow, /readyz of the relays says why"
+            f" `{PROGRAM} status` does not grow, /readyz of the relays says why"
         )
 
 
@@ -73,7 +74,7 @@ def parked_rows(parked: Mapping[str, int], first: datetime | None) -> Iterator[s
     if parked:
         reasons = ", ".join(f"{rows:,} {reason}" for reason, rows in parked.items())
         age = f", the first for {age_of(first)}" if first else ""
-        yield f"parked rows wait for the operator{age} ({reasons}): `orchestrator parked list`"
+        yield f"parked rows wait for the operator{age} ({reasons}): `{PROGRAM} parked list`"
 
 
 def dead_letters(
@@ -85,7 +86,7 @@ def dead_letters(
         age = f", the first for {age_of(oldest)}" if oldest else ""
         back = f"; {came_back:,} of them were retried and came back" if came_back else ""
         text = f"{bound}{letters:,} dead letters wait for the operator{age}{back}{why}"
-        yield f"{text}: `orchestrator dlq list`"
+        yield f"{text}: `{PROGRAM} dlq list`"
 
 
 def age_of(at: datetime) -> str:
