@@ -24,7 +24,9 @@ from outbox import is_topic_name
 
 DEFAULT_LANES, MAX_LANES = 4, 64
 ANY_TOPIC = "*"
-SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
+SCHEME = re.compile(r"[a-z][a-z0-9+.-]*|[*]")
+# What cameras, and the programs that read them, speak.
+DEFAULT_SCHEMES = "rtsp,rtsps,rtspt,rtspu,http,https,rtmp,rtmps,rtmpt,srt,rist,udp,rtp,onvif,file,v4l2"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,7 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         batch_size=env.read("BATCH_SIZE", between(1, 100_000), "1000"),
         lanes=env.read("LANES", if_set(parse_lanes), ""),
         max_message_bytes=env.read("MAX_MESSAGE_BYTES", between(64, 64 * 1024 * 1024), "65536"),
-        camera_url_schemes=env.read("CAMERA_URL_SCHEMES", parse_schemes, "rtsp,rtsps,http,https"),
+        camera_url_schemes=env.read("CAMERA_URL_SCHEMES", parse_schemes, DEFAULT_SCHEMES),
         metrics_host=metrics_host,
         metrics_port=metrics_port,
         strict_fencing=env.read("STRICT_FENCING", one_of("true", "false"), "false") == "true",
@@ -145,8 +147,8 @@ def parse_topics(text: str) -> frozenset[str]:
 
 
 def parse_schemes(text: str) -> tuple[str, ...]:
-    """Accept a comma-separated list of URL schemes."""
+    """Accept a comma-separated list of URL schemes; `*` stands for any text."""
     found = tuple(part.strip().lower() for part in text.split(",") if part.strip())
     if not found or not all(SCHEME.fullmatch(scheme) for scheme in found):
-        raise ValueError("must be URL schemes separated by commas, such as rtsp,https")
+        raise ValueError("must be URL schemes separated by commas, such as rtsp,https; or *")
     return found

@@ -73,7 +73,7 @@ REASON_TEXT = {
     InvalidReason.TOO_LONG: "the value is longer than MAX_MESSAGE_BYTES",
     InvalidReason.NOT_JSON: "the value is not JSON in UTF-8, or is nested too deeply",
     InvalidReason.WRONG_FIELDS: "scenario_uuid must be a UUID and camera_url a string",
-    InvalidReason.URL_CHARACTERS: "camera_url holds white space, or a control or invisible character",
+    InvalidReason.URL_CHARACTERS: "camera_url holds a control or invisible character",
     InvalidReason.URL_SCHEME: "camera_url is no URL with a host and a scheme of CAMERA_URL_SCHEMES",
     InvalidReason.REFUSED_BY_DATABASE: "Postgres refuses the row of this command",
 }
@@ -110,13 +110,12 @@ class OrderBuilder:
 
 
 class CommandParser:
-    """Checks commands. max_bytes: of the record's value; schemes: lower case."""
+    """Checks commands. max_bytes: of the record's value; schemes: lower case, or ANY_SCHEME."""
 
     def __init__(self, max_bytes: int, schemes: Sequence[str]) -> None:
         self._max_bytes = max_bytes
         self._decode = msgspec.json.Decoder(Command).decode
-        names = "|".join(re.escape(scheme) for scheme in schemes)
-        self._is_url = re.compile(rf"(?a:{names})://(?:{HOST_URL})", re.IGNORECASE).fullmatch
+        self._is_url = camera_url_pattern(schemes).fullmatch
 
     def parse(self, value: bytes | None) -> Command:
         """Return the command in a record's value. Raises InvalidCommand, and nothing else."""
@@ -136,17 +135,36 @@ class CommandParser:
         return command
 
 
-# White space (RFC 3986 has none, and masks in logs end there), C0, DEL and C1 controls (NUL among them:
-# Postgres's text has none), surrogates, which UTF-8 lacks, and what cannot be seen.
-FORBIDDEN = "\\s\x00-\x1f\x7f-\x9f\ud800-\udfff" + INVISIBLE
+# C0, DEL and C1 controls (NUL among them: Postgres's text has none), white space but the space,
+# surrogates, which UTF-8 lacks, and what cannot be seen.
+FORBIDDEN = (
+    "\x00-\x1f\x7f-\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000\ud800-\udfff" + INVISIBLE
+)
 HAS_FORBIDDEN = re.compile(f"[{FORBIDDEN}]").search
 
 # What follows "://": a host, behind user and password if there are any. A password may hold "@" or "/".
-HOST = rf"(?!\[\])[^/?#:@{FORBIDDEN}]"  # its first character; "[]" is no address
+# A space may stand anywhere but in a host and at the end.
+HOST_START = rf"(?!\[\])[^ /?#:@{FORBIDDEN}]"  # "[]" is no address
+HOST = rf"{HOST_START}[^ /?#:@{FORBIDDEN}]*"  # up to a colon
 HOST_URL = (
-    rf"(?:[^/?#{FORBIDDEN}]*@)?{HOST}[^/?#@{FORBIDDEN}]*(?:[/?#][^{FORBIDDEN}]*)?"
-    rf"|[^/?#{FORBIDDEN}]+/[^?#{FORBIDDEN}]*@{HOST}[^{FORBIDDEN}]*"
+    rf"(?:[^/?#{FORBIDDEN}]*@)?{HOST}(?::[^/?#@{FORBIDDEN}]*)?(?:[/?#][^{FORBIDDEN}]*)?"
+    rf"|[^/?#{FORBIDDEN}]+/[^?#{FORBIDDEN}]*@{HOST}(?:[/?#:][^{FORBIDDEN}]*)?"
 )
+# A file or a device of the Runner's machine needs no host, and no scheme.
+LOCAL_SCHEMES = ("file", "v4l2")
+LOCAL_PATH = rf"/[^/{FORBIDDEN}][^{FORBIDDEN}]*"
+ANY_SCHEME = "*"  # any text at all, as in the platform's table
+
+
+def camera_url_pattern(schemes: Sequence[str]) -> re.Pattern[str]:
+    """Return what a camera URL must match. schemes: lower case, or ANY_SCHEME."""
+    forms = [rf"(?a:{'|'.join(map(re.escape, schemes))})://(?:{HOST_URL})"]
+    if local := [scheme for scheme in LOCAL_SCHEMES if scheme in schemes]:
+        forms.append(rf"(?:(?a:{'|'.join(local)})://)?{LOCAL_PATH}")
+    if ANY_SCHEME in schemes:
+        forms.append(rf"(?! )[^{FORBIDDEN}]+")
+    return re.compile(rf"(?:{'|'.join(forms)})(?<! )", re.IGNORECASE)
+
 
 RECORD_POSITION = struct.Struct(">16siq")  # topic id, partition, offset
 MS_BITS, HASH_BITS, LOW_BITS = 48, 74, 62

@@ -160,14 +160,15 @@ hosts = (
     | st.text("\x00\x1f \x7f\x85\xa0\u2028\ufeff/?#@x", max_size=3)
     | st.text("/?#@:[]-%25x", max_size=8)
 )
-urls = st.tuples(st.sampled_from(["rtsp", "RTSPS", "hTtp", "https", "ftp", "", "rtspx"]), hosts).map(
-    lambda made: f"{made[0]}://{made[1]}"
-)
+urls = st.tuples(
+    st.sampled_from(["rtsp", "RTSPS", "hTtp", "srt", "File", "v4l2", "ftp", "", "rtspx"]), hosts
+).map(lambda made: f"{made[0]}://{made[1]}")
+paths = st.text("/. \n:@x", max_size=4).map(lambda text: f"/{text}")
 objects = st.fixed_dictionaries(
     {},
     optional={
         "scenario_uuid": uuids | broken | examples.json_values,
-        "camera_url": urls | st.just("rtsp://camera/1") | examples.json_values,
+        "camera_url": urls | paths | st.just("rtsp://camera/1") | examples.json_values,
         "more": examples.json_values,
     },
 )

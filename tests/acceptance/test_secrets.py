@@ -71,6 +71,16 @@ def good() -> list[bytes]:
         command(f"https://camera/3?token={secret()}&password={secret()}"),
         command(f"http://camera/4#{secret()}"),
         command(f"rtsp://user:quo'te\"{secret()}@camera/5"),
+        command(
+            f"rtsp://the user:{secret()} {secret()}@\u043a\u0430\u043c\u0435\u0440\u0430/{secret()}"
+        ),
+        command(f"rtmp://{secret()}:{secret()}@camera/live"),
+        command(f"srt://camera:9000?passphrase={secret()} {secret()}&streamid={secret()}"),
+        command(f"onvif://{secret()}:{secret()}@camera/"),
+        command(f"udp://{secret()}@239.0.0.1:1234"),
+        command(f"file:///data/{secret()} {secret()}.mp4"),
+        command(f"v4l2:///dev/{secret()}"),
+        command(f"/dev/{secret()}"),
         command("rtsp://camera/6", password=secret(), nested={"token": [secret()]}),
     ]
 

@@ -13,6 +13,7 @@ from confluent_kafka import Message as Record
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.config.settings import DEFAULT_SCHEMES, parse_schemes
 from orchestrator.contract.dead_letters import dead_letter
 from orchestrator.contract.messages import (
     Command,
@@ -31,7 +32,7 @@ from outbox import Message
 SCENARIO = UUID("6f1d2c3b-4a59-4687-9abc-def012345678")
 WORKER = UUID("018bcfe5-6800-8abc-8def-0123456789ab")
 LIMIT = 65_536
-SCHEMES = ("rtsp", "rtsps", "http", "https")
+SCHEMES = DEFAULT_SCHEMES.split(",")
 
 parse = CommandParser(LIMIT, SCHEMES).parse
 
@@ -130,8 +131,6 @@ BAD_URL_CHARACTERS = {
 } | {
     "DEL, raw": url(b"rtsp://c/\x7f"),
     "C1, raw": url("rtsp://c/\x85".encode()),
-    "space": url(b"rtsp://c/a b"),
-    "before the scheme": url(b" rtsp://c/"),
     "line feed at the end": url(b"rtsp://c/\\n"),
     **{
         f"invisible U+{ord(one):04X}": url(f"rtsp://ca{one}mera/1".encode())
@@ -153,7 +152,16 @@ BAD_URL = {
     "no slashes": url(b"rtsp:camera"),
     "one slash": url(b"rtsp:/camera"),
     "scheme not allowed": url(b"ftp://camera/1"),
-    "file": url(b"file:///etc/passwd"),
+    "a space before the scheme": url(b" rtsp://c/"),
+    "a space at the end": url(b"rtsp://c/ "),
+    "a space in a host": url(b"rtsp://ca mera/1"),
+    "a space in a host behind a password": url(b"rtsp://u:p@ca mera/1"),
+    "a space alone": url(b" "),
+    "the root": url(b"/"),
+    "two slashes": url(b"//camera/1"),
+    "a file without a path": url(b"file://"),
+    "a longer scheme of files": url(b"xfile:///etc/passwd"),
+    "a relative path": url(b"dev/video0"),
     "longer scheme": url(b"rtspx://camera/1"),
     "scheme only": url(b"rtsp"),
     "no host": url(b"rtsp://"),
@@ -245,6 +253,23 @@ GOOD_URLS = {
     "at at the end": "rtsp://camera/@",
     "colon in a path": "rtsp://camera/:1",
     "address with a password": "rtsp://u:p@[::1]:554/",
+    "space in a password": "rtsp://u:p w@camera/1",
+    "space and more in a password": "rtsp://u:p w#?/@x@camera/1",
+    "space in a user": "rtsp://the user:pw@camera/1",
+    "space in a path": "rtsp://camera/a b",
+    "Cyrillic password": "rtsp://u:\u043f \u043f@\u043a\u0430\u043c.\u0440\u0444:554/1",
+    "RTMP": "rtmp://camera/live/stream",
+    "SRT": "srt://camera:9000?mode=caller&passphrase=a b",
+    "RTSP over TCP": "rtspt://camera/1",
+    "multicast": "udp://@239.0.0.1:1234",
+    "RTP": "rtp://[ff02::1]:5004",
+    "ONVIF": "onvif://u:p@camera/onvif/device_service",
+    "device": "/dev/video0",
+    "device by its name": "/dev/v4l/by-id/usb-046d_HD-video-index0",
+    "device as URL": "v4l2:///dev/video0",
+    "file": "file:///data/the recording.mp4",
+    "file of a host": "file://server/recording.mp4",
+    "path of a file": "/data/\u0437\u0430\u043f\u0438\u0441\u044c.mp4",
 }
 
 
@@ -283,10 +308,24 @@ def test_a_command_of_exactly_the_limit_is_taken() -> None:
     assert isinstance(outcome(sized(LIMIT)), Command)
 
 
+@pytest.mark.parametrize(
+    "text", ["0", "video0", "admin:p w@camera", "udp://@:1234", "gst: rtspsrc ! x", *GOOD_URLS.values()]
+)
+def test_any_text_is_taken_where_the_setting_says_so(text: str) -> None:
+    parser = CommandParser(LIMIT, parse_schemes("*"))
+    assert parser.parse(command(json.dumps(text).encode())).camera_url == text
+
+
+@pytest.mark.parametrize("value", [*BAD_URL_CHARACTERS.values(), url(b""), url(b" a"), url(b"a ")])
+def test_any_text_still_has_no_control_character_and_no_space_at_an_end(value: bytes) -> None:
+    with pytest.raises(InvalidCommand):
+        CommandParser(LIMIT, parse_schemes("*")).parse(value)
+
+
 def test_only_the_schemes_of_the_settings_are_allowed() -> None:
     parser = CommandParser(LIMIT, ["a.b+c"])
     assert parser.parse(url(b"a.b+c://host"))
-    for other in (b"aXb+c://host", b"rtsp://host", b"a.bbc://host"):
+    for other in (b"aXb+c://host", b"rtsp://host", b"a.bbc://host", b"/dev/video0", b"file:///a"):
         with pytest.raises(InvalidCommand):
             parser.parse(url(other))
 

@@ -10,7 +10,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from orchestrator.config.environment import SettingsError, read_metrics_address
-from orchestrator.config.settings import read_kafka_settings, read_settings
+from orchestrator.config.settings import DEFAULT_SCHEMES, read_kafka_settings, read_settings
 from outbox import Timings, with_overrides
 from outbox.kafka_config import KEY_PARTITIONERS, LIMITED, REFUSED
 
@@ -44,7 +44,7 @@ def test_two_settings_are_required_and_all_others_have_these_defaults() -> None:
         "batch_size": 1000,
         "lanes": None,
         "max_message_bytes": 65536,
-        "camera_url_schemes": ("rtsp", "rtsps", "http", "https"),
+        "camera_url_schemes": tuple(DEFAULT_SCHEMES.split(",")),
         "metrics_host": "::",
         "metrics_port": 9464,
         "strict_fencing": False,
@@ -67,6 +67,7 @@ def test_two_settings_are_required_and_all_others_have_these_defaults() -> None:
         ("LANES", "64", 64),
         ("MAX_MESSAGE_BYTES", "64", 64),
         ("CAMERA_URL_SCHEMES", " RTSP , srt,", ("rtsp", "srt")),
+        ("CAMERA_URL_SCHEMES", "*", ("*",)),
         ("METRICS_HOST", "127.0.0.1", "127.0.0.1"),
         ("METRICS_HOST", "[::1]", "::1"),
         ("METRICS_PORT", "0", 0),
