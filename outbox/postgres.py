@@ -198,9 +198,18 @@ SET_GUARANTEES = """
                ('default_transaction_isolation', 'read committed'),
                -- an error ends the transaction, and not the session
                ('exit_on_error', 'off'),
+               -- a column without a time zone means the same to all who write NOW() into it: the zone
+               -- set for the database, or for all; else what a session begins with (NULL)
+               ('TimeZone', (SELECT substring(line from length('TimeZone=') + 1)
+                               FROM pg_db_role_setting
+                               LEFT JOIN pg_database ON pg_database.oid = setdatabase
+                              CROSS JOIN unnest(setconfig) AS line
+                              WHERE line ILIKE 'TimeZone=%%' AND setrole = 0
+                                AND (setdatabase = 0 OR datname = current_database())
+                              ORDER BY setdatabase DESC
+                              LIMIT 1)),
                -- names, times and arrays as they are written and read here
                ('quote_all_identifiers', 'off'),
-               ('TimeZone', 'UTC'),
                ('DateStyle', 'ISO, MDY'),
                ('IntervalStyle', 'postgres'),
                ('extra_float_digits', '1'),

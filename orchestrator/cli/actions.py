@@ -8,7 +8,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Protocol, TypeVar
 
 from orchestrator.cli.exit_codes import CHECK_FAILED, OK
@@ -109,7 +109,7 @@ def print_each(found: Iterable[dict[str, object]], payload: bool) -> int:
 
 
 def _json_text(value: object) -> str:
-    return value.isoformat() if isinstance(value, datetime) else str(value)
+    return value.astimezone(UTC).isoformat() if isinstance(value, datetime) else str(value)
 
 
 def headers_as_fields(headers: Headers, payload: bool) -> list[dict[str, object]]:

@@ -9,6 +9,7 @@ from orchestrator.cli.session import operator_session
 from orchestrator.cli.terminal import print_json, print_lines
 from orchestrator.operations.audit.audit import FAULTS, NOTICES, Audit, audit, audit_fields
 from orchestrator.operations.audit.comparison import Fault
+from orchestrator.operations.text import utc_text
 from orchestrator.program import PROGRAM
 
 
@@ -44,7 +45,7 @@ def why_unknown(found: Audit) -> str:
 def render_audit(found: Audit) -> Iterator[str]:
     """Yield the lines for an operator; the last one is the result."""
     if found.since:
-        yield f"workers accepted since {found.since:%Y-%m-%d %H:%M:%S} UTC; older ones need no record"
+        yield f"workers accepted since {utc_text(found.since)} UTC; older ones need no record"
     yield f"workers: {found.accepted:,} accepted, {found.deployed:,} deployed, {found.parked:,} parked"
     if found.deferred:
         yield f"{found.deferred:,} workers: published, and deployed later; see `{PROGRAM} status`"

@@ -28,6 +28,7 @@ from orchestrator.operations.dead_letters.letters import (
 from orchestrator.operations.dead_letters.orders import SentOrders, find_orders
 from orchestrator.operations.dead_letters.originals import Originals
 from orchestrator.operations.dead_letters.purge import Purged, purge_dead_letters
+from orchestrator.operations.text import utc_text
 from outbox import Connection
 
 DEAD_LETTERS = "dead letters"
@@ -85,7 +86,7 @@ def letters_table(listed: Sequence[DeadLetter]) -> Iterator[str]:
     rows = [
         (
             str(one.record_id),
-            f"{one.at:%Y-%m-%d %H:%M:%S}",
+            utc_text(one.at),
             one.reason,
             one.origin and one.origin.name,
             actions.shown_key(one.key),
@@ -279,7 +280,7 @@ def find_sent(settings: Settings, survey: Survey) -> SentOrders:
             [f"worker {worker}: its order is at {topic}[{partition}] {offset}, it is not sent again"]
         )
     if sent.complete_since:
-        text = f"{topic} has only records since {sent.complete_since:%Y-%m-%d %H:%M:%S} UTC"
+        text = f"{topic} has only records since {utc_text(sent.complete_since)} UTC"
         advice = "a command whose order was sent before, and whose worker was deleted, is sent again"
         print_lines([f"{text}: {advice}"])
     return sent

@@ -12,7 +12,7 @@ from orchestrator.cli.terminal import print_json, print_lines
 from orchestrator.operations.explain.explanation import Explanation, explain, explanation_fields
 from orchestrator.operations.explain.worker_history import MAX_SHOWN, FoundRecord, WorkerHistory
 from orchestrator.operations.explain.worker_records import MAX_TRIED_OFFSETS
-from orchestrator.operations.text import duration
+from orchestrator.operations.text import duration, utc_text
 from orchestrator.program import PROGRAM
 from outbox.admin import RowStatus
 
@@ -60,7 +60,7 @@ def _render_failures(found: Explanation) -> Iterator[str]:
         yield f"{left_out}: these are the latest {MAX_SHOWN}"
     for letter in found.letters:
         origin = letter.origin.name if letter.origin else "of unknown origin"
-        yield f"dead letter {letter.record_id} of {letter.at:%Y-%m-%d %H:%M:%S} UTC"
+        yield f"dead letter {letter.record_id} of {utc_text(letter.at)} UTC"
         yield f"  reason {letter.reason}; it was {origin}; {describe_state(letter)}"
         yield f"  {PROGRAM} dlq show {letter.record_id}"
     for row in found.parked:

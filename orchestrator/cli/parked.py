@@ -16,6 +16,7 @@ from orchestrator.operations.dead_letters.filter import RecordFilter
 from orchestrator.operations.dead_letters.headers import TOPIC_NAME
 from orchestrator.operations.parked_rows import discard_rows, find_parked_rows, look_up, retry_rows
 from orchestrator.operations.repair.published_rows import FoundRow
+from orchestrator.operations.text import utc_text
 from outbox import Connection
 from outbox.admin import ParkedRow, RowId, read_parked_value
 
@@ -43,7 +44,7 @@ def rows_table(listed: Sequence[ParkedRow]) -> Iterator[str]:
     rows = [
         (
             f"{row.lane}:{row.id}",
-            f"{row.parked_at:%Y-%m-%d %H:%M:%S}",
+            utc_text(row.parked_at),
             shown_topic(row.topic),
             actions.shown_key(row.key),
             row.aggregate_id,

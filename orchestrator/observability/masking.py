@@ -7,7 +7,7 @@ the values of its headers are shown only where their form is known to be harmles
 
 import re
 from collections.abc import Iterator, Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from hashlib import sha256
 from itertools import islice
 
@@ -99,7 +99,7 @@ def mask_value(value: object, name: str = "") -> object:
         case bool() | int() | float() | None:
             return value
         case datetime():
-            return value.isoformat()
+            return value.astimezone(UTC).isoformat()
         case Mapping():
             return {mask_text(str(key)): mask_value(inner, str(key)) for key, inner in value.items()}
         case list() | tuple() | set() | frozenset():

@@ -1,4 +1,6 @@
-"""How figures are printed."""
+"""How figures and times are printed."""
+
+from datetime import UTC, datetime
 
 
 def duration(seconds: float) -> str:
@@ -9,3 +11,8 @@ def duration(seconds: float) -> str:
         if seconds < limit:
             return f"{seconds / size:.1f} {unit}"
     return f"{seconds / 86_400:.1f} d"
+
+
+def utc_text(at: datetime) -> str:
+    """Return a time of any zone in UTC, to the second."""
+    return f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S}"

@@ -80,6 +80,7 @@ def copy_topic(
     return TopicCopy(records, oldest)
 
 
+# Times with and without a zone are compared as our session's zone says: that of the columns.
 # `updated_at` is the start of the transaction that set a worker deployed, `deferred_at` of the one that
 # deferred it, after the Kafka commit: if that was before the high watermarks were read, its record is
 # below them. A later one is left to the next audit.
@@ -89,9 +90,9 @@ FIND_LOST = """
     SELECT CASE WHEN pg_catalog.substr(worker_id::text, 15, 1) = '8' THEN 'lost' ELSE 'not_ours' END,
            worker_id
       FROM workers
-     WHERE (%(since)s::timestamptz IS NULL OR created_at >= %(since)s::timestamptz AT TIME ZONE 'UTC')
+     WHERE (%(since)s::timestamptz IS NULL OR created_at >= %(since)s::timestamptz)
        AND (status::text = 'pending' OR updated_at IS NULL
-            OR updated_at < %(started)s::timestamptz AT TIME ZONE 'UTC')
+            OR updated_at < %(started)s::timestamptz)
        AND NOT EXISTS (SELECT FROM pg_temp.published WHERE published.worker_id = workers.worker_id)
        AND NOT EXISTS (SELECT FROM pg_temp.unpublished_messages WHERE aggregate_id = workers.worker_id)
        AND NOT EXISTS (SELECT FROM pg_temp.deferred_aggregates
@@ -186,7 +187,7 @@ COUNT_WORKERS = """
            (SELECT count(*) FROM pg_temp.unpublished_messages WHERE NOT parked) AS waiting,
            (SELECT count(*) FROM pg_temp.unpublished_messages WHERE parked) AS parked
       FROM workers
-     WHERE %(since)s::timestamptz IS NULL OR created_at >= %(since)s::timestamptz AT TIME ZONE 'UTC'
+     WHERE %(since)s::timestamptz IS NULL OR created_at >= %(since)s::timestamptz
 """
 
 

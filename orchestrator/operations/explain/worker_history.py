@@ -32,7 +32,7 @@ def found_record(record: Record) -> FoundRecord:
 
 
 class WorkerRow(NamedTuple):
-    """A row of `workers`. Times in UTC; None only in a table that existed before us."""
+    """A row of `workers`. Times with a zone; None only in a table that existed before us."""
 
     worker_id: UUID
     scenario_uuid: UUID
@@ -61,7 +61,7 @@ class WorkerHistory(NamedTuple):
     duplicates: Sequence[FoundRecord] = ()
 
 
-# Our sessions run in UTC: so it is right for columns with and without a time zone.
+# Our sessions have the time zone of the columns: so it is right for those with and without one.
 FIND_WORKER = """
     SELECT worker_id, scenario_uuid, status, process_pid,
            created_at::timestamptz, updated_at::timestamptz
