@@ -44,7 +44,7 @@ def run_relay(settings: Settings) -> int:
     """Run the relay until it is stopped; return the exit code."""
     timings = with_overrides(ProcessTimings())
     health, registry = Health(stalled_s=timings.stalled_s), new_registry("relay")
-    metrics = RelayMetrics(registry, health)
+    metrics = RelayMetrics(registry, health, settings.output_topic)
     relay = new_relay(settings, metrics)
     kafka = KafkaProbe(
         settings, [settings.output_topic, settings.dead_letter_topic, settings.marker_topic]

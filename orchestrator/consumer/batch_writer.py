@@ -42,10 +42,11 @@ class TrialOver(Exception):
 
 
 class Written(NamedTuple):
-    """What a transaction has added: so many rows, and dead letters by reason."""
+    """What a transaction has added: so many rows, dead letters by reason, and all their messages."""
 
     rows: int
     dead: Counter[str]
+    messages: Sequence[Message]
 
 
 class BatchWriter(Generic[T]):
@@ -177,6 +178,9 @@ class BatchWriter(Generic[T]):
             self._refused_rows.note_accepted()
         duplicates = batch.records - written.rows - written.dead.total()
         self._observer.consumed(written.rows, duplicates, written.dead, took_s, batch.messages)
+        sent = {id(message) for message in written.messages} if batch.decided else ()
+        few = [one for one in batch.decided if id(one.message) in sent]
+        self._observer.decided(few, written.rows, written.dead.total())
 
     @retry_transaction
     def _write(self, batch: ParsedBatch[T], insert: Insert[T]) -> Written:
@@ -193,10 +197,11 @@ class BatchWriter(Generic[T]):
             if len(accepted) < len(messages):
                 messages = first_about_each(messages, accepted)
             dead = self._never_accepted(batch.invalid) if batch.invalid else ()
-            enqueue(self._conn, messages + [one.dead_letter for one in dead], self._lanes)
+            messages = messages + [one.dead_letter for one in dead]
+            enqueue(self._conn, messages, self._lanes)
             crash_point("consumer.enqueued")
             topic.finish_check()  # or records of a recreated topic would count as the old topic's
-        return Written(len(accepted), Counter(one.reason for one in dead))
+        return Written(len(accepted), Counter(one.reason for one in dead), messages)
 
     def _without_handled(self, batch: ParsedBatch[T]) -> tuple[list[T], list[Message]]:
         """Leave out records whose dead letters an operator has dealt with."""

@@ -11,6 +11,7 @@ from orchestrator.consumer.offsets import OffsetMove, Position
 from orchestrator.consumer.subscription import Subscription, T
 from orchestrator.contract.dead_letters import dead_letter
 from orchestrator.contract.records import (
+    Decided,
     InvalidRecord,
     headers_of,
     origin_id_of_record,
@@ -18,12 +19,15 @@ from orchestrator.contract.records import (
 )
 from outbox import Message
 
+FEW = 20  # records, of which each may have a line in the log
+
 
 @dataclass(slots=True)
 class ParsedBatch(Generic[T]):
     """What so many records of one poll become. messages: one for each row, in the same order.
 
     again: those of records that are decided again, by the id that their dead letters have.
+    decided: what becomes of each record, where they are few.
     """
 
     moves: list[OffsetMove]
@@ -32,6 +36,7 @@ class ParsedBatch(Generic[T]):
     messages: list[Message] = field(default_factory=list)
     invalid: list["InvalidOne"] = field(default_factory=list)
     again: dict[UUID, Message] = field(default_factory=dict)
+    decided: list[Decided] = field(default_factory=list)
 
 
 class InvalidOne(NamedTuple):
@@ -55,14 +60,20 @@ class BatchParser(Generic[T]):
         moves = [move_to(record, positions) for record in last.values()]
         batch = ParsedBatch[T](moves, len(records))
         again = {move.partition for move in moves if move.before.decide_again}
+        are_few = len(records) <= FEW
         for record in records:
             try:
                 row, message = self._subscription.parse(record, self._topic_id)
             except InvalidRecord as invalid:
                 batch.invalid.append(self._invalid_one(record, invalid))
+                if are_few:
+                    letter = batch.invalid[-1].dead_letter
+                    batch.decided.append(Decided(*partition_offset(record), letter, invalid))
                 continue
             batch.rows.append(row)
             batch.messages.append(message)
+            if are_few:
+                batch.decided.append(Decided(*partition_offset(record), message))
             if again and record.partition() in again:
                 batch.again[origin_id_of_record(record)] = message
         return batch

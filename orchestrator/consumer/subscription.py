@@ -8,7 +8,7 @@ from uuid import UUID
 import psycopg
 from confluent_kafka import Message as Record
 
-from orchestrator.contract.records import RefusedRow
+from orchestrator.contract.records import Decided, RefusedRow
 from outbox import Connection, Headers, Message
 
 T = TypeVar("T")
@@ -61,3 +61,6 @@ class ConsumerObserver(Protocol):
         messages: Sequence[Message],
     ) -> None:
         """Count a committed batch. dead: dead letters by reason; seconds: of its transaction."""
+
+    def decided(self, few: Sequence[Decided], accepted: int, dead: int) -> None:
+        """Tell what became of the records of a committed batch. few: of each; none if it was large."""

@@ -247,8 +247,13 @@ decode_order = msgspec.json.Decoder(DeployOrder).decode
 
 def order_ids(record: Record) -> OrderIds:
     """Return the ids in a record of the output topic."""
+    return order_ids_in(record.value())
+
+
+def order_ids_in(value: bytes | None) -> OrderIds:
+    """Return the ids in the value of an order."""
     try:
-        order = decode_order(record.value() or b"")
+        order = decode_order(value or b"")
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return OrderIds(None, None)
     return OrderIds(order.worker_id, order.scenario_uuid)

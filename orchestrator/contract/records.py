@@ -5,7 +5,7 @@ import struct
 from collections.abc import Sequence
 from hashlib import blake2b
 from operator import methodcaller
-from typing import cast
+from typing import NamedTuple, cast
 from uuid import UUID
 
 from confluent_kafka import TIMESTAMP_CREATE_TIME, TIMESTAMP_LOG_APPEND_TIME
@@ -34,6 +34,15 @@ def headers_of(record: Record) -> Headers:
 def partition_offset(record: Record) -> tuple[int, int]:
     """Return partition and offset, which a consumed record always has."""
     return cast("tuple[int, int]", (record.partition(), record.offset()))
+
+
+class Decided(NamedTuple):
+    """What became of a record: it was accepted, with this message, or it is a dead letter, and why."""
+
+    partition: int
+    offset: int
+    message: Message
+    refused: "InvalidRecord | None" = None
 
 
 RETRY_ORIGIN = "dlq-retry-origin"  # of a retried command: the record that it was first

@@ -15,8 +15,11 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disa
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
-from orchestrator.contract.messages import InvalidReason
+from orchestrator.contract.messages import InvalidReason, order_ids_in
+from orchestrator.contract.records import Decided
 from orchestrator.observability.health import Health
+from orchestrator.observability.masking import shown_bytes
+from orchestrator.observability.stages import LINES_PER_S, StageLog
 from orchestrator.observability.tracing import new_tracing
 from orchestrator.program import PROGRAM
 from outbox import DeferredBacklog, Message, Observer, OutboxRow, Outcome, SyncCommitMonitor
@@ -105,6 +108,9 @@ class ConsumerMetrics:
             ["partition"],
             registry=registry,
         )
+        self._accepted = StageLog("command accepted", "commands accepted")
+        self._refused = StageLog("command refused", "commands refused", logging.WARNING)
+        self.has_accepted = False  # anything, since the start of the process
         self._dead_by_reason: dict[str, int] = {}  # since the start of the process
         self._dead_logged, self._dead_log_at = 0, 0.0  # how many were logged; when to log more
         self.refused = Gauge(
@@ -116,6 +122,8 @@ class ConsumerMetrics:
     def tick(self) -> None:
         """Record that the loop is alive."""
         self._health.tick("consumer")
+        self._accepted.flush()
+        self._refused.flush()
 
     def consumed(
         self,
@@ -144,6 +152,13 @@ class ConsumerMetrics:
             },
         )
 
+    def decided(self, few: Sequence[Decided], accepted: int, dead: int) -> None:
+        """Log what became of each record, where they are few. It never shows a camera URL."""
+        self.has_accepted = self.has_accepted or accepted > 0
+        self._accepted.tell(accepted, (_accepted_fields(one) for one in few if one.refused is None))
+        refused = [one for one in few if one.refused]
+        self._refused.tell(dead, (_refused_fields(one) for one in refused))
+
     def _count_dead(self, dead: Mapping[str, int]) -> None:
         """Count dead letters, also in /readyz; log them at most every DEAD_LOG_S."""
         for reason, records in dead.items():
@@ -159,11 +174,26 @@ class ConsumerMetrics:
             self._dead_logged, self._dead_log_at = total, time.monotonic() + DEAD_LOG_S
 
 
-class RelayMetrics(Observer):
-    """Metrics of the relay."""
+def _accepted_fields(one: Decided) -> dict[str, object]:
+    return {
+        "worker_id": one.message.aggregate_id,
+        "scenario_uuid": shown_bytes(one.message.key or b""),
+        "partition": one.partition,
+        "offset": one.offset,
+    }
 
-    def __init__(self, registry: CollectorRegistry, health: Health) -> None:
+
+def _refused_fields(one: Decided) -> dict[str, object]:
+    return {"partition": one.partition, "offset": one.offset, "error": str(one.refused)}
+
+
+class RelayMetrics(Observer):
+    """Metrics of the relay. topic: of the orders."""
+
+    def __init__(self, registry: CollectorRegistry, health: Health, topic: str | None = None) -> None:
         self._health = health
+        self._topic = topic
+        self._orders = StageLog("order sent", "orders sent")
         self._tracing = new_tracing()
         self.owned: frozenset[int] = frozenset()
         self._published = Counter(
@@ -269,6 +299,7 @@ class RelayMetrics(Observer):
     def idle(self) -> None:
         """Record that the lanes are empty."""
         self._success.set_to_current_time()
+        self._orders.flush()
 
     def transaction(self, server: str, seconds: float) -> None:
         """Note a transaction's duration."""
@@ -283,6 +314,15 @@ class RelayMetrics(Observer):
         log.debug("batch published", extra={"rows": len(rows), "seconds": round(took_s, 4)})
         if self._tracing:
             self._tracing.published(rows, took_s)
+        self._tell_orders(rows)
+
+    def _tell_orders(self, rows: Sequence[OutboxRow]) -> None:
+        """Log each order, where they are few."""
+        if len(rows) > LINES_PER_S:
+            self._orders.tell(len(rows))
+            return
+        orders = [row for row in rows if row.topic == self._topic]
+        self._orders.tell(len(orders), map(_order_fields, orders))
 
     def recovered(self, outcome: Outcome) -> None:
         """Count a recovery."""
@@ -296,6 +336,10 @@ class RelayMetrics(Observer):
         """Report the lanes that this relay owns."""
         self._lanes.set(len(lanes))
         self.owned = lanes
+
+
+def _order_fields(row: OutboxRow) -> dict[str, object]:
+    return {**order_ids_in(row.value)._asdict(), "topic": row.topic}
 
 
 def _describe_deferred(backlog: DeferredBacklog, reasons: Sequence[DeferredReason]) -> str:
