@@ -7,9 +7,9 @@ import psycopg
 from confluent_kafka import KafkaException
 
 from orchestrator.cli.exit_codes import CHECK_FAILED, UNREACHABLE, USAGE
-from orchestrator.config.database_url import connection_advice
 from orchestrator.errors import NotRepaired, ServerStartError
 from orchestrator.kafka.topics import NO_ANSWER, TopicMissing
+from orchestrator.observability.advice import next_step
 from outbox import DatabaseNotReady, InDoubt, OwnershipLost, error_text, is_server_away
 from outbox.admin import LaneBusy
 
@@ -25,9 +25,8 @@ def explain_error(error: Exception) -> tuple[int, *tuple[str, ...]] | None:
             return CHECK_FAILED, str(error)
         case KafkaException() | InDoubt() | psycopg.Error():
             code = UNREACHABLE if is_unreachable(error) else CHECK_FAILED
-            is_connecting = isinstance(error, psycopg.Error) and error.sqlstate is None
-            advice = connection_advice(str(error)) if is_connecting else None
-            return code, ": ".join(filter(None, (error_text(error), advice)))
+            text = error_text(error)
+            return code, ": ".join(filter(None, (text, next_step(text))))
         case _:
             return None
 

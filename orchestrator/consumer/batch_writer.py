@@ -180,7 +180,8 @@ class BatchWriter(Generic[T]):
         self._observer.consumed(written.rows, duplicates, written.dead, took_s, batch.messages)
         sent = {id(message) for message in written.messages} if batch.decided else ()
         few = [one for one in batch.decided if id(one.message) in sent]
-        self._observer.decided(few, written.rows, written.dead.total())
+        told_already = written.dead[RefusedRow.REASON]
+        self._observer.decided(few, written.rows, written.dead.total() - told_already)
 
     @retry_transaction
     def _write(self, batch: ParsedBatch[T], insert: Insert[T]) -> Written:

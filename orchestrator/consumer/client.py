@@ -34,6 +34,7 @@ class GroupMember(Consumer):
     """A member of a consumer group that neither commits by itself nor ever jumps to another offset."""
 
     def __init__(self, kafka: Mapping[str, str], group: str) -> None:
+        self.group = group
         self._all_brokers_down: KafkaError | None = None
         config: dict[str, Any] = {
             **CONSUMER_DEFAULTS,

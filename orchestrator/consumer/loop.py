@@ -33,6 +33,7 @@ class ConsumerLoop(Generic[T]):
         self._observer = observer
         self._timings = timings
         self._session: ConsumerSession[T] | None = None
+        self._logged: set[str] = set()
         self.refused_rows = RefusedRows()
         self.last_error: str | None = "not started"  # why no session works, for operators
 
@@ -76,11 +77,13 @@ class ConsumerLoop(Generic[T]):
         return self._session.unread() if self._session else {}
 
     def _set_error(self, error: str | None) -> None:
-        """Log a change, once."""
+        """Log a change; each error once until a session works."""
         if error == self.last_error:
             return
         self.last_error = error
         if error is None:
             log.info("consumer connected")
-        else:
+            self._logged.clear()
+        elif error not in self._logged:
             log.warning("consumer waiting", extra={"error": error, "next": "trying again"})
+            self._logged.add(error)

@@ -28,6 +28,10 @@ from outbox import Connection, RowsSkipped, crash_point
 log = logging.getLogger(__name__)
 
 
+NO_PARTITION = (
+    "other members of the consumer group have all partitions of INPUT_TOPIC: this consumer is a spare;"
+    " if they are not ours, set CONSUMER_GROUP to a name of its own"
+)
 SEEK_S = 1.0  # until the client has begun to read a partition that was assigned
 
 
@@ -91,7 +95,10 @@ class AssignedPartitions:
         self._read_from(read)
         # The owner before may have had no time to copy its last positions.
         self._unmirrored = {partition: position.next_offset for partition, position in read.items()}
-        log.info("partitions assigned", extra={"offsets": self.next_offsets()})
+        fields = {"topic": self._topic.name, "group": self._client.group}
+        log.info("partitions assigned", extra=fields | {"offsets": self.next_offsets()})
+        if not partitions:
+            log.warning("no partition assigned", extra=fields | {"advice": NO_PARTITION})
 
     def _read_from(self, positions: Mapping[int, Position]) -> None:
         """Read these partitions from their positions, and none else.

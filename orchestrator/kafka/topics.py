@@ -43,6 +43,7 @@ NO_ANSWER = frozenset(
     }
 )
 AUTH_ERRORS = frozenset({KafkaError._AUTHENTICATION, KafkaError._SSL})
+CONNECTION_ERRORS = frozenset({KafkaError._TRANSPORT, KafkaError._RESOLVE})
 
 
 class TopicMissing(Exception):
@@ -58,25 +59,31 @@ DENSE_CONNECTIONS = {"enable.sparse.connections": "false"}
 
 
 class Admin(AdminClient):
-    """A client that knows why no broker serves it: its password or certificate is not accepted.
+    """A client that knows why no broker serves it: a connection or a password is refused.
 
     Its requests only time out then. The reason comes by callback and log, which both need poll().
     """
 
     def __init__(self, kafka: Mapping[str, str]) -> None:
-        self.auth_error: KafkaError | None = None  # the first since a request was served
+        self._cause: KafkaError | None = None  # since a request was served
         config: dict[str, Any] = {**kafka, **DENSE_CONNECTIONS, "error_cb": self._on_error}
         super().__init__(config, logger=logging.getLogger("librdkafka"))
 
     def _on_error(self, error: KafkaError) -> None:
-        if error.code() in AUTH_ERRORS and self.auth_error is None:
+        is_auth = error.code() in AUTH_ERRORS
+        if is_auth or (error.code() in CONNECTION_ERRORS and self._cause is None):
             text = error.str().partition(" (after ")[0]  # how long it took is never the same
-            self.auth_error = KafkaError(error.code(), text)
+            self._cause = KafkaError(error.code(), text)
+
+    def served(self) -> None:
+        """Note that a request was served: what connections met before counts no more."""
+        self._cause = None
 
     def cause_of(self, error: KafkaException) -> KafkaException:
-        """Return the cause of a request that failed: the authentication error, if there was one."""
+        """Return the cause of a request that was not answered: what the connections met."""
         self.poll(0)
-        return KafkaException(self.auth_error) if self.auth_error else error
+        is_silent = error.args[0].code() in NO_ANSWER
+        return KafkaException(self._cause) if self._cause and is_silent else error
 
 
 def check_access(kafka: Mapping[str, str]) -> None:
@@ -98,7 +105,7 @@ def describe_topic(admin: AdminClient, topic: str) -> TopicDescription:
             raise admin.cause_of(error) from None
         raise
     if isinstance(admin, Admin):
-        admin.auth_error = None
+        admin.served()
     return found
 
 

@@ -4,6 +4,7 @@ Each process reports only what it owns (its lanes, its partitions), so that sums
 count nothing twice. What cannot be read is absent, or NaN, rather than stale.
 """
 
+import logging
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,13 @@ from orchestrator.config.timings import ProcessTimings
 from orchestrator.kafka import topics
 from orchestrator.observability.metrics import ConsumerMetrics
 from outbox import error_text
+
+log = logging.getLogger(__name__)
+
+NO_COMMANDS = (
+    "all that is in INPUT_TOPIC is read; if commands were sent, they went to another topic, or to other"
+    " brokers than KAFKA_BOOTSTRAP_SERVERS"
+)
 
 
 @contextmanager
@@ -61,6 +69,24 @@ class KafkaProbe:
             self.last_error = error_text(error)
 
 
+class QuietInput:
+    """Says once that nothing is left to read: where a first command was sent and does not come."""
+
+    def __init__(self, topic: str) -> None:
+        self._topic = topic
+        self._is_told = False
+
+    def look(self, has_accepted: bool, offsets: Mapping[int, int], ends: Mapping[int, int]) -> None:
+        """Look whether all of it is read. has_accepted: anything, since the start."""
+        is_read = bool(ends) and offsets == ends
+        if is_read and not has_accepted and not self._is_told:
+            self._is_told = True
+            log.info(
+                "no commands",
+                extra={"topic": self._topic, "offsets": dict(offsets), "advice": NO_COMMANDS},
+            )
+
+
 @contextmanager
 def consumer_gauges(
     settings: Settings,
@@ -71,6 +97,7 @@ def consumer_gauges(
 ) -> Iterator[None]:
     """Keep what the consumer reports of its partitions: lag, position, how many are refused."""
     admin = topics.Admin(settings.kafka)
+    quiet = QuietInput(settings.input_topic)
 
     def poll() -> None:
         offsets, waiting = positions(), refused()
@@ -85,6 +112,7 @@ def consumer_gauges(
         metrics.lag.clear()
         for partition, end in ends.items():
             metrics.lag.labels(str(partition)).set(max(end - offsets[partition], 0))
+        quiet.look(metrics.has_accepted, offsets, ends)
 
     with poll_in_background(poll, timings):
         yield

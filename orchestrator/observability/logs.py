@@ -7,13 +7,16 @@ library's or a server's error.
 import json
 import logging
 import math
+import re
 import sys
 import time
 from datetime import UTC, datetime
 from traceback import format_exception_only, format_tb
 
+from orchestrator.observability.advice import AdviceFilter
 from orchestrator.observability.masking import mask_text, mask_value, printable
 
+CLIENT = re.compile(r"\[(?:rdkafka#|thrd:)[^\]]*\]:? ")  # of librdkafka, and its thread
 REPEAT_WINDOW_S = 60.0  # librdkafka repeats itself up to 20 times a second while a broker is down
 
 # Attributes that every LogRecord has: the others are the event's own fields.
@@ -21,7 +24,10 @@ STANDARD_ATTRIBUTES = frozenset(vars(logging.makeLogRecord({}))) | {"message", "
 
 
 class RepeatFilter(logging.Filter):
-    """Lets the same text pass once in REPEAT_WINDOW_S; times and counts at its end may differ."""
+    """Lets the same text pass once in REPEAT_WINDOW_S, whichever client it is of.
+
+    Times and counts at its end may differ.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -29,7 +35,8 @@ class RepeatFilter(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Say whether the record is no repetition."""
-        text, now = record.getMessage().partition(" (after ")[0], time.monotonic()
+        text = CLIENT.sub("", record.getMessage().partition(" (after ")[0])
+        now = time.monotonic()
         if now - self._logged.get(text, -math.inf) < REPEAT_WINDOW_S:
             return False
         self._logged = {logged: at for logged, at in self._logged.items() if now - at < REPEAT_WINDOW_S}
@@ -93,6 +100,7 @@ def configure_logging(level: str, form: str | None, client_level: str = "ERROR")
     handler = logging.StreamHandler(sys.stderr)
     form = form or ("text" if sys.stderr.isatty() else "json")
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
+    handler.addFilter(AdviceFilter())
     logging.basicConfig(level=level, handlers=[handler], force=True)
     librdkafka = logging.getLogger("librdkafka")
     librdkafka.setLevel(level if level == "DEBUG" else client_level)

@@ -15,11 +15,19 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disa
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
-from orchestrator.contract.messages import InvalidReason, order_ids_in
+from orchestrator.contract.messages import InvalidReason
 from orchestrator.contract.records import Decided
 from orchestrator.observability.health import Health
-from orchestrator.observability.masking import shown_bytes
-from orchestrator.observability.stages import LINES_PER_S, StageLog
+from orchestrator.observability.stages import (
+    LINES_PER_S,
+    StageLog,
+    log_accepted,
+    log_many_accepted,
+    log_many_orders,
+    log_many_refused,
+    log_order,
+    log_refused,
+)
 from orchestrator.observability.tracing import new_tracing
 from orchestrator.program import PROGRAM
 from outbox import DeferredBacklog, Message, Observer, OutboxRow, Outcome, SyncCommitMonitor
@@ -108,8 +116,8 @@ class ConsumerMetrics:
             ["partition"],
             registry=registry,
         )
-        self._accepted = StageLog("command accepted", "commands accepted")
-        self._refused = StageLog("command refused", "commands refused", logging.WARNING)
+        self._accepted = StageLog(log_accepted, log_many_accepted)
+        self._refused = StageLog(log_refused, log_many_refused)
         self.has_accepted = False  # anything, since the start of the process
         self._dead_by_reason: dict[str, int] = {}  # since the start of the process
         self._dead_logged, self._dead_log_at = 0, 0.0  # how many were logged; when to log more
@@ -155,9 +163,8 @@ class ConsumerMetrics:
     def decided(self, few: Sequence[Decided], accepted: int, dead: int) -> None:
         """Log what became of each record, where they are few. It never shows a camera URL."""
         self.has_accepted = self.has_accepted or accepted > 0
-        self._accepted.tell(accepted, (_accepted_fields(one) for one in few if one.refused is None))
-        refused = [one for one in few if one.refused]
-        self._refused.tell(dead, (_refused_fields(one) for one in refused))
+        self._accepted.tell(accepted, (one for one in few if not one.refused))
+        self._refused.tell(dead, (one for one in few if one.refused))
 
     def _count_dead(self, dead: Mapping[str, int]) -> None:
         """Count dead letters, also in /readyz; log them at most every DEAD_LOG_S."""
@@ -174,26 +181,13 @@ class ConsumerMetrics:
             self._dead_logged, self._dead_log_at = total, time.monotonic() + DEAD_LOG_S
 
 
-def _accepted_fields(one: Decided) -> dict[str, object]:
-    return {
-        "worker_id": one.message.aggregate_id,
-        "scenario_uuid": shown_bytes(one.message.key or b""),
-        "partition": one.partition,
-        "offset": one.offset,
-    }
-
-
-def _refused_fields(one: Decided) -> dict[str, object]:
-    return {"partition": one.partition, "offset": one.offset, "error": str(one.refused)}
-
-
 class RelayMetrics(Observer):
     """Metrics of the relay. topic: of the orders."""
 
     def __init__(self, registry: CollectorRegistry, health: Health, topic: str | None = None) -> None:
         self._health = health
         self._topic = topic
-        self._orders = StageLog("order sent", "orders sent")
+        self._orders = StageLog(log_order, log_many_orders)
         self._tracing = new_tracing()
         self.owned: frozenset[int] = frozenset()
         self._published = Counter(
@@ -322,7 +316,7 @@ class RelayMetrics(Observer):
             self._orders.tell(len(rows))
             return
         orders = [row for row in rows if row.topic == self._topic]
-        self._orders.tell(len(orders), map(_order_fields, orders))
+        self._orders.tell(len(orders), orders)
 
     def recovered(self, outcome: Outcome) -> None:
         """Count a recovery."""
@@ -336,10 +330,6 @@ class RelayMetrics(Observer):
         """Report the lanes that this relay owns."""
         self._lanes.set(len(lanes))
         self.owned = lanes
-
-
-def _order_fields(row: OutboxRow) -> dict[str, object]:
-    return {**order_ids_in(row.value)._asdict(), "topic": row.topic}
 
 
 def _describe_deferred(backlog: DeferredBacklog, reasons: Sequence[DeferredReason]) -> str:

@@ -58,7 +58,7 @@ WANTED = {
     "client_min_messages": "warning",
     "DateStyle": "ISO, MDY",
     "IntervalStyle": "postgres",
-    "TimeZone": "Pacific/Kiritimati",  # of the database: that of NOW() in a column without a zone
+    "TimeZone": "Pacific/Kiritimati",  # the database's, as that of its columns
     "extra_float_digits": "1",
     "standard_conforming_strings": "on",
     "array_nulls": "on",

@@ -1,4 +1,4 @@
-"""`created_at` and `updated_at` of workers mean the same, whoever writes NOW() into them."""
+"""`created_at` and `updated_at` of workers mean the same, ours and those of the platform."""
 
 import json
 from contextlib import closing

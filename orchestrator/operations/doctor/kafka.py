@@ -14,7 +14,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # public, not
 )
 
 from orchestrator.config.settings import Settings
-from orchestrator.kafka.topics import NO_ANSWER, REQUEST_S, Admin, TopicMissing, result_of
+from orchestrator.kafka.topics import AUTH_ERRORS, NO_ANSWER, REQUEST_S, Admin, TopicMissing, result_of
 from orchestrator.operations.doctor.check import (
     Installation,
     Result,
@@ -66,31 +66,18 @@ def is_connection_lost(installation: Installation, error: KafkaError) -> bool:
     return False
 
 
-class DiagnosticAdmin(Admin):
-    """A client that keeps the last reason why it has no connection: refused, unknown host..."""
-
-    last_error: KafkaError | None = None
-
-    def _on_error(self, error: KafkaError) -> None:
-        super()._on_error(error)
-        if error.code() != KafkaError._ALL_BROKERS_DOWN:
-            self.last_error = error
-
-
 def kafka_reachable(installation: Installation) -> Result:
     """Connect to the brokers; all later checks use this client."""
     servers = installation.settings.kafka["bootstrap.servers"]
-    client = DiagnosticAdmin(installation.settings.kafka)
+    client = Admin(installation.settings.kafka)
     request: Future[DescribeClusterResult] = client.describe_cluster(request_timeout=REQUEST_S)
     try:
         cluster = request.result()
     except KafkaException as error:
-        client.poll(0)
-        reason = client.auth_error or client.last_error or error.args[0]
-        text = reason.str().partition(" (after ")[0]  # how long it took
-        return "failed" if client.auth_error else "unreachable", (
-            f"no broker of {servers} serves us: {text}: see that one runs and can be reached, and"
-            " that KAFKA_BOOTSTRAP_SERVERS and KAFKA_CONFIG_* are right"
+        reason = client.cause_of(error).args[0]
+        return "failed" if reason.code() in AUTH_ERRORS else "unreachable", (
+            f"no broker of {servers} serves us: {reason.str()}: see that one runs and can be reached,"
+            " and that KAFKA_BOOTSTRAP_SERVERS and KAFKA_CONFIG_* are right"
         )
     installation.client, installation.brokers = client, cluster.nodes
     return "ok", f"{counted(len(cluster.nodes), 'broker')}, cluster {cluster.cluster_id}"
