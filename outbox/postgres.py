@@ -204,7 +204,7 @@ SET_GUARANTEES = """
                                FROM pg_db_role_setting
                                LEFT JOIN pg_database ON pg_database.oid = setdatabase
                               CROSS JOIN unnest(setconfig) AS line
-                              WHERE line ILIKE 'TimeZone=%%' AND setrole = 0
+                              WHERE lower(line) ^@ 'timezone=' AND setrole = 0
                                 AND (setdatabase = 0 OR datname = current_database())
                               ORDER BY setdatabase DESC
                               LIMIT 1)),

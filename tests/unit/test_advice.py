@@ -18,7 +18,7 @@ ERRORS = {
     "b:9092/1: SSL handshake failed: certificate verify failed (_SSL)": "KAFKA_CONFIG_SSL_",
     "Broker: Topic authorization failed (TOPIC_AUTHORIZATION_FAILED)": "ACLs",
     "Broker: Group authorization failed (GROUP_AUTHORIZATION_FAILED)": "CONSUMER_GROUP",
-    "TopicMissing: topic init_scenario is missing: create it or run `orchestrator setup`": "INPUT_TOPIC",
+    "TopicMissing: topic init_scenario is missing: create it": "INPUT_TOPIC",
     'OperationalError: connection failed: connection to server at "::1", port 1 failed: Connection'
     " refused": "DATABASE_URL",
     "OperationalError: [Errno -2] Name or service not known": "DATABASE_URL",
