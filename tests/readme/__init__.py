@@ -1,0 +1,1 @@
+"""The platform team's README, followed line by line."""
