@@ -34,14 +34,14 @@ def follow(way: str, name: str, inside: str) -> bool:
             "PATH": os.pathsep.join(path),
             "METRICS_PORT": "0",
         }
-        done = subprocess.run(["bash", HERE / f"{way}.sh"], cwd=empty, env={**os.environ, **own})
+        done = subprocess.run(["/bin/bash", HERE / f"{way}.sh"], cwd=empty, env={**os.environ, **own})
     return done.returncode == 0
 
 
 def main() -> int:
     """Follow one of the ways, in each of its places."""
     way = sys.argv[1] if len(sys.argv) > 1 else "python"
-    passed = all([follow(way, name, inside) for name, inside in PLACES[way].items()])
+    passed = all(follow(way, name, inside) for name, inside in PLACES[way].items())
     print("passed" if passed else "FAILED", flush=True)
     return 1 - passed
 
