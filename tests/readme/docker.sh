@@ -26,7 +26,7 @@ docker logs "$one" 2>&1 | grep "$scenario"
 docker exec "$one" orchestrator status
 docker exec "$one" orchestrator audit
 docker exec "$one" id -u
-docker stop --time 10 "$one"
+docker stop -t 10 "$one"
 docker inspect --format '{{.State.ExitCode}}' "$one" | grep '^0$'
 docker rm "$one"
 
