@@ -112,6 +112,8 @@ def mask_value(value: object, name: str = "") -> object:
 ADDRESSES = re.compile(
     r"connection to server (?:at|on) .{1,300}? failed: "
     r"|(?:sasl_)?(?:plaintext|ssl)://[^\s,;)\]]{1,300}:? ?"
+    r"|(?:[\w.-]{1,255}|\[[0-9a-f:.]{2,45}\]):\d{1,5}/(?:bootstrap|\d{1,10}):? ?"
+    r"|'[\w.-]{1,255}:\d{1,5}'"
     r"|\bipv[46]#\S{1,300}|\b\d{1,3}(?:\.\d{1,3}){3}(?::\d{1,5})?\b|\[[0-9a-f:]{2,45}\](?::\d{1,5})?",
     re.IGNORECASE,
 )

@@ -292,3 +292,23 @@ def test_a_long_camera_url_is_checked_in_time(url: str) -> None:
     parser = messages.CommandParser(2 * MEGABYTE, ["rtsp"])
     assert seconds(lambda: parser._is_url(url)) < 0.3  # alone .04; beside a busy hyper-thread .1
     assert seconds(lambda: has_unsafe_host(url)) < 0.3
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (
+            "127.0.0.1:1/bootstrap: Connect to ipv4#127.0.0.1:1 failed: refused",
+            "Connect to  failed: refused",
+        ),
+        (
+            "kafka-1.example:9092/bootstrap: Failed to resolve 'kafka-1.example:9092': no",
+            "Failed to resolve : no",
+        ),
+        ("sasl_ssl://kafka:9092/1: SSL handshake failed (_SSL)", "SSL handshake failed (_SSL)"),
+        ("[::1]:9092/2: Disconnected", "Disconnected"),
+        ("lane 2: 12/34 rows: waiting", "lane 2: 12/34 rows: waiting"),
+    ],
+)
+def test_an_error_of_a_broker_is_told_without_its_address(text: str, shown: str) -> None:
+    assert masking.without_addresses(text) == shown
