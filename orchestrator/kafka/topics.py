@@ -388,7 +388,7 @@ def find_unusable(admin: AdminClient, wanted: Collection[str]) -> dict[str, str]
     return {
         topic: str(error)
         if isinstance(error, TopicMissing)
-        else f"topic {topic}: {error_text(error)}: see `orchestrator doctor`"
+        else f"topic {topic}: {error_text(error)}: see `{PROGRAM} doctor`"
         for topic, error in _find_faults(admin, wanted).items()
     }
 
