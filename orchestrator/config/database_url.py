@@ -103,30 +103,3 @@ def parse_schema(text: str) -> str:
     if text and not SCHEMA_NAME.fullmatch(text):
         raise ValueError("is no name of a schema of ours: use a-z, 0-9 and _, a letter first")
     return text
-
-
-# ---- errors ---------------------------------------------------------------------------------------
-
-# What a server says in English when it refuses a session, and what to do. libpq keeps its SQLSTATE.
-ADVICE = {
-    "password|authentication": "set user and password in DATABASE_URL as Postgres has them",
-    "pg_hba.conf": "let pg_hba.conf accept this user, database and address, or set sslmode=require",
-    "too many|connection slots": "end other sessions, or raise CONNECTION LIMIT or max_connections",
-    "not currently accepting": "run ALTER DATABASE ... ALLOW_CONNECTIONS true, or name another one",
-    "permission denied for database": "run GRANT CONNECT ON DATABASE ... TO this role",
-    "not permitted to log in": "run ALTER ROLE ... LOGIN, or name another role in DATABASE_URL",
-    "database .* does not exist|no such database": (
-        "create it with ENCODING 'UTF8', or name another one in DATABASE_URL"
-    ),
-    "role .* does not exist": "create it, or name another one in DATABASE_URL",
-    "startup parameter": "remove it from DATABASE_URL, or add it to ignore_startup_parameters",
-    "session is read-only|hot standby": (
-        "it is a standby, or default_transaction_read_only is on: name the primary in DATABASE_URL"
-    ),
-    "SSL|certificate": "see sslmode, sslrootcert and sslcert in DATABASE_URL",
-}
-
-
-def connection_advice(text: str) -> str | None:
-    """Return what to do about the reason for which a server refused a session; None: not known."""
-    return next((advice for words, advice in ADVICE.items() if re.search(words, text)), None)

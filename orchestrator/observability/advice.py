@@ -6,10 +6,28 @@ The log has it beside each error: nothing must be known first, and no other comm
 import logging
 import re
 
-from orchestrator.config.database_url import connection_advice
 from orchestrator.program import PROGRAM
 
 DOCTOR = f"`{PROGRAM} doctor` checks the rest"
+
+# What a server says in English when it refuses a session, and what to do. libpq keeps its SQLSTATE.
+CONNECTION_ADVICE = {
+    "password|authentication": "set user and password in DATABASE_URL as Postgres has them",
+    "pg_hba.conf": "let pg_hba.conf accept this user, database and address, or set sslmode=require",
+    "too many|connection slots": "end other sessions, or raise CONNECTION LIMIT or max_connections",
+    "not currently accepting": "run ALTER DATABASE ... ALLOW_CONNECTIONS true, or name another one",
+    "permission denied for database": "run GRANT CONNECT ON DATABASE ... TO this role",
+    "not permitted to log in": "run ALTER ROLE ... LOGIN, or name another role in DATABASE_URL",
+    "database .* does not exist|no such database": (
+        "create it with ENCODING 'UTF8', or name another one in DATABASE_URL"
+    ),
+    "role .* does not exist": "create it, or name another one in DATABASE_URL",
+    "startup parameter": "remove it from DATABASE_URL, or add it to ignore_startup_parameters",
+    "session is read-only|hot standby": (
+        "it is a standby, or default_transaction_read_only is on: name the primary in DATABASE_URL"
+    ),
+    "SSL|certificate": "see sslmode, sslrootcert and sslcert in DATABASE_URL",
+}
 
 # As outbox.error_text writes them: an error of Kafka ends with its name, one of Postgres with its
 # SQLSTATE, and psycopg's own with nothing.
@@ -35,6 +53,11 @@ NEXT_STEPS = {
         "check host, port, user and database in DATABASE_URL, and that Postgres runs there"
     ),
 }
+
+
+def connection_advice(text: str) -> str | None:
+    """Return what to do about the reason for which a server refused a session; None: not known."""
+    return next((advice for words, advice in CONNECTION_ADVICE.items() if re.search(words, text)), None)
 
 
 def next_step(error: str) -> str | None:

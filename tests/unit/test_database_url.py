@@ -4,7 +4,8 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
-from orchestrator.config.database_url import connection_advice, parse_database_url
+from orchestrator.config.database_url import parse_database_url
+from orchestrator.observability.advice import connection_advice
 from outbox import error_text, is_server_away
 
 SECRET = "S3CRET"

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import psycopg
 from psycopg.rows import args_row
 
-from orchestrator.config.database_url import connection_advice
 from orchestrator.consumer.loop import CONSUMER_SESSION
+from orchestrator.observability.advice import connection_advice
 from orchestrator.operations.doctor.check import Installation, Result
 from orchestrator.runtime.database import (
     NEWEST_POSTGRES,
