@@ -200,12 +200,13 @@ SET_GUARANTEES = """
                ('exit_on_error', 'off'),
                -- a column without a time zone means the same to all who write NOW() into it: the zone
                -- set for the database, or for all; else what a session begins with (NULL)
-               ('TimeZone', (SELECT substring(line from length('TimeZone=') + 1)
-                               FROM pg_db_role_setting
-                               LEFT JOIN pg_database ON pg_database.oid = setdatabase
-                              CROSS JOIN unnest(setconfig) AS line
-                              WHERE lower(line) ^@ 'timezone=' AND setrole = 0
-                                AND (setdatabase = 0 OR datname = current_database())
+               ('TimeZone', (SELECT pg_catalog.substr(line, 10)  -- behind the =
+                               FROM pg_catalog.pg_db_role_setting
+                               LEFT JOIN pg_catalog.pg_database ON pg_database.oid = setdatabase
+                              CROSS JOIN pg_catalog.unnest(setconfig) AS line
+                              WHERE setrole = 0
+                                AND pg_catalog.starts_with(pg_catalog.lower(line), 'timezone=')
+                                AND (setdatabase = 0 OR datname = pg_catalog.current_database())
                               ORDER BY setdatabase DESC
                               LIMIT 1)),
                -- names, times and arrays as they are written and read here

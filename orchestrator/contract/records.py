@@ -11,7 +11,7 @@ from uuid import UUID
 from confluent_kafka import TIMESTAMP_CREATE_TIME, TIMESTAMP_LOG_APPEND_TIME
 from confluent_kafka import Message as Record
 
-from outbox import Headers
+from outbox import Headers, Message
 
 LATEST_MS = 253_402_300_799_000  # 9999-12-31: any producer sets timestamps, and datetime ends there
 TIMESTAMP_TYPES = {TIMESTAMP_CREATE_TIME: b"CREATE_TIME", TIMESTAMP_LOG_APPEND_TIME: b"LOG_APPEND_TIME"}
