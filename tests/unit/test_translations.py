@@ -104,7 +104,11 @@ def test_the_russian_readme_has_the_platforms_outline() -> None:
 def test_both_readmes_have_the_same_settings_with_the_same_defaults() -> None:
     english = [row[:2] for row in table(README, "variable")]
     russian = [row[:2] for row in table(RUSSIAN, "переменная")][-len(english) :]
-    words = {"required": "обязательна", "the first of the search_path": "первая из search_path"}
+    words = {
+        "required": "обязательна",
+        "the first of the search_path": "первая из search_path",
+        "none": "нет",
+    }
     assert [(name, words.get(default, default)) for name, default in english] == russian
     assert f"`{DEFAULT_SCHEMES}`" in [default for _, default in english]
 
