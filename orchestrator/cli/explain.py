@@ -102,7 +102,7 @@ def _render_no_order(history: WorkerHistory) -> str:
     if history.command_time is None:
         return "no order, and none is expected"
     if history.worker.status == "pending" and not history.deferred:
-        return "MISSING: neither outbox row nor record; run `orchestrator audit`"
+        return f"MISSING: neither outbox row nor record; run `{PROGRAM} audit`"
     return f"no record in the topic: {WHY_NO_RECORD}"
 
 

@@ -7,6 +7,7 @@ from orchestrator.cli.exit_codes import OK
 from orchestrator.cli.session import operator_session
 from orchestrator.cli.terminal import print_json, print_lines, table
 from orchestrator.operations.repair.log import LoggedRepair, read_repairs
+from orchestrator.operations.text import utc_text
 
 
 def show_history(options: argparse.Namespace) -> int:
@@ -26,7 +27,7 @@ def render_history(found: Sequence[LoggedRepair]) -> Iterator[str]:
         ("time (UTC)", "who", "target", "reason", "counts", "command"),
         [
             (
-                f"{one.repaired_at:%Y-%m-%d %H:%M:%S}",
+                utc_text(one.repaired_at),
                 one.repaired_by,
                 one.target,
                 one.reason,

@@ -14,7 +14,7 @@ from orchestrator.operations.status.input import PartitionReport
 from orchestrator.operations.status.lanes import MAX_COUNTED, LaneCondition, LaneReport
 from orchestrator.operations.status.problems import OLD_S, describe_deferred
 from orchestrator.operations.status.status import Status
-from orchestrator.operations.text import duration
+from orchestrator.operations.text import duration, utc_text
 from outbox import error_text
 
 MAX_ROWS = 16  # of a table; of a longer one those where nothing happens are left out
@@ -34,7 +34,7 @@ def render_status(status: Status, flow: Flow | None = None) -> Iterator[str]:
         + [counted(len(remarks), "note")] * bool(remarks)
     )
     processes = f"{status.consumers} consumer(s), {status.relays} relay(s)"
-    yield f"{status.at:%Y-%m-%d %H:%M:%S} UTC, {processes}" + (summary and f": {summary}")
+    yield f"{utc_text(status.at)} UTC, {processes}" + (summary and f": {summary}")
     yield from figures(status, flow)
     yield from beside(lane_table(status.lanes), partition_table(status.partitions or ()))
     for owner, lanes in lanes_by_owner(status.lanes).items():

@@ -16,6 +16,7 @@ from orchestrator.cli.exit_codes import OK
 from orchestrator.cli.terminal import UsageError
 from orchestrator.config.settings import read_kafka_settings
 from orchestrator.kafka.topics import check_access
+from orchestrator.program import PROGRAM
 
 DELIVERY_S = 10  # until then the brokers have acknowledged, or they are unreachable
 PROGRESS_S = 0.2  # between two figures on a terminal
@@ -36,7 +37,7 @@ def submit_commands(options: argparse.Namespace) -> int:
     is_terminal = sys.stdout.isatty()
     send_commands(kafka, topic, commands, options.rate, progress if is_terminal else None)
     if is_terminal:
-        print(f"to {topic}: `orchestrator explain {commands[0][0]}`, `orchestrator status --watch`")
+        print(f"to {topic}: `{PROGRAM} explain {commands[0][0]}`, `{PROGRAM} status --watch`")
     else:
         print(*(scenario for scenario, _ in commands), sep="\n")
     return OK

@@ -12,6 +12,7 @@ from orchestrator.cli.terminal import ask, print_error, print_json, print_lines,
 from orchestrator.errors import NotRepaired
 from orchestrator.operations.text import duration
 from orchestrator.operations.waiting_rows import park_rows
+from orchestrator.program import PROGRAM
 from outbox import Connection
 from outbox.admin import ListedRow, RowFilter, RowId, TopicBacklog, count_by_topic, list_rows
 
@@ -101,7 +102,7 @@ def park_and_report(conn: Connection, row_ids: Sequence[RowId], reason: str) -> 
     """Park rows; say how many were, and where they are now."""
     command = " ".join(["waiting", "park", *(f"{lane}:{number}" for lane, number in row_ids)])
     done = park_rows(conn, row_ids, reason, command)
-    print_lines([f"{len(done):,} rows are parked: `orchestrator parked retry` sends them later"])
+    print_lines([f"{len(done):,} rows are parked: `{PROGRAM} parked retry` sends them later"])
     if others := len(row_ids) - len(done):
         return print_error(CHECK_FAILED, f"{others:,} were not: a relay has claimed them meanwhile")
     return OK
