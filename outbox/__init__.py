@@ -21,10 +21,12 @@ from outbox import arrays
 from outbox.backoff import Backoff
 from outbox.crash_points import crash_point
 from outbox.deferred_rows import LOCKED, DeferredBacklog, read_deferred_backlog
-from outbox.enqueue import check_id_sequence, count_lanes, enqueue
+from outbox.enqueue import check_id_sequence, count_lanes, enqueue, enqueue_async
 from outbox.errors import (
     DatabaseNotReady,
     InDoubt,
+    NotAwaited,
+    NoTransaction,
     OutboxError,
     OwnershipLost,
     RecordRejected,
@@ -76,6 +78,8 @@ __all__ = [
     "LaneState",
     "LaneStatus",
     "Message",
+    "NoTransaction",
+    "NotAwaited",
     "Observer",
     "OutboxError",
     "OutboxRow",
@@ -96,6 +100,7 @@ __all__ = [
     "count_lanes",
     "crash_point",
     "enqueue",
+    "enqueue_async",
     "error_text",
     "hang_up_after",
     "is_server_away",

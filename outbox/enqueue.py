@@ -1,62 +1,97 @@
 """The writer's side: messages into the outbox, in the transaction that decides them."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from __future__ import annotations
 
+from collections.abc import Coroutine, Iterable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
+
+import psycopg
 from psycopg.rows import args_row
 from psycopg.sql import SQL, Identifier
 
-from outbox import arrays
+from outbox.columns import Columns, columns_of
+from outbox.drivers import AsyncDriver, find_async_driver, find_driver, session_of
 from outbox.errors import DatabaseNotReady, RowsSkipped
-from outbox.message import Message, encode_headers, is_topic_name, lane_of
+from outbox.pending_write import PendingWrite
 from outbox.postgres import Connection, query
 
-ENQUEUE = """
-    INSERT INTO outbox (lane, topic, key, value, headers, aggregate_id)
-    SELECT lane, topic, key, value, headers::json, aggregate_id
-      FROM unnest(%b::smallint[], %b::text[], %b::bytea[], %b::bytea[], %b::text[], %b::uuid[])
-           AS message (lane, topic, key, value, headers, aggregate_id)
-"""
+if TYPE_CHECKING:
+    from sqlalchemy import Connection as SqlalchemyConnection
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
+    from sqlalchemy.orm import Session, scoped_session
+
+    from outbox.message import Message
 
 
-def enqueue(conn: Connection, messages: Sequence[Message], lanes: int) -> None:
-    """Insert messages into the outbox, in their order, inside the caller's transaction.
+class DjangoConnection(Protocol):
+    """`django.db.connection`, or one of `django.db.connections`."""
 
-    lanes: `count_lanes(conn)`, read once at start. One statement for all messages. Raises ValueError if
-    Kafka can have no such topic, RowsSkipped if the table leaves a row out.
+    @property
+    def in_atomic_block(self) -> bool:
+        """Say whether it is in `atomic`."""
+
+
+class AsyncpgConnection(Protocol):
+    """`asyncpg.Connection`, or one of a pool."""
+
+    def is_in_transaction(self) -> bool:
+        """Say whether a transaction was begun."""
+
+
+Writer: TypeAlias = (
+    "psycopg.Connection[Any] | psycopg.Cursor[Any] | Session | scoped_session[Any]"
+    " | SqlalchemyConnection | DjangoConnection"
+)
+AsyncWriter: TypeAlias = (
+    "psycopg.AsyncConnection[Any] | psycopg.AsyncCursor[Any] | AsyncSession | async_scoped_session[Any]"
+    " | AsyncConnection | AsyncpgConnection"
+)
+
+
+def enqueue(conn: Writer, messages: Message | Iterable[Message], lanes: int | None = None) -> None:
+    """Insert messages, or one, into the outbox, in their order, inside the caller's transaction.
+
+    conn: what the caller writes its own rows with. lanes: `count_lanes(conn)`, read once at start;
+    None: the statement looks up how many there are. One statement for all messages.
+
+    Raises TypeError for what it does not take, as an asynchronous connection; NoTransaction where the
+    driver would commit the statement by itself; TypeError or ValueError, with the message's index and
+    the field's name, for what cannot be sent; RowsSkipped if the table leaves a row out.
     """
-    if not messages:
-        return
-    for topic in {message.topic for message in messages}:
-        if not is_topic_name(topic):
-            raise ValueError(f"Kafka allows no topic of the name {topic!r}")
-    headers = [encode_headers(m.headers) for m in messages]
-    inserted = conn.execute(
-        ENQUEUE,
-        (
-            arrays.smallints(
-                lane_of_message(m.key, m.value, text, lanes)
-                for m, text in zip(messages, headers, strict=True)
-            ),
-            arrays.texts(m.topic for m in messages),
-            arrays.byteas(m.key for m in messages),
-            arrays.byteas(m.value for m in messages),
-            arrays.texts(headers),
-            arrays.uuids(m.aggregate_id for m in messages),
-        ),
-        prepare=True,
-    ).rowcount
-    if inserted != len(messages):
-        raise RowsSkipped("INSERT", "outbox", len(messages) - inserted)
+    write = find_driver(conn)
+    if (columns := columns_of(messages, lanes)).topics:
+        check_inserted(columns, write(conn, columns))
 
 
-def lane_of_message(key: bytes | None, value: bytes | None, headers: str | None, lanes: int) -> int:
-    """Return the lane of a message; headers: as they are stored.
+def enqueue_async(
+    conn: AsyncWriter, messages: Message | Iterable[Message], lanes: int | None = None
+) -> Coroutine[Any, Any, None]:
+    """Insert messages as `enqueue` does, with an asynchronous connection: to be awaited.
 
-    Without a key only the content decides, nothing that this process remembers: a message that is
-    written again after a restore must come to the lane that knows whether it was published.
+    If it is not, the transaction fails: nothing of it is committed without its messages. What is wrong
+    with the arguments is raised at the call.
     """
-    return lane_of((headers or "").encode() + (value or b"") if key is None else key, lanes)
+    driver = find_async_driver(conn)
+    conn, columns = session_of(conn), columns_of(messages, lanes)
+    return PendingWrite(write_async(driver, conn, columns), partial(driver.fail, conn))
+
+
+async def write_async(driver: AsyncDriver, conn: AsyncWriter, columns: Columns) -> None:
+    """Insert the rows."""
+    if columns.topics:
+        check_inserted(columns, await driver.write(conn, columns))
+
+
+def check_inserted(columns: Columns, inserted: int) -> None:
+    """Raise DatabaseNotReady unless all rows were inserted."""
+    if not inserted and columns.lanes is None:
+        raise DatabaseNotReady(
+            "no message was inserted: table outbox_identity is empty, or row-level security hides its"
+            " row, or a trigger or a rule of outbox skips rows"
+        )
+    if inserted != len(columns.topics):
+        raise RowsSkipped("INSERT", "outbox", len(columns.topics) - inserted)
 
 
 class Lanes(NamedTuple):

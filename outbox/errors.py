@@ -72,6 +72,25 @@ class RowsSkipped(DatabaseNotReady):
         )
 
 
+class NoTransaction(OutboxError):
+    """The driver would commit the messages by themselves, and not with what they tell of."""
+
+    def __init__(self, remedy: str) -> None:
+        super().__init__(
+            "no transaction: the driver would commit the messages by themselves. Enqueue them in the"
+            f" transaction of what they tell of: {remedy}"
+        )
+
+
+class NotAwaited(OutboxError):
+    """The messages are not written, and the transaction that they belong to must not commit."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "enqueue_async(...) was not awaited: nothing was written, and the transaction fails"
+        )
+
+
 class Stopped(OutboxError):
     """The process was asked to stop while it waited for a server."""
 

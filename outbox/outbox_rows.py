@@ -12,7 +12,7 @@ from uuid import UUID
 from psycopg.rows import args_row
 
 from outbox import arrays
-from outbox.enqueue import lane_of_message
+from outbox.columns import hash_of_message
 from outbox.errors import RowsSkipped
 from outbox.message import OutboxRow, readable_headers
 from outbox.postgres import Connection, query, scalar, scalars
@@ -294,7 +294,7 @@ def park_strays(conn: Connection, lanes: int) -> list[ParkedNow]:
             row.lane,
             row.id,
             f"there is no lane {row.lane}",
-            lane_of_message(row.key, row.value, row.headers, lanes),
+            hash_of_message(row.key, row.value, row.headers) % lanes,
         )
         for row in query(conn, args_row(StrayRow), FIND_STRAYS, values)
     ]

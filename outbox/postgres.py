@@ -295,12 +295,11 @@ def hang_up_after(conn: Connection, seconds: float) -> Iterator[None]:
     """
     over = Event()
 
-    def hang_up() -> None:
+    def end() -> None:
         over.set()
-        with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(conn.fileno())) as line:
-            line.shutdown(socket.SHUT_RDWR)  # what waits for an answer fails at once
+        hang_up(conn)
 
-    timer = Timer(seconds, hang_up)
+    timer = Timer(seconds, end)
     timer.daemon = True
     timer.start()
     try:
@@ -314,15 +313,26 @@ def hang_up_after(conn: Connection, seconds: float) -> Iterator[None]:
         timer.join()  # once the connection is closed its number may be another one's
 
 
+def hang_up(conn: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> None:
+    """End a connection in the midst of what it does: what waits for an answer fails at once."""
+    with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(conn.fileno())) as line:
+        line.shutdown(socket.SHUT_RDWR)
+
+
 @contextmanager
 def transaction(
     conn: Connection, begin: LiteralString = "BEGIN ISOLATION LEVEL READ COMMITTED"
 ) -> Iterator[None]:
-    """Run the block in one transaction and commit it.
+    """Run the block in one transaction and commit it; inside another one, in a savepoint.
 
-    Raises RolledBack if the server rolled back instead. After any other error from COMMIT the
-    outcome is unknown and the session must be given up.
+    begin: not heeded in a savepoint, which has the isolation of its transaction. Raises RolledBack if
+    the server rolled back instead. After any other error from COMMIT the outcome is unknown and the
+    session must be given up.
     """
+    if conn.info.transaction_status != TransactionStatus.IDLE:
+        with conn.transaction():  # of the caller, who commits it
+            yield
+        return
     psycopg.Connection.execute(conn, begin)
     try:
         if isinstance(conn, Session) and conn.is_pooled:

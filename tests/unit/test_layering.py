@@ -140,6 +140,7 @@ def test_no_imports_go_round_in_circles() -> None:
 # Listed though it is imported here by none: errors for another service to catch, types of results.
 NOT_IMPORTED = {
     *("OutboxError", "RecordRejected", "RolledBack", "Stopped"),
+    *("NoTransaction", "NotAwaited", "enqueue_async"),
     *("AcknowledgedRow", "BatchReset", "FaultyRow", "LaneSummary", "ParkedCount", "RowCount"),
     *("TransactionalIdTrial", "WaitingRow"),
 }
