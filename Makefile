@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SUPPLY := $(VENV)/supply
 .DEFAULT_GOAL := help
-.PHONY: help install run demo image up down test test-fast guards model faults chaos bench bench-quick bench-check bench-peers check format lock lock-jars lock-images check-images sbom audit-deps ci clean
+.PHONY: help install run demo image up down dist test test-fast guards model faults chaos bench bench-quick bench-check bench-peers check format lock lock-jars lock-images check-images sbom audit-deps ci clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -45,6 +45,9 @@ down: deploy/.env ## end those containers; the data stays in volumes
 COMPOSE := docker compose --project-directory deploy --file -
 CONSUMERS ?= 1
 RELAYS ?= 1
+
+dist: install ## build wheel and sdist of the library in build/dist
+	cd outbox && ../$(BIN)/python -m hatchling build -d ../build/dist
 
 test: install ## all tests on real servers (TEST_BACKEND=docker|embedded forces one kind, WORKERS=1 one process)
 	$(BIN)/python -m pytest -n $(WORKERS)

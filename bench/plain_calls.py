@@ -29,8 +29,8 @@ class Call(NamedTuple):
         return self._replace(params=params)
 
 
-def record(conn: Connection, *, run: bool) -> list[Call]:
-    """Return a list that gets all statements of a session from now on; run: whether they are run."""
+def record(conn: Connection) -> list[Call]:
+    """Return a list that gets all statements of a session from now on."""
     calls: list[Call] = []
 
     class RecordingCursor(psycopg.Cursor[Any]):
@@ -46,11 +46,7 @@ def record(conn: Connection, *, run: bool) -> list[Call]:
                     encoded._order or [],
                 )
             )
-            return super().execute(query, params, **options) if run else self
-
-        @property
-        def rowcount(self) -> int:
-            return super().rowcount if run else 1  # as if the statement had found its row
+            return super().execute(query, params, **options)
 
     conn.cursor_factory = RecordingCursor
     return calls

@@ -123,14 +123,15 @@ def insert_replay(environ: dict[str, str], rows: int) -> tuple[float, float]:
     settings = System(environ, Path()).settings
     with closing(open_session(settings, "bench")) as conn:
         offsets.insert_position(conn, "in", 0, TOPIC_ID, 0)
-        calls = record(conn, run=False)
+        calls = record(conn)
         recorded = []
-        for batch in inputs(settings.output_topic, rows):
-            calls.clear()
-            offsets.advance(conn, "in", TOPIC_ID, batch.moves)
-            workers.insert(conn, batch.orders)
-            enqueue(conn, batch.messages, 1)
-            recorded.append(list(calls))
+        with conn.transaction(force_rollback=True):
+            for batch in inputs(settings.output_topic, rows):
+                calls.clear()
+                offsets.advance(conn, "in", TOPIC_ID, batch.moves)
+                workers.insert(conn, batch.orders)
+                enqueue(conn, batch.messages, 1)
+                recorded.append(list(calls))
         plain = Plain(conn)
         _together.wait()
         began = time.time()
@@ -187,7 +188,7 @@ def relay_replay(environ: dict[str, str], rows: int) -> tuple[float, float]:
 
 def record_cycle(lane: OwnedLane) -> list[Call]:
     """Return the statements of a cycle that acknowledges a batch and claims the next one."""
-    calls = record(lane.conn, run=True)
+    calls = record(lane.conn)
     lane.recover()
     lane.run_once()
     calls.clear()

@@ -1,7 +1,5 @@
 """The outbox library in the hands of a service that is not this one."""
 
-import re
-import shlex
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -13,33 +11,21 @@ import pytest
 
 from orchestrator.embedded import Servers
 from outbox import Message, Relay, connect, count_lanes, enqueue, transaction
+from outbox.__main__ import main
 from outbox.admin import read_parked
 from testkit.empty_installation import bare_system
 from testkit.eventually import eventually
 from testkit.system import LANES, System, create_topics, own_headers
 
-ROOT = Path(__file__).parents[2]
-README = (ROOT / "outbox" / "README.md").read_text()
-
 
 @pytest.fixture
-def library(servers: Servers, tmp_path: Path) -> Iterator[System]:
-    """An installation of nothing but the library, with the tables that its README tells to make."""
+def library(servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[System]:
+    """An installation of nothing but the library."""
     with bare_system(servers, tmp_path) as system:
-        with closing(psycopg.connect(system.settings.database_url, autocommit=True)) as conn:
-            for statements in tables_of_the_readme():
-                conn.execute(statements.encode())
+        monkeypatch.setenv("DATABASE_URL", system.settings.database_url)
+        assert main(["migrate", "--lanes", "4"]) == 0
         create_topics(system)
         yield system
-
-
-def tables_of_the_readme() -> list[str]:
-    """Return what its psql command runs, option by option."""
-    command = re.search(r'(?ms)^    psql -v ON_ERROR_STOP=1 (.*?)"\$DATABASE_URL"', README)
-    assert command
-    words = shlex.split(command[1].replace("\\\n", ""))
-    options = zip(words[::2], words[1::2], strict=True)
-    return [(ROOT / text).read_text() if option == "-f" else text for option, text in options]
 
 
 def test_another_service_writes_messages_and_is_called_when_they_are_published(library: System) -> None:

@@ -1,0 +1,148 @@
+"""The tables of the library: the numbered files of outbox/schema/, in order, each once.
+
+The service of this repository has a runner of its own, for these files and its own ones.
+"""
+
+from hashlib import sha256
+from importlib.resources import files
+from typing import NamedTuple
+
+from psycopg.rows import args_row
+from psycopg.sql import SQL, Literal
+
+from outbox.errors import DatabaseNotReady
+from outbox.postgres import Connection, Session, query, scalar, transaction
+
+SCHEMA = files("outbox") / "schema"
+HISTORY = "history.sql"
+
+
+class Migration(NamedTuple):
+    """One file."""
+
+    version: int
+    name: str
+    sql: str
+
+    @property
+    def checksum(self) -> str:
+        """Return the SHA-256 of the text, in hex."""
+        return sha256(self.sql.encode()).hexdigest()
+
+
+def read_migrations() -> list[Migration]:
+    """Return all files, by their number."""
+    texts = {file.name: file.read_text(encoding="utf-8") for file in SCHEMA.iterdir()}
+    return [
+        Migration(int(name[:3]), name, text)
+        for name, text in sorted(texts.items())
+        if name[:3].isdigit()
+    ]
+
+
+SCRIPTED_LANES = SQL("SET outbox.lanes = {};\n")
+SCRIPTED_RECORD = SQL("INSERT INTO outbox_migrations (version, checksum) VALUES ({}, {});\n")
+
+
+def write_script(lanes: int, after: int = 0) -> str:
+    """Return what `migrate` does, for any tool that runs SQL: it begins and commits the transaction.
+
+    after: the version that is there; 0: none.
+    """
+    script = SCRIPTED_LANES.format(Literal(lanes)).as_string(None)
+    script += (SCHEMA / HISTORY).read_text(encoding="utf-8")
+    for one in read_migrations():
+        if one.version > after:
+            record = SCRIPTED_RECORD.format(Literal(one.version), Literal(one.checksum)).as_string(None)
+            script += f"\n-- {one.name}\n{one.sql}{record}"
+    return script
+
+
+class Found(NamedTuple):
+    """What is on the search_path."""
+
+    has_outbox: bool
+    has_history: bool
+
+
+FIND = "SELECT to_regclass('outbox') IS NOT NULL, to_regclass('outbox_migrations') IS NOT NULL"
+
+
+class AppliedMigration(NamedTuple):
+    """A row of the history."""
+
+    version: int
+    checksum: str
+
+
+READ_APPLIED = "SELECT version, checksum FROM outbox_migrations"
+
+
+def read_pending(conn: Connection) -> list[Migration]:
+    """Return the files that the database has not had. Raises DatabaseNotReady if it cannot be known."""
+    migrations = read_migrations()
+    ((has_outbox, has_history),) = query(conn, args_row(Found), FIND)
+    if not has_history:
+        if not has_outbox:
+            return migrations
+        raise DatabaseNotReady(
+            "table outbox is there, and outbox_migrations is not: another tool made it and must upgrade"
+            " it; `python -m outbox schema --after VERSION` prints what is newer than VERSION"
+        )
+    applied = dict(query(conn, args_row(AppliedMigration), READ_APPLIED))
+    known = {one.version: one for one in migrations}
+    if newer := sorted(applied.keys() - known.keys()):
+        raise DatabaseNotReady(
+            f"the database has migration {newer[-1]:03}, this code knows none after {max(known):03}:"
+            " install the newer release"
+        )
+    for version, checksum in applied.items():
+        if known[version].checksum != checksum:
+            raise DatabaseNotReady(
+                f"{known[version].name} is not the file that this database had: install the release"
+                " that has it"
+            )
+    return [one for one in migrations if one.version not in applied]
+
+
+MIGRATION_LOCK = 0x6F7574_6D6967  # "outmig": of two that start together one waits
+LOCK = """
+    SELECT set_config('lock_timeout', '0', true),  -- the other may take long
+           pg_advisory_xact_lock(%(lock)s),
+           set_config('lock_timeout', '10s', true)
+"""
+SET_LANES = "SELECT set_config('outbox.lanes', %(lanes)s, true)"
+RECORD = "INSERT INTO outbox_migrations (version, checksum) VALUES (%(version)s, %(checksum)s)"
+HAS_SCHEMA = """
+    SELECT current_schema() IS NOT NULL AND current_schema() = coalesce(%(schema)s, current_schema())
+"""
+
+
+def migrate(conn: Connection, lanes: int) -> list[Migration]:
+    """Run the pending files, all in one transaction; return them. lanes: for the first time alone.
+
+    Raises DatabaseNotReady before anything is changed.
+    """
+    with transaction(conn):
+        conn.execute(LOCK, {"lock": MIGRATION_LOCK})
+        pending = read_pending(conn)
+        schema = (isinstance(conn, Session) and conn.schema) or None
+        if not scalar(conn, bool, HAS_SCHEMA, {"schema": schema}):
+            raise DatabaseNotReady(
+                f"schema {schema or 'of the search_path'} is missing, or this login may not use it: run"
+                " CREATE SCHEMA, or GRANT USAGE ON SCHEMA"
+            )
+        if pending:
+            conn.execute((SCHEMA / HISTORY).read_bytes())
+            conn.execute(SET_LANES, {"lanes": str(lanes)})
+        for one in pending:
+            conn.execute(one.sql.encode())
+            conn.execute(RECORD, {"version": one.version, "checksum": one.checksum})
+    return pending
+
+
+def check_current(conn: Connection) -> None:
+    """Raise DatabaseNotReady unless the database has had these files, and no others."""
+    if pending := read_pending(conn):
+        names = ", ".join(one.name for one in pending)
+        raise DatabaseNotReady(f"the database lacks {names}: run `python -m outbox migrate`")
