@@ -26,7 +26,7 @@ from outbox.postgres import hang_up
 # The lane is decided here, unless the caller knows how many there are.
 ENQUEUE = """
     INSERT INTO outbox (lane, topic, key, value, headers, aggregate_id)
-    SELECT mod(hash, coalesce($1::smallint, lanes))::smallint,
+    SELECT pg_catalog.mod(hash, coalesce($1::smallint, lanes))::smallint,
            topic, key, value, headers::json, aggregate_id
       FROM outbox_identity,
            unnest($2::bigint[], $3::text[], $4::bytea[], $5::bytea[], $6::text[], $7::uuid[])
@@ -35,7 +35,7 @@ ENQUEUE = """
 # The usual case: without arrays it takes a third less time.
 ENQUEUE_ONE = """
     INSERT INTO outbox (lane, topic, key, value, headers, aggregate_id)
-    SELECT mod($1::bigint, coalesce($2::smallint, lanes))::smallint,
+    SELECT pg_catalog.mod($1::bigint, coalesce($2::smallint, lanes))::smallint,
            $3::text, $4::bytea, $5::bytea, $6::text::json, $7::uuid
       FROM outbox_identity
 """

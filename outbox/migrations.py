@@ -65,7 +65,10 @@ class Found(NamedTuple):
     has_history: bool
 
 
-FIND = "SELECT to_regclass('outbox') IS NOT NULL, to_regclass('outbox_migrations') IS NOT NULL"
+FIND = """
+    SELECT pg_catalog.to_regclass('outbox') IS NOT NULL,
+           pg_catalog.to_regclass('outbox_migrations') IS NOT NULL
+"""
 
 
 class AppliedMigration(NamedTuple):
@@ -107,11 +110,11 @@ def read_pending(conn: Connection) -> list[Migration]:
 
 MIGRATION_LOCK = 0x6F7574_6D6967  # "outmig": of two that start together one waits
 LOCK = """
-    SELECT set_config('lock_timeout', '0', true),  -- the other may take long
-           pg_advisory_xact_lock(%(lock)s),
-           set_config('lock_timeout', '10s', true)
+    SELECT pg_catalog.set_config('lock_timeout', '0', true),  -- the other may take long
+           pg_catalog.pg_advisory_xact_lock(%(lock)s),
+           pg_catalog.set_config('lock_timeout', '10s', true)
 """
-SET_LANES = "SELECT set_config('outbox.lanes', %(lanes)s, true)"
+SET_LANES = "SELECT pg_catalog.set_config('outbox.lanes', %(lanes)s, true)"
 RECORD = "INSERT INTO outbox_migrations (version, checksum) VALUES (%(version)s, %(checksum)s)"
 HAS_SCHEMA = """
     SELECT current_schema() IS NOT NULL AND current_schema() = coalesce(%(schema)s, current_schema())
