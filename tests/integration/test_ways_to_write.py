@@ -19,8 +19,8 @@ from sqlalchemy.ext import asyncio as sa_async
 from sqlalchemy.orm import Session
 
 from outbox import (
+    DatabaseNotReady,
     Message,
-    NotAwaited,
     NoTransaction,
     connect,
     count_lanes,
@@ -138,6 +138,16 @@ def test_errors_are_those_of_the_callers_library(system: System) -> None:
         enqueue(way.conn, MESSAGES)
     with pytest.raises(psycopg.errors.UndefinedTable), psycopg_way(url) as way:
         enqueue(way.conn, MESSAGES)
+
+
+@pytest.mark.parametrize("messages", [MESSAGES, MESSAGES[:1]], ids=["many", "one"])
+def test_without_a_number_of_lanes_nothing_is_written(system: System, messages: list[Message]) -> None:
+    system.query("DELETE FROM outbox_identity")
+    with psycopg_way(system.settings.database_url) as way:
+        with pytest.raises(DatabaseNotReady, match="table outbox_identity is empty"):
+            enqueue(way.conn, messages)
+        enqueue(way.conn, [])
+    assert system.query(ROWS) == []
 
 
 def test_a_transaction_within_the_callers_is_a_savepoint(system: System) -> None:
@@ -258,4 +268,3 @@ def test_other_objects_are_refused_by_name(system: System) -> None:
     asyncio.run(mix())
     with sa.create_engine("sqlite://").connect() as lite, pytest.raises(TypeError, match="sqlite"):
         enqueue(lite, MESSAGES)
-    assert NotAwaited.__doc__
