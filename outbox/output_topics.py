@@ -162,13 +162,13 @@ class OutputTopics:
 
     def _ask_topics(self) -> Generator[None, None, tuple[Described, dict[str, TopicRefusal]] | None]:
         """Return the topics, and which of them cannot be written to; None: ask again."""
-        described = {}
-        if names := sorted(filter(is_topic_name, self._names)):
+        described, asked = {}, frozenset(self._names)  # more may come before the answer does
+        if names := sorted(filter(is_topic_name, asked)):
             described = self._admin.describe_topics(
                 TopicCollection(names), include_authorized_operations=True, request_timeout=REQUEST_S
             )
         yield from until_done(described.values())
-        topics: dict[str, TopicDescription | None] = dict.fromkeys(self._names - described.keys())
+        topics: dict[str, TopicDescription | None] = dict.fromkeys(asked - described.keys())
         refusals: dict[str, TopicRefusal] = {}
         for name, future in described.items():
             try:
