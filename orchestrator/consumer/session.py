@@ -21,7 +21,7 @@ from orchestrator.consumer.narrowing import RefusedRows
 from orchestrator.consumer.offsets import OffsetConflict
 from orchestrator.consumer.partitions import AssignedPartitions
 from orchestrator.consumer.subscription import ConsumerObserver, Subscription, T
-from orchestrator.contract.records import partition_offset
+from orchestrator.contract.records import headers_of, partition_offset
 from orchestrator.kafka.continuations import DECODE_ERRORS
 from orchestrator.kafka.topics import Admin, TopicMissing, TopicRecreated, TopicWatch, read_topic_id
 from outbox import (
@@ -55,8 +55,9 @@ SESSION_ERRORS = (
     OffsetConflict,
 )
 
-# Keys and values in one Postgres transaction. What the client holds has bounds of its own: PREFETCH.
+# Of the records in one Postgres transaction. What the client holds has bounds of its own: PREFETCH.
 BATCH_BYTES = 8 * 1024 * 1024
+HEADER_BYTES = 64  # that a header takes beside its name and value: a record may have 300,000 empty ones
 SLICE = 64  # records that are taken from the client between two looks at their size
 
 
@@ -214,5 +215,7 @@ class ConsumerSession(Generic[T]):
 
 
 def size_of(record: Record) -> int:
-    """Return the bytes of a record's key and value."""
-    return len(record.value() or b"") + len(record.key() or b"")
+    """Return about the bytes that a record takes: of value, key and headers."""
+    headers = headers_of(record)
+    own = sum(HEADER_BYTES + len(name) + len(value or b"") for name, value in headers) if headers else 0
+    return len(record.value() or b"") + len(record.key() or b"") + own
