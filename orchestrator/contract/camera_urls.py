@@ -14,8 +14,10 @@ INVISIBLE = (
     "\U000e0000-\U000e0fff"
 )
 
-# Before a host: user and password. If there is no host before the path, the password may hold a "/".
-USER_INFO = r"(?:[^/?#]*@|(?:[^/?#]*@)?(?::[^/?#@]*)?/[^?#]*@)?"
+# Before a host: user and password. If what is before the path is no host with a port, the password may
+# hold a "/".
+HOST_AND_PATH = r"(?:[^/?#]*@)?(?:\[[^/?#@]*\]|[^/?#:@\[\]]+)(?::[0-9]*)?/"
+USER_INFO = rf"(?:[^/?#]*@|(?!{HOST_AND_PATH})[^/?#]*/[^?#]*@)?"
 ZONED_ADDRESS = r"\[[^\]%]+%25[A-Za-z0-9._~-]+\]"  # RFC 6874, the only "%" that a host needs
 PERCENT_IN_HOST = rf"(?!{ZONED_ADDRESS})(?:\[[^/?#@]*|[^/?#@:\[]*)%"
 UNSAFE_HOST = re.compile(rf"[^/?#]*://{USER_INFO}(?:-|{PERCENT_IN_HOST})[^/?#@]*(?:[/?#]|$)")
