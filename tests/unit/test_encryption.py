@@ -61,3 +61,10 @@ def test_properties_of_kafka_are_judged(properties: dict[str, str], words: str) 
     found = list(kafka_faults(properties))
     assert len(found) == bool(words)
     assert words in "".join(found)
+
+
+def test_a_token_is_fetched_in_the_clear_whatever_the_brokers_are() -> None:
+    properties = {"security.protocol": "SASL_PLAINTEXT", TOKEN_URL: "http://192.0.2.9/token"}
+    (fault,) = kafka_faults(properties, are_local=True)
+    assert "TOKEN_ENDPOINT_URL" in fault
+    assert not [*kafka_faults({}, are_local=True)]

@@ -51,17 +51,29 @@ def session_result(host: str, is_encrypted: bool, sslmode: str) -> Result:
 
 def kafka_encryption(installation: Installation) -> Result:
     """See that connections to the brokers are encrypted, and with whom."""
-    properties = installation.kafka
-    if all(is_local(node.host) for node in installation.brokers):
-        return "ok", "not needed: the brokers are on this machine"
+    are_local = all(is_local(node.host) for node in installation.brokers)
+    faults = kafka_faults(installation.kafka, are_local=are_local)
     return combine(
-        [("warning", one) for one in kafka_faults(properties)],
-        "encrypted, and the brokers are verified",
+        [("warning", one) for one in faults],
+        "not needed: the brokers are on this machine"
+        if are_local
+        else "encrypted, and the brokers are verified",
     )
 
 
-def kafka_faults(kafka: Mapping[str, str]) -> Iterable[str]:
-    """Yield what is in the clear, or not verified, with these properties."""
+def kafka_faults(kafka: Mapping[str, str], *, are_local: bool = False) -> Iterable[str]:
+    """Yield what is in the clear, or not verified, with these properties.
+
+    are_local: the brokers are on this machine; the server that gives tokens may be elsewhere.
+    """
+    if not are_local:
+        yield from _broker_faults(kafka)
+    url = urlsplit(kafka.get(TOKEN_URL, ""))
+    if url.scheme == "http" and not is_local(url.hostname or ""):
+        yield f"the secret of the client is sent in the clear: set {variable_of(TOKEN_URL)}=https://..."
+
+
+def _broker_faults(kafka: Mapping[str, str]) -> Iterable[str]:
     protocol = kafka.get("security.protocol", "plaintext").upper()
     if protocol not in {"SSL", "SASL_SSL"}:
         sasl = "SASL_" * protocol.startswith("SASL")
@@ -79,6 +91,3 @@ def kafka_faults(kafka: Mapping[str, str]) -> Iterable[str]:
             "the brokers' names are not compared with their certificates: unset"
             f" {variable_of('ssl.endpoint.identification.algorithm')}"
         )
-    url = urlsplit(kafka.get(TOKEN_URL, ""))
-    if url.scheme == "http" and not is_local(url.hostname or ""):
-        yield f"the secret of the client is sent in the clear: set {variable_of(TOKEN_URL)}=https://..."
