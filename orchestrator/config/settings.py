@@ -106,6 +106,8 @@ def same_topics(settings: Settings) -> list[str]:
         if topic is not None and topic in seen:
             faults.append(f"{name} must differ from {seen[topic]}")
         seen[topic] = name
+    if settings.marker_topic in (settings.relay_topics or ()):
+        faults.append("RELAY_TOPICS must not name MARKER_TOPIC: a row could forge a marker")
     return faults
 
 

@@ -187,6 +187,8 @@ def test_topics_must_differ() -> None:
         "OUTPUT_TOPIC must differ from INPUT_TOPIC",
         "MARKER_TOPIC must differ from OUTPUT_TOPIC",
     ]
+    (fault,) = faults_of(REQUIRED | {"RELAY_TOPICS": "a,markers", "MARKER_TOPIC": "markers"})
+    assert fault.startswith("RELAY_TOPICS must not name MARKER_TOPIC")
 
 
 # ---- NAME_FILE ------------------------------------------------------------------------------------
