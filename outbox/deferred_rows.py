@@ -37,7 +37,8 @@ FIND_DUE = """
     SELECT id
       FROM outbox_deferred
      WHERE clock_timestamp() NOT BETWEEN last_attempt_at AND last_attempt_at
-           + %(retry_s)s * 2 ^ least(attempts - 1, %(doublings)s) * interval '1 second'
+           + %(retry_s)s::float8 * 2::float8 ^ least(attempts - 1, %(doublings)s)::float8
+             * interval '1 second'
      ORDER BY last_attempt_at
      LIMIT %(limit)s
 """

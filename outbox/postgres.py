@@ -204,9 +204,9 @@ SET_GUARANTEES = """
                                FROM pg_catalog.pg_db_role_setting
                                LEFT JOIN pg_catalog.pg_database ON pg_database.oid = setdatabase
                               CROSS JOIN pg_catalog.unnest(setconfig) AS line
-                              WHERE setrole = 0
+                              WHERE setrole = 0::oid
                                 AND pg_catalog.starts_with(pg_catalog.lower(line), 'timezone=')
-                                AND (setdatabase = 0 OR datname = pg_catalog.current_database())
+                                AND (setdatabase = 0::oid OR datname = pg_catalog.current_database())
                               ORDER BY setdatabase DESC
                               LIMIT 1)),
                -- names, times and arrays as they are written and read here

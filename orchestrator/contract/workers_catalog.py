@@ -34,7 +34,7 @@ READ_KIND = """
                   ORDER BY 1),
            EXISTS (SELECT FROM pg_trigger
                     WHERE tgrelid = pg_class.oid AND NOT tgisinternal AND tgenabled IN ('O', 'A')
-                      AND tgtype & 7 = 7)                 -- BEFORE INSERT FOR EACH ROW
+                      AND tgtype::int & 7 = 7)            -- BEFORE INSERT FOR EACH ROW
       FROM pg_class
      WHERE oid = pg_catalog.to_regclass('workers')::oid
 """
@@ -125,7 +125,7 @@ READ_INSERT_TRIGGERS = """
       FROM pg_trigger
      WHERE tgrelid = pg_catalog.to_regclass('workers')::oid
        AND NOT tgisinternal AND tgenabled IN ('O', 'A')
-       AND tgtype & 4 = 4                                 -- INSERT
+       AND tgtype::int & 4 = 4                            -- INSERT
      ORDER BY 1
 """
 

@@ -14,13 +14,14 @@ from outbox.admin import OUTBOX_TABLES
 FIND_FILTERS = """
     SELECT 'trigger ' || pg_catalog.quote_ident(tgname) AS name, tgrelid::regclass::text AS table
       FROM pg_trigger
-     WHERE tgrelid IN (SELECT pg_catalog.to_regclass(name)
+     WHERE tgrelid IN (SELECT pg_catalog.to_regclass(name)::oid
                          FROM pg_catalog.unnest(%(tables)s::text[]) AS name)
-       AND NOT tgisinternal AND tgenabled IN ('O', 'A') AND tgtype & 3 = 3    -- BEFORE, FOR EACH ROW
+       AND NOT tgisinternal AND tgenabled IN ('O', 'A')
+       AND tgtype::int & 3 = 3                                                -- BEFORE, FOR EACH ROW
  UNION ALL
     SELECT 'rule ' || pg_catalog.quote_ident(rulename), ev_class::regclass::text
       FROM pg_rewrite
-     WHERE ev_class IN (SELECT pg_catalog.to_regclass(name)
+     WHERE ev_class IN (SELECT pg_catalog.to_regclass(name)::oid
                           FROM pg_catalog.unnest(%(tables)s::text[]) AS name)
        AND ev_type <> '1' AND is_instead AND ev_enabled IN ('O', 'A')         -- not of SELECT
      ORDER BY 2, 1

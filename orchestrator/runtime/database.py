@@ -176,7 +176,7 @@ class OpenSchema(NamedTuple):
 FIND_OPEN = """
     SELECT pg_catalog.quote_ident(nspname), pg_catalog.pg_has_role(nspowner, 'USAGE')
       FROM pg_namespace
-     WHERE nspname = ANY(pg_catalog.current_schemas(false)) AND nspname !~ '^pg_'
+     WHERE nspname = ANY(pg_catalog.current_schemas(false)) AND nspname::text !~ '^pg_'
        AND pg_catalog.has_schema_privilege('public'::name, oid, 'CREATE')
      ORDER BY nspname
 """

@@ -134,7 +134,7 @@ FIND_TAKEN = """
     SELECT 'type', typname
       FROM pg_type
       JOIN pg_namespace ON pg_namespace.oid = typnamespace
-     WHERE nspname = current_schema() AND typname = ANY(%(names)s) AND typrelid = 0
+     WHERE nspname = current_schema() AND typname = ANY(%(names)s) AND typrelid = 0::oid
 """
 
 

@@ -108,7 +108,7 @@ def run_next(conn: Connection, lanes: int) -> Migration | None:
 SCRIPTED_WORKERS = """\
 DO $workers$
 BEGIN
-    IF to_regclass('workers') IS NOT NULL THEN
+    IF pg_catalog.to_regclass('workers') IS NOT NULL THEN
         RAISE NOTICE 'table workers is adopted as it is';
     ELSIF EXISTS (SELECT FROM pg_class JOIN pg_attribute ON attrelid = pg_class.oid
                    WHERE relname = 'workers' AND relkind IN ('r', 'p', 'v', 'm', 'f')

@@ -61,6 +61,18 @@ def test_each_function_is_called_by_its_full_name() -> None:
     assert {place: calls for place, calls in found.items() if calls} == {}
 
 
+# Postgres has these operators for two operands of the same type alone, and a number is an int4.
+LOOSE = re.compile(
+    r"(?<!::int)(?<!::text)(?<!::float8) (?:&|!?~|\^) "
+    r"|\b(?:\w*oid|\w*relid|setrole|setdatabase) (?:=|<>) \d+\b(?!::oid)"
+)
+
+
+def test_no_operator_fits_better_than_that_of_postgres() -> None:
+    found = {place: LOOSE.findall(statement) for place, statement in statements()}
+    assert {place: loose for place, loose in found.items() if loose} == {}
+
+
 @pytest.mark.parametrize(
     ("version", "other"),
     [
