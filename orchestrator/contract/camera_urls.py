@@ -19,7 +19,7 @@ INVISIBLE = (
 HOST_AND_PATH = r"(?:[^/?#]*@)?(?:\[[^/?#@]*\]|[^/?#:@\[\]]+)(?::[0-9]*)?/"
 USER_INFO = rf"(?:[^/?#]*@|(?!{HOST_AND_PATH})[^/?#]*/[^?#]*@)?"
 ZONED_ADDRESS = r"\[[^\]%]+%25[A-Za-z0-9._~-]+\]"  # RFC 6874, the only "%" that a host needs
-PERCENT_IN_HOST = rf"(?!{ZONED_ADDRESS})(?:\[[^/?#@]*|[^/?#@:\[]*)%"
+PERCENT_IN_HOST = rf"(?!{ZONED_ADDRESS})(?:\[[^/?#@%]*|[^/?#@:\[%]*)%"
 UNSAFE_HOST = re.compile(rf"[^/?#]*://{USER_INFO}(?:-|{PERCENT_IN_HOST})[^/?#@]*(?:[/?#]|$)")
 
 

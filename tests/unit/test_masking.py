@@ -282,7 +282,12 @@ def test_no_pattern_takes_long_over_a_foreign_text(match: Callable[[Any], Any], 
         assert seconds(lambda: list(match(foreign))) < 0.1
 
 
-LONG_HOSTS = ["/@a" * (MEGABYTE // 3), "@:a" * (MEGABYTE // 3)]
+LONG_HOSTS = [
+    "/@a" * (MEGABYTE // 3),
+    "@:a" * (MEGABYTE // 3),
+    "a/" + "@b/" * (MEGABYTE // 3) + " ",
+    "%" * MEGABYTE + "@a",
+]
 
 
 @pytest.mark.parametrize(
