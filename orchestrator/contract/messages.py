@@ -144,13 +144,10 @@ FORBIDDEN = (
 HAS_FORBIDDEN = re.compile(f"[{FORBIDDEN}]").search
 
 # What follows "://": a host, behind user and password if there are any. A password may hold "@" or "/".
-# A space may stand anywhere but in a host and at the end. Nothing here reads on behind the host: for each
-# "@" that may end a password it would, and take seconds over a long text, or minutes.
+# A space may stand anywhere but in a host and at the end. Nothing here reads on behind a host: it would
+# for each "@" that may end a password, and take minutes over a long text.
 HOST = r"(?!\[\])[^ /?#:@]+"  # up to a colon; "[]" is no address
-HOST_URL = (
-    rf"(?:[^/?#]*@)?{HOST}(?::[^/?#@]*)?(?:[/?#]|$)"
-    rf"|[^/?#]+/[^?#]*@{HOST}(?:[/?#:]|$)"
-)
+HOST_URL = rf"(?:[^/?#]*@)?{HOST}(?::[^/?#@]*)?(?:[/?#]|$)|[^/?#]+/[^?#]*@{HOST}(?:[/?#:]|$)"
 # A file or a device of the Runner's machine needs no host, and no scheme.
 LOCAL_SCHEMES = ("file", "v4l2")
 LOCAL_PATH = r"/[^/]"
@@ -158,7 +155,7 @@ ANY_SCHEME = "*"  # any text at all, as in the platform's table
 
 
 def camera_url_pattern(schemes: Sequence[str]) -> re.Pattern[str]:
-    """Return what a camera URL begins with, if it has no FORBIDDEN. schemes: lower case, or ANY_SCHEME."""
+    """Return how a camera URL without FORBIDDEN begins. schemes: lower case, or ANY_SCHEME."""
     forms = [rf"(?a:{'|'.join(map(re.escape, schemes))})://(?:{HOST_URL})"]
     if local := [scheme for scheme in LOCAL_SCHEMES if scheme in schemes]:
         forms.append(rf"(?:(?a:{'|'.join(local)})://)?{LOCAL_PATH}")

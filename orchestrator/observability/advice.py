@@ -35,7 +35,9 @@ NEXT_STEPS = {
     r"_AUTHENTICATION\)|SASL": (
         "check KAFKA_CONFIG_SASL_USERNAME, KAFKA_CONFIG_SASL_PASSWORD, KAFKA_CONFIG_SASL_MECHANISM"
     ),
-    r"\(_SSL\)|SSL handshake": "check KAFKA_CONFIG_SECURITY_PROTOCOL and KAFKA_CONFIG_SSL_*",
+    r"\(_SSL\)|SSL handshake|security\.protocol": (
+        "check KAFKA_CONFIG_SECURITY_PROTOCOL and KAFKA_CONFIG_SSL_*"
+    ),
     r"_AUTHORIZATION_FAILED\)": (
         "give the login of KAFKA_CONFIG_SASL_USERNAME the ACLs of docs/security.md, or correct"
         " INPUT_TOPIC, OUTPUT_TOPIC, DEAD_LETTER_TOPIC, MARKER_TOPIC, CONSUMER_GROUP"
@@ -50,7 +52,7 @@ NEXT_STEPS = {
         f"run `{PROGRAM} setup`, or correct DATABASE_URL, DATABASE_SCHEMA or the user's search_path"
     ),
     r"^(?:OperationalError|ConnectionTimeout|ServerSilent): |\((?:08...|57P..)\)$": (
-        "check host, port, user and database in DATABASE_URL, and that Postgres runs there"
+        "check host, port, user, password and database in DATABASE_URL, and that Postgres runs there"
     ),
 }
 

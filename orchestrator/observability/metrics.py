@@ -19,7 +19,6 @@ from orchestrator.contract.messages import InvalidReason
 from orchestrator.contract.records import Decided
 from orchestrator.observability.health import Health
 from orchestrator.observability.stages import (
-    LINES_PER_S,
     StageLog,
     log_accepted,
     log_many_accepted,
@@ -289,11 +288,11 @@ class RelayMetrics(Observer):
     def tick(self) -> None:
         """Record that the loop is alive."""
         self._health.tick("relay")
+        self._orders.flush()
 
     def idle(self) -> None:
         """Record that the lanes are empty."""
         self._success.set_to_current_time()
-        self._orders.flush()
 
     def transaction(self, server: str, seconds: float) -> None:
         """Note a transaction's duration."""
@@ -308,13 +307,6 @@ class RelayMetrics(Observer):
         log.debug("batch published", extra={"rows": len(rows), "seconds": round(took_s, 4)})
         if self._tracing:
             self._tracing.published(rows, took_s)
-        self._tell_orders(rows)
-
-    def _tell_orders(self, rows: Sequence[OutboxRow]) -> None:
-        """Log each order, where they are few."""
-        if len(rows) > LINES_PER_S:
-            self._orders.tell(len(rows))
-            return
         orders = [row for row in rows if row.topic == self._topic]
         self._orders.tell(len(orders), orders)
 

@@ -16,6 +16,8 @@ ERRORS = {
     "kafka:9092/bootstrap: Failed to resolve 'kafka:9092': no name (_RESOLVE)": "advertised.listeners",
     "b:9092/1: SASL authentication error: password (_AUTHENTICATION)": "KAFKA_CONFIG_SASL_PASSWORD",
     "b:9092/1: SSL handshake failed: certificate verify failed (_SSL)": "KAFKA_CONFIG_SSL_",
+    "b:9092/bootstrap: Disconnected while requesting ApiVersion: might be caused by incorrect"
+    " security.protocol configuration (connecting to a SSL listener?) (_TRANSPORT)": "_PROTOCOL",
     "Broker: Topic authorization failed (TOPIC_AUTHORIZATION_FAILED)": "ACLs",
     "Broker: Group authorization failed (GROUP_AUTHORIZATION_FAILED)": "CONSUMER_GROUP",
     "TopicMissing: topic init_scenario is missing: create it": "INPUT_TOPIC",
@@ -24,6 +26,7 @@ ERRORS = {
     "OperationalError: [Errno -2] Name or service not known": "DATABASE_URL",
     'OperationalError: FATAL:  password authentication failed for user "u"': "in DATABASE_URL",
     'OperationalError: FATAL:  database "d" does not exist': "DATABASE_URL",
+    'OperationalError: ВАЖНО:  пользователь "u" не прошёл проверку': "user, password and database",
     "ServerSilent: no answer for 10 s": "DATABASE_URL",
     "terminating connection due to administrator command (57P01)": "DATABASE_URL",
     "permission denied for table workers (42501)": "schema/roles.sql",
