@@ -148,6 +148,7 @@ def error_text(error: BaseException) -> str:
     if isinstance(error, psycopg.Error) and error.diag.message_primary:
         return f"{error.diag.message_primary} ({error.sqlstate})"
     if isinstance(error, KafkaException):
-        return f"{error.args[0].str()} ({error.args[0].name()})"
+        text = error.args[0].str().partition(" (after ")[0]  # how long it took is never the same
+        return f"{text} ({error.args[0].name()})"
     attempts = ATTEMPT.findall(str(error)) if isinstance(error, psycopg.OperationalError) else ()
     return f"{type(error).__name__}: {'; '.join(attempts) or error}".splitlines()[0]

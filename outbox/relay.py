@@ -166,7 +166,7 @@ class Relay:
             if self.last_error is not None:
                 log.info("relay connected")
             self._logged.clear()
-        elif (reason := text.partition(" (after ")[0]) not in self._logged:  # how long it took varies
+        elif text not in self._logged:
             log.warning("relay waiting", extra={"error": text, "next": "trying again"})
-            self._logged.add(reason)
+            self._logged.add(text)
         self.last_error = text
