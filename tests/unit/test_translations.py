@@ -76,6 +76,7 @@ def test_a_section_of_both_runbooks_names_the_same(section: str) -> None:
     english, russian = RUNBOOK[section], RUSSIAN_RUNBOOK[section]
     for found in (commands, metrics, settings):
         assert found(russian) == found(english)
+    assert spans(english) <= spans(russian)
     links = [set(re.findall(r"\]\(([^)]*)\)", text)) for text in (english, russian)]
     assert links[0] == links[1]
     parts = [len(re.findall(r"^- \*\*", text, re.MULTILINE)) for text in (english, russian)]
