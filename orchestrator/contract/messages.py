@@ -151,6 +151,9 @@ HOST_URL = rf"(?:[^/?#]*@)?{HOST}(?::[^/?#@]*)?(?:[/?#]|$)|[^/?#]+/[^?#]*@{HOST}
 # A file or a device of the Runner's machine needs no host, and no scheme.
 LOCAL_SCHEMES = ("file", "v4l2")
 LOCAL_PATH = r"/[^/]"
+# Where the Runner waits for the camera's stream there is no host either: srt://:9000, udp://@:1234
+LISTENING_SCHEMES = ("srt", "rist", "udp", "rtp")
+LISTENING_PORT = r"@?:[0-9]+(?:[/?#]|$)"
 ANY_SCHEME = "*"  # any text at all, as in the platform's table
 
 
@@ -159,6 +162,8 @@ def camera_url_pattern(schemes: Sequence[str]) -> re.Pattern[str]:
     forms = [rf"(?a:{'|'.join(map(re.escape, schemes))})://(?:{HOST_URL})"]
     if local := [scheme for scheme in LOCAL_SCHEMES if scheme in schemes]:
         forms.append(rf"(?:(?a:{'|'.join(local)})://)?{LOCAL_PATH}")
+    if listening := [scheme for scheme in LISTENING_SCHEMES if scheme in schemes]:
+        forms.append(rf"(?a:{'|'.join(listening)})://{LISTENING_PORT}")
     if ANY_SCHEME in schemes:
         forms.append("[^ ]")
     return re.compile(rf"(?!.* $)(?:{'|'.join(forms)})", re.IGNORECASE)

@@ -170,6 +170,8 @@ BAD_URL = {
     "no host but a fragment": url(b"rtsp://#a"),
     "no host but a port": url(b"rtsp://:554/"),
     "no host but a colon": url(b"rtsp://:"),
+    "a port to listen on that is none": url(b"srt://:"),
+    "a port to listen on behind a password": url(b"udp://user:pw@:1234"),
     "no host behind a password": url(b"rtsp://user:pw@/stream"),
     "no host behind a password, no path": url(b"rtsp://user:pw@"),
     "no host behind a password, a query": url(b"rtsp://user:pw@?a@b"),
@@ -263,6 +265,8 @@ GOOD_URLS = {
     "RTSP over TCP": "rtspt://camera/1",
     "multicast": "udp://@239.0.0.1:1234",
     "RTP": "rtp://[ff02::1]:5004",
+    "a port to listen on": "srt://:9000?mode=listener",
+    "a port to listen on, as VLC has it": "UDP://@:1234",
     "ONVIF": "onvif://u:p@camera/onvif/device_service",
     "device": "/dev/video0",
     "device by its name": "/dev/v4l/by-id/usb-046d_HD-video-index0",
@@ -325,7 +329,14 @@ def test_any_text_still_has_no_control_character_and_no_space_at_an_end(value: b
 def test_only_the_schemes_of_the_settings_are_allowed() -> None:
     parser = CommandParser(LIMIT, ["a.b+c"])
     assert parser.parse(url(b"a.b+c://host"))
-    for other in (b"aXb+c://host", b"rtsp://host", b"a.bbc://host", b"/dev/video0", b"file:///a"):
+    for other in (
+        b"aXb+c://host",
+        b"rtsp://host",
+        b"srt://:9000",
+        b"a.bbc://host",
+        b"/dev/video0",
+        b"file:///a",
+    ):
         with pytest.raises(InvalidCommand):
             parser.parse(url(other))
 
