@@ -10,6 +10,10 @@ from orchestrator.program import PROGRAM
 
 DOCTOR = f"`{PROGRAM} doctor` checks the rest"
 
+NAME_THE_PRIMARY = (
+    "it is a standby, or default_transaction_read_only is on: name the primary in DATABASE_URL"
+)
+
 # What a server says in English when it refuses a session, and what to do. libpq keeps its SQLSTATE.
 CONNECTION_ADVICE = {
     "password|authentication": "set user and password in DATABASE_URL as Postgres has them",
@@ -23,9 +27,7 @@ CONNECTION_ADVICE = {
     ),
     "role .* does not exist": "create it, or name another one in DATABASE_URL",
     "startup parameter": "remove it from DATABASE_URL, or add it to ignore_startup_parameters",
-    "session is read-only|hot standby": (
-        "it is a standby, or default_transaction_read_only is on: name the primary in DATABASE_URL"
-    ),
+    "session is read-only|hot standby": NAME_THE_PRIMARY,
     "SSL|certificate": "see sslmode, sslrootcert and sslcert in DATABASE_URL",
 }
 
@@ -48,6 +50,7 @@ NEXT_STEPS = {
         " can be reached from here"
     ),
     r"\(42501\)$": "give the user of DATABASE_URL the permissions of schema/roles.sql",
+    r"\(25006\)$": NAME_THE_PRIMARY,
     r"\(42P01\)$": (
         f"run `{PROGRAM} setup`, or correct DATABASE_URL, DATABASE_SCHEMA or the user's search_path"
     ),

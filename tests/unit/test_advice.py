@@ -30,6 +30,7 @@ ERRORS = {
     "ServerSilent: no answer for 10 s": "DATABASE_URL",
     "terminating connection due to administrator command (57P01)": "DATABASE_URL",
     "permission denied for table workers (42501)": "schema/roles.sql",
+    "cannot execute UPDATE in a read-only transaction (25006)": "the primary in DATABASE_URL",
     'relation "outbox_lane" does not exist (42P01)': "setup",
 }
 
