@@ -59,15 +59,17 @@ def write_script(lanes: int, after: int = 0) -> str:
 
 
 class Found(NamedTuple):
-    """What is on the search_path."""
+    """What is in the schema of our tables, or else on the search_path."""
 
     has_outbox: bool
     has_history: bool
 
 
+# Another schema of the search_path may have the tables of another service.
 FIND = """
-    SELECT pg_catalog.to_regclass('outbox') IS NOT NULL,
-           pg_catalog.to_regclass('outbox_migrations') IS NOT NULL
+    SELECT pg_catalog.to_regclass(pg_catalog.concat(own.prefix, 'outbox')) IS NOT NULL,
+           pg_catalog.to_regclass(pg_catalog.concat(own.prefix, 'outbox_migrations')) IS NOT NULL
+      FROM (SELECT pg_catalog.quote_ident(%(schema)s::text) || '.') AS own (prefix)
 """
 
 
@@ -84,7 +86,8 @@ READ_APPLIED = "SELECT version, checksum FROM outbox_migrations"
 def read_pending(conn: Connection) -> list[Migration]:
     """Return the files that the database has not had. Raises DatabaseNotReady if it cannot be known."""
     migrations = read_migrations()
-    ((has_outbox, has_history),) = query(conn, args_row(Found), FIND)
+    schema = own_schema(conn)
+    ((has_outbox, has_history),) = query(conn, args_row(Found), FIND, {"schema": schema})
     if not has_history:
         if not has_outbox:
             return migrations
@@ -108,6 +111,11 @@ def read_pending(conn: Connection) -> list[Migration]:
     return [one for one in migrations if one.version not in applied]
 
 
+def own_schema(conn: Connection) -> str | None:
+    """Return the schema of our tables; None: that of the search_path."""
+    return (isinstance(conn, Session) and conn.schema) or None
+
+
 MIGRATION_LOCK = 0x6F7574_6D6967  # "outmig": of two that start together one waits
 LOCK = """
     SELECT pg_catalog.set_config('lock_timeout', '0', true),  -- the other may take long
@@ -129,7 +137,7 @@ def migrate(conn: Connection, lanes: int) -> list[Migration]:
     with transaction(conn):
         conn.execute(LOCK, {"lock": MIGRATION_LOCK})
         pending = read_pending(conn)
-        schema = (isinstance(conn, Session) and conn.schema) or None
+        schema = own_schema(conn)
         if not scalar(conn, bool, HAS_SCHEMA, {"schema": schema}):
             raise DatabaseNotReady(
                 f"schema {schema or 'of the search_path'} is missing, or this login may not use it: run"
