@@ -240,16 +240,20 @@ async def write_sqlalchemy_async(conn: Any, columns: Columns) -> int:
 
 
 def fail_sqlalchemy(conn: Any) -> None:
-    """Refuse the next commit."""
+    """Refuse to commit the transaction: whatever is done with an error of a savepoint, and no other."""
     from sqlalchemy import event  # the caller's object comes from there
 
-    def refuse(*_: object) -> None:
-        raise NotAwaited
+    session = getattr(conn, "sync_session", None)
+    target = conn.sync_connection if session is None else session
+    refused = target.get_transaction()  # None: not begun yet
 
-    if (session := getattr(conn, "sync_session", None)) is not None:
-        event.listen(session, "before_commit", refuse, once=True)
-    else:
-        event.listen(conn.sync_connection, "commit", refuse, once=True)
+    def refuse(*_: object) -> None:
+        nonlocal refused
+        refused = refused or target.get_transaction()
+        if target.get_transaction() is refused:
+            raise NotAwaited
+
+    event.listen(target, "commit" if session is None else "before_commit", refuse)
 
 
 def session_of(conn: Any) -> Any:
@@ -262,6 +266,8 @@ def session_of(conn: Any) -> Any:
 
 def write_django(conn: Any, columns: Columns) -> int:
     """Write with Django's connection, whose errors stay."""
+    if conn.get_autocommit():
+        raise NoTransaction("with transaction.atomic()")
     with conn.cursor() as cursor, conn.wrap_database_errors:
         driver = cursor.connection if conn.vendor == "postgresql" else None
         if not isinstance(driver, psycopg.Connection):

@@ -21,6 +21,7 @@ from sqlalchemy.orm import Session
 from outbox import (
     DatabaseNotReady,
     Message,
+    NotAwaited,
     NoTransaction,
     connect,
     count_lanes,
@@ -211,6 +212,32 @@ def test_a_write_that_is_not_awaited_commits_nothing(
     assert "messages not enqueued" in caplog.messages
     assert system.query("SELECT deed FROM deeds") == []
     assert system.query(ROWS) == []
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
+@pytest.mark.filterwarnings("ignore:coroutine 'write_async' was never awaited")
+def test_an_error_of_a_savepoint_does_not_end_the_refusal_of_its_transaction(
+    system: System, driver: str
+) -> None:
+    async def forget(session: sa_async.AsyncSession) -> None:
+        async with session.begin():
+            await session.execute(sa.text("INSERT INTO deeds VALUES ('undone')"))
+            enqueue_async(session, MESSAGES)  # type: ignore[unused-coroutine]
+            with suppress(NotAwaited):
+                async with session.begin_nested():
+                    pass
+
+    async def write() -> None:
+        engine = async_engine_of(system.settings.database_url, driver)
+        async with sa_async.AsyncSession(engine) as session:
+            with pytest.raises(NotAwaited):
+                await forget(session)
+            async with session.begin():
+                await session.execute(sa.text("INSERT INTO deeds VALUES ('done')"))
+
+    system.query(CREATE_DEEDS)
+    asyncio.run(write())
+    assert system.query("SELECT deed FROM deeds") == [("done",)]
 
 
 async def alone_in_async_psycopg(url: str) -> AsyncIterator[Any]:
