@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import psycopg
 from confluent_kafka import KafkaException
+from psycopg.conninfo import conninfo_to_dict
 
 from outbox import migrations
 from outbox.admin import count_relays, list_lanes
@@ -19,6 +21,7 @@ from outbox.marker_topic import create_marker_topic, find_marker_faults
 from outbox.postgres import Connection, connect
 
 OK, FAULT = 0, 1
+DEFAULT_LANES = 4
 MOST_LANES = 64  # a relay fences each lane that it takes, in 20 ms
 
 DESCRIPTION = "Tables, lanes and topic of the outbox. DATABASE_URL: where the tables are."
@@ -49,7 +52,7 @@ def new_parser() -> argparse.ArgumentParser:
     topics.add_argument("--create", action="store_true", help="create it, if it is missing")
     for command in (schema, migrate):
         command.add_argument(
-            "--lanes", type=lane_count, default=4, help="their number, fixed the first time (4)"
+            "--lanes", type=lane_count, help=f"their number, fixed the first time ({DEFAULT_LANES})"
         )
     for command in (migrate, check, lanes, topics):
         command.add_argument(
@@ -83,7 +86,10 @@ def lane_count(text: str) -> int:
 
 def kafka_config(name: str) -> dict[str, str]:
     """Return the properties in a file; those that a relay refuses are refused here, too."""
-    lines = [line.strip() for line in Path(name).read_text(encoding="utf-8").splitlines()]
+    try:
+        lines = [line.strip() for line in Path(name).read_text(encoding="utf-8").splitlines()]
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{name}: {error.strerror}") from error
     pairs = [line.partition("=") for line in lines if line and not line.startswith("#")]
     config = {key.strip(): value.strip() for key, _, value in pairs}
     for key, value in config.items():
@@ -94,18 +100,19 @@ def kafka_config(name: str) -> dict[str, str]:
 
 def run_schema(arguments: argparse.Namespace) -> Iterator[str]:
     """Print the script."""
-    print(migrations.write_script(arguments.lanes, arguments.after), end="")
+    print(migrations.write_script(arguments.lanes or DEFAULT_LANES, arguments.after), end="")
     yield from ()
 
 
 def run_migrate(arguments: argparse.Namespace) -> Iterator[str]:
-    """Run what is pending."""
+    """Run what is pending; say so if the number of lanes stays another one."""
     with closing(open_session(arguments)) as conn:
-        for one in migrations.migrate(conn, arguments.lanes):
+        for one in migrations.migrate(conn, arguments.lanes or DEFAULT_LANES):
             print(f"applied {one.name}")
         lanes = count_lanes(conn)
-        print(f"the tables are current, with {lanes} lanes")
-    yield from ()
+    print(f"the tables are current, with {lanes} lanes")
+    if arguments.lanes not in (None, lanes):
+        yield f"--lanes {arguments.lanes} changes nothing: their number was fixed the first time"
 
 
 def run_check(arguments: argparse.Namespace) -> Iterator[str]:
@@ -142,10 +149,28 @@ def run_topics(arguments: argparse.Namespace) -> Iterator[str]:
 
 
 def open_session(arguments: argparse.Namespace) -> Connection:
-    """Open a session on DATABASE_URL. Raises OutboxError if it is not set."""
+    """Open a session on DATABASE_URL. Raises OutboxError if it is not set, or is ambiguous."""
     if not (conninfo := os.environ.get("DATABASE_URL")):
         raise OutboxError("DATABASE_URL is not set")
+    if not is_readable(conninfo):
+        raise OutboxError(
+            "DATABASE_URL is no connection string of libpq: in user and password of a URL write % as"
+            " %25, @ as %40 and / as %2F; else quote a value with spaces"
+        )
     return connect(conninfo, "outbox", schema=arguments.schema)
+
+
+def is_readable(conninfo: str) -> bool:
+    """Say whether libpq reads it, and no part of a password as host, port or database.
+
+    Its errors would quote that part.
+    """
+    try:
+        found = conninfo_to_dict(conninfo)
+    except psycopg.ProgrammingError:
+        return False
+    host, database, port = (str(found.get(part) or "") for part in ("host", "dbname", "port"))
+    return "://" not in conninfo or ("@" not in host + database and bool(re.fullmatch("[0-9,]*", port)))
 
 
 if __name__ == "__main__":

@@ -60,6 +60,9 @@ def test_tables_and_topic_are_made_and_checked(empty: System, outbox: Outbox, tm
     created = outbox("migrate", "--lanes", "3")
     assert (created.code, created.printed.count("applied ")) == (0, len(read_migrations()))
     assert outbox("migrate") == (0, "the tables are current, with 3 lanes\n", "")
+    other = outbox("migrate", "--lanes", "5")
+    assert (other.code, other.printed) == (1, "the tables are current, with 3 lanes\n")
+    assert other.faults.startswith("--lanes 5 changes nothing: ")
     assert outbox("check") == (0, "", "")
     lanes = outbox("lanes")
     assert (lanes.code, len(lanes.printed.splitlines())) == (1, 3)
@@ -92,6 +95,17 @@ def test_the_script_makes_what_the_command_makes(empty: System, outbox: Outbox) 
     ]
     assert both[0]
     assert both[0] == both[1]
+
+
+def test_tables_of_another_service_in_the_search_path_are_not_taken_for_ours(
+    empty: System, outbox: Outbox
+) -> None:
+    assert outbox("migrate", "--lanes", "3").code == 0
+    empty.query("CREATE SCHEMA ours")
+    assert outbox("check", "--schema", "ours").faults.startswith("the database lacks 002_outbox.sql, ")
+    assert outbox("migrate", "--schema", "ours", "--lanes", "5").printed.endswith("with 5 lanes\n")
+    assert outbox("check", "--schema", "ours") == outbox("check") == (0, "", "")
+    assert empty.query("SELECT lanes FROM public.outbox_identity") == [(3,)]
 
 
 def run_script(system: System, schema: str, script: str) -> None:
