@@ -77,8 +77,18 @@ def leave() -> None:
 
 def draw(lines: Sequence[str], more: str) -> None:
     """Show lines in place of the ones before. more: what to say if they do not fit."""
-    rows = "\n".join(lines).splitlines()
+    rows = [row for line in "\n".join(lines).splitlines() for row in _broken(line)]
     height = shutil.get_terminal_size().lines
     if len(rows) > height:
         rows = [*rows[: height - 1], f"... {len(rows) - height + 1} more lines: {more}"]
-    print(HOME + "\n".join(row + END_OF_LINE for row in rows) + END_OF_SCREEN, end="", flush=True)
+    elif len(rows) < height:
+        rows.append(END_OF_SCREEN)
+    # Behind a row that is as wide as the terminal it would erase the last character.
+    print(HOME + "\n".join(END_OF_LINE + row for row in rows), end="", flush=True)
+
+
+def _broken(line: str) -> list[str]:
+    """Return a line as the terminal breaks it; one with a colour is wrapped already."""
+    if line.startswith("\x1b"):
+        return [line]
+    return [line[start : start + width()] for start in range(0, len(line), width())] or [""]

@@ -3,7 +3,7 @@
 import argparse
 import time
 from collections.abc import Iterable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 
 import psycopg
 
@@ -13,7 +13,7 @@ from orchestrator.cli.known_errors import is_unreachable
 from orchestrator.cli.operator_arguments import WATCH_S
 from orchestrator.cli.session import operator_session
 from orchestrator.cli.status_screen import render_status
-from orchestrator.cli.terminal import print_json, print_lines, shown_lines
+from orchestrator.cli.terminal import print_error, print_json, print_lines, shown_lines
 from orchestrator.operations.status.flow import flow_between
 from orchestrator.operations.status.statements import TIMEOUT_S
 from orchestrator.operations.status.status import Status, read_status, status_fields
@@ -26,7 +26,8 @@ PAUSE_FACTOR = 4  # times as long as the reading took: --watch costs at most a f
 def show_status(options: argparse.Namespace) -> int:
     """Show the status, once or until Ctrl-C."""
     if options.watch:
-        with suppress(KeyboardInterrupt), screen.own_screen():
+        own_screen = nullcontext() if options.json else screen.own_screen()
+        with suppress(KeyboardInterrupt), own_screen:
             watch(options)
         return OK
     found = look()
@@ -44,7 +45,11 @@ def watch(options: argparse.Namespace) -> None:
         try:
             now = look()
         except (psycopg.Error, DatabaseNotReady) as error:  # just then it is watched: go on
-            draw([f"UNKNOWN  postgres: {error_text(error)}; looking again"])
+            told = f"postgres: {error_text(error)}; looking again"
+            if options.json:
+                print_error(UNREACHABLE, told)
+            else:
+                draw([f"UNKNOWN  {told}"])
         else:
             show(now, options, before)
             before = now

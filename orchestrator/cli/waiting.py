@@ -104,5 +104,6 @@ def park_and_report(conn: Connection, row_ids: Sequence[RowId], reason: str) -> 
     done = park_rows(conn, row_ids, reason, command)
     print_lines([f"{len(done):,} rows are parked: `{PROGRAM} parked retry` sends them later"])
     if others := len(row_ids) - len(done):
-        return print_error(CHECK_FAILED, f"{others:,} were not: a relay has claimed them meanwhile")
+        why = "claimed or gone meanwhile, or of a lane that does not exist"
+        return print_error(CHECK_FAILED, f"{others:,} were not: {why}")
     return OK

@@ -199,6 +199,19 @@ def test_a_terminal_is_left_as_it_was(then: str, end: signal.Signals | None, cod
     assert code is None or ended == code
 
 
+WIDE = """
+from orchestrator.cli import screen
+screen.draw(["PROBLEM  first", "", *("x" * 100 for _ in range(20))], "less")
+"""
+
+
+def test_a_line_wider_than_the_terminal_pushes_the_first_one_not_off_it() -> None:
+    rows = on_terminal("-c", WIDE)[0].replace("\x1b[H", "").replace("\x1b[K", "").splitlines()
+    assert len(rows) == LINES
+    assert max(map(len, rows)) == COLUMNS
+    assert (rows[0], rows[1], rows[-1]) == ("PROBLEM  first", "", "... 19 more lines: less")
+
+
 LOG = """
 import logging
 from orchestrator.observability.logs import configure_logging
