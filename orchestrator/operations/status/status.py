@@ -42,7 +42,7 @@ from orchestrator.operations.status.lanes import (
     read_lane_refusals,
     report_lanes,
 )
-from orchestrator.operations.status.statements import in_time
+from orchestrator.operations.status.statements import TIMEOUT_S, in_time
 from outbox import (
     RELAY_SESSION,
     Connection,
@@ -72,7 +72,8 @@ class Status(NamedTuple):
     sequences: those that were set back. filters: triggers and rules that may leave rows of ours out.
     last_accepted: when the latest command was sent that was accepted. last_row_id: of the outbox.
     deferred: workers that are published and not yet deployed, by reason, the oldest of them. standby:
-    why COMMIT waits for one. unknown: what Kafka did not answer, and why; the field itself is None.
+    why COMMIT waits for one. unknown: what Kafka did not answer, or Postgres did not count in
+    time, and why; the field itself is None.
     """
 
     at: datetime
@@ -175,6 +176,8 @@ def read_status(settings: Settings, conn: Connection) -> Status:
     count_lanes(conn)  # or some lanes would be missing below, in silence
     wait = read_standby_wait(conn, RELAY_SESSION, CONSUMER_SESSION)
     backlogs = read_backlogs(conn)
+    if not backlogs:
+        unknown["waiting rows"] = TimeoutError(f"not counted within {TIMEOUT_S:.0f} s")
     refusals = ask_kafka("markers", lambda: read_lane_refusals(settings, conn))
     unwritable = ask_kafka("topics", lambda: find_unwritable_topics(admin, backlogs))
     return Status(
