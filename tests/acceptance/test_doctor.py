@@ -623,15 +623,16 @@ def test_a_server_that_is_away_leaves_the_other_ones_checks(system: System) -> N
     assert found["markers"] == Finding("markers", "skipped", "not checked: Kafka is unreachable")
 
 
+WITHOUT_SERVERS = {"settings", "processes", "postgres encryption", "kafka encryption"}
+
+
 @pytest.mark.xdist_group("measures")
 def test_with_both_servers_away_it_ends_soon(system: System) -> None:
     started = time.monotonic()
     kafka = f"{HOST}:{free_port()}"
     states = bad(look(system, DATABASE_URL=nowhere(), KAFKA_BOOTSTRAP_SERVERS=kafka))
     assert time.monotonic() - started < AWAY_S
-    others = dict.fromkeys(
-        [name for name in CHECKS if name not in {"settings", "processes"}], "skipped"
-    )
+    others = dict.fromkeys([name for name in CHECKS if name not in WITHOUT_SERVERS], "skipped")
     away = {"postgres reachable": "unreachable", "kafka reachable": "unreachable"}
     assert states == others | away
 

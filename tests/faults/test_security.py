@@ -166,7 +166,7 @@ def test_a_permission_revoked_at_work_is_named_and_retried(own: Secured, acl: st
     "hidden", cases({"may not write": False, "may not describe": True}, "may not write")
 )
 def test_a_forbidden_output_topic_holds_up_its_own_rows_alone(own: Secured, hidden: bool) -> None:
-    forbidden = f"forbidden-{uuid4()}"
+    own.system.environ["RELAY_TOPICS"] = forbidden = f"forbidden-{uuid4()}"
     own.kafka.admin.create_topics([NewTopic(forbidden, 1, 1)])[forbidden].result(10)
     if not hidden:
         own.kafka.grant(USER, Acl(READ, TOPIC, forbidden))  # implies Describe

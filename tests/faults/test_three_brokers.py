@@ -213,6 +213,7 @@ def test_a_rolling_restart_under_load_loses_and_doubles_nothing(own: System, clu
 def test_rows_of_a_topic_that_lacks_a_broker_hold_up_no_other(
     own: System, cluster: Cluster, replicas: list[int], lacks: str
 ) -> None:
+    own.environ["RELAY_TOPICS"] = "*"
     relay, topic = own.start("relay"), f"lacking-{uuid4()}"
     new = NewTopic(topic, 1, replica_assignment=[replicas])
     Admin(own.settings.kafka).create_topics([new])[topic].result(10)

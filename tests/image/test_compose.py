@@ -50,6 +50,6 @@ def test_make_up_ends_in_deployed_workers_and_scraped_processes(project: dict[st
     eventually(deployed)
     eventually(scraped, 30)
     shown = run(*COMPOSE, "run", "--rm", "--no-deps", "setup", "status", environ=project)
-    assert "processes: 2 consumer(s), 2 relay(s) in Postgres" in shown
+    assert "UTC, 2 consumer(s), 2 relay(s)" in shown
     run("make", "down", environ=project)
     assert run(*COMPOSE, "ps", "--all", "--quiet", environ=project) == ""

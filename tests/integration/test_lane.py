@@ -248,7 +248,7 @@ def test_a_missing_topic_parks_nothing_and_its_row_waits(one_lane: System) -> No
     missing = f"missing-{uuid4()}"
     with closing(one_lane.connect()) as conn, transaction(conn):
         enqueue(conn, [Message(missing, b"k", b"v")], 1)
-    relay = one_lane.start("relay")
+    relay = one_lane.start("relay", RELAY_TOPICS=missing)
     eventually(lambda: relay.logged(f"topic {missing} is missing: create it"))
     assert not relay.logged("lane in doubt")
     assert one_lane.query("SELECT count(*) FROM outbox_parked") == [(0,)]
