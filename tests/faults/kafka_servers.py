@@ -1,6 +1,7 @@
 """Brokers of a test's own, and a steady stream of commands to disturb."""
 
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -104,9 +105,16 @@ class Stream:
         assert self._failure is None, self._failure
         self.system.check_exactly_once(self.sent, timeout)
         with closing(self.system.connect()) as conn:
-            assert count_swapped(conn) == 0
+            assert count_swapped(conn) == 0, self._places()
         letters = self.system.read(self.system.settings.dead_letter_topic)
         assert len(letters) == self.bad
+
+    def _places(self) -> dict[bytes, set[int | None]]:
+        """Return where the commands of each scenario are: order is promised within a partition."""
+        places = defaultdict[bytes, set[int | None]](set)
+        for record in self.system.read(self.system.settings.input_topic):
+            places[record.key() or b""].add(record.partition())
+        return places
 
     def deployed(self) -> int:
         """Count the workers that are deployed by now."""

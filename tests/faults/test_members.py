@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from confluent_kafka.admin import AdminClient, NewPartitions  # type: ignore[attr-defined]
 
+from orchestrator.kafka.topics import describe_topic
 from testkit.eventually import eventually
 from testkit.private_servers import BACK_S, answer, wait_ready
 from testkit.system import LANES, PARTITIONS, Running, System
@@ -142,6 +143,8 @@ def test_in_a_rebalance_storm_work_goes_on(
 ) -> None:
     admin, topic = AdminClient(dict(system.settings.kafka)), system.settings.input_topic
     admin.create_partitions([NewPartitions(topic, 3 * PARTITIONS)])[topic].result()
+    # A producer that knows a part of them would send a scenario's commands to two.
+    eventually(lambda: len(describe_topic(admin, topic).partitions) == 3 * PARTITIONS)
     system.start("relay")
     consumers = [system.start("consumer") for _ in range(5)]
     with stream(system, rate=100) as commands:

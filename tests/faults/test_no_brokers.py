@@ -38,7 +38,7 @@ class Forgetful:
     def forget(self) -> None:
         """Let a client forget all brokers."""
         self.due.set()
-        eventually(lambda: not self.due.is_set())
+        eventually(lambda: not self.due.is_set(), 60)
 
 
 @pytest.fixture

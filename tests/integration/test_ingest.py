@@ -484,12 +484,12 @@ def letters_of(key: bytes | None, letters: list[Record]) -> list[Record]:
 
 @pytest.mark.xdist_group("measures")
 def test_a_single_command_is_taken_at_once(system: System) -> None:
-    with system.consumer(ConsumerTimings(poll_s=2.0)) as session:
+    with system.consumer(ConsumerTimings(poll_s=6.0)) as session:
         eventually(lambda: session.run_once() == 0 and session.positions(), 20)
         system.submit(1)
         started = monotonic()
-        assert session.run_once() == 1
-        assert monotonic() - started < 1.0
+        eventually(session.run_once)  # the end of the partition may come first
+        assert monotonic() - started < 4.0
 
 
 # ---- Postgres in trouble --------------------------------------------------------------------------

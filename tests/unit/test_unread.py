@@ -9,8 +9,8 @@ from orchestrator.consumer.unread import find_unread
 from orchestrator.kafka.continuations import Continuation
 from orchestrator.operations.doctor.topic_settings import largest_batch, letter_remarks
 
-NEW = int(time.time() * 1000) + 600_000  # also when the test runs
-OLD = NEW - 700_000
+NEW = int(time.time() * 1000) + 24 * 3600_000  # also when the test runs, an hour after this line
+OLD = NEW - 25 * 3600_000
 BAD = KafkaError(KafkaError._BAD_COMPRESSION, "of 9 bytes")
 DENIED = KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED)
 
