@@ -199,6 +199,8 @@ class Batches:
         largest = self._publisher.largest_row
         if row.size_bytes > largest:
             return f"it is larger than {largest} bytes: see message.max.bytes"
+        if row.topic == self._publisher.marker_topic:
+            return "its topic is that of the markers, which relays alone write"
         return fault_of(row.topic, row.headers, self._options.topics)
 
     def park_strays(self, lanes: int) -> None:

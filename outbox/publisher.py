@@ -49,7 +49,8 @@ class Publisher:
 
     tick: called between the slices of a blocking call; may raise to abandon it. transactional_lane: the
     lane whose transactional id the producer has. needs_renewal: a request may have been repeated.
-    topics: those that rows go to. largest_row: bytes; no broker is asked to take a larger one.
+    topics: those that rows go to. marker_topic: where none may go. largest_row: bytes; no broker is
+    asked to take a larger one.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class Publisher:
         self.needs_renewal = False
         self._kafka = kafka
         self._identity = identity
-        self._marker_topic = marker_topic
+        self.marker_topic = marker_topic
         self._tick = tick
         self._timings = timings
         self._timeout_s = timings.kafka_call_s
@@ -129,7 +130,7 @@ class Publisher:
         """Return the markers as they seem to stand now; none if Kafka does not answer at once."""
         try:
             return read_last_markers(
-                self._kafka, self._identity, self._marker_topic, lanes, CALL_SLICE_S
+                self._kafka, self._identity, self.marker_topic, lanes, CALL_SLICE_S
             )
         except KafkaException:
             return {}
@@ -175,7 +176,7 @@ class Publisher:
             producer.produce(row.topic, row.value, row.key, headers=headers)
         key = marker_key(self._identity)
         for lane, marker in markers.items():
-            producer.produce(self._marker_topic, encode_marker(marker), key, lane)
+            producer.produce(self.marker_topic, encode_marker(marker), key, lane)
         flush_in_slices(producer, self._tick, self._timeout_s)
         if self._failures:
             raise KafkaException(self._failures[0].error)
@@ -226,7 +227,7 @@ class Publisher:
                 self.poll_events()
         told = [one for one in self._failures if one.error.code() not in PURGED] or self._failures
         topics = {str(one.topic) for one in told}
-        return [] if self._marker_topic in topics else sorted(topics)
+        return [] if self.marker_topic in topics else sorted(topics)
 
     def _call(self, call: Callable[[float], T]) -> T:
         return call_in_slices(call, self._tick, self._timeout_s)
