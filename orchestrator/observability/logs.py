@@ -59,7 +59,8 @@ class JsonFormatter(logging.Formatter):
         masked = {key: mask_value(value, key) for key, value in event.items()}
         lines = traceback_of(record)
         traceback = {"traceback": "\n".join(lines)} if lines else {}
-        return json.dumps({**masked, **traceback})
+        line = json.dumps({**masked, **traceback}, ensure_ascii=False)  # a server may speak Russian
+        return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in line)
 
 
 class TextFormatter(logging.Formatter):

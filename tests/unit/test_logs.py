@@ -114,6 +114,14 @@ def test_json_is_one_object_a_line_with_numbers_as_numbers() -> None:
     }
 
 
+def test_json_shows_letters_of_any_language_and_escapes_what_is_no_sign() -> None:
+    said = "ВАЖНО: größe \x1b[2J \x9b \u202e \u2028 \udc80 \n"
+    line = JsonFormatter().format(record("waiting", error=said))
+    assert "ВАЖНО: größe" in line
+    assert line.isprintable()
+    assert json.loads(line)["error"].startswith("ВАЖНО: größe")
+
+
 def test_text_format_is_one_line_with_fields() -> None:
     line = TextFormatter().format(record("lane active", lane=3, state="working"))
     assert re.fullmatch(r"\d\d:\d\d:\d\d\.\d{3} INFO    lane active lane=3 state=working", line)
