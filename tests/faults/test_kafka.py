@@ -36,13 +36,19 @@ from tests.faults.postgres_servers import installed
 
 pytestmark = pytest.mark.xdist_group("own servers: Kafka")
 
-# Logs are cut by age within a second, not within minutes.
-RETENTION = {"log.retention.check.interval.ms": "500", "log.initial.task.delay.ms": "500"}
+PROPERTIES = {
+    # Logs are cut by age within a second, not within minutes.
+    "log.retention.check.interval.ms": "500",
+    "log.initial.task.delay.ms": "500",
+    # Kafka's default: a node that was frozen for 5 s is not fenced, and tells no client that there are
+    # no brokers. The producer of a test would stand still then; ours is tested in test_no_brokers.
+    "broker.session.timeout.ms": "9000",
+}
 
 
 @pytest.fixture(scope="module")
 def broker() -> Iterator[EmbeddedKafka]:
-    with own_kafka(RETENTION) as kafka:
+    with own_kafka(PROPERTIES) as kafka:
         yield kafka
 
 
