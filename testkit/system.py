@@ -12,6 +12,7 @@ import urllib.request
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
@@ -213,10 +214,16 @@ class System:
 
     def check_exactly_once(self, commands: int, timeout: float = 30) -> None:
         """Wait until all commands are deployed; check that none is lost, duplicated or reordered."""
-        eventually(lambda: self.statuses() == {"deployed": commands}, timeout)
+        eventually(partial(self.check_deployed, commands), timeout)
         found = self.audit()
         assert found.passed, found
         assert found.accepted == found.deployed == found.published == commands, found
+
+    def check_deployed(self, commands: int) -> bool:
+        """See that so many workers are deployed, and no others are there."""
+        found = self.statuses()
+        assert found == {"deployed": commands}, f"{commands} sent, {found}"
+        return True
 
     # ---- the parts, in this process -------------------------------------------------------------
 
