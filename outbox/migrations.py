@@ -1,10 +1,12 @@
 """The tables of the library: the numbered files of outbox/schema/, in order, each once.
 
-The service of this repository has a runner of its own, for these files and its own ones.
+The service of this repository has a runner of its own, for these files and its own ones: it reads and
+locks as this one does.
 """
 
 from hashlib import sha256
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from typing import NamedTuple
 
 from psycopg.rows import args_row
@@ -30,14 +32,22 @@ class Migration(NamedTuple):
         return sha256(self.sql.encode()).hexdigest()
 
 
-def read_migrations() -> list[Migration]:
-    """Return all files, by their number."""
-    texts = {file.name: file.read_text(encoding="utf-8") for file in SCHEMA.iterdir()}
-    return [
-        Migration(int(name[:3]), name, text)
-        for name, text in sorted(texts.items())
-        if name[:3].isdigit()
+def read_migration_files(*folders: Traversable) -> list[Migration]:
+    """Return the numbered files of folders, by their number."""
+    found = [
+        file
+        for folder in folders
+        for file in folder.iterdir()
+        if file.name[:3].isdigit() and file.name.endswith(".sql")
     ]
+    return sorted(
+        Migration(int(file.name[:3]), file.name, file.read_text(encoding="utf-8")) for file in found
+    )
+
+
+def read_migrations() -> list[Migration]:
+    """Return the library's files, by their number."""
+    return read_migration_files(SCHEMA)
 
 
 SCRIPTED_LANES = SQL("SET outbox.lanes = {};\n")
@@ -118,11 +128,25 @@ def own_schema(conn: Connection) -> str | None:
 
 MIGRATION_LOCK = 0x6F7574_6D6967  # "outmig": of two that start together one waits
 LOCK = """
-    SELECT pg_catalog.set_config('lock_timeout', '0', true),  -- the other may take long
+    SELECT pg_catalog.set_config('lock_timeout', '0', true),  -- another runner may take long
            pg_catalog.pg_advisory_xact_lock(%(lock)s),
-           pg_catalog.set_config('lock_timeout', '10s', true)
+           pg_catalog.set_config('lock_timeout', '10s', true)  -- a table's lock is another matter
 """
+
+
+def lock_runner(conn: Connection, number: int) -> None:
+    """Wait until no other runner of this number is at work; the caller's transaction holds the lock."""
+    conn.execute(LOCK, {"lock": number})
+
+
 SET_LANES = "SELECT pg_catalog.set_config('outbox.lanes', %(lanes)s, true)"
+
+
+def set_lanes(conn: Connection, lanes: int) -> None:
+    """Tell the first migration of this transaction how many lanes to make."""
+    conn.execute(SET_LANES, {"lanes": str(lanes)})
+
+
 RECORD = "INSERT INTO outbox_migrations (version, checksum) VALUES (%(version)s, %(checksum)s)"
 HAS_SCHEMA = """
     SELECT current_schema() IS NOT NULL AND current_schema() = coalesce(%(schema)s, current_schema())
@@ -135,7 +159,7 @@ def migrate(conn: Connection, lanes: int) -> list[Migration]:
     Raises DatabaseNotReady before anything is changed.
     """
     with transaction(conn):
-        conn.execute(LOCK, {"lock": MIGRATION_LOCK})
+        lock_runner(conn, MIGRATION_LOCK)
         pending = read_pending(conn)
         schema = own_schema(conn)
         if not scalar(conn, bool, HAS_SCHEMA, {"schema": schema}):
@@ -145,7 +169,7 @@ def migrate(conn: Connection, lanes: int) -> list[Migration]:
             )
         if pending:
             conn.execute((SCHEMA / HISTORY).read_bytes())
-            conn.execute(SET_LANES, {"lanes": str(lanes)})
+            set_lanes(conn, lanes)
         for one in pending:
             conn.execute(one.sql.encode())
             conn.execute(RECORD, {"version": one.version, "checksum": one.checksum})

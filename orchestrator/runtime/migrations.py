@@ -5,10 +5,8 @@ start together take turns, through a pooler, too.
 """
 
 from collections.abc import Mapping, Sequence
-from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
-from typing import NamedTuple
 
 from psycopg.sql import SQL, Literal
 
@@ -18,6 +16,7 @@ from orchestrator.runtime import history
 from orchestrator.runtime.database import check_place, check_server, create_schema, own_schema
 from orchestrator.runtime.history import History
 from outbox import Connection, DatabaseNotReady, transaction
+from outbox.admin import Migration, lock_runner, read_migration_files, set_lanes
 
 # Advisory lock of the runner: two that start together migrate one after the other.
 MIGRATION_LOCK = 0x6F7263_6D6967  # "orcmig"
@@ -31,32 +30,11 @@ class SchemaRefused(DatabaseNotReady):
     """The database's tables are not those of this code: newer, changed, elsewhere, or another's."""
 
 
-class Migration(NamedTuple):
-    """One file of schema/."""
-
-    version: int
-    name: str
-    sql: str
-
-    @property
-    def checksum(self) -> str:
-        """Return the SHA-256 of the text, in hex."""
-        return sha256(self.sql.encode()).hexdigest()
-
-
 def read_migrations() -> list[Migration]:
     """Read the service's files and the library's: one sequence of numbers."""
     packaged = files("orchestrator") / "schema"
     service = packaged if packaged.is_dir() else Path(__file__).parents[2] / "schema"
-    found = [
-        file
-        for folder in (service, files("outbox") / "schema")
-        for file in folder.iterdir()
-        if file.name[:3].isdigit() and file.name.endswith(".sql")
-    ]
-    return sorted(
-        Migration(int(file.name[:3]), file.name, file.read_text(encoding="utf-8")) for file in found
-    )
+    return read_migration_files(service, files("outbox") / "schema")
 
 
 def migrate(conn: Connection, lanes: int) -> list[Migration]:
@@ -76,18 +54,10 @@ def migrate(conn: Connection, lanes: int) -> list[Migration]:
 CREATES_WORKERS = "001_workers.sql"
 
 
-LOCK = """
-    SELECT pg_catalog.set_config('lock_timeout', '0', true),  -- another runner may take long
-           pg_catalog.pg_advisory_xact_lock(%(lock)s),
-           pg_catalog.set_config('lock_timeout', '10s', true)  -- a table's lock is another matter
-"""
-SET_LANES = "SELECT pg_catalog.set_config('outbox.lanes', %(lanes)s, true)"
-
-
 def run_next(conn: Connection, lanes: int) -> Migration | None:
     """Run the first pending migration, in one transaction; return it. None: there is none."""
     with transaction(conn):
-        conn.execute(LOCK, {"lock": MIGRATION_LOCK})
+        lock_runner(conn, MIGRATION_LOCK)
         found, pending = compare(conn)
         adopted = adopt_workers(conn)
         if pending:
@@ -97,7 +67,7 @@ def run_next(conn: Connection, lanes: int) -> Migration | None:
         if not pending:
             return None
         first = pending[0]
-        conn.execute(SET_LANES, {"lanes": str(lanes)})
+        set_lanes(conn, lanes)
         if not (adopted and first.name == CREATES_WORKERS):
             conn.execute(first.sql.encode())
         history.record_migration(conn, first.version, first.checksum)

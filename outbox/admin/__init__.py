@@ -72,6 +72,7 @@ from outbox.kafka_calls import KafkaConfig
 from outbox.lane import Lane
 from outbox.lane_rows import read_identity
 from outbox.markers import Marker, marker_key
+from outbox.migrations import Migration, lock_runner, read_migration_files, set_lanes
 from outbox.options import RelayOptions
 from outbox.outbox_rows import acknowledge
 from outbox.pooler import TransactionPoolingDetected, check_session
@@ -98,6 +99,7 @@ __all__ = [
     "ListedRow",
     "LockedLane",
     "Marker",
+    "Migration",
     "ParkedCount",
     "ParkedRow",
     "Publisher",
@@ -134,6 +136,7 @@ __all__ = [
     "list_lanes",
     "list_relays_without_kafka",
     "list_rows",
+    "lock_runner",
     "marker_key",
     "park_waiting",
     "purge_parked",
@@ -142,6 +145,7 @@ __all__ = [
     "read_highest_id",
     "read_identity",
     "read_last_id",
+    "read_migration_files",
     "read_next_id",
     "read_parked",
     "read_parked_value",
@@ -150,6 +154,7 @@ __all__ = [
     "reset_batch_number",
     "retry_parked",
     "search_parked",
+    "set_lanes",
     "snapshot",
     "step_relay",
     "take_over",

@@ -33,7 +33,7 @@ from orchestrator.contract.messages import DeployOrder
 from orchestrator.embedded import Servers
 from orchestrator.embedded.postgres import postgres_binaries
 from orchestrator.operations.status.status import count_consumers
-from orchestrator.runtime.migrations import Migration, check_current, migrate, read_migrations
+from orchestrator.runtime.migrations import check_current, migrate, read_migrations
 from outbox import (
     RELAY_SESSION,
     Connection,
@@ -48,7 +48,7 @@ from outbox import (
     transaction,
 )
 from outbox import membership as lanes
-from outbox.admin import count_parked, count_relays
+from outbox.admin import Migration, count_parked, count_relays
 from outbox.lane_rows import LaneRow
 from outbox.outbox_rows import ClaimRequest
 from outbox.timings import PRODUCTION

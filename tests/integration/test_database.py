@@ -18,13 +18,13 @@ from orchestrator.operations.doctor.runner import run_all_checks
 from orchestrator.runtime import migrations
 from orchestrator.runtime.database import SESSIONS_NEEDED, open_session
 from orchestrator.runtime.migrations import (
-    Migration,
     SchemaRefused,
     check_current,
     migrate,
     read_migrations,
 )
 from orchestrator.runtime.setup import set_up
+from outbox.admin import Migration
 from testkit.empty_installation import bare_system, run_command
 from testkit.eventually import eventually
 from testkit.system import System

@@ -15,8 +15,9 @@ from psycopg.conninfo import make_conninfo
 
 from orchestrator.embedded import Servers
 from orchestrator.runtime import migrations
-from orchestrator.runtime.migrations import Migration, SchemaBehind, SchemaRefused, check_current
+from orchestrator.runtime.migrations import SchemaBehind, SchemaRefused, check_current
 from orchestrator.runtime.setup import migrate_database, set_up
+from outbox.admin import Migration
 from testkit.empty_installation import bare_system, run_command
 from testkit.eventually import eventually
 from testkit.system import System
