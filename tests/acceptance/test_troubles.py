@@ -1,4 +1,4 @@
-"""What stops a first try is told by the log itself, once, with the variable and the next step."""
+"""The log itself says what stops a first try: once, with the variable and the next step."""
 
 import json
 from collections.abc import Callable, Mapping

@@ -273,13 +273,16 @@ def lose_a_lane(stage: Stage) -> None:
         end_sessions(system, session)
 
 
+def add_trigger(system: System, name: str, table: str, body: str) -> None:
+    """Run a statement before each row that is inserted."""
+    system.query(f"CREATE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN {body}; END'")
+    system.query(
+        f"CREATE TRIGGER {name} BEFORE INSERT ON {table} FOR EACH ROW EXECUTE FUNCTION {name}()"
+    )
+
+
 def skip_rows_of_the_outbox(stage: Stage) -> None:
-    stage.system.query(
-        "CREATE FUNCTION skip() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'"
-    )
-    stage.system.query(
-        "CREATE TRIGGER skip BEFORE INSERT ON outbox FOR EACH ROW EXECUTE FUNCTION skip()"
-    )
+    add_trigger(stage.system, "skip", "outbox", "RETURN NULL")
     stage.system.submit(3)
 
 
@@ -289,12 +292,7 @@ def take_no_row(stage: Stage) -> None:
 
 
 def take_no_row_without_a_function(stage: Stage) -> None:
-    stage.system.query(
-        "CREATE FUNCTION fails() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM nowhere(); END'"
-    )
-    stage.system.query(
-        "CREATE TRIGGER fails BEFORE INSERT ON workers FOR EACH ROW EXECUTE FUNCTION fails()"
-    )
+    add_trigger(stage.system, "fails", "workers", "PERFORM nowhere()")
     stage.system.submit(3)
 
 

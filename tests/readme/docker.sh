@@ -1,17 +1,5 @@
 # From a fresh clone, with Docker.
-set -euo pipefail
-# wait_for TEXT COMMAND...: until what the command prints has the text.
-wait_for() {
-  { set +x; } 2>/dev/null
-  for _ in $(seq 300); do
-    if "${@:2}" 2>&1 | grep "$1" >/dev/null; then set -x; return; fi
-    sleep 0.2
-  done
-  "${@:2}"
-  return 1
-}
-advice() { grep -m1 "$1" "$2" | sed 's/.*"error"/"error"/'; }
-set -x
+source "$CHECKOUT/tests/readme/common.sh"
 
 git clone --quiet "$CHECKOUT" "$NAME"
 cd "$NAME"
